@@ -1,0 +1,141 @@
+// `selfment._cpu`: registers the operations of params.h and releases the GIL. Addresses are
+// integers, of memory that the caller has checked and keeps alive.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "params.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// The weights of a batch of graphs, in weighted mode.
+struct Weights {
+  explicit Weights(int64_t batch) : images(batch) {}
+  std::vector<selfment::EdgeWeights> images;
+};
+
+std::vector<selfment::Graph> graphs(Address bits, const Weights* weights, int64_t batch, int64_t n,
+                                    double eps, int64_t repeat) {
+  std::vector<selfment::Graph> views;
+  for (int64_t i = 0; i < batch * repeat; ++i)
+    views.push_back({at<const uint64_t>(bits) + i / repeat * selfment::bits_size(n),
+                     weights == nullptr ? nullptr : &weights->images[i / repeat], n, eps});
+  return views;
+}
+
+bool interrupted() {
+  py::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+// Runs an operation without the GIL; an interruption leaves with the error that the signal raised.
+template <class Operation>
+auto run(int threads, const Operation& operation) {
+  try {
+    py::gil_scoped_release release;
+    return operation(selfment::Context{threads, interrupted});
+  } catch (const selfment::Interrupted&) {
+    throw py::error_already_set();
+  }
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "Selfment's kernels for the CPU. Use the functions of `selfment`.";
+  m.attr("__version__") = SELFMENT_VERSION;
+  m.def("isa", &selfment::cpu::isa);
+  m.def("bits_size", &selfment::bits_size, py::arg("n"));
+
+  py::class_<Weights>(m, "Weights")
+      .def(py::init<int64_t>(), py::arg("batch"))
+      .def_property_readonly("nbytes", [](const Weights& w) {
+        int64_t bytes = 0;
+        for (const auto& image : w.images) bytes += image.nbytes();
+        return bytes;
+      });
+
+  m.def(
+      "affinity",
+      [](Address features, bool is_double, int64_t batch, int64_t n, int64_t d, double tau,
+         double eps, Weights* weights, Address bits, Address degrees, int threads) {
+        return run(threads, [&](const selfment::Context& context) {
+          return selfment::cpu::affinity(
+              {at<const void>(features), is_double, batch, n, d, tau, eps, weights != nullptr,
+               at<uint64_t>(bits), at<double>(degrees),
+               weights == nullptr ? nullptr : weights->images.data()},
+              context);
+        });
+      },
+      py::arg("features"), py::arg("is_double"), py::arg("batch"), py::arg("n"), py::arg("d"),
+      py::arg("tau"), py::arg("eps"), py::arg("weights").none(true), py::arg("bits"),
+      py::arg("degrees"), py::arg("threads"));
+
+  m.def(
+      "matvec",
+      [](Address bits, const Weights* weights, int64_t batch, int64_t n, double eps, Address x,
+         Address y, int64_t columns, int threads) {
+        run(threads, [&](const selfment::Context& context) {
+          const auto views = graphs(bits, weights, batch, n, eps, columns);
+          selfment::cpu::matvec({views.data(), batch * columns, at<const double>(x), at<double>(y)},
+                                context);
+        });
+      },
+      py::arg("bits"), py::arg("weights").none(true), py::arg("batch"), py::arg("n"),
+      py::arg("eps"), py::arg("x"), py::arg("y"), py::arg("columns"), py::arg("threads"));
+
+  m.def(
+      "fiedler",
+      [](Address bits, const Weights* weights, Address degrees, int64_t batch, int64_t n,
+         double eps, int64_t k, Address eigenvalues, Address vectors, Address gaps,
+         Address residuals, Address iterations, int threads) {
+        run(threads, [&](const selfment::Context& context) {
+          const auto views = graphs(bits, weights, batch, n, eps, 1);
+          selfment::cpu::fiedler({views.data(), at<const double>(degrees), batch, k,
+                                  at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
+                                  at<double>(residuals), at<int64_t>(iterations)},
+                                 context);
+        });
+      },
+      py::arg("bits"), py::arg("weights").none(true), py::arg("degrees"), py::arg("batch"),
+      py::arg("n"), py::arg("eps"), py::arg("k"), py::arg("eigenvalues"), py::arg("vectors"),
+      py::arg("gaps"), py::arg("residuals"), py::arg("iterations"), py::arg("threads"));
+
+  m.def(
+      "components",
+      [](Address fiedler, int64_t batch, int64_t h, int64_t w, bool corners, Address mask,
+         Address seed, int threads) {
+        run(threads, [&](const selfment::Context& context) {
+          selfment::cpu::components(
+              {at<const double>(fiedler), batch, h, w, corners, at<bool>(mask), at<int64_t>(seed)},
+              context);
+        });
+      },
+      py::arg("fiedler"), py::arg("batch"), py::arg("h"), py::arg("w"), py::arg("corners"),
+      py::arg("mask"), py::arg("seed"), py::arg("threads"));
+
+  m.def(
+      "ipo",
+      [](Address features, bool is_double, int64_t batch, int64_t n, int64_t d, int64_t iters,
+         int64_t min_count, Address labels, Address steps, int threads) {
+        return run(threads, [&](const selfment::Context& context) {
+          return selfment::cpu::ipo({at<const void>(features), is_double, batch, n, d, iters,
+                                     min_count, at<bool>(labels), at<int64_t>(steps)},
+                                    context);
+        });
+      },
+      py::arg("features"), py::arg("is_double"), py::arg("batch"), py::arg("n"), py::arg("d"),
+      py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
+      py::arg("threads"));
+}

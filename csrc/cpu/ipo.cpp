@@ -1,0 +1,159 @@
+// Iterative Patch Optimization: a patch belongs to the class whose mean it is closer to.
+//
+// A step reads the features once: it scores a row, <f, mu_f - mu_b>, and adds the row to the class
+// sums if its label changed. The row is scored as it is given; f, the normalised row rounded to
+// float32, is made only where the score is too close to 0 to tell, and for the sums.
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <vector>
+
+#include "simd.h"
+#include "workers.h"
+
+namespace selfment::cpu {
+
+namespace {
+
+// A score up to this is a tie, which is background, in whatever order the sums were taken.
+constexpr double kTie = 1e-12;
+
+// Rows are summed in this many parts whatever the threads, so that the sums do not depend on them.
+constexpr int64_t kParts = 16;
+
+constexpr int64_t kCheckEvery = 256;  // rows between two looks for an interruption
+
+template <class T>
+class Optimizer {
+ public:
+  Optimizer(const IpoParams& p, int64_t image, Workers& workers)
+      : p_(p),
+        workers_(workers),
+        rows_(static_cast<const T*>(p.features) + image * p.n * p.d),
+        labels_(p.labels + image * p.n),
+        norms_(p.n),
+        foreground_(p.d),
+        background_(p.d),
+        direction_(p.d),
+        parts_(kParts * 2 * p.d),
+        changed_(kParts) {}
+
+  // The first row whose norm is not finite, or -1.
+  int64_t run(int64_t* steps) {
+    *steps = 0;
+    sum_rows([&](int64_t i, double* foreground, double* background) {
+      norms_[i] = kernels_.norm(row(i), p_.d);
+      add(i, 1, labels_[i] ? foreground : background);
+      return false;
+    });
+    for (int64_t i = 0; i < p_.n; ++i)
+      if (!std::isfinite(norms_[i])) return i;
+    if (uniform()) return -1;
+    set_direction();
+    const std::vector<double> reference = direction_;
+    while (*steps < p_.iters && std::min(count_, p_.n - count_) >= p_.min_count) {
+      ++*steps;
+      int64_t changed = step();
+      if (uniform()) break;
+      set_direction();
+      if (simd_.dot(direction_.data(), reference.data(), p_.d) < 0) {
+        complement();
+        changed = p_.n - changed;
+      }
+      if (changed == 0) break;
+    }
+    return -1;
+  }
+
+ private:
+  const T* row(int64_t i) const { return rows_ + i * p_.d; }
+
+  void add(int64_t i, double sign, double* sum) const {
+    kernels_.add_rounded(row(i), norms_[i], sign, p_.d, sum);
+  }
+
+  // Counts the foreground; whether all labels are the same.
+  bool uniform() {
+    count_ = std::count(labels_, labels_ + p_.n, true);
+    return count_ == 0 || count_ == p_.n;
+  }
+
+  // Calls body(row, foreground sum, background sum) for each row, on all threads, and adds what it
+  // summed to the class sums. Returns for how many rows it returned true.
+  template <class Body>
+  int64_t sum_rows(const Body& body) {
+    std::fill(parts_.begin(), parts_.end(), 0.0);
+    workers_.parallel_for(kParts, [&](int64_t part) {
+      double* sums = parts_.data() + part * 2 * p_.d;
+      int64_t hits = 0;
+      for (int64_t i = part * p_.n / kParts; i < (part + 1) * p_.n / kParts; ++i) {
+        if (i % kCheckEvery == 0) workers_.check();
+        hits += body(i, sums, sums + p_.d);
+      }
+      changed_[part] = hits;
+    });
+    for (int64_t part = 0; part < kParts; ++part) {
+      const double* sums = parts_.data() + part * 2 * p_.d;
+      simd_.axpy(1, sums, p_.d, foreground_.data());
+      simd_.axpy(1, sums + p_.d, p_.d, background_.data());
+    }
+    return std::accumulate(changed_.begin(), changed_.end(), int64_t{0});
+  }
+
+  // The difference of the class means.
+  void set_direction() {
+    const auto count = static_cast<double>(count_), others = static_cast<double>(p_.n - count_);
+    for (int64_t k = 0; k < p_.d; ++k)
+      direction_[k] = foreground_[k] / count - background_[k] / others;
+  }
+
+  // New labels and class sums from the direction; returns how many labels changed.
+  int64_t step() {
+    // |<x, w> / norm - <f, w>| <= u |f| |w|, as f is x / norm with a relative error of u = 2^-24 in
+    // each element; twice that, and twice the tie, cover the rounding of the sums in double.
+    const double length = std::sqrt(simd_.dot(direction_.data(), direction_.data(), p_.d));
+    const double margin = std::ldexp(length, -23) + 2 * kTie;
+    return sum_rows([&, margin](int64_t i, double* foreground, double* background) {
+      double score = kernels_.dot(row(i), direction_.data(), p_.d) / norms_[i];
+      if (std::abs(score) <= margin)
+        score = kernels_.rounded_dot(row(i), norms_[i], direction_.data(), p_.d);
+      const bool label = score > kTie;
+      if (label == labels_[i]) return false;
+      labels_[i] = label;
+      add(i, label ? 1 : -1, foreground);
+      add(i, label ? -1 : 1, background);
+      return true;
+    });
+  }
+
+  void complement() {
+    for (int64_t i = 0; i < p_.n; ++i) labels_[i] = !labels_[i];
+    count_ = p_.n - count_;
+    std::swap(foreground_, background_);
+    for (double& v : direction_) v = -v;
+  }
+
+  const IpoParams& p_;
+  Workers& workers_;
+  const Simd& simd_ = simd();
+  const Rows<T>& kernels_ = simd_.rows<T>();
+  const T* rows_;
+  bool* labels_;
+  std::vector<double> norms_, foreground_, background_, direction_;
+  std::vector<double> parts_;  // (kParts, 2, d), the sums of a part: foreground, background
+  std::vector<int64_t> changed_;
+  int64_t count_ = 0;
+};
+
+}  // namespace
+
+int64_t ipo(const IpoParams& p, const Context& context) {
+  std::vector<int64_t> bad(p.batch);
+  for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
+    bad[image] = p.is_double ? Optimizer<double>(p, image, workers).run(p.steps + image)
+                             : Optimizer<float>(p, image, workers).run(p.steps + image);
+  });
+  return first_row(bad, p.n);
+}
+
+}  // namespace selfment::cpu

@@ -1,0 +1,90 @@
+#include "matvec.h"
+
+#include <algorithm>
+
+namespace selfment::cpu {
+
+namespace {
+
+constexpr int64_t kBlocksAtOnce = 4;  // blocks of 64 rows that a thread takes at a time
+constexpr int64_t kSerialWords = 16;  // a smaller graph is done before another thread wakes
+constexpr int64_t kChunks = 16;
+
+}  // namespace
+
+GraphProduct::GraphProduct(const Graph& graph, Workers& workers)
+    : graph_(graph), workers_(workers), words_(word_count(graph.n)), x_(words_ * kTile) {
+  if (graph.weights == nullptr) {
+    table_.resize(words_ * simd_.table_size);
+    return;
+  }
+  const auto& strips = graph.weights->strips;
+  int64_t total = 0, done = 0;
+  for (const auto& strip : strips) total += static_cast<int64_t>(strip.size());
+  for (int64_t strip = 0; strip < words_; ++strip) {
+    done += static_cast<int64_t>(strips[strip].size());
+    const int64_t chunk = static_cast<int64_t>(chunk_ends_.size()) + 1;
+    if (done * kChunks >= total * chunk || strip + 1 == words_) chunk_ends_.push_back(strip + 1);
+  }
+  partial_.resize(chunk_ends_.size() * x_.size());
+}
+
+void GraphProduct::apply(const double* x, double* y) {
+  workers_.check();
+  std::copy_n(x, graph_.n, x_.begin());
+  if (graph_.weights == nullptr) apply_bits(y);
+  else apply_weights(y);
+}
+
+void GraphProduct::apply_bits(double* y) {
+  simd_.subset_sums(x_.data(), words_, table_.data());
+  double sum = 0;
+  for (const double v : x_) sum += v;
+  const int64_t rows = words_ * kTile;
+  const auto block = [&](int64_t first) {
+    double product[kTile];
+    simd_.bits_matvec(graph_.bits + first * kTile, words_, rows, table_.data(), product);
+    const int64_t count = std::min(kTile, graph_.n - first * kTile);
+    for (int64_t i = 0; i < count; ++i)
+      y[first * kTile + i] = graph_.eps * sum + (1 - graph_.eps) * product[i];
+  };
+  if (words_ < kSerialWords) {
+    for (int64_t first = 0; first < words_; ++first) block(first);
+    return;
+  }
+  workers_.parallel_for((words_ + kBlocksAtOnce - 1) / kBlocksAtOnce, [&](int64_t group) {
+    const int64_t last = std::min(words_, (group + 1) * kBlocksAtOnce);
+    for (int64_t first = group * kBlocksAtOnce; first < last; ++first) block(first);
+  });
+}
+
+void GraphProduct::apply_weights(double* y) {
+  const int64_t rows = words_ * kTile;
+  const auto chunks = static_cast<int64_t>(chunk_ends_.size());
+  workers_.parallel_for(chunks, [&](int64_t chunk) {
+    double* part = partial_.data() + chunk * rows;
+    std::fill_n(part, rows, 0.0);
+    for (int64_t i = chunk == 0 ? 0 : chunk_ends_[chunk - 1]; i < chunk_ends_[chunk]; ++i) {
+      const float* weight = graph_.weights->strips[i].data();
+      for (int64_t j = i; j < words_; ++j)
+        weight += simd_.tile_matvec(graph_.bits + j * rows + i * kTile, weight,
+                                    x_.data() + i * kTile, x_.data() + j * kTile, part + i * kTile,
+                                    i == j ? nullptr : part + j * kTile);
+    }
+  });
+  double sum = 0;
+  for (const double v : x_) sum += v;
+  for (int64_t i = 0; i < graph_.n; ++i) {
+    y[i] = graph_.eps * sum;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) y[i] += partial_[chunk * rows + i];
+  }
+}
+
+void matvec(const MatvecParams& p, const Context& context) {
+  for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
+    const int64_t n = p.graphs[image].n;
+    GraphProduct(p.graphs[image], workers).apply(p.x + image * n, p.y + image * n);
+  });
+}
+
+}  // namespace selfment::cpu

@@ -1,0 +1,36 @@
+// The product y = A x with the affinity matrix of one image, which never exists.
+#pragma once
+
+#include <vector>
+
+#include "simd.h"
+#include "workers.h"
+
+namespace selfment::cpu {
+
+class GraphProduct {
+ public:
+  GraphProduct(const Graph& graph, Workers& workers);
+
+  // x and y hold n elements and do not overlap. The result does not depend on the threads.
+  void apply(const double* x, double* y);
+
+ private:
+  void apply_bits(double* y);
+  void apply_weights(double* y);
+
+  const Graph& graph_;
+  Workers& workers_;
+  const Simd& simd_ = simd();
+  const int64_t words_;
+  std::vector<double> x_;      // x, padded with zeros to whole words
+  std::vector<double> table_;  // binary: sums of subsets of x
+
+  // Weighted: a tile adds to two parts of y, so a few chunks of strips, of about equally many
+  // weights, each have a y of their own. There are equally many whatever the threads: the sum stays
+  // the same.
+  std::vector<int64_t> chunk_ends_;
+  std::vector<double> partial_;
+};
+
+}  // namespace selfment::cpu

@@ -1,0 +1,24 @@
+// The peak of a vector, chosen so that it does not depend on the rounding of a solver.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace selfment::cpu {
+
+// Values that differ from the largest by less than this share of it are equal to it.
+inline constexpr double kPeakTie = 1e-7;
+
+// The first i in [0, n) whose value(i) is the largest or equal to it.
+template <class Value>
+int64_t first_peak(int64_t n, const Value& value) {
+  double peak = value(0);
+  for (int64_t i = 1; i < n; ++i) peak = std::max(peak, value(i));
+  const double enough = peak - kPeakTie * std::abs(peak);
+  int64_t first = 0;
+  while (value(first) < enough) ++first;
+  return first;
+}
+
+}  // namespace selfment::cpu

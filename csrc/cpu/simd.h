@@ -1,0 +1,91 @@
+// The innermost loops, compiled once per instruction set from simd_kernels.inl and chosen when
+// first used. They take raw pointers, allocate nothing, and know nothing of threads.
+//
+// Only these functions are compiled for newer instruction sets: a standard-library template that
+// were instantiated there could be the copy that the linker keeps for everybody.
+#pragma once
+
+#include <cstdint>
+
+namespace selfment::cpu {
+
+inline constexpr int64_t kTile = 64;  // rows and columns of a tile of the graph
+inline constexpr int64_t kLane = 16;  // rows interleaved in a panel
+
+// Loops over one row of features. The rounded row is float32(x / norm), element by element, IEEE in
+// every step.
+template <class T>
+struct Rows {
+  // |x|, at least 1e-12, or not finite if an element is not. The squares are summed with
+  // compensation, so that the result does not depend on the order of the sum.
+  double (*norm)(const T* x, int64_t d);
+  // `count` <= 16 rounded rows into a panel (d, 16), lanes from `count` on 0.
+  void (*pack)(const T* rows, const double* norms, int64_t count, int64_t d, float* panel);
+  // <x, w> of the row as it is, and of the rounded row.
+  double (*dot)(const T* x, const double* w, int64_t d);
+  double (*rounded_dot)(const T* x, double norm, const double* w, int64_t d);
+  // sum += sign * rounded row
+  void (*add_rounded)(const T* x, double norm, double sign, int64_t d, double* sum);
+};
+
+struct Simd {
+  const char* name;
+
+  Rows<float> floats;
+  Rows<double> doubles;
+
+  template <class T>
+  const Rows<T>& rows() const;
+
+  // --- Graph ---
+
+  // The 64 x 64 inner products of 4 panels with 4 panels. A sum is taken over chunks of kChunk
+  // elements, each from zero, and then over the chunks: see affinity.cpp for its error bound.
+  void (*tile_product)(const float* a, const float* b, int64_t d, float* tile);
+  // Bit j of above[i]: tile[i][j] > high. Bit j of unsure[i]: low <= tile[i][j] <= high.
+  void (*tile_threshold)(const float* tile, float low, float high, uint64_t* above,
+                         uint64_t* unsure);
+  // counts[i] += set bits of words[i].
+  void (*add_popcounts)(const uint64_t* words, int64_t size, int64_t* counts);
+
+  // --- Products with the graph ---
+
+  // Sums of subsets of x, `table_size` doubles for each 64 elements, for bits_matvec.
+  int64_t table_size;
+  void (*subset_sums)(const double* x, int64_t words, double* table);
+  // y[i] = sum of x[j] over the set bits j of row i, for the 64 rows of a block: bits[w * rows +
+  // i].
+  void (*bits_matvec)(const uint64_t* bits, int64_t words, int64_t rows, const double* table,
+                      double* y);
+  // One tile of weights V: yi += V xj and, unless yj is null, yj += V^T xi. Returns the number of
+  // weights, one for each set bit.
+  int64_t (*tile_matvec)(const uint64_t* mask, const float* weights, const double* xi,
+                         const double* xj, double* yi, double* yj);
+
+  // --- Vectors ---
+
+  double (*dot)(const double* x, const double* y, int64_t n);
+  void (*axpy)(double a, const double* x, int64_t n, double* y);  // y += a x
+};
+
+inline constexpr int64_t kChunk = 256;
+
+template <>
+inline const Rows<float>& Simd::rows<float>() const {
+  return floats;
+}
+template <>
+inline const Rows<double>& Simd::rows<double>() const {
+  return doubles;
+}
+
+// The best set that this processor has; SELFMENT_ISA = avx512, avx2 or portable asks for less.
+const Simd& simd();
+
+extern const Simd kSimdPortable;
+#if defined(SELFMENT_X86)
+extern const Simd kSimdAvx2;
+extern const Simd kSimdAvx512;
+#endif
+
+}  // namespace selfment::cpu

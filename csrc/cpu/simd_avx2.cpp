@@ -1,0 +1,3 @@
+#define SELFMENT_SIMD kSimdAvx2
+#define SELFMENT_SIMD_NAME "avx2"
+#include "simd_kernels.inl"

@@ -1,0 +1,3 @@
+#define SELFMENT_SIMD kSimdPortable
+#define SELFMENT_SIMD_NAME "portable"
+#include "simd_kernels.inl"

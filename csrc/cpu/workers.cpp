@@ -1,0 +1,152 @@
+#include "workers.h"
+
+#include <system_error>
+
+namespace selfment::cpu {
+
+namespace {
+
+constexpr auto kAskEvery = std::chrono::milliseconds(100);
+
+// A thread with nothing to do looks this often before it sleeps: about 20 microseconds, the time
+// between two rounds of a Lanczos step.
+constexpr int kSpins = 500;
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+template <class Condition>
+bool spin_until(const Condition& holds) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (holds()) return true;
+    pause();
+  }
+  return holds();
+}
+
+}  // namespace
+
+Workers::Workers(const Context& context)
+    : context_(context),
+      owner_(std::this_thread::get_id()),
+      asked_(std::chrono::steady_clock::now()) {
+  try {
+    for (int i = 1; i < context.threads; ++i) threads_.emplace_back([this] { loop(); });
+  } catch (const std::system_error&) {
+    // The system gives no more threads: those that started do.
+  }
+}
+
+Workers::Workers(Workers* outer) : context_{1, nullptr}, outer_(outer), asked_{} {}
+
+Workers::~Workers() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    quit_ = true;
+    ++round_;
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Workers::check() {
+  if (stopped()) throw Interrupted();
+}
+
+bool Workers::stopped() {
+  if (outer_ != nullptr) return outer_->stopped();
+  if (stop_.load(std::memory_order_relaxed)) return true;
+  if (std::this_thread::get_id() != owner_) return false;
+  const auto now = std::chrono::steady_clock::now();
+  if (now - asked_ < kAskEvery) return false;
+  asked_ = now;
+  if (context_.interrupted()) stop_ = true;
+  return stop_;
+}
+
+void Workers::parallel_for(int64_t size, const std::function<void(int64_t)>& body) {
+  size_ = size;
+  body_ = &body;
+  next_ = 0;
+  error_ = nullptr;
+  if (!threads_.empty() && size > 1) {
+    busy_ = static_cast<int>(threads_.size());
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      ++round_;
+    }
+    wake_.notify_all();
+    work();
+    const auto idle = [this] { return busy_.load(std::memory_order_acquire) == 0; };
+    if (!spin_until(idle)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      while (!done_.wait_for(lock, kAskEvery, idle)) {
+        // The interpreter may be asked for its lock here, so the workers must be free to go on.
+        lock.unlock();
+        stopped();
+        lock.lock();
+      }
+    }
+  } else {
+    work();
+  }
+  if (error_) std::rethrow_exception(error_);
+  check();
+}
+
+void Workers::work() {
+  try {
+    for (int64_t i = next_++; i < size_; i = next_++) {
+      if (stopped()) return;
+      (*body_)(i);
+    }
+  } catch (...) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!error_) error_ = std::current_exception();
+    next_ = size_;
+  }
+}
+
+void Workers::loop() {
+  uint64_t seen = 0;
+  while (true) {
+    const auto called = [&] { return round_.load(std::memory_order_acquire) != seen; };
+    if (!spin_until(called)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, called);
+    }
+    if (quit_) return;
+    ++seen;
+    work();
+    if (--busy_ == 0) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      done_.notify_one();
+    }
+  }
+}
+
+void for_each_image(int64_t batch, const Context& context,
+                    const std::function<void(int64_t, Workers&)>& body) {
+  Workers workers(context);
+  if (batch < workers.count()) {
+    for (int64_t image = 0; image < batch; ++image) body(image, workers);
+    return;
+  }
+  workers.parallel_for(batch, [&](int64_t image) {
+    Workers serial = workers.serial();
+    body(image, serial);
+  });
+}
+
+int64_t first_row(const std::vector<int64_t>& found, int64_t n) {
+  for (size_t image = 0; image < found.size(); ++image)
+    if (found[image] >= 0) return static_cast<int64_t>(image) * n + found[image];
+  return -1;
+}
+
+}  // namespace selfment::cpu

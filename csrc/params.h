@@ -1,0 +1,110 @@
+// The argument structs of the native operations. Python checks the arguments, allocates the outputs
+// and passes addresses; nothing here knows of torch or of Python.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace selfment {
+
+// The bit graph of an image of n patches: `words` = ceil(n / 64) columns of `rows` = 64 * words
+// words. Bit j % 64 of bits[(j / 64) * rows + i] is set iff patches i and j are joined by an edge,
+// the diagonal included. All bits of patches >= n are 0. The matrix is symmetric.
+inline constexpr int64_t kWord = 64;
+inline int64_t word_count(int64_t n) { return (n + kWord - 1) / kWord; }
+inline int64_t bits_size(int64_t n) { return word_count(n) * word_count(n) * kWord; }
+
+// Weighted mode: affinity - eps of the set bits on and above the diagonal, as strips of 64 rows. A
+// strip holds its 64 x 64 tiles from the diagonal one (whole) to the right, rows in order, set bits
+// in order: 4 bytes for an edge, against 8 for two entries of a dense matrix. A strip ends with
+// padding, so that it can be read in whole vectors.
+inline constexpr int64_t kStripPadding = 16;
+struct EdgeWeights {
+  std::vector<std::vector<float>> strips;
+
+  int64_t nbytes() const {
+    int64_t bytes = 0;
+    for (const auto& strip : strips)
+      bytes += static_cast<int64_t>(strip.capacity() * sizeof(float));
+    return bytes;
+  }
+};
+
+// The affinity matrix A of one image: eps where no edge is, else 1, or eps + weight where
+// `weights`.
+struct Graph {
+  const uint64_t* bits;        // (words, rows), see above
+  const EdgeWeights* weights;  // nullptr in binary mode
+  int64_t n;
+  double eps;
+};
+
+// How an operation runs: on how many threads, and whom to ask whether to give up. `interrupted` is
+// called on the thread that called the operation only, ten times a second.
+struct Context {
+  int threads;
+  bool (*interrupted)();
+};
+
+// Thrown out of an operation whose context says that it was interrupted.
+struct Interrupted {};
+
+struct AffinityParams {
+  const void* features;  // (batch, n, d), float32, or float64 where is_double
+  bool is_double;
+  int64_t batch, n, d;
+  double tau, eps;
+  bool weighted;
+  uint64_t* bits;        // out: (batch, words, rows)
+  double* degrees;       // out: (batch, n), the row sums of A
+  EdgeWeights* weights;  // out: (batch,) in weighted mode, else nullptr
+};
+
+struct MatvecParams {
+  const Graph* graphs;  // (batch,), all of the same n
+  int64_t batch;
+  const double* x;  // (batch, n)
+  double* y;        // out: (batch, n), A x
+};
+
+struct FiedlerParams {
+  const Graph* graphs;    // (batch,), all of the same n
+  const double* degrees;  // (batch, n), positive
+  int64_t batch, k;       // 1 <= k < n
+  double* eigenvalues;    // out: (batch, k), ascending
+  double* vectors;        // out: (batch, k, n), x^T D x = 1, positive at the largest magnitude
+  double* gaps;           // out: (batch, k), distance to the nearest other nontrivial eigenvalue
+  double* residuals;      // out: (batch, k), |M y - theta y| of the unit vectors y = D^1/2 x
+  int64_t* iterations;    // out: (batch,), products with the graph
+};
+
+struct ComponentsParams {
+  const double* fiedler;  // (batch, h * w)
+  int64_t batch, h, w;
+  bool corners;   // MaskCut's corner rule
+  bool* mask;     // out: (batch, h * w), the seed's 4-connected component of its side
+  int64_t* seed;  // out: (batch,)
+};
+
+struct IpoParams {
+  const void* features;  // (batch, n, d), float32, or float64 where is_double
+  bool is_double;
+  int64_t batch, n, d;
+  int64_t iters, min_count;
+  bool* labels;    // in and out: (batch, n)
+  int64_t* steps;  // out: (batch,), steps taken
+};
+
+// The operations. affinity and ipo return the first row, of the batch * n, that holds a value that
+// is not finite or whose norm is not, and -1 where there is none; the outputs are void in the first
+// case.
+namespace cpu {
+int64_t affinity(const AffinityParams&, const Context&);
+void matvec(const MatvecParams&, const Context&);
+void fiedler(const FiedlerParams&, const Context&);
+void components(const ComponentsParams&, const Context&);
+int64_t ipo(const IpoParams&, const Context&);
+const char* isa();  // "avx512", "avx2" or "portable"
+}  // namespace cpu
+
+}  // namespace selfment
