@@ -1,0 +1,120 @@
+"""From any array to a checked torch tensor, and back to the caller's kind of array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Restore = Callable[[Tensor], Any]
+Grid = tuple[int, int]
+
+FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def as_tensor(value: Any, name: str) -> tuple[Tensor, Restore]:
+    """A tensor that shares memory with ``value`` where it can, and the way back to its kind.
+
+    Takes torch tensors, numpy arrays and whatever speaks DLPack (cupy, jax, tensorflow, ...).
+    Raises ``TypeError`` for anything else.
+    """
+    if isinstance(value, Tensor):
+        return value.detach(), lambda result: result
+    if isinstance(value, np.ndarray):
+        if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
+            raise TypeError(f"`{name}` must hold native numbers: got dtype {value.dtype}")
+        # torch takes neither negative strides nor, without a warning, read-only memory.
+        usable = value.flags.writeable and all(stride >= 0 for stride in value.strides)
+        return torch.from_numpy(value if usable else value.copy()), lambda result: result.numpy()
+    if hasattr(value, "__dlpack__"):
+        tensor = torch.from_dlpack(value)
+        if hasattr(value, "__array_namespace__"):
+            return tensor, value.__array_namespace__().from_dlpack
+        module = __import__(type(value).__module__.partition(".")[0])
+        return tensor, getattr(module, "from_dlpack", lambda result: result)
+    raise TypeError(
+        f"`{name}` must be a torch tensor, a numpy array or a DLPack array: "
+        f"got {type(value).__name__}"
+    )
+
+
+@dataclass(frozen=True)
+class Features:
+    """Checked patch features and what is needed to answer in the caller's terms."""
+
+    tensor: Tensor  # (B, N, d), one of FEATURE_DTYPES; maybe strided
+    grid: Grid | None  # (h, w) with h * w == N
+    batched: bool  # whether the input had a batch axis
+    restore: Restore  # result tensor -> the caller's kind of array
+
+    def give(self, result: Tensor) -> Any:
+        """``result`` (B, ...) as the caller's kind of array, without the axis it did not have."""
+        return self.restore(result if self.batched else result[0])
+
+    def chunks(self, images: int) -> list[Tensor]:
+        """Contiguous (at most ``images``, N, d) slices in float32, or float64 where given so.
+
+        Half-precision features are widened, which is exact.
+        """
+        dtype = torch.float64 if self.tensor.dtype == torch.float64 else torch.float32
+        return [part.to(dtype).contiguous() for part in self.tensor.split(images)]
+
+
+def as_features(
+    features: Any, grid: Grid | None = None, *, needs_grid: bool = False, device: str | None = "cpu"
+) -> Features:
+    """Checks ``features``: (N, d) or (B, N, d) with ``grid=(h, w)``, or (B, d, h, w).
+
+    ``device`` names the only device type that is accepted (None: any). Raises ``TypeError`` for a
+    wrong kind of array or dtype and ``ValueError`` for a wrong shape, grid or device.
+    """
+    tensor, restore = as_tensor(features, "features")
+    if tensor.dtype not in FEATURE_DTYPES:
+        raise TypeError(
+            "`features` must be float16, bfloat16, float32 or float64: "
+            f"got {str(tensor.dtype).removeprefix('torch.')}"
+        )
+    shape = tuple(tensor.shape)
+    if tensor.ndim not in (2, 3, 4):
+        raise ValueError(f"`features` must be (N, d), (B, N, d) or (B, d, h, w): got shape {shape}")
+    if 0 in shape:
+        raise ValueError(f"`features` must not be empty: got shape {shape}")
+    if device is not None and tensor.device.type != device:
+        raise ValueError(
+            f"`features` must be on the {device.upper()}, this build has kernels for no other "
+            f"device: got {tensor.device}; call .{device}() first"
+        )
+    if grid is not None:
+        grid = as_grid(grid)
+    if tensor.ndim == 4:
+        if grid not in (None, shape[2:]):
+            raise ValueError(
+                f"`grid` must equal the last two axes of (B, d, h, w) features: "
+                f"got {grid} for shape {shape}"
+            )
+        grid = (shape[2], shape[3])
+        tensor = tensor.flatten(2).transpose(1, 2)
+    elif grid is not None and grid[0] * grid[1] != shape[-2]:
+        raise ValueError(f"`grid` must satisfy h*w == N: got {grid} for N = {shape[-2]}")
+    elif grid is None and needs_grid:
+        raise ValueError(
+            f"`grid` is needed with (N, d) and (B, N, d) features: pass grid=(h, w) with "
+            f"h*w == N, here N = {shape[-2]}"
+        )
+    return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, restore)
+
+
+def as_grid(grid: Any) -> Grid:
+    """``grid`` as two positive ints; raises ``ValueError`` otherwise."""
+    try:
+        h, w = (int(side) for side in grid)
+        whole = (h, w) == tuple(grid)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole or h < 1 or w < 1:
+        raise ValueError(f"`grid` must be two positive integers (h, w): got {grid!r}")
+    return h, w

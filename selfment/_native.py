@@ -1,0 +1,65 @@
+"""The native modules: loaded once, when first needed; when one is missing, it is told why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import cache
+from importlib import import_module, metadata
+from types import ModuleType
+
+import torch
+
+ISAS = ("avx512", "avx2", "portable")
+
+
+@cache
+def cpu() -> ModuleType:
+    """The CPU module. Raises ``ImportError`` that says why it is missing and what to do."""
+    wish = os.environ.get("SELFMENT_ISA", "")
+    if wish and wish not in ISAS:
+        raise ImportError(f"SELFMENT_ISA must be one of {', '.join(ISAS)}: got {wish!r}")
+    try:
+        return import_module("selfment._cpu")
+    except ImportError as error:
+        raise ImportError(
+            f"selfment's CPU module cannot be loaded ({error}); build it with "
+            f"`pip install .` in selfment's source tree, with this Python: {sys.executable}"
+        ) from error
+
+
+def threads() -> int:
+    """As many threads as torch is set to use: ``torch.set_num_threads``."""
+    return torch.get_num_threads()
+
+
+def cuda_state() -> str:
+    """Whether labels are computed on CUDA, and why not."""
+    torch_side = "torch sees no CUDA device"
+    if torch.cuda.is_available():
+        torch_side = f"torch sees {torch.cuda.get_device_name(0)}"
+    return f"no: this version has kernels for the CPU only; {torch_side}"
+
+
+def info() -> dict[str, str]:
+    """What `selfment info` prints: versions, instruction set, CUDA state."""
+    module = cpu()
+    wish = os.environ.get("SELFMENT_ISA", "")
+    return {
+        "selfment": module.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": _version("timm"),
+        "numpy": _version("numpy"),
+        "instruction set": module.isa() + (f" (SELFMENT_ISA={wish})" if wish else ""),
+        "threads": str(threads()),
+        "CUDA kernels": cuda_state(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,64 @@
+"""The parameters of the method: their defaults, their rules, and the rules for ties."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+TAU = 0.2
+EPS = 1e-5
+IPO_ITERS = 20
+IPO_MIN_COUNT = 10
+
+GRAPHS = ("binary", "weighted")
+ORIENTS = ("seed", "corners")
+
+# Two entries of the Fiedler vector whose magnitudes differ by less than this share of the largest
+# count as equal when the seed is chosen, so that the seed does not depend on a solver's rounding.
+SEED_TIE = 1e-7
+
+# IPO puts a patch into the foreground when its score <f_i, mu_f - mu_b> exceeds this: an exact tie
+# is background, in whatever order the sums were taken.
+IPO_TIE = 1e-12
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
+    """``value`` if it is one of ``allowed``; raises ``ValueError`` otherwise."""
+    if value not in allowed:
+        names = " or ".join(repr(option) for option in allowed)
+        raise ValueError(f"`{name}` must be {names}: got {value!r}")
+    return str(value)
+
+
+def number(name: str, value: Any, rule: str, holds: bool) -> None:
+    """Raises ``ValueError`` naming argument, rule and value unless ``holds``."""
+    if not holds:
+        raise ValueError(f"`{name}` must be {rule}: got {value!r}")
+
+
+def check_graph(tau: float, eps: float, graph: str) -> None:
+    """Checks the three parameters of the affinity graph; raises ``ValueError``."""
+    choice("graph", graph, GRAPHS)
+    number("tau", tau, "a finite number", _finite(tau))
+    number("eps", eps, "in (0, 1)", _finite(eps) and 0 < eps < 1)
+    if graph == "weighted":
+        number("tau", tau, "> 0 in the weighted graph, whose degrees must be", tau > 0)
+
+
+def check_ipo(iters: int, min_count: int) -> None:
+    """Checks the two parameters of IPO; raises ``ValueError``."""
+    number("iters", iters, "an integer >= 0", isinstance(iters, Integral) and iters >= 0)
+    whole = isinstance(min_count, Integral)
+    number("min_count", min_count, "an integer >= 1", whole and min_count >= 1)
+
+
+def check_k(k: int, patches: int) -> None:
+    """Checks the number of eigenpairs against the number of patches; raises ``ValueError``."""
+    number("k", k, "an integer >= 1", isinstance(k, Integral) and k >= 1)
+    if k >= patches:
+        raise ValueError(f"`k` must be < N: got k = {k} for N = {patches}")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, Real) and math.isfinite(value)

@@ -1,0 +1,203 @@
+"""Selfment in plain torch: dense, float64, and slow; the oracle of the tests and benchmarks.
+
+Reads top to bottom as the method does: affinity graph, normalised cut, initial mask, IPO. Same
+signatures as the fast functions in :mod:`selfment`; everything is computed image by image.
+
+Source: You, Wu, Jiang, *Learning Accurate Segmentation Purely from Self-Supervision*, ECCV 2026;
+the initial mask is TokenCut's (Wang et al., CVPR 2022), the corner rule MaskCut's (Wang et al.,
+CVPR 2023).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _params as params
+from ._arrays import Grid, as_features, as_tensor
+from .pseudo_labels import PseudoLabels
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Rows of (N, d) features with norm 1: computed in float64, rounded to float32."""
+    rows = features.double()
+    norms: Tensor = rows.norm(dim=1, keepdim=True)
+    return (rows / norms.clamp(min=1e-12)).float()
+
+
+def affinity(
+    features: Any,
+    *,
+    tau: float = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+) -> Any:
+    """The dense affinity matrix A, (B, N, N) float64; (N, N) for (N, d) features.
+
+    Binary: 1 where the similarity is > tau. Weighted: the similarity where it is >= tau.
+    Elsewhere eps.
+    """
+    params.check_graph(tau, eps, graph)
+    given = as_features(features, device=None)
+    return given.give(torch.stack([_affinity(f, tau, eps, graph) for f in given.tensor]))
+
+
+def ncut(
+    features: Any,
+    *,
+    k: int = 1,
+    tau: float = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+) -> tuple[Any, Any]:
+    """The k smallest nontrivial pairs of (D - A) x = lambda D x: (B, k) and (B, N, k), float64.
+
+    x^T D x = 1; the entry of largest magnitude is positive.
+    """
+    params.check_graph(tau, eps, graph)
+    given = as_features(features, device=None)
+    params.check_k(k, given.tensor.shape[1])
+    pairs = [_eigenpairs(_affinity(f, tau, eps, graph)) for f in given.tensor]
+    values = torch.stack([values[1 : k + 1] for values, _ in pairs])
+    vectors = torch.stack([_signed(vectors[:, 1 : k + 1]) for _, vectors in pairs])
+    return given.give(values), given.give(vectors)
+
+
+def ipo(
+    features: Any,
+    labels: Any,
+    *,
+    iters: int = params.IPO_ITERS,
+    min_count: int = params.IPO_MIN_COUNT,
+) -> Any:
+    """Iterative Patch Optimization of (B, N) labels in {0, 1}; same shape and dtype back."""
+    params.check_ipo(iters, min_count)
+    given = as_features(features, device=None)
+    start, restore = as_tensor(labels, "labels")
+    batch = start.reshape(given.tensor.shape[:2]).bool()
+    result = torch.stack(
+        [_ipo(f, label, iters, min_count)[0] for f, label in zip(given.tensor, batch, strict=True)]
+    )
+    return restore(result.reshape(start.shape).to(start.dtype))
+
+
+def pseudo_label(
+    features: Any,
+    grid: Grid | None = None,
+    *,
+    tau: float = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+    orient: str = "seed",
+    ipo_iters: int = params.IPO_ITERS,
+    ipo_min_count: int = params.IPO_MIN_COUNT,
+) -> PseudoLabels:
+    """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
+    params.check_graph(tau, eps, graph)
+    params.check_ipo(ipo_iters, ipo_min_count)
+    params.choice("orient", orient, params.ORIENTS)
+    given = as_features(features, grid, needs_grid=True, device=None)
+    assert given.grid is not None
+    images = []
+    for f in given.tensor:
+        values, vectors = _eigenpairs(_affinity(f, tau, eps, graph))
+        # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
+        index = min(1, len(values) - 1)
+        x = _signed(vectors[:, index : index + 1])[:, 0]
+        mask, seed = _initial_mask(x, given.grid, orient)
+        label, steps = _ipo(f, mask.flatten(), ipo_iters, ipo_min_count)
+        images.append(
+            {
+                "mask": label.reshape(given.grid),
+                "ncut_mask": mask,
+                "fiedler": x.float().reshape(given.grid),
+                "eigenvalue": values[index],
+                "gap": values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf),
+                "residual": values.new_tensor(0.0),
+                "seed": seed,
+                "lanczos_iters": torch.tensor(0),
+                "ipo_iters": torch.tensor(steps),
+            }
+        )
+    fields = {name: torch.stack([image[name] for image in images]) for name in images[0]}
+    return PseudoLabels(**{name: given.give(value) for name, value in fields.items()})
+
+
+def _affinity(features: Tensor, tau: float, eps: float, graph: str) -> Tensor:
+    f = normalize(features).double()
+    s = f @ f.T
+    if graph == "binary":
+        return (s > tau).double().clamp(min=eps)
+    return torch.where(s >= tau, s, eps)
+
+
+def _eigenpairs(A: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of (D - A) x = lambda D x, ascending, x^T D x = 1."""
+    scale = A.sum(dim=1).rsqrt()
+    M = scale[:, None] * A * scale
+    theta, y = torch.linalg.eigh(M)
+    return 1 - theta.flip(0), scale[:, None] * y.flip(1)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """(N, k) vectors, the entry of largest magnitude made positive (the first among equals)."""
+    peaks = torch.tensor([_first_peak(x.abs()) for x in vectors.T], device=vectors.device)
+    sign = vectors.gather(0, peaks[None]).sign()
+    return vectors * torch.where(sign == 0, 1, sign)
+
+
+def _first_peak(values: Tensor) -> Tensor:
+    """Index of the maximum; the first of those that only rounding tells apart."""
+    peak = values.max()
+    return (values >= peak - params.SEED_TIE * peak.abs()).int().argmax()
+
+
+def _initial_mask(x: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
+    """The seed's component of the side x > mean(x): TokenCut's rule, or MaskCut's corner rule."""
+    h, w = grid
+    side = x > x.mean()
+    seed = _first_peak(x.abs())
+    if not side[seed]:
+        side, x = ~side, -x
+    corners = side[[0, w - 1, (h - 1) * w, h * w - 1]]
+    if orient == "corners" and corners.sum() >= 3 and not side.all():
+        side = ~side
+        seed = _first_peak(-x)
+    return _component(side.reshape(grid), int(seed)), seed
+
+
+def _component(side: Tensor, seed: int) -> Tensor:
+    """The 4-connected component of ``side`` (h, w) that holds the flat index ``seed``."""
+    h, w = side.shape
+    component = torch.zeros_like(side)
+    stack = [divmod(seed, w)]
+    while stack:
+        row, col = stack.pop()
+        if 0 <= row < h and 0 <= col < w and side[row, col] and not component[row, col]:
+            component[row, col] = True
+            stack += [(row - 1, col), (row + 1, col), (row, col - 1), (row, col + 1)]
+    return component
+
+
+def _ipo(features: Tensor, label: Tensor, iters: int, min_count: int) -> tuple[Tensor, int]:
+    """The final labels (N,) bool and the number of steps taken."""
+    f = normalize(features).double()
+    if label.all() or not label.any():
+        return label, 0
+    reference = f[label].mean(0) - f[~label].mean(0)
+    for step in range(iters):
+        foreground = int(label.sum())
+        if min(foreground, len(label) - foreground) < min_count:
+            return label, step
+        previous = label
+        label = f @ (f[label].mean(0) - f[~label].mean(0)) > params.IPO_TIE
+        if label.all() or not label.any():
+            return label, step + 1
+        if (f[label].mean(0) - f[~label].mean(0)) @ reference < 0:
+            label = ~label
+        # The step is a function of the labels alone: a repeat is the fixed point.
+        if torch.equal(label, previous):
+            return label, step + 1
+    return label, iters
