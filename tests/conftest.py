@@ -1,0 +1,20 @@
+"""Fixtures: the photographs to test on, where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Path]:
+    """Real photographs: $SELFMENT_DATA, or a folder shared/data beside the repository."""
+    folder = Path(os.environ.get("SELFMENT_DATA") or ROOT.parent / "shared" / "data")
+    found = sorted(folder.glob("*/images/*.jpg"))
+    if not found:
+        pytest.skip(f"no photographs in {folder}/*/images; set SELFMENT_DATA to a folder that has")
+    return found
