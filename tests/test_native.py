@@ -1,0 +1,152 @@
+"""The native boundary: interruption, the GIL, forks, and what is said when something is missing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from cases import smooth
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import selfment
+from selfment import _native
+from selfment.graph import build
+
+
+@pytest.fixture
+def one_thread() -> object:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def long_rows() -> Tensor:
+    """Features whose graph takes seconds on one thread."""
+    return torch.rand(1, 25_600, 1024, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_ctrl_c_stops_a_long_operation_within_a_second() -> None:
+    rows = long_rows()
+    sent = 0.0
+
+    def interrupt() -> None:
+        nonlocal sent
+        sent = time.perf_counter()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    timer = threading.Timer(0.2, interrupt)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        build(rows, 0.2, 1e-5, "binary")
+    assert time.perf_counter() - sent < 1
+    timer.join()
+    # And the module is as good as before.
+    assert selfment.affinity(torch.eye(3)).degrees.sum() == pytest.approx(3, abs=1e-3)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_other_threads_run_meanwhile() -> None:
+    rows = long_rows()[:, :12_800].contiguous()
+    worker = threading.Thread(target=build, args=(rows, 0.2, 1e-5, "binary"))
+    ticks, started = 0, time.perf_counter()
+    worker.start()
+    while worker.is_alive():
+        time.sleep(0.001)
+        ticks += 1
+    # Without the GIL released there would be one tick.
+    assert ticks > 20, f"{ticks} ticks in {time.perf_counter() - started:.1f} s"
+
+
+def test_two_threads_at_once() -> None:
+    features = [smooth(30, 30, 64, seed=s) for s in range(2)]
+    expected = [selfment.pseudo_label(f, (30, 30)) for f in features]
+    found: dict[int, list[selfment.PseudoLabels]] = {0: [], 1: []}
+
+    def work(index: int) -> None:
+        for _ in range(20):
+            found[index].append(selfment.pseudo_label(features[index], (30, 30)))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in (0, 1):
+        assert len(found[index]) == 20
+        assert all(torch.equal(label.mask, expected[index].mask) for label in found[index])
+
+
+class Labels(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        mask: Tensor = selfment.pseudo_label(smooth(12, 12, 16, seed=index), (12, 12)).mask
+        return mask
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_works_in_forked_loader_workers() -> None:
+    expected = torch.stack([Labels()[index] for index in range(4)])
+    loader = DataLoader(
+        Labels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_info_names_versions_and_states() -> None:
+    info = _native.info()
+    assert info["selfment"] == selfment.__version__
+    assert info["instruction set"].split()[0] in _native.ISAS
+    assert info["threads"] == str(torch.get_num_threads())
+    assert info["CUDA kernels"].startswith("no: this version has kernels for the CPU only")
+
+
+def test_missing_module_says_why_and_what_to_do() -> None:
+    script = """
+import sys
+sys.modules["selfment._cpu"] = None
+import torch, selfment
+selfment.affinity(torch.eye(3))
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert run.returncode == 1
+    last = run.stderr.strip().splitlines()[-1]
+    assert "selfment's CPU module cannot be loaded" in last
+    assert "pip install ." in last
+
+
+def peak_growth(shape: str) -> float:
+    """MiB that labelling features of this shape takes at its peak, beyond the features."""
+    script = f"""
+import re, torch, selfment
+from pathlib import Path
+torch.set_num_threads(2)
+selfment.pseudo_label(torch.rand(100, 8), (10, 10))
+features = torch.randn({shape})
+h = int(len(features) ** 0.5)
+features[: len(features) // 3] += 1
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+peak = lambda: int(re.search(r"VmHWM:\\s*([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
+before = peak()
+selfment.pseudo_label(features, (h, h))
+print(peak() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return float(run.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux counts it")
+@pytest.mark.parametrize("shape", ["6400, 384", "6400, 2048"])
+def test_memory_beyond_the_features(shape: str) -> None:
+    """A dense float32 matrix of 6400 patches would be 156 MiB."""
+    assert peak_growth(shape) < 64
