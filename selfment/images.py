@@ -1,0 +1,251 @@
+"""From paths, PIL images and uint8 arrays to 8-bit RGB, and from inputs to a list of files."""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+
+#: File name endings, in lower case, that folders and globs are searched for.
+SUFFIXES = (
+    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
+    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
+)
+
+SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+
+_DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageError(ValueError):
+    """An image that cannot be read: one sentence with its name and the reason."""
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of a set."""
+
+    path: Path  #: the file, absolute
+    mask_name: str  #: relative output path of its mask, ``/`` between the parts, unique in the set
+
+
+def find_images(
+    inputs: Iterable[str | os.PathLike[str]], *, out: str | os.PathLike[str] | None = None
+) -> list[ImageEntry]:
+    """The images that files, folders (recursive) and globs name, each once, in order.
+
+    Names are relative to the common parent of all inputs, where a folder is its own parent: one
+    folder gives names relative to it. Folders and globs yield the files that end in
+    :data:`SUFFIXES`, hidden ones left out; a file that is named is taken as it is. The mask of
+    ``sub/a.jpg`` is ``sub/a.png``; images that would share a mask keep their suffix, ``a.jpg.png``.
+    ``out``: a folder of results, left out where it lies in a folder that is searched. Raises
+    ``ValueError`` for a missing path, an empty folder, a glob without a match, and an ``out`` that
+    is itself searched.
+    """
+    roots: list[str] = []
+    paths: dict[str, None] = {}
+    skip = None if out is None else os.path.abspath(out)
+    for value in inputs:
+        root, files = _expand(os.fspath(value), skip)
+        roots += root
+        paths |= dict.fromkeys(files)
+    if not paths:
+        raise ValueError("`inputs` must name at least one image: got none")
+    base = os.path.commonpath(roots)
+    names = _mask_names([Path(os.path.relpath(path, base)).as_posix() for path in paths])
+    return [ImageEntry(Path(path), name) for path, name in zip(paths, names, strict=True)]
+
+
+def sample_images() -> list[ImageEntry]:
+    """The colour photographs inside the scikit-image package; nothing is downloaded.
+
+    Raises ``ValueError`` when the installed scikit-image does not hold them.
+    """
+    spec = importlib.util.find_spec("skimage")
+    folder = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
+    found = [folder / name for name in SAMPLES if spec and (folder / name).is_file()]
+    if not found:
+        raise ValueError(
+            f"the sample photographs need scikit-image, which is {'empty' if spec else 'missing'} "
+            "here: pip install scikit-image"
+        )
+    return find_images(found)
+
+
+def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
+    """An 8-bit RGB image, upright after its EXIF rotation, and notes on what was changed.
+
+    ``image``: a path, a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4). Transparency is
+    composited on white; 16-bit values use the full 16-bit range; float and 32-bit values outside
+    theirs are scaled by minimum and maximum; an animation gives its first frame. Raises
+    :class:`ImageError`.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_array(image), []
+    name = "the image" if isinstance(image, Image.Image) else os.fspath(image)
+    if isinstance(image, Image.Image):
+        return _decode(image, name)
+    try:
+        with Image.open(name) as opened:
+            return _decode(opened, name)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+        raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _expand(value: str, skip: str | None) -> tuple[list[str], list[str]]:
+    """The folders that names are relative to, and the files, of one input; all absolute."""
+    if os.path.isfile(value):
+        path = os.path.abspath(value)
+        return [os.path.dirname(path)], [path]
+    if os.path.isdir(value):
+        folder = os.path.abspath(value)
+        files = _walk(folder, skip)
+        if not files:
+            raise ValueError(f"the folder {value!r} holds no image")
+        return [folder], files
+    if not glob.has_magic(value):
+        raise ValueError(f"no such file or folder: {value!r}")
+    base = os.path.abspath(value)
+    while glob.has_magic(base):
+        base = os.path.dirname(base)
+    _check_searched(base, skip)
+    roots, files = [], []
+    for match in sorted(glob.glob(value, recursive=True)):
+        path = os.path.abspath(match)
+        if skip is not None and _inside(skip, base) and _inside(path, skip):
+            continue
+        if os.path.isdir(path):
+            inside = _walk(path, skip)
+            files += inside
+            roots += [path] if inside else []
+        elif Path(path).suffix.lower() in SUFFIXES:
+            files.append(path)
+            roots.append(os.path.dirname(path))
+    if not files:
+        raise ValueError(f"no image matches {value!r}")
+    return roots, files
+
+
+def _walk(folder: str, skip: str | None) -> list[str]:
+    _check_searched(folder, skip)
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if not name.startswith(".") and os.path.join(parent, name) != skip
+        )
+        found += [
+            os.path.join(parent, name)
+            for name in sorted(files)
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+        ]
+    return found
+
+
+def _check_searched(folder: str, skip: str | None) -> None:
+    if folder == skip:
+        raise ValueError(f"`out` must not be a folder that is searched for images: got {skip!r}")
+
+
+def _inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
+def _mask_names(names: Sequence[str]) -> list[str]:
+    """A unique ``.png`` path for each of the unique relative ``names``."""
+    masks = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
+    # A suffix that is kept may meet another image's short name, "a.jpg.gif": repeat until it ends.
+    while True:
+        counts = Counter(masks)
+        unique = [
+            mask if counts[mask] == 1 else f"{name}.png"
+            for mask, name in zip(masks, names, strict=True)
+        ]
+        if unique == masks:
+            return masks
+        masks = unique
+
+
+def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
+    grey = array.ndim == 2
+    if array.dtype != np.uint8 or not (grey or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ImageError(
+            "an image array must be uint8 of shape (H, W), (H, W, 3) or (H, W, 4): "
+            f"got {array.dtype} of shape {array.shape}"
+        )
+    if array.size == 0:
+        raise ImageError(f"an image array must not be empty: got shape {array.shape}")
+    return _to_rgb(Image.fromarray(np.ascontiguousarray(array)), [])
+
+
+def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
+    notes = []
+    try:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            frame = "first frame" if image.tell() == 0 else f"frame {image.tell() + 1}"
+            notes.append(f"{frame} of {frames}")
+        image.load()
+        try:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+            upright = ImageOps.exif_transpose(image) if turned else image
+        except Exception:  # a picture is worth more than its broken metadata
+            notes.append("unreadable EXIF data ignored")
+            turned, upright = False, image
+        if turned:
+            notes.append("rotated as its EXIF data says")
+        return _to_rgb(upright, notes), notes
+    except Exception as error:
+        raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    if image.mode in _DEEP_MODES:
+        image = Image.fromarray(_to_8bit(np.asarray(image), notes))
+    if image.has_transparency_data:
+        notes.append("transparency composited on white")
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+
+
+def _to_8bit(values: npt.NDArray[np.generic], notes: list[str]) -> npt.NDArray[np.uint8]:
+    """Single-channel values of more than 8 bits, scaled to 0..255."""
+    integer = values.dtype.kind in "iu"
+    scaled = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(scaled.min()), float(scaled.max())
+    ceiling = 65535.0 if integer else 1.0
+    if low < 0 or high > ceiling:
+        notes.append(f"scaled from [{low:g}, {high:g}]")
+        scaled -= low
+        ceiling = max(high - low, np.finfo(np.float64).tiny)
+    return np.rint(scaled * (255 / ceiling)).astype(np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image that Pillow knows"
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder"
+    if isinstance(error, PermissionError):
+        return "permission denied"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has too many pixels to be taken for a photograph (decompression bomb)"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
