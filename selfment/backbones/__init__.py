@@ -1,0 +1,70 @@
+"""Backbones: any timm ViT by its timm name, and ``classic``, which needs no weights."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from .._params import choice
+from .base import Backbone, WeightsError
+from .classic import Classic
+
+__all__ = [
+    "DTYPES",
+    "FEATURES",
+    "Backbone",
+    "WeightsError",
+    "as_dtype",
+    "backbone_class",
+    "load_backbone",
+]
+
+FEATURES = ("tokens", "keys")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def load_backbone(
+    name: str,
+    *,
+    features: str = "tokens",
+    weights: str | os.PathLike[str] | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Backbone:
+    """The backbone ``name`` on ``device``: ``"classic"`` or the name of a ViT in timm.
+
+    ``features``: the final normalised patch tokens, or the keys of the last attention block.
+    ``weights``: a checkpoint file instead of timm's download. ``dtype``: autocast to ``float16`` or
+    ``bfloat16``; None and ``float32`` do not. Raises ``ValueError`` for a wrong argument and
+    :class:`WeightsError` when the weights cannot be had or do not fit.
+    """
+    choice("features", features, FEATURES)
+    autocast = as_dtype(dtype)
+    if name == "classic":
+        given: dict[str, Any] = {"weights": weights, "dtype": autocast}
+        wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
+        wrong += [f"features={features!r}"] if features != "tokens" else []
+        if wrong:
+            raise ValueError(f"the backbone 'classic' has no such option: got {', '.join(wrong)}")
+        return Classic(device)
+    from .timm_vit import TimmViT  # timm takes seconds to import
+
+    return TimmViT(name, features=features, weights=weights, dtype=autocast, device=device)
+
+
+def backbone_class(name: str) -> type[Backbone]:
+    """The class whose attributes say what is known of the backbone ``name`` before it is loaded."""
+    return Classic if name == "classic" else Backbone
+
+
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The autocast dtype, None for float32; raises ``ValueError`` for what is not in ``DTYPES``."""
+    if dtype is None:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ValueError(f"`dtype` must be one of {', '.join(DTYPES)}: got {name!r}")
+    resolved: torch.dtype = getattr(torch, name)
+    return None if resolved == torch.float32 else resolved

@@ -1,0 +1,159 @@
+"""Any ViT of timm: final normalised patch tokens, or the keys of its last attention block."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Any
+
+import timm
+import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .base import Backbone, WeightsError
+
+_MODULES = ("vision_transformer", "deit", "eva")
+
+
+class TimmViT(Backbone):
+    """A frozen timm ViT in evaluation mode, at any image size that is a multiple of its patch."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        features: str = "tokens",
+        weights: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        """See :func:`selfment.backbones.load_backbone`; ``dtype`` None computes in float32."""
+        _check_name(name)
+        self.name = name
+        self.device = torch.device(device)
+        self.dtype = dtype
+        model = _download(name) if weights is None else _from_file(name, os.fspath(weights))
+        _check_kind(name, model)
+        self.model = model.eval().requires_grad_(False).to(self.device)
+        self.mean, self.std = (self.model.pretrained_cfg[stat] for stat in ("mean", "std"))
+        self.patch_size = self.model.patch_embed.patch_size[0]
+        self.dim = self.model.embed_dim
+        self._key_input: Tensor | None = None
+        self._keys: tuple[Tensor, Tensor | None] | None = None
+        if features == "keys":
+            attention = _last_attention(self.model)
+            self._keys = _key_projection(name, attention)
+            self.dim = self._keys[0].shape[0]
+            attention.register_forward_pre_hook(self._keep_input)
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """(B, N, d) float32 of a (B, 3, S, S) batch; prefix and register tokens are left out."""
+        self.grid(batch.shape[-1])
+        kind = self.device.type
+        with torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
+            # Models that pool before their norm keep it in `fc_norm`; the other of the two is void.
+            tokens = self.model.fc_norm(self.model.forward_features(batch.to(self.device)))
+            if self._keys is not None:
+                assert self._key_input is not None
+                tokens = functional.linear(self._key_input, *self._keys)
+                self._key_input = None
+        patches: Tensor = tokens[:, self.model.num_prefix_tokens :].float()
+        return patches
+
+    def _keep_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self._key_input = args[0]
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        known = [*timm.list_models(), *timm.list_models(pretrained=True)]
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ValueError(
+            f"`backbone` must be 'classic' or the name of a timm ViT: got {name!r}{hint}"
+        )
+    architecture, _, tag = name.partition(".")
+    if not timm.models.is_model_in_modules(architecture, _MODULES):
+        raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
+    tagged = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tagged:
+        tags = f"timm knows {', '.join(tagged)}" if tagged else "timm knows no tag of this model"
+        raise ValueError(f"`backbone` must have a tag that exists: got {name!r}; {tags}")
+
+
+def _check_kind(name: str, model: Any) -> None:
+    if not isinstance(model, VisionTransformer | Eva):
+        raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
+
+
+def _create(name: str, **kwargs: Any) -> Any:
+    return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **kwargs)
+
+
+def _download(name: str) -> Any:
+    try:
+        return _create(name)
+    except Exception as error:  # every release of the hub library raises errors of its own
+        raise WeightsError(
+            f"the weights of {name} cannot be downloaded ({type(error).__name__}): get online or "
+            "fill the Hugging Face cache (HF_HOME), pass a checkpoint with --weights FILE, or use "
+            "--backbone classic, which needs none"
+        ) from error
+
+
+def _from_file(name: str, file: str) -> Any:
+    if not os.path.isfile(file):
+        raise WeightsError(
+            f"`weights` must be a checkpoint file of {name}: {file!r} does not exist"
+        )
+    try:
+        state = timm.models.load_state_dict(file)
+    except Exception as error:  # torch, pickle, zip and safetensors each have errors of their own
+        raise WeightsError(
+            f"`weights` must be a checkpoint that torch or safetensors can read: {file!r} is not "
+            f"({type(error).__name__})"
+        ) from error
+    # A classifier would make timm load the rest without comparing names, so it goes first.
+    config: Any = timm.get_pretrained_cfg(name)
+    heads = config.classifier or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    prefixes = tuple(f"{head}." for head in heads)
+    state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
+    source = {"state_dict": state, "num_classes": 0, "custom_load": False, "source": ""}
+    try:
+        model = _create(name, pretrained_cfg_overlay=source)
+    except Exception as error:  # timm's checkpoint filters meet any key and shape
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        detail = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
+        if len(detail) > 160:
+            detail = detail[:157] + "..."
+        raise WeightsError(
+            f"`weights` must be a checkpoint of {name}: {file!r} does not fit ({detail})"
+        ) from error
+    del model.pretrained_cfg["state_dict"]  # timm would keep this second copy of the weights
+    return model
+
+
+def _last_attention(model: Any) -> Any:
+    return getattr(model.blocks[-1], "attn", None)
+
+
+def _key_projection(name: str, attention: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight (d, C) and bias (d,) of the keys, before key norm and rotary embedding.
+
+    Heads follow one another along d.
+    """
+    separate = getattr(attention, "k_proj", None)
+    if isinstance(separate, nn.Linear):
+        return separate.weight, separate.bias
+    fused = getattr(attention, "qkv", None)
+    if not isinstance(fused, nn.Linear):
+        raise ValueError(f"`features` must be 'tokens' with {name}, whose last block has no keys")
+    # Where timm's Eva keeps the biases beside the layer, that of the keys is zero by design.
+    _, weight, _ = fused.weight.chunk(3)
+    bias = None if fused.bias is None else fused.bias.chunk(3)[1]
+    return weight, bias
