@@ -1,0 +1,180 @@
+"""PseudoLabeler: from images to pseudo-labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import _params as params
+from .backbones import Backbone, as_dtype, backbone_class, load_backbone
+from .images import ImageLike, load_image
+from .pseudo_labels import PseudoLabels, pseudo_label
+
+_FIELDS = tuple(field.name for field in fields(PseudoLabels))
+
+
+class PseudoLabeler:
+    """Labels images: resize to ``size`` x ``size``, backbone, graph, cut, initial mask, IPO.
+
+    The backbone is loaded at the first use, and left out when the labeler is pickled, so that a
+    labeler can be sent to workers. Threads are torch's (``torch.set_num_threads``). Results lie on
+    the patch grid of the resized image and on the CPU.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "classic",
+        size: int = 768,
+        *,
+        features: str = "tokens",
+        weights: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        tau: float = params.TAU,
+        eps: float = params.EPS,
+        graph: str = "binary",
+        orient: str | None = None,
+        ipo_iters: int = params.IPO_ITERS,
+        ipo_min_count: int = params.IPO_MIN_COUNT,
+        batch_size: int = 8,
+    ) -> None:
+        """``backbone`` to ``dtype`` as in :func:`selfment.backbones.load_backbone`, the rest as in
+        :func:`selfment.pseudo_label`.
+
+        ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there is one
+        where the labeler is used. ``orient`` None: the backbone's own. ``batch_size``: images per
+        pass. Raises ``ValueError``.
+        """
+        params.check_graph(tau, eps, graph)
+        params.check_ipo(ipo_iters, ipo_min_count)
+        if orient is not None:
+            params.choice("orient", orient, params.ORIENTS)
+        params.number("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
+        whole = isinstance(batch_size, int) and batch_size >= 1
+        params.number("batch_size", batch_size, "an integer >= 1", whole)
+        as_dtype(dtype)
+        self.backbone_name = backbone
+        self.size = size
+        self.features = features
+        self.weights = None if weights is None else os.path.abspath(weights)
+        self.device = device
+        self.dtype = dtype
+        self.orient = orient or backbone_class(backbone).orient
+        self.note = backbone_class(backbone).note
+        self.options: dict[str, Any] = {
+            "tau": tau,
+            "eps": eps,
+            "graph": graph,
+            "ipo_iters": ipo_iters,
+            "ipo_min_count": ipo_min_count,
+        }
+        self.batch_size = batch_size
+        self._backbone: Backbone | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded at the first use.
+
+        Raises ``ValueError`` or :class:`selfment.backbones.WeightsError`.
+        """
+        if self._backbone is None:
+            backbone = load_backbone(
+                self.backbone_name,
+                features=self.features,
+                weights=self.weights,
+                dtype=self.dtype,
+                device=_device(self.device),
+            )
+            backbone.grid(self.size)
+            self._backbone = backbone
+        return self._backbone
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the labels depend on besides the image, ready for JSON."""
+        weights = None
+        if self.weights is not None and os.path.isfile(self.weights):
+            stat = os.stat(self.weights)
+            weights = [self.weights, stat.st_size, stat.st_mtime_ns]
+        return {
+            "backbone": self.backbone_name,
+            "size": self.size,
+            "features": self.features,
+            "weights": weights,
+            "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
+            "orient": self.orient,
+            **self.options,
+        }
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
+        """Labels of one image, of a list of images, or of a batch as Ray Data passes it.
+
+        One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
+        axis. A list: with it. A mapping with the column ``image`` (uint8 images, of any sizes) or
+        ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`.
+        Raises :class:`selfment.images.ImageError` and ``ValueError``.
+        """
+        if isinstance(images, Mapping):
+            column = next((name for name in ("image", "path") if name in images), None)
+            if column is None:
+                raise ValueError(
+                    "a batch must have the column 'image' or 'path': "
+                    f"got {', '.join(map(repr, images)) or 'no column'}"
+                )
+            labels = self._label([_from_column(value) for value in images[column]])
+            return {**images, **{name: getattr(labels, name).numpy() for name in _FIELDS}}
+        if isinstance(images, Sequence) and not isinstance(images, str):
+            return self._label(images)
+        labels = self._label([images])
+        return PseudoLabels(**{name: getattr(labels, name)[0] for name in _FIELDS})
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """(3, size, size) float32 of an RGB image, as :meth:`label_batch` takes it."""
+        return self.backbone.preprocess(image, self.size)
+
+    def label_batch(self, batch: Tensor) -> PseudoLabels:
+        """Labels of a (B, 3, size, size) batch of preprocessed images, in one pass."""
+        features = self.backbone(batch).cpu()
+        grid = self.backbone.grid(self.size)
+        return pseudo_label(features, grid, orient=self.orient, **self.options)
+
+    def _label(self, images: Sequence[ImageLike]) -> PseudoLabels:
+        if not images:
+            raise ValueError("`images` must not be empty: got none")
+        parts = []
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            batch = torch.stack([self.preprocess(load_image(image)[0]) for image in chunk])
+            parts.append(self.label_batch(batch))
+        return PseudoLabels(
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS}
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_backbone": None}
+
+
+def _from_column(value: Any) -> ImageLike:
+    """An entry of a numpy column: text as a string, nested lists as an array."""
+    if isinstance(value, str | Image.Image | np.ndarray):
+        return value
+    return np.asarray(value)
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"`device` must be a torch device such as 'cpu': got {device!r}") from None
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"`device` must exist: got {device!r}, torch sees no such CUDA device")
+    return resolved
