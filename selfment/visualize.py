@@ -1,0 +1,96 @@
+"""Pictures of labels: the image, its Fiedler vector and its masks side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .images import ImageLike, load_image
+from .pseudo_labels import PseudoLabels
+
+TINT = (255, 56, 92)  # sRGB, over the foreground
+TINT_SHARE = 0.55
+GAP = 8  # pixels between two panels
+
+Pixels = npt.NDArray[np.uint8]
+
+
+def overlay(image: ImageLike, labels: PseudoLabels, *, max_side: int = 768) -> Image.Image:
+    """Four RGB panels in a row: image, Fiedler vector, initial mask and IPO mask on the image.
+
+    ``labels``: those of this one image, without a batch axis. The Fiedler vector runs from dark
+    blue (its minimum) to light yellow (its maximum). Panels are the image's size, or smaller so
+    that no side exceeds ``max_side`` pixels. Raises ``ValueError`` for batched labels.
+    """
+    fiedler = np.asarray(labels.fiedler, dtype=np.float64)
+    if fiedler.ndim != 2:
+        raise ValueError(
+            "`labels` must be those of one image, fields (h, w): "
+            f"got a Fiedler vector of shape {fiedler.shape}"
+        )
+    picture = load_image(image)[0]
+    shrink = min(1.0, max_side / max(picture.size))
+    width, height = (max(1, round(side * shrink)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    span = float(np.ptp(fiedler)) or 1.0
+    levels = np.rint(255 * (fiedler - fiedler.min()) / span).astype(np.uint8)
+    panels = [
+        picture,
+        Image.fromarray(_COLORS[levels]).resize(picture.size, Image.Resampling.BILINEAR),
+        tint(picture, labels.ncut_mask),
+        tint(picture, labels.mask),
+    ]
+    row = Image.new("RGB", (4 * width + 3 * GAP, height), "white")
+    for index, panel in enumerate(panels):
+        row.paste(panel, (index * (width + GAP), 0))
+    return row
+
+
+def tint(image: Image.Image, mask: Any) -> Image.Image:
+    """The RGB ``image`` with :data:`TINT` over the (h, w) bool ``mask``, the rest darkened."""
+    colour = Image.new("RGB", image.size, TINT)
+    inside = Image.blend(image, colour, TINT_SHARE)
+    outside = Image.blend(image, Image.new("RGB", image.size), 0.35)
+    return Image.composite(inside, outside, mask_image(mask, image.size))
+
+
+def mask_image(mask: Any, size: tuple[int, int]) -> Image.Image:
+    """An 8-bit image, 0 or 255, of a (h, w) bool mask, at ``size`` (W, H) by nearest neighbour."""
+    pixels = np.asarray(mask, dtype=np.uint8) * np.uint8(255)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+
+
+def _color_ramp() -> Pixels:
+    """(256, 3) sRGB colours whose Oklab lightness rises evenly while the hue turns.
+
+    Oklab and its matrices: B. Ottosson, *A perceptual color space for image processing*, 2020.
+    """
+    t = np.linspace(0, 1, 256)
+    lightness = 0.18 + 0.77 * t
+    hue = np.radians(285 - 180 * t)
+    chroma = 0.05 + 0.11 * np.sin(np.pi * t)
+    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    roots = np.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ]
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    linear = (to_rgb @ roots**3).clip(0, 1)
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    ramp: Pixels = np.rint(255 * srgb.T).astype(np.uint8)
+    return ramp
+
+
+_COLORS = _color_ramp()

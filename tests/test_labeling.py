@@ -1,0 +1,232 @@
+"""The folder job: masks, records, resuming, and images that fail."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfment import PseudoLabeler
+from selfment.images import find_images
+from selfment.labeling import Summary, label_images
+
+
+def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = np.random.RandomState(seed)
+    pixels = stream.randint(60, 90, (size[1], size[0], 3)).astype(np.uint8)
+    pixels[size[1] // 4 : size[1] // 2, size[0] // 3 : size[0] // 2] = (220, 60, 30)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def records(out: Path) -> dict[str, dict]:
+    lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
+    found = {Path(line["image"]).name: line for line in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+def run(inputs, out: Path, labeler=None, **options) -> Summary:
+    labeler = labeler or PseudoLabeler(size=96, batch_size=2)
+    return label_images(find_images(inputs, out=out), out, labeler, progress=False, **options)
+
+
+@pytest.fixture
+def photos_in(tmp_path):
+    folder = tmp_path / "photos"
+    for index, name in enumerate(("a.jpg", "sub/b.png", "sub/c.png")):
+        picture(folder / name, (50 + index, 30), index)
+    return folder
+
+
+def test_masks_and_records(photos_in, tmp_path):
+    out = tmp_path / "new/out"
+    assert run([photos_in], out, overlays=True) == Summary(labelled=3)
+    labels = PseudoLabeler(size=96)(photos_in / "sub/b.png")
+    mask = Image.open(out / "sub/b.png")
+    assert (mask.mode, mask.size) == ("L", (51, 30))
+    rows, columns = ((2 * np.arange(side) + 1) * 6 // (2 * side) for side in (30, 51))
+    assert np.array_equal(np.asarray(mask), labels.mask.numpy()[np.ix_(rows, columns)] * 255)
+    record = records(out)["b.png"]
+    assert record["image"] == str(photos_in / "sub/b.png")
+    assert (record["mask"], record["overlay"]) == ("sub/b.png", "overlays/sub/b.jpg")
+    assert record["eigenvalue"] == labels.eigenvalue.item()
+    assert record["ipo_iters"] == labels.ipo_iters.item()
+    assert record["foreground"] == pytest.approx(labels.mask.float().mean().item())
+    assert record["seconds"] > 0
+    assert (record["error"], record["notes"]) == (None, [])
+    assert Image.open(out / "overlays/sub/b.jpg").height == 30
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_the_mask_has_the_size_of_the_upright_image(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(picture(tmp_path / "in/a.png")).save(tmp_path / "in/a.png", exif=exif)
+    run([tmp_path / "in"], tmp_path / "out")
+    assert Image.open(tmp_path / "out/a.png").size == (30, 50)
+    assert records(tmp_path / "out")["a.png"]["notes"] == ["rotated as its EXIF data says"]
+
+
+def test_a_second_run_skips_and_changes_are_redone(photos_in, tmp_path):
+    out = tmp_path / "out"
+    run([photos_in], out)
+    before = (out / "sub/c.png").stat().st_mtime_ns
+    assert run([photos_in], out) == Summary(skipped=3)
+    assert run([photos_in], out, overlays=True) == Summary(labelled=3)
+    assert run([photos_in], out) == Summary(skipped=3)
+    (out / "a.png").unlink()
+    picture(photos_in / "sub/b.png", (51, 30), 9)
+    os.utime(photos_in / "sub/b.png", ns=(1, 1))
+    assert run([photos_in], out) == Summary(labelled=2, skipped=1)
+    assert run([photos_in], out, PseudoLabeler(size=96, tau=0.25)) == Summary(labelled=3)
+    assert (out / "sub/c.png").stat().st_mtime_ns > before
+    assert len(records(out)) == 3
+
+
+def test_a_skipping_run_does_not_load_the_backbone(photos_in, tmp_path, monkeypatch):
+    run([photos_in], tmp_path / "out")
+    labeler = PseudoLabeler(size=96)
+    run([photos_in], tmp_path / "out", labeler)
+    assert labeler._backbone is None
+
+
+def test_unreadable_images_are_reported_and_tried_again(photos_in, tmp_path, capsys):
+    out = tmp_path / "out"
+    (photos_in / "sub/c.png").write_bytes((photos_in / "sub/b.png").read_bytes()[:400])
+    assert run([photos_in], out) == Summary(labelled=2, failed=1)
+    sentence = f"cannot read {photos_in}/sub/c.png: "
+    assert capsys.readouterr().err.startswith(sentence)
+    record = records(out)["c.png"]
+    assert record["error"].startswith(sentence)
+    assert record["mask"] is None
+    assert not (out / "sub/c.png").exists()
+    picture(photos_in / "sub/c.png")
+    assert run([photos_in], out) == Summary(labelled=1, skipped=2)
+    assert records(out)["c.png"]["error"] is None
+
+
+class Picky(PseudoLabeler):
+    """Fails on any batch with the image whose upper left pixel is green."""
+
+    def label_batch(self, batch):
+        if (batch[:, 1, 0, 0] > 0.9).any():
+            raise RuntimeError("it is green\nand has two lines")
+        return super().label_batch(batch)
+
+
+def test_one_bad_image_does_not_cost_its_batch(photos_in, tmp_path):
+    Image.new("RGB", (20, 20), (0, 255, 0)).save(photos_in / "sub/bad.png")
+    labeler = Picky(size=96, batch_size=4)
+    assert run([photos_in], tmp_path / "out", labeler) == Summary(labelled=3, failed=1)
+    error = records(tmp_path / "out")["bad.png"]["error"]
+    assert error == f"cannot label {photos_in}/sub/bad.png: it is green"
+
+
+def test_a_mask_that_cannot_be_written_is_reported(photos_in, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sub").write_text("in the way")
+    assert run([photos_in], out) == Summary(labelled=1, failed=2)
+    assert "cannot label" in records(out)["b.png"]["error"]
+
+
+def test_another_images_mask_is_never_replaced(photos_in, tmp_path):
+    out = tmp_path / "out"
+    run([photos_in], out)
+    first = (out / "a.png").read_bytes()
+    other = picture(tmp_path / "other/a.jpg", (40, 40), 5)
+    assert run([other], out) == Summary(labelled=1)
+    assert (out / "a.png").read_bytes() == first
+    lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
+    masks = {line["image"]: line["mask"] for line in lines}
+    assert masks[str(photos_in / "a.jpg")] == "a.png"
+    assert masks[str(other)].startswith("a-")
+    assert Image.open(out / masks[str(other)]).size == (40, 40)
+    assert run([other], out) == Summary(skipped=1)
+
+
+def test_inputs_are_never_replaced(tmp_path):
+    source = picture(tmp_path / "a.png")
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"`out` must not hold the inputs: a\.png would replace"):
+        run([source], tmp_path)
+    assert source.read_bytes() == before
+
+
+def test_an_out_that_cannot_be_made(photos_in, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ValueError, match=r"`out` must be a folder that can be written: got .*file/out"
+    ):
+        run([photos_in], tmp_path / "file/out")
+
+
+class Interrupted(PseudoLabeler):
+    """Ctrl-C in the third batch."""
+
+    passes = 0
+
+    def label_batch(self, batch):
+        self.passes += 1
+        if self.passes == 3:
+            raise KeyboardInterrupt
+        return super().label_batch(batch)
+
+
+def test_an_interrupted_run_keeps_what_is_done(photos_in, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run([photos_in], out, Interrupted(size=96, batch_size=1))
+    assert set(records(out)) == {"a.jpg", "b.png"}
+    assert run([photos_in], out) == Summary(labelled=1, skipped=2)
+
+
+def test_a_redo_that_is_interrupted_is_not_taken_for_done(photos_in, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run([photos_in], out)
+    monkeypatch.setattr("selfment.labeling._Run._collect", lambda self, most: None)
+    run([photos_in], out, PseudoLabeler(size=96, tau=0.9, batch_size=2))
+    monkeypatch.undo()
+    assert run([photos_in], out) == Summary(labelled=3)
+
+
+def test_a_record_that_was_cut_off_is_done_again(photos_in, tmp_path):
+    out = tmp_path / "out"
+    run([photos_in], out)
+    text = (out / "labels.jsonl").read_text()
+    (out / "labels.jsonl").write_text(text[:-40])
+    assert run([photos_in], out) == Summary(labelled=1, skipped=2)
+    assert len(records(out)) == 3
+
+
+def test_lines_are_there_before_the_run_ends(photos_in, tmp_path):
+    out = tmp_path / "out"
+    seen = []
+
+    class Watching(PseudoLabeler):
+        def label_batch(self, batch):
+            seen.append(len((out / "labels.jsonl").read_text().splitlines()))
+            return super().label_batch(batch)
+
+    for index in range(6):
+        picture(photos_in / f"more{index}.png")
+    run([photos_in], out, Watching(size=96, batch_size=1))
+    assert seen[-1] >= 5
+
+
+def test_labels_do_not_depend_on_the_batch(photos, tmp_path):
+    chosen = photos[:5]
+    one = PseudoLabeler(size=160, batch_size=1)
+    five = PseudoLabeler(size=160, batch_size=5)
+    assert torch.equal(one(chosen).mask, five(chosen).mask)
+    for name, labeler in (("one", one), ("five", five)):
+        assert run(chosen, tmp_path / name, labeler) == Summary(labelled=5)
+    for mask in (tmp_path / "one").glob("*.png"):
+        assert mask.read_bytes() == (tmp_path / "five" / mask.name).read_bytes()
