@@ -11,11 +11,11 @@ import time
 
 import pytest
 import torch
-from cases import smooth
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import selfment
+from cases import smooth
 from selfment import _native
 from selfment.graph import build
 
@@ -136,7 +136,8 @@ features = torch.randn({shape})
 h = int(len(features) ** 0.5)
 features[: len(features) // 3] += 1
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-peak = lambda: int(re.search(r"VmHWM:\\s*([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
+def peak():
+    return int(re.search(r"VmHWM:\\s*([0-9]+)", Path("/proc/self/status").read_text())[1]) / 1024
 before = peak()
 selfment.pseudo_label(features, (h, h))
 print(peak() - before)
