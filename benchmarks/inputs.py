@@ -1,0 +1,57 @@
+"""What the benchmarks run on: features of photographs, and a word on the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from selfment import _native
+from selfment.backbones import Backbone, load_backbone
+from selfment.images import find_images, load_image, sample_images
+
+
+def photographs(inputs: Sequence[str]) -> list[Path]:
+    """The image files that ``inputs`` name; without any, the samples that scikit-image ships."""
+    return [entry.path for entry in (find_images(inputs) if inputs else sample_images())]
+
+
+@cache
+def _backbone() -> Backbone:
+    return load_backbone("classic")
+
+
+def photo_features(path: Path, side: int, dim: int) -> Tensor:
+    """(side * side, dim) float32 features of a photograph.
+
+    The embedded `classic` ones for dim = 384; for others a fixed random map of those, squashed.
+    """
+    backbone = _backbone()
+    image, _ = load_image(path)
+    tokens = backbone(backbone.preprocess(image, side * backbone.patch_size)[None])[0]
+    if dim == backbone.dim:
+        return tokens
+    mixing = torch.randn(backbone.dim, dim, generator=torch.Generator().manual_seed(0))
+    return torch.tanh(tokens @ mixing / 4)
+
+
+def machine() -> dict[str, str]:
+    """Processor, instruction set, threads and versions."""
+    info = _native.info()
+    info["scipy"] = importlib.metadata.version("scipy")
+    info["processor"] = _processor()
+    return info
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

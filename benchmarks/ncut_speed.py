@@ -1,0 +1,365 @@
+"""How long a pseudo-label takes: selfment, the dense reference, and the solvers people use.
+
+Two tables for each size. The first goes from features to the final mask; the second has the
+eigenvector alone, each solver with the graph or matrix that it takes given. All in one process, on
+the same photographs and threads; every result is compared with selfment's before anything is timed.
+Each size has a share of the time budget; a peer is left out where its predicted time does not fit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.sparse.linalg
+import torch
+from inputs import machine, photo_features, photographs
+from memory import peak_mib
+from torch import Tensor
+
+import selfment
+from selfment import reference
+from selfment._params import EPS, TAU
+from selfment.graph import Graph
+from selfment.spectral import initial_mask
+
+FULL, VECTOR = "features to mask", "eigenvector alone"
+
+
+@dataclass
+class Problem:
+    """One photograph's features, and the matrices that solvers are given."""
+
+    features: Tensor  # (N, d) float32
+    grid: tuple[int, int]
+    graph: Graph
+    A: Tensor  # (N, N) float64
+    M: Tensor  # D^-1/2 A D^-1/2
+
+    @classmethod
+    def of(cls, features: Tensor, side: int) -> Problem:
+        """The problem of (side * side, d) features, in binary mode."""
+        A = reference.affinity(features)
+        scale = A.sum(1).rsqrt()
+        M = scale[:, None] * A * scale
+        return cls(features, (side, side), selfment.affinity(features), A, M)
+
+
+def official(problem: Problem) -> Tensor:
+    """The official recipe: dense numpy, LAPACK's generalised solver, IPO in float32 torch."""
+    f = torch.nn.functional.normalize(problem.features, dim=1)
+    similarity = (f @ f.T).numpy()
+    A = np.where(similarity > TAU, 1.0, EPS)
+    D = np.diag(A.sum(1))
+    _, vectors = scipy.linalg.eigh(D - A, D, subset_by_index=[1, 2])
+    x = torch.from_numpy(vectors[:, 0].copy())
+    label = initial_mask(x[None], problem.grid, "seed")[0][0]
+    first = f[label].mean(0) - f[~label].mean(0)
+    for _ in range(20):
+        if min(label.sum(), (~label).sum()) < 10:
+            break
+        label = f @ f[label].mean(0) > f @ f[~label].mean(0)
+        if label.all() or not label.any():
+            break
+        if (f[label].mean(0) - f[~label].mean(0)) @ first < 0:
+            label = ~label
+    return label
+
+
+def lapack(problem: Problem) -> Tensor:
+    """`scipy.linalg.eigh`, one pair of the generalised problem."""
+    A = problem.A.numpy()
+    D = np.diag(A.sum(1))
+    return torch.from_numpy(scipy.linalg.eigh(D - A, D, subset_by_index=[1, 1])[1][:, 0])
+
+
+def arpack(problem: Problem) -> Tensor:
+    """`scipy.sparse.linalg.eigsh` on the dense normalised matrix."""
+    values, vectors = scipy.sparse.linalg.eigsh(problem.M.numpy(), k=2, which="LA")
+    return unscaled(torch.from_numpy(vectors[:, np.argmin(values)]), problem)
+
+
+def lobpcg(problem: Problem) -> Tensor:
+    """`torch.lobpcg` on the dense normalised matrix."""
+    start = torch.randn(len(problem.M), 2, generator=torch.Generator().manual_seed(0)).double()
+    _, vectors = torch.lobpcg(problem.M, k=2, X=start, niter=200, tol=1e-8, largest=True)
+    return unscaled(vectors[:, 1], problem)
+
+
+def torch_eigh(problem: Problem) -> Tensor:
+    """`torch.linalg.eigh`, the whole spectrum."""
+    return unscaled(torch.linalg.eigh(problem.M)[1][:, -2], problem)
+
+
+def cupy_eigsh(problem: Problem) -> Tensor:
+    """Cupy's `eigsh` on the GPU, the copy of the matrix not counted (it is kept)."""
+    import cupy
+    from cupyx.scipy.sparse.linalg import eigsh
+
+    if not hasattr(problem, "on_gpu"):
+        problem.on_gpu = cupy.asarray(problem.M.numpy())  # type: ignore[attr-defined]
+    values, vectors = eigsh(problem.on_gpu, k=2, which="LA")  # type: ignore[attr-defined]
+    return unscaled(torch.from_numpy(vectors[:, int(values.argmin())].get()), problem)
+
+
+def unscaled(y: Tensor, problem: Problem) -> Tensor:
+    """D^-1/2 y."""
+    return y * problem.A.sum(1).rsqrt()
+
+
+def label(problem: Problem) -> Tensor:
+    """Selfment, (N,) bool."""
+    mask: Tensor = selfment.pseudo_label(problem.features, problem.grid).mask
+    return mask.flatten()
+
+
+def reference_label(problem: Problem) -> Tensor:
+    """The reference, (N,) bool."""
+    mask: Tensor = reference.pseudo_label(problem.features, problem.grid).mask
+    return mask.flatten()
+
+
+def product(problem: Problem) -> Tensor:
+    """One float32 product F F^T, what everybody starts with; no label."""
+    return problem.features @ problem.features.T
+
+
+def vector(problem: Problem) -> Tensor:
+    """Selfment's Fiedler vector, the bit graph given."""
+    vectors: Tensor = selfment.ncut(problem.graph)[1]
+    return vectors[:, 0]
+
+
+def has_cupy() -> bool:
+    """Whether cupy and a GPU are there."""
+    try:
+        import cupy
+
+        return bool(cupy.cuda.runtime.getDeviceCount())
+    except Exception:  # cupy raises errors of the CUDA runtime's own kinds
+        return False
+
+
+@dataclass
+class Entry:
+    """One contestant in one table, and how it fared at one size."""
+
+    table: str
+    name: str
+    run: Callable[[Problem], Tensor]
+    times: dict[int, list[float]] = field(default_factory=dict)  # of each photograph, seconds
+    agreement: str = ""
+    memory: float | None = None  # MiB at the peak, beyond what was there
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(t for times in self.times.values() for t in times)
+
+    @property
+    def spread(self) -> float:
+        """Half the interquartile range, as a share of the median."""
+        times = sorted(t for times in self.times.values() for t in times)
+        if len(times) < 4:
+            return math.nan
+        low, _, high = statistics.quantiles(times, n=4)
+        return (high - low) / 2 / self.median
+
+    def ratio(self, own: Entry) -> float:
+        """How many times selfment's time this took, on the photographs that both were timed on."""
+        return statistics.median(
+            statistics.median(times) / statistics.median(own.times[image])
+            for image, times in self.times.items()
+        )
+
+
+def contestants() -> list[Entry]:
+    """Selfment comes first in each table."""
+    entries = [
+        Entry(FULL, "selfment", label),
+        Entry(FULL, "F @ F.T alone (torch, float32)", product),
+        Entry(FULL, "official recipe (scipy eigh)", official),
+        Entry(FULL, "reference (torch.linalg.eigh)", reference_label),
+        Entry(VECTOR, "selfment", vector),
+        Entry(VECTOR, "scipy eigsh", arpack),
+        Entry(VECTOR, "torch.lobpcg", lobpcg),
+        Entry(VECTOR, "scipy.linalg.eigh, one pair", lapack),
+        Entry(VECTOR, "torch.linalg.eigh", torch_eigh),
+    ]
+    if has_cupy():
+        entries.append(Entry(VECTOR, "cupy eigsh (GPU)", cupy_eigsh))
+    return entries
+
+
+class Budget:
+    """The time there is, shared by the sizes as N, and what each peer takes: N^3 at the most."""
+
+    def __init__(self, seconds: float, sizes: list[int]) -> None:
+        """Starts the clock."""
+        self.total = time.perf_counter() + seconds
+        self.sizes = sizes
+        self.known: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def next_size(self) -> None:
+        """Gives the next size its share of what is left."""
+        now = time.perf_counter()
+        self.end = now + (self.total - now) * self.sizes[0] / sum(self.sizes)
+        self.sizes = self.sizes[1:]
+
+    def note(self, entry: Entry, patches: int, seconds: float) -> None:
+        """Remembers what the entry took."""
+        self.known[entry.table, entry.name] = patches, seconds
+
+    def allows(self, entry: Entry, patches: int) -> bool:
+        """Whether one more run is likely to end in time. What is compared with always is run."""
+        if entry.run in (label, vector, product):
+            return True
+        at, seconds = self.known.get((entry.table, entry.name), (patches, 0.0))
+        return time.perf_counter() + seconds * (patches / at) ** 3 < self.end
+
+
+def verify(entry: Entry, result: Tensor, expected: Tensor) -> None:
+    """Fills in the agreement with selfment's result."""
+    if entry.run is product:
+        return
+    if entry.table == FULL:
+        different = int((result != expected).sum())
+        entry.agreement = f"{different} of {len(expected)} patches differ" if different else "equal"
+        return
+    result = result / result.norm()
+    expected = expected / expected.norm()
+    error = min((result - expected).abs().max(), (result + expected).abs().max())
+    entry.agreement = f"|dx| {error / (expected.max() - expected.min()):.0e}"
+
+
+def measure(side: int, dim: int, photos: list[Path], rounds: int, budget: Budget) -> list[Entry]:
+    """Verifies every contestant on the first photograph, then times all, round by round."""
+    patches = side * side
+    entries = contestants()
+    # The dense matrices are what limits the number of photographs.
+    count = len(photos) if patches <= 2304 else 1
+    problems = [Problem.of(photo_features(path, side, dim), side) for path in photos[:count]]
+    expected: dict[str, Tensor] = {}
+    costs: dict[tuple[str, str], float] = {}
+    for entry in entries:
+        if not budget.allows(entry, patches):
+            continue
+        start = time.perf_counter()
+        result, entry.memory = peak_mib(lambda entry=entry: entry.run(problems[0]))
+        seconds = time.perf_counter() - start
+        expected.setdefault(entry.table, result)
+        verify(entry, result, expected[entry.table])
+        costs[entry.table, entry.name] = seconds
+        budget.note(entry, patches, seconds)
+        if seconds > 5:
+            entry.times[0] = [seconds]
+    for turn in range(rounds):
+        for image, problem in enumerate(problems):
+            for entry in entries:
+                cost = costs.get((entry.table, entry.name), math.inf)
+                # What is slow is run less often: its time varies less, too.
+                wanted = rounds * count if cost < 0.3 else 3
+                done = turn * count + image
+                over = cost > 5 or done >= wanted
+                if over or (entry.times and not budget.allows(entry, patches)):
+                    continue
+                start = time.perf_counter()
+                entry.run(problem)
+                seconds = time.perf_counter() - start
+                entry.times.setdefault(image, []).append(seconds)
+    return entries
+
+
+def show(entries: list[Entry], side: int, dim: int) -> list[dict[str, Any]]:
+    """Prints the two tables of one size; returns their rows."""
+    rows = []
+    for table in (FULL, VECTOR):
+        own = next(entry for entry in entries if entry.table == table)
+        print(f"\nN = {side * side}, d = {dim}: {table}")
+        print(f"  {'':34}{'median':>11} {'spread':>7} {'runs':>5} {'/ selfment':>11} {'peak':>10}")
+        for entry in entries:
+            if entry.table != table:
+                continue
+            row = {"patches": side * side, "dim": dim, "table": table, "name": entry.name}
+            if not entry.times:
+                print(f"  {entry.name:34}left out: over the time budget")
+                rows.append(row | {"left_out": True})
+                continue
+            runs = sum(map(len, entry.times.values()))
+            ratio = entry.ratio(own)
+            spread = "" if math.isnan(entry.spread) else f"{100 * entry.spread:.0f} %"
+            memory = "" if entry.memory is None else f"{entry.memory:.0f} MiB"
+            print(
+                f"  {entry.name:34}{1000 * entry.median:8.2f} ms {spread:>7} {runs:5} "
+                f"{ratio:10.2f}x {memory:>10}  {entry.agreement}"
+            )
+            rows.append(
+                row
+                | {
+                    "median_s": entry.median,
+                    "spread": None if math.isnan(entry.spread) else entry.spread,
+                    "runs": runs,
+                    "ratio": ratio,
+                    "peak_mib": entry.memory,
+                    "agreement": entry.agreement,
+                }
+            )
+    return rows
+
+
+def sizes(text: str) -> list[int]:
+    """Comma-separated positive integers."""
+    values = [int(part) for part in text.split(",")]
+    if min(values) < 1:
+        raise ValueError
+    return values
+
+
+def main() -> None:
+    """Parses the arguments, runs every size, prints, and writes the JSON file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--patches", type=sizes, default=[900, 2304, 6400], help="square numbers")
+    parser.add_argument("--dim", type=sizes, default=[384, 4096])
+    parser.add_argument("--images", nargs="*", default=[], help="files, folders or globs")
+    parser.add_argument("--photos", type=int, default=5, help="use so many of them (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (%(default)s)")
+    parser.add_argument("--budget", type=float, default=100, help="seconds (%(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--json", type=Path, metavar="F")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        parser.error("--device cuda: this version of selfment has kernels for the CPU only")
+    wrong = [n for n in arguments.patches if math.isqrt(n) ** 2 != n]
+    if wrong:
+        parser.error(f"--patches must be square numbers, the grid is square: got {wrong[0]}")
+    torch.set_num_threads(arguments.threads)
+    about = machine()
+    print("\n".join(f"{name}: {value}" for name, value in about.items()))
+    photos = photographs(arguments.images)[: arguments.photos]
+    print(f"photographs: {', '.join(path.name for path in photos)}")
+    cases = [(math.isqrt(patches), dim) for patches in arguments.patches for dim in arguments.dim]
+    budget = Budget(arguments.budget, [side * side for side, _ in cases])
+    rows = []
+    for side, dim in cases:
+        budget.next_size()
+        rows += show(measure(side, dim, photos, arguments.rounds, budget), side, dim)
+        sys.stdout.flush()
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
