@@ -56,6 +56,7 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Selfment's kernels for the CPU. Use the functions of `selfment`.";
   m.attr("__version__") = SELFMENT_VERSION;
   m.def("isa", &selfment::cpu::isa);
+  m.attr("DTYPES") = py::make_tuple("float16", "bfloat16", "float32", "float64");
   m.def("bits_size", &selfment::bits_size, py::arg("n"));
 
   py::class_<Weights>(m, "Weights")
@@ -68,17 +69,17 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "affinity",
-      [](Address features, bool is_double, int64_t batch, int64_t n, int64_t d, double tau,
-         double eps, Weights* weights, Address bits, Address degrees, int threads) {
+      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, double tau, double eps,
+         Weights* weights, Address bits, Address degrees, int threads) {
         return run(threads, [&](const selfment::Context& context) {
           return selfment::cpu::affinity(
-              {at<const void>(features), is_double, batch, n, d, tau, eps, weights != nullptr,
-               at<uint64_t>(bits), at<double>(degrees),
+              {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d, tau, eps,
+               weights != nullptr, at<uint64_t>(bits), at<double>(degrees),
                weights == nullptr ? nullptr : weights->images.data()},
               context);
         });
       },
-      py::arg("features"), py::arg("is_double"), py::arg("batch"), py::arg("n"), py::arg("d"),
+      py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("tau"), py::arg("eps"), py::arg("weights").none(true), py::arg("bits"),
       py::arg("degrees"), py::arg("threads"));
 
@@ -127,15 +128,16 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "ipo",
-      [](Address features, bool is_double, int64_t batch, int64_t n, int64_t d, int64_t iters,
+      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
          int64_t min_count, Address labels, Address steps, int threads) {
         return run(threads, [&](const selfment::Context& context) {
-          return selfment::cpu::ipo({at<const void>(features), is_double, batch, n, d, iters,
-                                     min_count, at<bool>(labels), at<int64_t>(steps)},
-                                    context);
+          return selfment::cpu::ipo(
+              {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d, iters,
+               min_count, at<bool>(labels), at<int64_t>(steps)},
+              context);
         });
       },
-      py::arg("features"), py::arg("is_double"), py::arg("batch"), py::arg("n"), py::arg("d"),
+      py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
       py::arg("threads"));
 }

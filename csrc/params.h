@@ -49,9 +49,11 @@ struct Context {
 // Thrown out of an operation whose context says that it was interrupted.
 struct Interrupted {};
 
+enum class Dtype : int { kFloat16, kBFloat16, kFloat32, kFloat64 };
+
 struct AffinityParams {
-  const void* features;  // (batch, n, d), float32, or float64 where is_double
-  bool is_double;
+  const void* features;  // (batch, n, d)
+  Dtype dtype;
   int64_t batch, n, d;
   double tau, eps;
   bool weighted;
@@ -87,8 +89,8 @@ struct ComponentsParams {
 };
 
 struct IpoParams {
-  const void* features;  // (batch, n, d), float32, or float64 where is_double
-  bool is_double;
+  const void* features;  // (batch, n, d)
+  Dtype dtype;
   int64_t batch, n, d;
   int64_t iters, min_count;
   bool* labels;    // in and out: (batch, n)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,13 +55,10 @@ class Features:
         """``result`` (B, ...) as the caller's kind of array, without the axis it did not have."""
         return self.restore(result if self.batched else result[0])
 
-    def chunks(self, images: int) -> list[Tensor]:
-        """Contiguous (at most ``images``, N, d) slices in float32, or float64 where given so.
-
-        Half-precision features are widened, which is exact.
-        """
-        dtype = torch.float64 if self.tensor.dtype == torch.float64 else torch.float32
-        return [part.to(dtype).contiguous() for part in self.tensor.split(images)]
+    def chunks(self, images: int) -> Iterator[Tensor]:
+        """Contiguous slices of at most ``images`` images: views where the features are so."""
+        for part in self.tensor.split(images):
+            yield part.contiguous()
 
 
 def as_features(

@@ -29,6 +29,12 @@ def cpu() -> ModuleType:
         ) from error
 
 
+def dtype_code(rows: torch.Tensor) -> int:
+    """The native number of a features dtype."""
+    code: int = cpu().DTYPES.index(str(rows.dtype).removeprefix("torch."))
+    return code
+
+
 def threads() -> int:
     """As many threads as torch is set to use: ``torch.set_num_threads``."""
     return torch.get_num_threads()

@@ -100,7 +100,7 @@ def affinity(
     """
     params.check_graph(tau, eps, graph)
     given = as_features(features)
-    return build(torch.cat(given.chunks(len(given.tensor))), tau, eps, graph, given=given)
+    return build(given.tensor.contiguous(), tau, eps, graph, given=given)
 
 
 def build(
@@ -120,7 +120,7 @@ def build(
     weights = native.Weights(batch) if graph == "weighted" else None
     bad = native.affinity(
         features=rows.data_ptr(),
-        is_double=rows.dtype == torch.float64,
+        dtype=_native.dtype_code(rows),
         batch=batch,
         n=n,
         d=d,

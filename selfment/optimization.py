@@ -55,7 +55,7 @@ def ipo(
     if not ((start == 0) | (start == 1)).all():
         value = start[(start != 0) & (start != 1)].flatten()[0].item()
         raise ValueError(f"`labels` must be 0 or 1: got {value}")
-    refined, _ = refine(given.chunks(batch)[0], start.reshape(batch, n).bool(), iters, min_count)
+    refined, _ = refine(given.tensor.contiguous(), start.reshape(batch, n).bool(), iters, min_count)
     return restore(refined.reshape(start.shape).to(start.dtype))
 
 
@@ -71,7 +71,7 @@ def refine(
     batch, n, d = rows.shape
     bad = _native.cpu().ipo(
         features=rows.data_ptr(),
-        is_double=rows.dtype == torch.float64,
+        dtype=_native.dtype_code(rows),
         batch=batch,
         n=n,
         d=d,

@@ -103,10 +103,8 @@ def pseudo_label(
 def _images_at_once(given: Features) -> int:
     """Enough images to keep the threads busy, and few enough to bound the memory they take."""
     n, d = given.tensor.shape[1:]
-    copied = (
-        given.tensor.dtype in (torch.float16, torch.bfloat16) or not given.tensor.is_contiguous()
-    )
-    bytes_each = n * n // 8 + (4 * n * d if copied else 0) + 1
+    copied = 0 if given.tensor.is_contiguous() else n * d * given.tensor.element_size()
+    bytes_each = n * n // 8 + copied + 1
     threads = _native.threads()
     return max(1, min(8 * threads, max(_SCRATCH, threads * _SCRATCH // 8) // bytes_each))
 

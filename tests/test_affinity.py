@@ -118,6 +118,20 @@ def test_dtypes(dtype: torch.dtype, graph: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_every_half_precision_number_is_widened_exactly(dtype: torch.dtype) -> None:
+    """Subnormals, signs and remainders of a vector included: 9 numbers to a row."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
+    numbers = bits.view(dtype)
+    numbers = numbers[numbers.isfinite()]
+    rows = numbers[: len(numbers) // 9 * 9].reshape(-1, 9)[::8]
+    assert torch.equal(
+        selfment.affinity(rows).to_dense(), selfment.affinity(rows.float()).to_dense()
+    )
+    label = torch.arange(len(rows)) % 3 == 0
+    assert torch.equal(selfment.ipo(rows, label), selfment.ipo(rows.float(), label))
+
+
 def test_scale_of_a_row_does_not_matter_but_at_the_extremes() -> None:
     features = smooth(9, 9, 32).double()
     scale = torch.logspace(-6, 60, 81, dtype=torch.float64)[:, None]
@@ -253,7 +267,9 @@ def test_wrong_parameters(arguments: dict[str, object], message: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
 def test_not_finite(value: float, dtype: torch.dtype) -> None:
     features = torch.ones(3, 70, 9, dtype=dtype)
     features[1, 66, 8] = value

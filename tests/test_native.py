@@ -147,7 +147,7 @@ print(peak() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak as Linux counts it")
-@pytest.mark.parametrize("shape", ["6400, 384", "6400, 2048"])
+@pytest.mark.parametrize("shape", ["6400, 384", "6400, 2048", "6400, 4096, dtype=torch.bfloat16"])
 def test_memory_beyond_the_features(shape: str) -> None:
     """A dense float32 matrix of 6400 patches would be 156 MiB."""
     assert peak_growth(shape) < 64

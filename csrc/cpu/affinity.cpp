@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "matvec.h"
@@ -201,8 +202,9 @@ class ImageGraph {
 int64_t affinity(const AffinityParams& p, const Context& context) {
   std::vector<int64_t> bad(p.batch);
   for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
-    bad[image] = p.is_double ? ImageGraph<double>(p, image, workers).build()
-                             : ImageGraph<float>(p, image, workers).build();
+    bad[image] = with_dtype(p.dtype, [&](auto* typed) {
+      return ImageGraph<std::decay_t<decltype(*typed)>>(p, image, workers).build();
+    });
   });
   return first_row(bad, p.n);
 }

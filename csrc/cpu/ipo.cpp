@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "simd.h"
@@ -150,8 +151,9 @@ class Optimizer {
 int64_t ipo(const IpoParams& p, const Context& context) {
   std::vector<int64_t> bad(p.batch);
   for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
-    bad[image] = p.is_double ? Optimizer<double>(p, image, workers).run(p.steps + image)
-                             : Optimizer<float>(p, image, workers).run(p.steps + image);
+    bad[image] = with_dtype(p.dtype, [&](auto* typed) {
+      return Optimizer<std::decay_t<decltype(*typed)>>(p, image, workers).run(p.steps + image);
+    });
   });
   return first_row(bad, p.n);
 }

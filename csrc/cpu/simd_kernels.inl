@@ -20,7 +20,31 @@ namespace {
 // Eight doubles, in as many registers as the instruction set needs.
 typedef double Doubles __attribute__((vector_size(64)));
 typedef float Floats __attribute__((vector_size(32)));
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
 constexpr int64_t kDoubles = 8;
+
+inline double value(double x) { return x; }
+inline double value(float x) { return x; }
+inline double value(BFloat16 x) {
+  const uint32_t bits = uint32_t{x.bits} << 16;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
+inline double value(Float16 x) {
+  // Exponent and fraction at their places in a float, whose exponent is 112 too small; what was
+  // infinite or NaN is then 65536 or more.
+  uint32_t bits = uint32_t{x.bits & 0x7FFFu} << 13;
+  float f;
+  std::memcpy(&f, &bits, sizeof f);
+  f *= 0x1p112f;
+  std::memcpy(&bits, &f, sizeof f);
+  if (f >= 65536.0f) bits |= 0x7F800000u;
+  bits |= uint32_t{x.bits & 0x8000u} << 16;
+  std::memcpy(&f, &bits, sizeof f);
+  return f;
+}
 
 inline Doubles load(const double* x) {
   Doubles v;
@@ -32,6 +56,24 @@ inline Doubles load(const float* x) {
   Floats v;
   std::memcpy(&v, x, sizeof v);
   return __builtin_convertvector(v, Doubles);
+}
+
+inline Doubles load(const BFloat16* x) {
+  Halves bits;
+  std::memcpy(&bits, x, sizeof bits);
+  return __builtin_convertvector(Floats(__builtin_convertvector(bits, Words) << 16), Doubles);
+}
+
+inline Doubles load(const Float16* x) {
+#if defined(__F16C__)
+  __m128i bits;
+  std::memcpy(&bits, x, sizeof bits);
+  return __builtin_convertvector(Floats(_mm256_cvtph_ps(bits)), Doubles);
+#else
+  Doubles v;
+  for (int i = 0; i < kDoubles; ++i) v[i] = value(x[i]);
+  return v;
+#endif
 }
 
 inline void store(double* x, const Doubles& v) { std::memcpy(x, &v, sizeof v); }
@@ -82,7 +124,7 @@ void pack(const T* rows, const double* norms, int64_t count, int64_t d, float* p
       int64_t k = 0;
       for (; k + kDoubles <= span; k += kDoubles)
         store(block[r] + k, __builtin_convertvector(load(x + k) / norms[r], Floats));
-      for (; k < span; ++k) block[r][k] = static_cast<float>(x[k] / norms[r]);
+      for (; k < span; ++k) block[r][k] = static_cast<float>(value(x[k]) / norms[r]);
     }
     for (int64_t k = 0; k < span; ++k)
       for (int64_t r = 0; r < kLane; ++r) panel[(k0 + k) * kLane + r] = block[r][k];
@@ -96,14 +138,14 @@ double dot(const T* x, const double* w, int64_t d) {
   for (; k + 4 * kDoubles <= d; k += 4 * kDoubles)
     for (int u = 0; u < 4; ++u) s[u] += load(x + k + u * kDoubles) * load(w + k + u * kDoubles);
   double total = sum((s[0] + s[2]) + (s[1] + s[3]));
-  for (; k < d; ++k) total += x[k] * w[k];
+  for (; k < d; ++k) total += value(x[k]) * w[k];
   return total;
 }
 
 template <class T>
 double rounded_dot(const T* x, double norm, const double* w, int64_t d) {
   double total = 0;
-  for (int64_t k = 0; k < d; ++k) total += static_cast<float>(x[k] / norm) * w[k];
+  for (int64_t k = 0; k < d; ++k) total += static_cast<float>(value(x[k]) / norm) * w[k];
   return total;
 }
 
@@ -114,7 +156,7 @@ void add_rounded(const T* x, double norm, double sign, int64_t d, double* total)
     const Floats f = __builtin_convertvector(load(x + k) / norm, Floats);
     store(total + k, load(total + k) + sign * __builtin_convertvector(f, Doubles));
   }
-  for (; k < d; ++k) total[k] += sign * static_cast<float>(x[k] / norm);
+  for (; k < d; ++k) total[k] += sign * static_cast<float>(value(x[k]) / norm);
 }
 
 // --- Graph ---
@@ -345,21 +387,15 @@ void axpy(double a, const double* x, int64_t n, double* y) {
   for (; i < n; ++i) y[i] += a * x[i];
 }
 
+template <class T>
+constexpr Rows<T> kRowsOf = {norm<T>, pack<T>, dot<T>, rounded_dot<T>, add_rounded<T>};
+
 }  // namespace
 
 extern const Simd SELFMENT_SIMD = {
-    SELFMENT_SIMD_NAME,
-    {norm<float>, pack<float>, dot<float>, rounded_dot<float>, add_rounded<float>},
-    {norm<double>, pack<double>, dot<double>, rounded_dot<double>, add_rounded<double>},
-    tile_product,
-    tile_threshold,
-    add_popcounts,
-    kTableSize,
-    subset_sums,
-    bits_matvec,
-    tile_matvec,
-    dot<double>,
-    axpy,
+    SELFMENT_SIMD_NAME, kRowsOf<Float16>, kRowsOf<BFloat16>, kRowsOf<float>, kRowsOf<double>,
+    tile_product,       tile_threshold,   add_popcounts,     kTableSize,     subset_sums,
+    bits_matvec,        tile_matvec,      dot<double>,       axpy,
 };
 
 }  // namespace selfment::cpu
