@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def measure(side: int, dim: int, photos: list[Path], rounds: int, budget: Budget
         if not budget.allows(entry, patches):
             continue
         start = time.perf_counter()
-        result, entry.memory = peak_mib(lambda entry=entry: entry.run(problems[0]))
+        result, entry.memory = peak_mib(partial(entry.run, problems[0]))
         seconds = time.perf_counter() - start
         expected.setdefault(entry.table, result)
         verify(entry, result, expected[entry.table])
