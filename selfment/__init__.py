@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import reference
 from .graph import Graph, affinity
 from .optimization import ipo
 from .pseudo_labels import PseudoLabels, pseudo_label
@@ -25,6 +26,7 @@ __all__ = [
     "ipo",
     "ncut",
     "pseudo_label",
+    "reference",
 ]
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
