@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,10 +35,12 @@ FLAGS = [
 ]
 ISA_FLAGS = {
     "portable": [],
-    "avx2": ["-mavx2", "-mfma", "-mpopcnt"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
     "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mpopcnt"),
-        "-Wno-maybe-uninitialized",  # GCC 12 finds fault with its own avx512fintrin.h
+        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
+        *("-mavx2", "-mfma", "-mf16c", "-mpopcnt"),
+        # GCC 12 finds fault with its own avx512fintrin.h; clang does not know that warning.
+        *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),
     ],
 }
 
@@ -78,7 +81,8 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
             f'-DSELFMENT_VERSION=\\"{VERSION}\\"',
             *(["-DSELFMENT_X86"] if X86 else []),
         ]
-        flags += [f"-isystem {escape(path)}" for path in self.include_paths()]
+        paths = map(shlex.quote, self.include_paths())
+        flags += ["-isystem " + path.replace("$", "$$") for path in paths]
         lines = [
             f"cxx = {os.environ.get('CXX', 'c++')}",
             f"cxxflags = {' '.join(flags)} {os.environ.get('CXXFLAGS', '')}",

@@ -3,15 +3,26 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(SELFMENT_X86)
+#include <cpuid.h>
+#endif
+
 namespace selfment::cpu {
 
 namespace {
 
+#if defined(SELFMENT_X86)
+// Half precision conversions, which clang 14 does not know by name.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const Simd& choose() {
 #if defined(SELFMENT_X86)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");

@@ -33,17 +33,14 @@ inline double value(BFloat16 x) {
   return f;
 }
 inline double value(Float16 x) {
-  // Exponent and fraction at their places in a float, whose exponent is 112 too small; what was
-  // infinite or NaN is then 65536 or more.
-  uint32_t bits = uint32_t{x.bits & 0x7FFFu} << 13;
+  const uint32_t exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  const double sign = x.bits >> 15 ? -1 : 1;
+  // Subnormal numbers are made from an integer: as floats they might be flushed to zero.
+  if (exponent == 0) return sign * fraction * 0x1p-24;
+  const uint32_t bits = (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
   float f;
   std::memcpy(&f, &bits, sizeof f);
-  f *= 0x1p112f;
-  std::memcpy(&bits, &f, sizeof f);
-  if (f >= 65536.0f) bits |= 0x7F800000u;
-  bits |= uint32_t{x.bits & 0x8000u} << 16;
-  std::memcpy(&f, &bits, sizeof f);
-  return f;
+  return sign * f;
 }
 
 inline Doubles load(const double* x) {
