@@ -232,7 +232,7 @@ def _to_8bit(values: npt.NDArray[np.generic], notes: list[str]) -> npt.NDArray[n
     if low < 0 or high > ceiling:
         notes.append(f"scaled from [{low:g}, {high:g}]")
         scaled -= low
-        ceiling = max(high - low, np.finfo(np.float64).tiny)
+        ceiling = max(high - low, float(np.finfo(np.float64).tiny))
     return np.rint(scaled * (255 / ceiling)).astype(np.uint8)
 
 

@@ -137,7 +137,7 @@ def test_values_out_of_range_are_scaled_and_noted(tmp_path):
 
 @pytest.mark.parametrize("mode", ["CMYK", "L", "1", "YCbCr", "P"])
 def test_other_modes_become_rgb(tmp_path, mode):
-    suffix = "tif" if mode in ("CMYK", "YCbCr") else "png"
+    suffix = {"CMYK": "tif", "YCbCr": "jpg"}.get(mode, "png")
     path = tmp_path / f"image.{suffix}"
     Image.new("RGB", (5, 4), (255, 255, 255)).convert(mode).save(path)
     image, notes = load_image(path)
