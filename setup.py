@@ -45,8 +45,8 @@ ISA_FLAGS = {
 }
 
 
-def cuda_wanted() -> bool:
-    """Whether SELFMENT_CUDA asks for the CUDA module; there is none to build yet."""
+def check_cuda_wish() -> None:
+    """Ends the build if SELFMENT_CUDA asks for what cannot be had; there is no CUDA module yet."""
     wish = os.environ.get("SELFMENT_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"SELFMENT_CUDA must be auto, 0 or 1: got {wish!r}")
@@ -54,7 +54,6 @@ def cuda_wanted() -> bool:
         sys.exit("SELFMENT_CUDA=1 asks for the CUDA module, but nvcc is not on the PATH")
     if wish == "1":
         sys.exit("SELFMENT_CUDA=1 asks for the CUDA module, which this version does not have yet")
-    return False
 
 
 def escape(text: object) -> str:
@@ -67,7 +66,7 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
 
     def build_extension(self, ext: Extension) -> None:
         """Writes build.ninja and runs it."""
-        cuda_wanted()
+        check_cuda_wish()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         folder = Path(self.build_temp).resolve()
         folder.mkdir(parents=True, exist_ok=True)

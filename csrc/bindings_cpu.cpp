@@ -56,6 +56,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Selfment's kernels for the CPU. Use the functions of `selfment`.";
   m.attr("__version__") = SELFMENT_VERSION;
   m.def("isa", &selfment::cpu::isa);
+  m.attr("PEAK_TIE") = selfment::kPeakTie;
+  m.attr("IPO_TIE") = selfment::kIpoTie;
   m.attr("DTYPES") = py::make_tuple("float16", "bfloat16", "float32", "float64");
   m.def("bits_size", &selfment::bits_size, py::arg("n"));
 

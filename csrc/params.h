@@ -39,6 +39,11 @@ struct Graph {
   double eps;
 };
 
+// Rules for ties, so that rounding does not decide: entries of a vector that differ from its peak
+// by less than this share of it are peaks, too; an IPO score up to this is background.
+inline constexpr double kPeakTie = 1e-7;
+inline constexpr double kIpoTie = 1e-12;
+
 // How an operation runs: on how many threads, and whom to ask whether to give up. `interrupted` is
 // called on the thread that called the operation only, ten times a second.
 struct Context {
@@ -75,9 +80,9 @@ struct FiedlerParams {
   int64_t batch, k;       // 1 <= k < n
   double* eigenvalues;    // out: (batch, k), ascending
   double* vectors;        // out: (batch, k, n), x^T D x = 1, positive at the largest magnitude
-  double* gaps;           // out: (batch, k), distance to the nearest other nontrivial eigenvalue
-  double* residuals;      // out: (batch, k), |M y - theta y| of the unit vectors y = D^1/2 x
-  int64_t* iterations;    // out: (batch,), products with the graph
+  double* gaps;       // out: (batch, k), distance to the nearest other nontrivial eigenvalue found
+  double* residuals;  // out: (batch, k), |M y - theta y| of the unit vectors y = D^1/2 x
+  int64_t* iterations;  // out: (batch,), products with the graph
 };
 
 struct ComponentsParams {

@@ -50,15 +50,18 @@ def cuda_state() -> str:
 
 def info() -> dict[str, str]:
     """What `selfment info` prints: versions, instruction set, CUDA state."""
-    module = cpu()
     wish = os.environ.get("SELFMENT_ISA", "")
+    try:
+        isa = cpu().isa() + (f" (SELFMENT_ISA={wish})" if wish else "")
+    except ImportError as error:
+        isa = f"none: {error}"
     return {
-        "selfment": module.__version__,
+        "selfment": _version("selfment"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": _version("timm"),
         "numpy": _version("numpy"),
-        "instruction set": module.isa() + (f" (SELFMENT_ISA={wish})" if wish else ""),
+        "instruction set": isa,
         "threads": str(threads()),
         "CUDA kernels": cuda_state(),
     }

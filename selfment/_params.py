@@ -41,16 +41,17 @@ def check_graph(tau: float, eps: float, graph: str) -> None:
     """Checks the three parameters of the affinity graph; raises ``ValueError``."""
     choice("graph", graph, GRAPHS)
     number("tau", tau, "a finite number", _finite(tau))
-    number("eps", eps, "in (0, 1)", _finite(eps) and 0 < eps < 1)
+    number("eps", eps, "in [1e-30, 1)", _finite(eps) and 1e-30 <= eps < 1)
     if graph == "weighted":
         number("tau", tau, "> 0 in the weighted graph, whose degrees must be", tau > 0)
 
 
 def check_ipo(iters: int, min_count: int) -> None:
     """Checks the two parameters of IPO; raises ``ValueError``."""
-    number("iters", iters, "an integer >= 0", isinstance(iters, Integral) and iters >= 0)
+    whole = isinstance(iters, Integral)
+    number("iters", iters, "an integer from 0 to 2^31", whole and 0 <= iters <= 2**31)
     whole = isinstance(min_count, Integral)
-    number("min_count", min_count, "an integer >= 1", whole and min_count >= 1)
+    number("min_count", min_count, "an integer from 1 to 2^31", whole and 1 <= min_count <= 2**31)
 
 
 def check_k(k: int, patches: int) -> None:
@@ -61,4 +62,7 @@ def check_k(k: int, patches: int) -> None:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, Real) and math.isfinite(value)
+    try:
+        return isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:  # an integer beyond the range of a float
+        return False

@@ -9,9 +9,8 @@ from typing import NoReturn
 
 import torch
 
-from . import __version__
+from . import __version__, _native
 from . import _params as params
-from ._native import info
 from .backbones import DTYPES, FEATURES, WeightsError
 from .images import find_images, sample_images
 from .labeler import PseudoLabeler
@@ -28,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return _label(arguments) if arguments.command == "label" else _info()
-    except (ValueError, WeightsError, OSError) as error:
+    except (ValueError, WeightsError, OSError, ImportError) as error:
         print(f"selfment {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -44,6 +43,7 @@ def _label(arguments: argparse.Namespace) -> int:
     if arguments.threads is not None:
         params.number("threads", arguments.threads, "an integer >= 1", arguments.threads >= 1)
         torch.set_num_threads(arguments.threads)
+    _native.cpu()  # what is wrong with it is the run's error, not that of each image
     labeler = PseudoLabeler(
         arguments.backbone,
         arguments.size,
@@ -70,7 +70,7 @@ def _label(arguments: argparse.Namespace) -> int:
 
 
 def _info() -> int:
-    for name, value in info().items():
+    for name, value in _native.info().items():
         print(f"{name:<16} {value}")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,11 @@ from torch import Tensor
 
 from . import _native
 from . import _params as params
-from ._arrays import Features, as_features, as_tensor
+from ._arrays import Restore, as_features, as_tensor
+
+
+def _as_it_is(result: Tensor) -> Tensor:
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +30,13 @@ class Graph:
     bits: Tensor  #: (B, words * rows) int64; the layout is in csrc/params.h
     weights: Any  #: the native edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
-    given: Features | None = None  #: what the graph was made from, and answers like
+    batched: bool = True  #: whether answers have the axis B
+    restore: Restore = _as_it_is  #: from a tensor to the kind of array that answers come in
 
     @property
     def degrees(self) -> Any:
         """(B, N) float64, the row sums of A; (N,) for (N, d) features."""
-        return self._give(self.degree)
+        return self.give(self.degree)
 
     @property
     def nbytes(self) -> int:
@@ -45,8 +50,7 @@ class Graph:
         Raises ``ValueError`` for other shapes.
         """
         vectors, restore = as_tensor(x, "x")
-        batched = self.given is None or self.given.batched
-        rows = tuple(self.degree.shape) if batched else (self.n,)
+        rows = tuple(self.degree.shape) if self.batched else (self.n,)
         if vectors.shape[: len(rows)] != rows or vectors.ndim > len(rows) + 1:
             raise ValueError(
                 f"`x` must be {rows} or {(*rows, 'm')} for this graph: got {tuple(vectors.shape)}"
@@ -71,10 +75,11 @@ class Graph:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
         eye = torch.eye(self.n, dtype=torch.float64).expand(len(self.degree), -1, -1)
         plain = Graph(self.eps, self.n, self.bits, self.weights, self.degree)
-        return self._give(plain.matvec(eye))
+        return self.give(plain.matvec(eye))
 
-    def _give(self, result: Tensor) -> Any:
-        return result if self.given is None else self.given.give(result)
+    def give(self, result: Tensor) -> Any:
+        """``result`` (B, ...) as the caller's kind of array, without B for (N, d) features."""
+        return self.restore(result if self.batched else result[0])
 
 
 def affinity(
@@ -90,7 +95,7 @@ def affinity(
         features: (N, d), (B, N, d) or (B, d, h, w) in float16, bfloat16, float32 or float64; torch,
             numpy or DLPack. Rows are normalised in float64 and rounded to float32.
         tau: the threshold on the similarity, the float64 inner product of two such rows.
-        eps: A where there is no edge, in (0, 1).
+        eps: A where there is no edge, in [1e-30, 1).
         graph: "binary", A = 1 where the similarity is > tau (TokenCut, and Selfment's code), or
             "weighted", A = the similarity where it is >= tau (Selfment's equation 1).
 
@@ -100,7 +105,8 @@ def affinity(
     """
     params.check_graph(tau, eps, graph)
     given = as_features(features)
-    return build(given.tensor.contiguous(), tau, eps, graph, given=given)
+    made = build(given.tensor.contiguous(), tau, eps, graph)
+    return replace(made, batched=given.batched, restore=given.restore)
 
 
 def build(
@@ -110,7 +116,6 @@ def build(
     graph: str,
     *,
     first: int = 0,
-    given: Features | None = None,
 ) -> Graph:
     """The graph of checked, contiguous (B, N, d) rows; ``first`` is the first image's number."""
     native = _native.cpu()
@@ -132,7 +137,7 @@ def build(
         threads=_native.threads(),
     )
     check_finite(bad, n, first)
-    return Graph(eps, n, bits, weights, degree, given)
+    return Graph(eps, n, bits, weights, degree)
 
 
 def check_finite(bad: int, n: int, first: int) -> None:

@@ -54,7 +54,7 @@ def find_images(
     """
     roots: list[str] = []
     paths: dict[str, None] = {}
-    skip = None if out is None else os.path.abspath(out)
+    skip = None if out is None else os.path.realpath(out)
     for value in inputs:
         root, files = _expand(os.fspath(value), skip)
         roots += root
@@ -124,7 +124,7 @@ def _expand(value: str, skip: str | None) -> tuple[list[str], list[str]]:
     roots, files = [], []
     for match in sorted(glob.glob(value, recursive=True)):
         path = os.path.abspath(match)
-        if skip is not None and _inside(skip, base) and _inside(path, skip):
+        if skip is not None and _inside(os.path.realpath(path), skip):
             continue
         if os.path.isdir(path):
             inside = _walk(path, skip)
@@ -145,18 +145,20 @@ def _walk(folder: str, skip: str | None) -> list[str]:
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.join(parent, name) != skip
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != skip
         )
         found += [
             os.path.join(parent, name)
             for name in sorted(files)
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+            if not name.startswith(".")
+            and Path(name).suffix.lower() in SUFFIXES
+            and os.path.isfile(os.path.join(parent, name))
         ]
     return found
 
 
 def _check_searched(folder: str, skip: str | None) -> None:
-    if folder == skip:
+    if os.path.realpath(folder) == skip:
         raise ValueError(f"`out` must not be a folder that is searched for images: got {skip!r}")
 
 

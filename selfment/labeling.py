@@ -51,7 +51,8 @@ def label_images(
     :func:`selfment.visualize.overlay` under ``out/overlays``. Images that an earlier run labelled
     with the same settings are skipped unless the file has changed since; failed ones are tried
     again. An image keeps the mask name it has in ``labels.jsonl``, and never gets that of another
-    image. What fails is reported on stderr and in ``labels.jsonl``, and the run goes on.
+    image, or of a file that no run has written. What fails is reported on stderr and in
+    ``labels.jsonl``, and the run goes on.
     ``progress``: a bar on stderr. Raises ``ValueError`` when ``out`` cannot be written or a mask
     would replace an input, and whatever the backbone raises when it cannot be loaded.
     """
@@ -60,8 +61,9 @@ def label_images(
         folder.mkdir(parents=True, exist_ok=True)
         records = Records(folder / "labels.jsonl")
     except OSError as error:
+        reason = error.strerror or error
         raise ValueError(
-            f"`out` must be a folder that can be written: got {os.fspath(out)!r} ({error.strerror})"
+            f"`out` must be a folder that can be written: got {os.fspath(out)!r} ({reason})"
         ) from error
     run = _Run(folder, labeler, records, overlays)
     try:
@@ -111,27 +113,34 @@ class _Run:
 
     def plan(self, images: Sequence[ImageEntry]) -> list[_Job]:
         """The jobs that are left to do, with their mask names."""
-        sources = {str(entry.path) for entry in images}
+        sources = {os.path.realpath(entry.path) for entry in images}
         jobs = []
         for entry in images:
             image = str(entry.path)
             mask = self.records.get(image).get("mask") or entry.mask_name
-            if self.records.claim(mask, image) != image:
-                name = PurePosixPath(mask)
-                tag = hashlib.sha256(os.fsencode(image)).hexdigest()[:8]
-                mask = str(name.with_name(f"{name.stem}-{tag}.png"))
-                self.records.claim(mask, image)
             for output in (mask, _overlay_name(mask)):
-                if str(self.folder / output) in sources:
+                if os.path.realpath(self.folder / output) in sources:
                     raise ValueError(
                         f"`out` must not hold the inputs: {output} would replace an input image "
                         f"in {self.folder}"
                     )
+            if self._taken(mask, image):
+                name = PurePosixPath(mask)
+                tag = hashlib.sha256(os.fsencode(image)).hexdigest()[:8]
+                mask = str(name.with_name(f"{name.stem}-{tag}.png"))
+                self.records.claim(mask, image)
             if self._done(image):
                 self.summary.skipped += 1
             else:
                 jobs.append(_Job(image, mask))
         return jobs
+
+    def _taken(self, mask: str, image: str) -> bool:
+        """Whether another image owns the mask, or a file lies there that no run has recorded."""
+        known = self.records.owns(mask)
+        return self.records.claim(mask, image) != image or (
+            not known and (self.folder / mask).exists()
+        )
 
     def label(self, jobs: list[_Job], bar: tqdm[Any]) -> None:
         """Labels all jobs: files are read and written in threads, meanwhile this one labels."""
@@ -207,10 +216,11 @@ class _Run:
         for index, job in enumerate(batch):
             job.seconds += seconds
             job.pixels = None
-            previous = self.records.get(job.image)
-            if previous and previous.get("error") is None:
-                # From here on its mask may be the new one: the old record must not vouch for it.
-                self.records.add({**previous, "error": "labelling was interrupted"})
+            # From here on its mask may be there, or be the new one: the record must name it, and an
+            # old one must not vouch for it.
+            previous = self.records.get(job.image) or self._record(job)
+            interrupted = {"mask": job.mask, "error": "labelling was interrupted"}
+            self.records.add({**previous, **interrupted})
             row = {field.name: getattr(labels, field.name)[index] for field in fields(labels)}
             self.writing.append((job, self.pool.submit(self._write, job, PseudoLabels(**row))))
         self._collect(2 * self.labeler.batch_size)
@@ -267,7 +277,10 @@ class _Run:
         sentence = text.splitlines()[0]
         if job.image not in sentence:
             sentence = f"cannot label {job.image}: {sentence}"
-        self.records.add({**self._record(job), "error": sentence})
+        # A mask of an earlier run stays, and stays this image's.
+        kept = self.records.get(job.image).get("mask")
+        mask = kept if kept and (self.folder / kept).exists() else None
+        self.records.add({**self._record(job), "mask": mask, "error": sentence})
         self.summary.failed += 1
         tqdm.write(sentence, file=sys.stderr)
         self.bar.update()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -44,13 +45,13 @@ def ipo(
     given = as_features(features)
     start, restore = as_tensor(labels, "labels")
     batch, n, _ = given.tensor.shape
-    shapes: list[tuple[int, ...]] = [(batch, n)] if given.batched else [(n,)]
-    if given.grid is not None:
-        shapes.append((batch, *given.grid))
-    if tuple(start.shape) not in shapes:
+    lead = (batch,) if given.batched else ()
+    own = tuple(start.shape)[len(lead) :]
+    if start.shape[: len(lead)] != lead or len(own) not in (1, 2) or math.prod(own) != n:
+        axes = f"{batch}, " if given.batched else ""
         raise ValueError(
-            f"`labels` must be {' or '.join(map(str, shapes))} for these features: "
-            f"got {tuple(start.shape)}"
+            f"`labels` must be ({axes}{n}{'' if axes else ','}), or ({axes}h, w) with h*w == {n}, "
+            f"for these features: got {tuple(start.shape)}"
         )
     if not ((start == 0) | (start == 1)).all():
         value = start[(start != 0) & (start != 1)].flatten()[0].item()

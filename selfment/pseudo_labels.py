@@ -29,7 +29,7 @@ class PseudoLabels:
     ncut_mask: Any  #: (B, h, w) bool, the initial mask: the seed's component, before IPO
     fiedler: Any  #: (B, h, w) float32, the Fiedler vector x, x^T D x = 1, x > 0 where |x| peaks
     eigenvalue: Any  #: (B,) float64, lambda of (D - A) x = lambda D x: the Ncut value, relaxed
-    gap: Any  #: (B,) float64, distance to the next eigenvalue; small means an ambiguous cut
+    gap: Any  #: (B,) float64, to the next eigenvalue found; small means an ambiguous cut
     residual: Any  #: (B,) float64, |M y - theta y| of the unit vector y = D^1/2 x
     seed: Any  #: (B,) int64, flat index of the seed patch
     lanczos_iters: Any  #: (B,) int64, products with the graph that the eigenvector took
@@ -54,7 +54,7 @@ def pseudo_label(
             bfloat16, float32 or float64; torch, numpy or DLPack, on the CPU.
         grid: (h, w) with h * w == N, the patches in row-major order.
         tau: the threshold on the similarity of two patches.
-        eps: the affinity below it, in (0, 1).
+        eps: the affinity below it, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
         orient: which side of the cut is the foreground. "seed": the one with the patch of largest
             |x| (TokenCut). "corners": the other one, if at least three corners of the grid lie in
@@ -66,6 +66,8 @@ def pseudo_label(
         The labels and what is known of the cut, in the caller's kind of array; without B for
         (N, d) features. The same features give the same labels, alone or in a batch, on any number
         of threads. A single patch is all foreground, with eigenvalue 0.
+        ``gap`` is between eigenvalues that the iteration has met: of a repeated one that may be a
+        single copy.
 
     Raises:
         TypeError: a wrong kind of array or dtype.
@@ -78,7 +80,7 @@ def pseudo_label(
     assert given.grid is not None
     fields: dict[str, list[Tensor]] = {name: [] for name in PseudoLabels.__dataclass_fields__}
     first = 0
-    for rows in given.chunks(_images_at_once(given)):
+    for rows in given.chunks(_images_at_once(given, graph)):
         pairs = _cut(build(rows, tau, eps, graph, first=first))
         x = pairs.vectors[:, 0]
         mask, seed = initial_mask(x, given.grid, orient)
@@ -100,11 +102,12 @@ def pseudo_label(
     return PseudoLabels(**{name: given.give(torch.cat(parts)) for name, parts in fields.items()})
 
 
-def _images_at_once(given: Features) -> int:
+def _images_at_once(given: Features, graph: str) -> int:
     """Enough images to keep the threads busy, and few enough to bound the memory they take."""
     n, d = given.tensor.shape[1:]
     copied = 0 if given.tensor.is_contiguous() else n * d * given.tensor.element_size()
-    bytes_each = n * n // 8 + copied + 1
+    weights = n * n if graph == "weighted" else 0  # a float for half of the pairs i <= j
+    bytes_each = n * n // 8 + weights + copied + 1
     threads = _native.threads()
     return max(1, min(8 * threads, max(_SCRATCH, threads * _SCRATCH // 8) // bytes_each))
 

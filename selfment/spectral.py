@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from . import _params as params
 from ._arrays import Grid, as_features
 from .graph import Graph, affinity
 
+_CONVERGED = 1e-8  # a residual above this is not what the solver aims at
+
 
 @dataclass(frozen=True)
 class Eigenpairs:
@@ -20,7 +23,7 @@ class Eigenpairs:
 
     values: Tensor  #: (B, k) float64, ascending
     vectors: Tensor  #: (B, k, N) float64, x^T D x = 1, positive where |x| peaks
-    gaps: Tensor  #: (B, k) float64, distance to the nearest other nontrivial eigenvalue
+    gaps: Tensor  #: (B, k) float64, distance to the nearest other eigenvalue that was found
     residuals: Tensor  #: (B, k) float64, |M y - theta y| of the unit vector y = D^1/2 x
     iterations: Tensor  #: (B,) int64, products with the graph
 
@@ -46,21 +49,21 @@ def ncut(
     Returns:
         Eigenvalues (B, k), ascending, and eigenvectors (B, N, k) with x^T D x = 1 and the entry of
         largest magnitude positive, both float64; without B for (N, d) features. The vectors of a
-        repeated eigenvalue are one deterministic choice among many. After 4000 products with the
-        graph the best pairs so far are returned: :func:`eigenpairs` reports their residuals.
+        repeated eigenvalue are one deterministic choice among many. A ``RuntimeWarning`` says so
+        when pairs have not converged after 4000 products with the graph.
 
     Raises:
         TypeError: a wrong kind of array or dtype.
         ValueError: a wrong shape, device or parameter, or features that are not finite.
     """
-    A = features if isinstance(features, Graph) else None
-    if A is None:
-        params.check_graph(tau, eps, graph)
+    if isinstance(features, Graph):
+        params.check_k(k, features.n)
+        A = features
+    else:
         params.check_k(k, as_features(features).tensor.shape[1])
         A = affinity(features, tau=tau, eps=eps, graph=graph)
-    params.check_k(k, A.n)
     pairs = eigenpairs(A, k)
-    return A._give(pairs.values), A._give(pairs.vectors.transpose(1, 2).contiguous())
+    return A.give(pairs.values), A.give(pairs.vectors.transpose(1, 2).contiguous())
 
 
 def eigenpairs(graph: Graph, k: int) -> Eigenpairs:
@@ -88,6 +91,13 @@ def eigenpairs(graph: Graph, k: int) -> Eigenpairs:
         iterations=pairs.iterations.data_ptr(),
         threads=_native.threads(),
     )
+    worst = pairs.residuals.max().item()
+    if worst > _CONVERGED:
+        warnings.warn(
+            f"the eigenvectors have not converged: the largest residual is {worst:.0e}",
+            RuntimeWarning,
+            stacklevel=3,
+        )
     return pairs
 
 

@@ -204,7 +204,10 @@ from cases import CASES
 for name, (features, grid) in CASES.items():
     binary, weighted = selfment.affinity(features), selfment.affinity(features, graph="weighted")
     label = selfment.pseudo_label(features, grid)
-    torch.save([binary.bits, weighted.bits, label.mask, label.ncut_mask, label.seed],
+    halves = [selfment.affinity(features.to(d)).bits for d in (torch.float16, torch.bfloat16)]
+    other = selfment.pseudo_label(features, grid, graph="weighted")
+    torch.save([binary.bits, weighted.bits, *halves, label.mask, label.ncut_mask, label.seed,
+                other.mask, other.ncut_mask, other.seed],
                {out!r} + name.replace(" ", "_") + ".pt")
 print(_native.cpu().isa())
 """
@@ -253,8 +256,9 @@ def test_unknown_instruction_set_is_an_error() -> None:
     ("arguments", "message"),
     [
         ({"tau": float("nan")}, "`tau` must be a finite number: got nan"),
-        ({"eps": 0.0}, r"`eps` must be in \(0, 1\): got 0.0"),
-        ({"eps": 1.5}, r"`eps` must be in \(0, 1\): got 1.5"),
+        ({"eps": 0.0}, r"`eps` must be in \[1e-30, 1\): got 0.0"),
+        ({"eps": 1.5}, r"`eps` must be in \[1e-30, 1\): got 1.5"),
+        ({"tau": 10**400}, "`tau` must be a finite number: got 1000"),
         ({"graph": "dense"}, "`graph` must be 'binary' or 'weighted': got 'dense'"),
         ({"graph": "weighted", "tau": 0.0}, "`tau` must be > 0 in the weighted graph.*got 0.0"),
     ],

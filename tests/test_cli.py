@@ -98,7 +98,7 @@ def test_a_local_checkpoint(capsys, photo, tmp_path):
         (["label", "PHOTO", "--out", "PHOTO/out"], "`out` must be a folder that can be written"),
         (["label", "PHOTO", "--out", "OUT", "--size", "100"], "`size` must be a multiple of 16"),
         (["label", "PHOTO", "--out", "OUT", "--tau", "x"], "argument --tau: invalid float value"),
-        (["label", "PHOTO", "--out", "OUT", "--eps", "2"], "`eps` must be in (0, 1): got 2.0"),
+        (["label", "PHOTO", "--out", "OUT", "--eps", "2"], "`eps` must be in [1e-30, 1): got 2.0"),
         (["label", "PHOTO", "--out", "OUT", "--threads", "0"], "`threads` must be an integer >= 1"),
         (["label", "PHOTO", "--out", "OUT", "--graph", "full"], "argument --graph: invalid choice"),
         (["label", "PHOTO", "--out", "OUT", "--backbone", "resnet50"], "plain ViT of timm"),
@@ -153,3 +153,20 @@ def test_the_module_runs_without_a_network(photo, tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith(f"selfment label: the weights of {DINOV3} cannot be downloaded")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_module_that_cannot_load_is_one_error_and_info_says_why(photo, tmp_path):
+    def selfment(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "selfment", *arguments],
+            env={**os.environ, "SELFMENT_ISA": "sse9"},
+            capture_output=True,
+            text=True,
+        )
+
+    reason = "SELFMENT_ISA must be one of avx512, avx2, portable: got 'sse9'"
+    label = selfment("label", str(photo), "--out", str(tmp_path / "out"))
+    assert (label.returncode, label.stderr) == (2, f"selfment label: {reason}\n")
+    info = selfment("info")
+    assert info.returncode == 0
+    assert reason in info.stdout

@@ -134,6 +134,7 @@ def test_shape_dtype_and_kind_of_the_labels(dtype: torch.dtype) -> None:
     array = selfment.ipo(features.numpy(), given.numpy())
     assert isinstance(array, np.ndarray)
     assert np.array_equal(array, refined.numpy())
+    assert torch.equal(selfment.ipo(features, given.reshape(6, 8)).flatten(), refined)
     image = features.T.reshape(1, 12, 6, 8)
     assert torch.equal(selfment.ipo(image, given.reshape(1, 6, 8))[0].flatten(), refined)
 
@@ -156,7 +157,8 @@ def test_threads_and_batch_do_not_matter() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.ones(29), r"`labels` must be \(30,\) for these features: got \(29,\)"),
+        (torch.ones(29), r"`labels` must be \(30,\), or \(h, w\) with h\*w == 30.*got \(29,\)"),
+        (torch.ones(1, 30, 1), r"`labels` must be \(30,\), or .*got \(1, 30, 1\)"),
         (torch.full((30,), 2), "`labels` must be 0 or 1: got 2"),
         (torch.full((30,), float("nan")), "`labels` must be 0 or 1: got nan"),
     ],
@@ -169,9 +171,10 @@ def test_wrong_labels(labels: Tensor, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"iters": -1}, "`iters` must be an integer >= 0: got -1"),
-        ({"iters": 2.5}, "`iters` must be an integer >= 0: got 2.5"),
-        ({"min_count": 0}, "`min_count` must be an integer >= 1: got 0"),
+        ({"iters": -1}, "`iters` must be an integer from 0 to .*: got -1"),
+        ({"iters": 10**30}, "`iters` must be an integer from 0 to .*: got 1000"),
+        ({"iters": 2.5}, "`iters` must be an integer from 0 to .*: got 2.5"),
+        ({"min_count": 0}, "`min_count` must be an integer from 1 to .*: got 0"),
     ],
 )
 def test_wrong_parameters(arguments: dict[str, float], message: str) -> None:

@@ -160,6 +160,66 @@ def test_inputs_are_never_replaced(tmp_path):
     assert source.read_bytes() == before
 
 
+def test_inputs_are_never_replaced_through_a_link(tmp_path):
+    source = picture(tmp_path / "photos/a.png")
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path / "photos")
+    for inputs in ([tmp_path / "link"], [tmp_path / "link/a.png"]):
+        with pytest.raises(ValueError, match="`out` must not"):
+            run(inputs, tmp_path / "photos")
+    assert source.read_bytes() == before
+
+
+def test_files_of_others_are_never_replaced(photos_in, tmp_path):
+    out = tmp_path / "out"
+    foreign = picture(out / "a.png")
+    before = foreign.read_bytes()
+    assert run([photos_in], out) == Summary(labelled=3)
+    assert foreign.read_bytes() == before
+    name = records(out)["a.jpg"]["mask"]
+    assert name != "a.png"
+    assert (out / name).is_file()
+    assert run([photos_in], out) == Summary(skipped=3)
+
+
+def test_records_of_another_kind_are_refused(photos_in, tmp_path):
+    file = tmp_path / "out/labels.jsonl"
+    file.parent.mkdir()
+    file.write_text('{"label": 3}\n')
+    with pytest.raises(ValueError, match=r"`out` must hold no file labels.jsonl of another kind"):
+        run([photos_in], tmp_path / "out")
+    assert file.read_text() == '{"label": 3}\n'
+
+
+def test_one_run_at_a_time(photos_in, tmp_path):
+    from selfment._records import Records
+
+    (tmp_path / "out").mkdir()
+    other = Records(tmp_path / "out/labels.jsonl")
+    with pytest.raises(ValueError, match="`out` must be used by one run at a time"):
+        run([photos_in], tmp_path / "out")
+    other.close()
+    assert run([photos_in], tmp_path / "out") == Summary(labelled=3)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_pipes_in_a_folder_are_no_images(photos_in, tmp_path):
+    os.mkfifo(photos_in / "pipe.png")
+    assert run([photos_in], tmp_path / "out") == Summary(labelled=3)
+
+
+def test_an_image_that_turned_bad_keeps_its_mask_and_its_name(photos_in, tmp_path):
+    source = photos_in / "a.jpg"
+    good = source.read_bytes()
+    run([photos_in], tmp_path / "out")
+    source.write_bytes(good[:100])
+    assert run([photos_in], tmp_path / "out") == Summary(skipped=2, failed=1)
+    assert records(tmp_path / "out")["a.jpg"]["error"] is not None
+    source.write_bytes(good)
+    assert run([photos_in], tmp_path / "out") == Summary(skipped=2, labelled=1)
+    assert records(tmp_path / "out")["a.jpg"]["mask"] == "a.png"
+
+
 def test_an_out_that_cannot_be_made(photos_in, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import selfment
 from cases import smooth
-from selfment import _native
+from selfment import _native, _params
 from selfment.graph import build
 
 
@@ -101,6 +101,11 @@ def test_works_in_forked_loader_workers() -> None:
         Labels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60
     )
     assert torch.equal(torch.cat(list(loader)), expected)
+
+
+def test_the_rules_for_ties_are_the_same_on_both_sides() -> None:
+    assert _native.cpu().PEAK_TIE == _params.SEED_TIE
+    assert _native.cpu().IPO_TIE == _params.IPO_TIE
 
 
 def test_info_names_versions_and_states() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -85,6 +87,39 @@ def test_equal_components_give_every_vector_of_the_eigenspace() -> None:
     assert values[3] - values[0] < 1e-12
     assert values[4] > 0.9
     assert torch.linalg.matrix_rank(vectors[:, :4]) == 4
+
+
+@pytest.mark.parametrize("copies", [2, 3, 5])
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_repeated_eigenvalues_of_a_large_krylov_space(copies: int, graph: str) -> None:
+    """Equal components of a rich spectrum: the iteration does not end early in any of them."""
+    part = smooth(1, 37, 19, seed=7)
+    features = torch.block_diag(*[part] * copies)
+    values, vectors = selfment.ncut(features, k=copies + 2, graph=graph)
+    expected, _ = reference.ncut(features, k=copies + 2, graph=graph)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
+    A = reference.affinity(features, graph=graph)
+    assert residuals(A, values, vectors).max() < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_pairs_of_duplicated_blocks(seed: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    count, copies = (int(torch.randint(*span, (), generator=rng)) for span in ((8, 60), (2, 6)))
+    part = torch.randn(count, 8 + seed % 5, generator=rng)
+    features = torch.block_diag(*[part] * copies)
+    k = 1 + seed % 7
+    values, _ = selfment.ncut(features, k=k)
+    expected, _ = reference.ncut(features, k=k)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-9)
+
+
+def test_no_convergence_is_said() -> None:
+    """A chain so long that its eigenvalues lie closer than the products allow to tell."""
+    chain = selfment.affinity(ring(2000))
+    far = replace(chain, degree=chain.degree * torch.logspace(0, 9, 2000, dtype=torch.float64))
+    with pytest.warns(RuntimeWarning, match="have not converged: the largest residual is"):
+        eigenpairs(far, 1)
 
 
 def ring(n: int) -> Tensor:

@@ -69,15 +69,17 @@ class Solver {
 
   // The k pairs of largest theta, descending.
   std::vector<Pair> solve(int64_t k) {
-    std::vector<Pair> pairs = n_ <= kDense ? dense(k) : lanczos(k, -2);
+    std::vector<Pair> pairs = n_ <= kDense ? dense(k) : lanczos(k);
     // A Krylov space holds one vector of an eigenspace, whatever its dimension, so that of a
     // repeated eigenvalue all but one may be missing. They would show among what is orthogonal to
     // the pairs.
     while (k > 1 && k + 1 < n_ && n_ > kDense) {
       lock(pairs);
-      std::vector<Pair> missed = lanczos(1, pairs.back().theta);
-      if (missed.empty() || missed[0].theta <= pairs.back().theta + kBreakdown) break;
-      merge(pairs, std::move(missed[0]));
+      Pair missed = std::move(lanczos(1).front());
+      const double below = pairs.back().theta - missed.theta;
+      pairs.back().gap = std::min(pairs.back().gap, std::abs(below));
+      if (below >= -kBreakdown) break;
+      merge(pairs, std::move(missed));
     }
     locked_.resize(1);
     return pairs;
@@ -169,17 +171,16 @@ class Solver {
     return pairs;
   }
 
-  // The `want` leading pairs orthogonal to the locked ones; none once it is clear that the first of
-  // them stays below `threshold`. Thick restarts (Wu and Simon, 2000) when the basis is full.
-  std::vector<Pair> lanczos(int64_t want, double threshold) {
+  // The `want` leading pairs orthogonal to the locked ones. Thick restarts (Wu and Simon, 2000)
+  // when the basis is full. After kMaxProducts it returns what it has; the residual then tells.
+  std::vector<Pair> lanczos(int64_t want) {
     const int64_t room = n_ - static_cast<int64_t>(locked_.size());
     const int64_t limit = std::min(room, std::max(kBasis, 3 * want));
     want = std::min(want, room);
     std::vector<double> basis((limit + 1) * n_);
     std::vector<double> projected(limit * limit);  // V^T M V
     const auto v = [&](int64_t i) { return basis.data() + i * n_; };
-    Random random(locked_.size());
-    random_vector(random, basis, 0);
+    random_vector(basis, 0);
     int64_t size = 0, next_check = std::min(limit, want + 3);
     while (true) {
       multiply(v(size), v(size + 1));
@@ -190,11 +191,11 @@ class Solver {
         for (int64_t i = 0; i < n_; ++i) v(size)[i] /= beta;
       } else {
         beta = 0;
-        if (size < limit) random_vector(random, basis, size);
+        if (size < limit) random_vector(basis, size);
       }
-      const bool last = size == room || products_ >= kMaxProducts;
+      const bool last = size == room || products_ >= kMaxProducts + want;
       if (size < next_check && size < limit && !last) continue;
-      next_check = size + (size < 24 ? 2 : 8);
+      next_check = size + std::max<int64_t>(2, size / 6);
 
       std::vector<double> square(size * size);
       for (int64_t i = 0; i < size; ++i)
@@ -203,7 +204,6 @@ class Solver {
       const auto residual = [&](int64_t i) {
         return beta * std::abs(ritz.vectors[i * size + size - 1]);
       };
-      if (ritz.values[0] + 10 * residual(0) < threshold) return {};
       bool converged = size > want || size == room;
       for (int64_t i = 0; i < want && converged; ++i)
         converged =
@@ -214,9 +214,9 @@ class Solver {
   }
 
   // A new basis vector at `index`: random, orthogonal to the locked vectors and to those before it.
-  void random_vector(Random& random, std::vector<double>& basis, int64_t index) const {
+  void random_vector(std::vector<double>& basis, int64_t index) {
     double* v = basis.data() + index * n_;
-    for (int64_t i = 0; i < n_; ++i) v[i] = random.next();
+    for (int64_t i = 0; i < n_; ++i) v[i] = random_.next();
     for (int pass = 0; pass < 3; ++pass) {
       project(v);
       for (int64_t j = 0; j < index; ++j) {
@@ -281,6 +281,8 @@ class Solver {
   std::vector<double> scale_;  // D^-1/2
   std::vector<double> scaled_;
   std::vector<std::vector<double>> locked_;  // unit vectors: the trivial one, then known pairs
+  // One stream for all starts: a start that is used again lies in what it has already found.
+  Random random_{1};
   int64_t products_ = 0;
 };
 

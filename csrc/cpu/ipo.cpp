@@ -16,9 +16,6 @@ namespace selfment::cpu {
 
 namespace {
 
-// A score up to this is a tie, which is background, in whatever order the sums were taken.
-constexpr double kTie = 1e-12;
-
 // Rows are summed in this many parts whatever the threads, so that the sums do not depend on them.
 constexpr int64_t kParts = 16;
 
@@ -113,12 +110,12 @@ class Optimizer {
     // |<x, w> / norm - <f, w>| <= u |f| |w|, as f is x / norm with a relative error of u = 2^-24 in
     // each element; twice that, and twice the tie, cover the rounding of the sums in double.
     const double length = std::sqrt(simd_.dot(direction_.data(), direction_.data(), p_.d));
-    const double margin = std::ldexp(length, -23) + 2 * kTie;
+    const double margin = std::ldexp(length, -23) + 2 * kIpoTie;
     return sum_rows([&, margin](int64_t i, double* foreground, double* background) {
       double score = kernels_.dot(row(i), direction_.data(), p_.d) / norms_[i];
       if (std::abs(score) <= margin)
         score = kernels_.rounded_dot(row(i), norms_[i], direction_.data(), p_.d);
-      const bool label = score > kTie;
+      const bool label = score > kIpoTie;
       if (label == labels_[i]) return false;
       labels_[i] = label;
       add(i, label ? 1 : -1, foreground);

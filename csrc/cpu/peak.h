@@ -5,12 +5,11 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../params.h"
+
 namespace selfment::cpu {
 
-// Values that differ from the largest by less than this share of it are equal to it.
-inline constexpr double kPeakTie = 1e-7;
-
-// The first i in [0, n) whose value(i) is the largest or equal to it.
+// The first i in [0, n) whose value(i) is the largest, or equal to it but for kPeakTie.
 template <class Value>
 int64_t first_peak(int64_t n, const Value& value) {
   double peak = value(0);
