@@ -181,10 +181,10 @@ class Solver {
     std::vector<double> projected(limit * limit);  // V^T M V
     const auto v = [&](int64_t i) { return basis.data() + i * n_; };
     random_vector(basis, 0);
-    int64_t size = 0, next_check = std::min(limit, want + 3);
+    int64_t size = 0, kept = 0, next_check = std::min(limit, want + 9);
     while (true) {
       multiply(v(size), v(size + 1));
-      double beta = extend(basis, projected, size, limit);
+      double beta = extend(basis, projected, size, limit, kept);
       ++size;
       const bool invariant = beta <= kBreakdown;
       if (!invariant) {
@@ -209,7 +209,7 @@ class Solver {
         converged =
             residual(i) <= std::max(kResidualFloor, kVectorError * gap(ritz.values, i, size));
       if (converged || last) return ritz_pairs(basis, ritz, std::min(want, size), size);
-      if (size == limit) size = restart(basis, projected, ritz, limit, want);
+      if (size == limit) size = kept = restart(basis, projected, ritz, limit, want);
     }
   }
 
@@ -229,9 +229,10 @@ class Solver {
 
   // Makes w = M v_j, at j + 1 in the basis, orthogonal to everything before it, fills row and
   // column j of the projected matrix, and returns the norm that is left. Twice is enough
-  // (Parlett, 6.9).
+  // (Parlett, 6.9). The matrix is tridiagonal but for the first column after a restart, which meets
+  // all `kept` vectors.
   double extend(std::vector<double>& basis, std::vector<double>& projected, int64_t j,
-                int64_t limit) const {
+                int64_t limit, int64_t kept) const {
     double* w = basis.data() + (j + 1) * n_;
     for (int pass = 0; pass < 2; ++pass) {
       project(w);
@@ -239,7 +240,7 @@ class Solver {
         const double* earlier = basis.data() + i * n_;
         const double h = dot(earlier, w);
         axpy(-h, earlier, w);
-        if (pass > 0) continue;
+        if (pass > 0 || (i + 1 < j && j != kept)) continue;
         projected[i * limit + j] = projected[j * limit + i] = h;
       }
     }

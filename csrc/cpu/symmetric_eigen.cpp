@@ -15,11 +15,11 @@ std::vector<double> tridiagonalize(std::vector<double>& a, int64_t n, std::vecto
   std::vector<double> q(n * n, 0.0), v(n), w(n);
   for (int64_t i = 0; i < n; ++i) q[i * n + i] = 1;
   for (int64_t k = 0; k + 2 < n; ++k) {
-    double norm = 0;
-    for (int64_t i = k + 1; i < n; ++i) norm = std::hypot(norm, a[i * n + k]);
     double below = 0;
     for (int64_t i = k + 2; i < n; ++i) below = std::max(below, std::abs(a[i * n + k]));
     if (below == 0) continue;
+    double norm = 0;
+    for (int64_t i = k + 1; i < n; ++i) norm = std::hypot(norm, a[i * n + k]);
     // The reflection I - tau v v^T takes column k below the diagonal to -+norm e_1.
     const double first = a[(k + 1) * n + k], target = first > 0 ? -norm : norm;
     std::fill(v.begin(), v.end(), 0.0);
