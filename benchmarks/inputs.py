@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -17,8 +18,14 @@ from selfment.images import find_images, load_image, sample_images
 
 
 def photographs(inputs: Sequence[str]) -> list[Path]:
-    """The image files that ``inputs`` name; without any, the samples that scikit-image ships."""
-    return [entry.path for entry in (find_images(inputs) if inputs else sample_images())]
+    """The image files that ``inputs`` name; without any, the samples that scikit-image ships.
+
+    Ends the program with one line where there are none.
+    """
+    try:
+        return [entry.path for entry in (find_images(inputs) if inputs else sample_images())]
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")
 
 
 @cache
