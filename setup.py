@@ -3,19 +3,26 @@
 The innermost loops are compiled once per instruction set, each with its own flags, which is why
 this drives ninja itself. Nothing is tuned to the machine that builds.
 
-Environment: SELFMENT_CUDA = auto (default) | 0 | 1; CXX and CXXFLAGS as usual.
+Environment:
+    SELFMENT_CUDA: auto (default: builds ``selfment._cuda`` if there is an nvcc) | 0 | 1.
+    SELFMENT_CUDA_ARCHS: compute capabilities, "90 120" say; the default is DEFAULT_CUDA_ARCHS.
+    CUDACXX, CUDA_HOME: where nvcc is. What nvcc itself heeds: NVCC_CCBIN (a C++ compiler; CXX by
+    default), NVCC_PREPEND_FLAGS, NVCC_APPEND_FLAGS.
+    CXX, CXXFLAGS, LDFLAGS: as usual.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import NamedTuple
 
 import ninja
 import pybind11
@@ -44,16 +51,102 @@ ISA_FLAGS = {
     ],
 }
 
+CUDA_MODULE = "selfment._cuda"
+DEFAULT_CUDA_ARCHS = "80 86 89 90 100 120"
+NVCC_FLAGS = [
+    *("-std=c++17", "-O3", "-fmad=false", "-DNDEBUG"),
+    *("-Werror=all-warnings", "-Wno-deprecated-gpu-targets"),
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-ffp-contract=off",
+    "-Xcompiler=-Wall,-Wextra,-Wno-psabi,-Werror",
+]
+WITHOUT_CUDA = "SELFMENT_CUDA=0 builds without the CUDA module"
 
-def check_cuda_wish() -> None:
-    """Ends the build if SELFMENT_CUDA asks for what cannot be had; there is no CUDA module yet."""
+
+class Cuda(NamedTuple):
+    """The CUDA toolkit to build with."""
+
+    nvcc: str
+    archs: list[str]  # flags of nvcc
+    includes: list[str]  # flags of the C++ compiler, like the next
+    libraries: list[str]
+
+
+def find_nvcc() -> str | None:
+    """The path of nvcc, or None to build without; ends the build if it cannot be as asked for."""
     wish = os.environ.get("SELFMENT_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"SELFMENT_CUDA must be auto, 0 or 1: got {wish!r}")
-    if wish == "1" and shutil.which("nvcc") is None:
-        sys.exit("SELFMENT_CUDA=1 asks for the CUDA module, but nvcc is not on the PATH")
+    if wish == "0":
+        return None
+    home = os.environ.get("CUDA_HOME")
+    places = [os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc"]
+    for place in filter(None, [*places, "/usr/local/cuda/bin/nvcc"]):
+        if nvcc := shutil.which(place):
+            return os.path.abspath(nvcc)
     if wish == "1":
-        sys.exit("SELFMENT_CUDA=1 asks for the CUDA module, which this version does not have yet")
+        sys.exit(
+            "SELFMENT_CUDA=1 asks for the CUDA module, but nvcc is not at $CUDACXX, in "
+            "$CUDA_HOME/bin, on the PATH or at /usr/local/cuda/bin/nvcc"
+        )
+    return None
+
+
+def ask(nvcc: str, *arguments: str) -> str:
+    """What nvcc answers."""
+    command = [nvcc, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{shlex.join(command)} failed; {WITHOUT_CUDA}\n{done.stdout}")
+    return done.stdout
+
+
+def arch_flags(nvcc: str) -> list[str]:
+    """Machine code for each wanted architecture, and PTX for what comes after the newest."""
+    asked = os.environ.get("SELFMENT_CUDA_ARCHS", "").strip()
+    wanted = list(dict.fromkeys(re.split(r"[\s,;]+", asked or DEFAULT_CUDA_ARCHS)))
+    if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in wanted):
+        sys.exit(f"SELFMENT_CUDA_ARCHS must be a list such as '80 90a 120': got {asked!r}")
+    known = sorted(set(map(int, re.findall(r"compute_(\d+)", ask(nvcc, "--list-gpu-arch")))))
+    unknown = [arch for arch in wanted if int(arch.rstrip("af")) not in known]
+    if asked and unknown:
+        sys.exit(
+            f"SELFMENT_CUDA_ARCHS must be of those that {nvcc} knows, "
+            f"{' '.join(map(str, known))}: got {asked!r}"
+        )
+    wanted = [arch for arch in wanted if arch not in unknown]
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted]
+    # That of a name with a letter would run on no later device.
+    newest = sorted(int(arch) for arch in wanted if arch.isdigit())[-1:]
+    return flags + [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in newest]
+
+
+def find_cuda() -> Cuda | None:
+    """The toolkit, or None to build without."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return None
+    # The compiler is the last word of a CXX such as "ccache g++".
+    cxx = [word for word in shlex.split(os.environ.get("CXX", "")) if not word.startswith("-")]
+    if cxx:
+        os.environ.setdefault("NVCC_CCBIN", cxx[-1])
+    archs = arch_flags(nvcc)
+    # Only nvcc knows where its headers and libraries are; it need not lie beside them.
+    answer = ask(nvcc, "--dryrun", "-c", "any.cu")
+    lines = re.findall(r"^#\$ \w*(?:INCLUDES|LIBRARIES)=(.*)$", answer, re.MULTILINE)
+    words = [word for line in lines for word in shlex.split(line) if word != "-isystem"]
+    folders = [word.removeprefix("-I") for word in words if not word.startswith("-L")]
+    return Cuda(
+        nvcc=nvcc,
+        archs=archs,
+        includes=[f"-isystem {quote(folder)}" for folder in folders],
+        libraries=[
+            *(quote(word) for word in words if word.startswith("-L")),
+            # The static runtime exports nothing, and finds the driver when it is first used.
+            "-lcudart_static",
+            "-ldl",
+            "-lrt",
+        ],
+    )
 
 
 def escape(text: object) -> str:
@@ -61,14 +154,32 @@ def escape(text: object) -> str:
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
+def quote(word: str) -> str:
+    """``word`` as a word of a command of a ninja file."""
+    return shlex.quote(word).replace("$", "$$")
+
+
 class NinjaBuild(build_ext):  # type: ignore[misc]
     """Builds each extension from its sources through a generated build.ninja."""
 
+    extensions: list[Extension]
+    cuda: Cuda | None
+
+    def run(self) -> None:
+        """Builds the CUDA module too if there is a toolkit."""
+        self.cuda = find_cuda()
+        if self.cuda is None:
+            self.extensions = [ext for ext in self.extensions if ext.name != CUDA_MODULE]
+            # Or that of an earlier build would be installed.
+            for folder in [self.build_lib, *([ROOT] if self.inplace else [])]:
+                (Path(folder) / self.get_ext_filename(CUDA_MODULE)).unlink(missing_ok=True)
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         """Writes build.ninja and runs it."""
-        check_cuda_wish()
+        cuda = self.cuda if ext.name == CUDA_MODULE else None
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        folder = Path(self.build_temp).resolve()
+        folder = Path(self.build_temp).resolve() / ext.name
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -80,27 +191,31 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
             f'-DSELFMENT_VERSION=\\"{VERSION}\\"',
             *(["-DSELFMENT_X86"] if X86 else []),
         ]
-        paths = map(shlex.quote, self.include_paths())
-        flags += ["-isystem " + path.replace("$", "$$") for path in paths]
+        flags += [f"-isystem {quote(path)}" for path in self.include_paths()]
+        flags += cuda.includes if cuda else []
+        libraries = cuda.libraries if cuda else []
         lines = [
             f"cxx = {os.environ.get('CXX', 'c++')}",
             f"cxxflags = {' '.join(flags)} {os.environ.get('CXXFLAGS', '')}",
             f"ldflags = {' '.join(shared)} -pthread {os.environ.get('LDFLAGS', '')}",
+            f"libraries = {' '.join(libraries)}",
             "rule compile",
             "  command = $cxx $cxxflags $isa -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
             "rule link",
-            "  command = $cxx $in $ldflags -o $out",
+            "  command = $cxx $in $ldflags $libraries -o $out",
             "  description = link $out",
         ]
+        lines += self.nvcc_rule(cuda, ext) if cuda else []
         objects = []
         for source in map(Path, ext.sources):
-            objects.append(escape(folder / (source.stem + ".o")))
+            objects.append(escape(folder / (source.name + ".o")))
             isa = ISA_FLAGS.get(source.stem.removeprefix("simd_"), [])
+            rule = "nvcc" if source.suffix == ".cu" else "compile"
             lines += [
-                f"build {objects[-1]}: compile {escape(ROOT / source)}",
+                f"build {objects[-1]}: {rule} {escape(ROOT / source)}",
                 f"  isa = {' '.join(isa)}",
             ]
         lines += [
@@ -113,7 +228,27 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
         try:
             subprocess.run(list(map(str, command)), check=True)
         except subprocess.CalledProcessError as error:
-            sys.exit(f"building {ext.name} failed: ninja ended with status {error.returncode}")
+            hint = f"; {WITHOUT_CUDA}" if cuda else ""
+            status = f"ninja ended with status {error.returncode}"
+            sys.exit(f"building {ext.name} failed: {status}{hint}")
+
+    def nvcc_rule(self, cuda: Cuda, ext: Extension) -> list[str]:
+        """How ninja compiles a .cu file."""
+        # Ninja keeps a processor busy with each file; what is left is for the architectures.
+        threads = max(1, (os.cpu_count() or 1) // len(ext.sources))
+        flags = [*NVCC_FLAGS, *cuda.archs, f"--threads={threads}"]
+        if self.verbose > 1:  # 1 is the default
+            flags.append("-Xptxas=-v")
+        host = os.environ.get("NVCC_CCBIN")
+        return [
+            f"nvcc = {f'NVCC_CCBIN={quote(host)} ' if host else ''}{quote(cuda.nvcc)}",
+            f"nvccflags = {' '.join(flags)}",
+            "rule nvcc",
+            "  command = $nvcc $nvccflags -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = nvcc $in",
+        ]
 
     @staticmethod
     def include_paths() -> list[str]:
@@ -129,7 +264,16 @@ def cpu_sources() -> list[str]:
     return [str(source.relative_to(ROOT)) for source in sources]
 
 
+def cuda_sources() -> list[str]:
+    """The sources of the CUDA module."""
+    sources = [CSRC / "bindings_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
+    return [str(source.relative_to(ROOT)) for source in sources]
+
+
 setup(
-    ext_modules=[Extension("selfment._cpu", cpu_sources())],
+    ext_modules=[
+        Extension("selfment._cpu", cpu_sources()),
+        Extension(CUDA_MODULE, cuda_sources()),
+    ],
     cmdclass={"build_ext": NinjaBuild},
 )

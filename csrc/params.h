@@ -56,6 +56,29 @@ struct Interrupted {};
 
 enum class Dtype : int { kFloat16, kBFloat16, kFloat32, kFloat64 };
 
+// The bits of half-precision numbers; both kinds widen to float exactly.
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// Calls body with a null pointer of the dtype's type, and returns what it returns.
+template <class Body>
+auto with_dtype(Dtype dtype, const Body& body) {
+  switch (dtype) {
+    case Dtype::kFloat16:
+      return body(static_cast<const Float16*>(nullptr));
+    case Dtype::kBFloat16:
+      return body(static_cast<const BFloat16*>(nullptr));
+    case Dtype::kFloat32:
+      return body(static_cast<const float*>(nullptr));
+    default:
+      return body(static_cast<const double*>(nullptr));
+  }
+}
+
 struct AffinityParams {
   const void* features;  // (batch, n, d)
   Dtype dtype;
@@ -113,5 +136,66 @@ void components(const ComponentsParams&, const Context&);
 int64_t ipo(const IpoParams&, const Context&);
 const char* isa();  // "avx512", "avx2" or "portable"
 }  // namespace cpu
+
+// The CUDA twin. All addresses are of device memory; operations only enqueue work on a stream. Rows
+// that are not finite cannot be reported without waiting for the device: NaN degrees and vectors
+// and empty labels mark their image.
+namespace cuda {
+
+// In weighted mode the weights of an image are 64 x 64 tiles on and above the diagonal, row by row
+// of tiles: affinity - eps where the bit is set, else 0.
+inline int64_t weights_size(int64_t n) {
+  return word_count(n) * (word_count(n) + 1) / 2 * kWord * kWord;
+}
+
+struct Graphs {
+  const uint64_t* bits;  // (batch, words, rows)
+  const float* weights;  // (batch, weights_size(n)); nullptr in binary mode
+  int64_t batch, n;
+  double eps;
+};
+
+// Scratch memory, of as many bytes as the operation asks for and aligned to 256; a cudaStream_t.
+struct Context {
+  void* scratch;
+  void* stream;
+};
+
+struct AffinityParams {
+  const void* features;  // (batch, n, d), aligned to 16 bytes
+  Dtype dtype;
+  int64_t batch, n, d;
+  double tau, eps;
+  uint64_t* bits;   // out: (batch, words, rows)
+  float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
+  double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite
+};
+
+struct MatvecParams {
+  Graphs graphs;
+  int64_t columns;
+  const double* x;  // (batch, columns, n)
+  double* y;        // out: (batch, columns, n), A x
+};
+
+struct FiedlerParams {
+  Graphs graphs;
+  const double* degrees;  // (batch, n)
+  int64_t k;              // 1 <= k < n
+  // out, as in selfment::FiedlerParams
+  double *eigenvalues, *vectors, *gaps, *residuals;
+  int64_t* iterations;
+};
+
+int64_t affinity_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
+void affinity(const AffinityParams&, const Context&);
+void matvec(const MatvecParams&, const Context&);
+int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted);
+void fiedler(const FiedlerParams&, const Context&);
+int64_t components_scratch(int64_t batch, int64_t n);
+void components(const ComponentsParams&, const Context&);
+int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
+void ipo(const IpoParams&, const Context&);
+}  // namespace cuda
 
 }  // namespace selfment

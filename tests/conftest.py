@@ -1,10 +1,11 @@
-"""Fixtures: the photographs to test on, where they are."""
+"""Fixtures: the photographs to test on, where they are; the CUDA module on emulated grids."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -27,3 +28,14 @@ def photos() -> list[Path]:
     if not found:
         pytest.skip(f"no photographs in {folder}/*/images; set SELFMENT_DATA to a folder that has")
     return found
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The CUDA module, which runs its grids on the host; $SELFMENT_EMULATED_FLAGS: more flags."""
+    import emulated
+
+    if emulated.compiler() is None:
+        pytest.skip("no C++ compiler: neither $CXX nor c++")
+    flags = os.environ.get("SELFMENT_EMULATED_FLAGS", "").split()
+    return emulated.load(emulated.build(tmp_path_factory.mktemp("emulated"), flags))

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from importlib import metadata
 from pathlib import Path
@@ -21,21 +22,33 @@ from selfment import _native
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.*"))
+CUDA = ["csrc/bindings_cuda.cpp", *(name for name in CSRC if name.endswith(".cu"))]
+TESTS = [
+    path.relative_to(ROOT).as_posix()
+    for path in sorted(ROOT.glob("tests/**/*.*"))
+    if path.suffix in (".py", ".h", ".cpp", ".cu", ".cuh")
+]
 VERSION = (ROOT / "selfment/VERSION").read_text().strip()
+BINARY = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
 AARCH64 = "aarch64-linux-gnu-g++"
 
 MISSING = [
     name for name in ("setuptools", "pybind11", "ninja") if not importlib.util.find_spec(name)
 ]
+NVCC = next(filter(None, map(shutil.which, ("nvcc", "/usr/local/cuda/bin/nvcc"))), None)
 needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSING)} to build")
 
 
 def python(
     *arguments: str, cwd: Path, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs this Python in ``cwd``, with no build settings but those of ``environment``."""
-    ours = ("SELFMENT_CUDA", "CXXFLAGS", "LDFLAGS", "PYTHONPATH")
+    """Runs this Python in ``cwd``, with no build settings but those of ``environment``.
+
+    Without SELFMENT_CUDA there, a build is one without CUDA.
+    """
+    ours = ("SELFMENT_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CXXFLAGS", "LDFLAGS", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
+    kept["SELFMENT_CUDA"] = "0"
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=cwd,
@@ -49,13 +62,42 @@ def python(
     return done
 
 
-def build(tree: Path) -> list[list[str]]:
+def commands_in(output: str) -> list[list[str]]:
+    """The commands that ninja has printed."""
+    return [shlex.split(step) for step in re.findall(r"^\[\d+/\d+\] (.*)$", output, re.MULTILINE)]
+
+
+def build(tree: Path, script: str = "setup.py", **environment: str) -> list[list[str]]:
     """Builds in ``tree`` as `setup.py build_ext --inplace` does; returns the commands that ran."""
     # -O0 comes last and wins: these tests are about the build, not about its speed.
-    done = python("setup.py", "build_ext", "--inplace", cwd=tree, CXXFLAGS="-O0")
-    steps = re.findall(r"^\[\d+/\d+\] (.*)$", done.stdout, re.MULTILINE)
-    assert steps or "ninja: no work to do." in done.stdout, done.stdout
-    return [shlex.split(step) for step in steps]
+    environment["CXXFLAGS"] = "-O0"
+    done = python(script, "build_ext", "--inplace", cwd=tree, check=True, **environment)
+    ran = commands_in(done.stdout)
+    assert ran or "ninja: no work to do." in done.stdout, done.stdout
+    return ran
+
+
+def fake_nvcc(folder: Path, known: str) -> str:
+    """A compiler that answers as nvcc does and fails at each file; returns its path."""
+    file = folder / "nvcc"
+    file.write_text(f"""#!/bin/sh
+case "$*" in
+--list-gpu-arch) printf 'compute_%s\\n' {known} ;;
+--dryrun*) echo '#$ INCLUDES="-I{folder}/toolkit include"' ;;
+*) echo "not really nvcc" && exit 7 ;;
+esac
+""")
+    file.chmod(0o755)
+    return str(file)
+
+
+def refused(tree: Path, script: str = "setup.py", **environment: str) -> tuple[str, str]:
+    """The output and the error of a build that must fail."""
+    # -O0 as in build(), or all of selfment._cpu would be compiled again.
+    environment["CXXFLAGS"] = "-O0"
+    done = python(script, "build_ext", cwd=tree, check=False, **environment)
+    assert done.returncode == 1, done.stdout + done.stderr
+    return done.stdout, done.stderr
 
 
 def source(command: list[str]) -> str:
@@ -70,7 +112,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (*ROOT.glob("*.*"), ROOT / "LICENSE"):
         if path.is_file():
             shutil.copy(path, tree)
-    for name in ("csrc", "selfment"):
+    for name in ("csrc", "selfment", "tests"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     (tree / "selfment/_cpu.built-before.so").touch()
     script = "from setuptools import build_meta; build_meta.build_sdist('dist')"
@@ -97,7 +139,8 @@ def commands(tree: Path) -> list[list[str]]:
 def test_sdist_holds_all_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    needed = {"setup.py", "pyproject.toml", "LICENSE", "README.md", "selfment/VERSION", *CSRC}
+    needed = {"setup.py", "pyproject.toml", "LICENSE", "README.md", "selfment/VERSION"}
+    needed |= {*CSRC, *TESTS}
     assert needed - names == set()
     assert [name for name in names if name.endswith((".so", ".o", ".pyc"))] == []
 
@@ -106,6 +149,7 @@ def test_sdist_holds_all_sources_and_nothing_built(sdist: Path) -> None:
 def test_unpacked_sdist_builds_and_works(tree: Path, commands: list[list[str]]) -> None:
     built = {source(command) for command in commands}
     expected = {Path(name).name for name in CSRC if name.endswith(".cpp")} | {"link"}
+    expected.remove("bindings_cuda.cpp")
     other = set() if "simd_avx2.cpp" in built else {"simd_avx2.cpp", "simd_avx512.cpp"}
     assert built == expected - other
     script = """
@@ -154,27 +198,137 @@ def test_a_second_build_redoes_what_changed(
     assert sorted(source(command) for command in build(tree)) == redone
 
 
+@pytest.fixture
+def elsewhere(tree: Path, tmp_path: Path) -> str:
+    """The name of a setup.py that looks for nvcc in ``tmp_path`` and not in /usr/local."""
+    text = (tree / "setup.py").read_text()
+    assert text.count('"/usr/local/cuda/bin/nvcc"') == 1
+    text = text.replace('"/usr/local/cuda/bin/nvcc"', repr(str(tmp_path / "local/nvcc")))
+    (tree / "setup_elsewhere.py").write_text(text)
+    return "setup_elsewhere.py"
+
+
 @needs_tools
 @pytest.mark.parametrize(
     ("wish", "sentence"),
     [
-        ("1", "SELFMENT_CUDA=1 asks for the CUDA module, but nvcc is not on the PATH"),
+        (
+            "1",
+            "SELFMENT_CUDA=1 asks for the CUDA module, but nvcc is not at $CUDACXX, in "
+            "$CUDA_HOME/bin, on the PATH or at /usr/local/cuda/bin/nvcc",
+        ),
         ("maybe", "SELFMENT_CUDA must be auto, 0 or 1: got 'maybe'"),
     ],
 )
 def test_wrong_cuda_wishes_are_refused(
-    tree: Path, tmp_path: Path, wish: str, sentence: str
+    tree: Path, tmp_path: Path, elsewhere: str, wish: str, sentence: str
 ) -> None:
     # An empty folder as PATH: no nvcc.
-    done = python(
-        *("setup.py", "build_ext", "--build-temp", str(tmp_path / "temp")),
-        cwd=tree,
-        check=False,
-        SELFMENT_CUDA=wish,
-        PATH=str(tmp_path),
+    environment = {"SELFMENT_CUDA": wish, "PATH": str(tmp_path), "CUDA_HOME": str(tmp_path)}
+    assert refused(tree, elsewhere, **environment)[1] == sentence + "\n"
+
+
+@needs_tools
+@pytest.mark.parametrize("archs", ["9.0", "sm_90", "90x", "90 native", ","])
+def test_malformed_architectures_are_refused(tree: Path, tmp_path: Path, archs: str) -> None:
+    nvcc = fake_nvcc(tmp_path, "80 90")
+    _, error = refused(tree, SELFMENT_CUDA="auto", CUDACXX=nvcc, SELFMENT_CUDA_ARCHS=archs)
+    assert error == f"SELFMENT_CUDA_ARCHS must be a list such as '80 90a 120': got {archs!r}\n"
+
+
+@needs_tools
+def test_unknown_architectures_are_refused(tree: Path, tmp_path: Path) -> None:
+    nvcc = fake_nvcc(tmp_path, "75 100 90")
+    _, error = refused(tree, SELFMENT_CUDA="auto", CUDACXX=nvcc, SELFMENT_CUDA_ARCHS="90 120")
+    known = f"{nvcc} knows, 75 90 100"
+    assert error == f"SELFMENT_CUDA_ARCHS must be of those that {known}: got '90 120'\n"
+
+
+@needs_tools
+@pytest.mark.usefixtures("commands")
+@pytest.mark.parametrize(
+    ("archs", "code"),
+    [
+        ("", {"80": "sm_80", "90": "sm_90 compute_90"}),  # of the default, what nvcc knows
+        ("75, 80;90a", {"75": "sm_75", "80": "sm_80 compute_80", "90a": "sm_90a"}),
+    ],
+)
+@pytest.mark.parametrize("place", ["CUDACXX", "CUDA_HOME", "PATH", "local"])
+def test_nvcc_is_found_and_its_failure_is_one_of_the_build(
+    tree: Path, tmp_path: Path, elsewhere: str, place: str, archs: str, code: dict[str, str]
+) -> None:
+    for folder in ("local", "bin"):
+        (tmp_path / folder).mkdir()
+    nvcc = fake_nvcc(tmp_path / ("local" if place == "local" else "bin"), "75 80 90 90a 130")
+    environment = {"PATH": "/nowhere"}
+    if place in ("CUDACXX", "CUDA_HOME", "PATH"):
+        value = {"CUDACXX": nvcc, "CUDA_HOME": str(tmp_path), "PATH": str(tmp_path / "bin")}
+        environment[place] = value[place]
+    output, error = refused(
+        tree, elsewhere, **environment, SELFMENT_CUDA="auto", SELFMENT_CUDA_ARCHS=archs
     )
-    assert done.returncode == 1
-    assert done.stderr == sentence + "\n"
+    assert error.endswith("; SELFMENT_CUDA=0 builds without the CUDA module\n")
+    assert "not really nvcc" in output
+    found = re.findall(r"-gencode=arch=compute_(\w+),code=(\w+)", output)
+    wanted = {(arch, one) for arch, several in code.items() for one in several.split()}
+    assert set(found) == wanted
+    assert f"{nvcc} -std=c++17" in output
+    assert f"-isystem '{Path(nvcc).parent}/toolkit include'" in output
+
+
+@needs_tools
+@pytest.mark.usefixtures("commands")
+@pytest.mark.parametrize(("wish", "nvcc"), [("0", True), ("auto", False)])
+def test_a_build_without_cuda_leaves_no_module_of_an_earlier_one(
+    tree: Path, tmp_path: Path, elsewhere: str, wish: str, nvcc: bool
+) -> None:
+    library = next(tree.glob("build/lib*/selfment"))
+    for folder in (library, tree / "selfment"):
+        (folder / BINARY).touch()
+    cuda = {"CUDACXX": fake_nvcc(tmp_path, "80 90")} if nvcc else {"PATH": str(tmp_path)}
+    assert build(tree, elsewhere, SELFMENT_CUDA=wish, **cuda) == []
+    assert list(tree.glob("**/_cuda*")) == []
+    assert len(list(library.glob("_cpu*"))) == 1
+
+
+@needs_tools
+@pytest.mark.skipif(NVCC is None, reason="needs nvcc")
+@pytest.mark.usefixtures("commands")
+def test_cuda_module_needs_no_cuda_library_and_loads_without_a_driver(tree: Path) -> None:
+    # One architecture, one build, for all that there is to see of it: nvcc takes its time.
+    wishes = {"SELFMENT_CUDA": "1", "SELFMENT_CUDA_ARCHS": "90", "CUDACXX": str(NVCC)}
+    sources = [source(command) for command in build(tree, **wishes)]
+    assert sorted(sources) == sorted([*(Path(name).name for name in CUDA), "link"])
+
+    binary = tree / "selfment" / BINARY
+    dynamic = ["readelf", "--dynamic", "--wide", str(binary)]
+    text = subprocess.run(dynamic, capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", text)
+    assert "libc.so.6" in needed
+    assert [name for name in needed if "cuda" in name or "nv" in name] == []
+    assert not re.search(r"\((RPATH|RUNPATH)\)", text)
+    symbols = ["nm", "--dynamic", "--defined-only", str(binary)]
+    text = subprocess.run(symbols, capture_output=True, text=True, check=True).stdout
+    assert "PyInit__cuda" in text
+    assert not re.search(r" (cuda|_ZNK?8selfment)", text)
+
+    # By itself: torch, which selfment imports, would bring a CUDA runtime of its own.
+    script = f"""
+import importlib.machinery as machinery, importlib.util as util
+loader = machinery.ExtensionFileLoader("selfment._cuda", {str(binary)!r})
+module = util.module_from_spec(util.spec_from_loader("selfment._cuda", loader))
+loader.exec_module(module)
+print(module.__version__)
+"""
+    assert python("-c", script, cwd=tree).stdout == f"{VERSION}\n"
+
+    # What a change of a header would redo, without doing it.
+    (tree / "csrc/cuda/platform.h").touch()
+    script = "import ninja, subprocess as s, sys; s.run([ninja.BIN_DIR + '/ninja', *sys.argv[1:]])"
+    folder = next(tree.glob("build/temp*/selfment._cuda"))
+    again = python("-c", script, "-n", "-v", "-C", str(folder), cwd=tree).stdout
+    including = {Path(name).name for name in CUDA if "platform.h" in (tree / name).read_text()}
+    assert including - {source(command) for command in commands_in(again)} == set()
 
 
 def test_one_version() -> None:

@@ -14,14 +14,6 @@ namespace selfment::cpu {
 inline constexpr int64_t kTile = 64;  // rows and columns of a tile of the graph
 inline constexpr int64_t kLane = 16;  // rows interleaved in a panel
 
-// The bits of half-precision numbers; both kinds widen to float exactly.
-struct Float16 {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
 // Loops over one row of features. The rounded row is float32(x / norm), element by element, IEEE in
 // every step.
 template <class T>
@@ -97,21 +89,6 @@ inline const Rows<float>& Simd::rows() const {
 template <>
 inline const Rows<double>& Simd::rows() const {
   return float64;
-}
-
-// Calls body with a null pointer of the dtype's type, and returns what it returns.
-template <class Body>
-auto with_dtype(Dtype dtype, const Body& body) {
-  switch (dtype) {
-    case Dtype::kFloat16:
-      return body(static_cast<const Float16*>(nullptr));
-    case Dtype::kBFloat16:
-      return body(static_cast<const BFloat16*>(nullptr));
-    case Dtype::kFloat32:
-      return body(static_cast<const float*>(nullptr));
-    default:
-      return body(static_cast<const double*>(nullptr));
-  }
 }
 
 // The best set that this processor has; SELFMENT_ISA = avx512, avx2 or portable asks for less.

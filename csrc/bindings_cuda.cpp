@@ -1,0 +1,144 @@
+// `selfment._cuda`: registers the CUDA twin of the operations of params.h. Addresses and streams
+// are integers; memory is of the device and stays alive until its stream has passed the operation.
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "cuda/platform.h"
+#include "params.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Address = std::uintptr_t;
+using selfment::Dtype;
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Makes the device current and runs the operation without the GIL.
+template <class Operation>
+auto run(int device, const Operation& operation) {
+  py::gil_scoped_release release;
+  selfment::cuda::check(cudaSetDevice(device), "cudaSetDevice");
+  return operation();
+}
+
+selfment::cuda::Graphs graphs(Address bits, Address weights, int64_t batch, int64_t n, double eps) {
+  return {at<const uint64_t>(bits), at<const float>(weights), batch, n, eps};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+  m.doc() = "Selfment's kernels for CUDA. Use the functions of `selfment`.";
+  m.attr("__version__") = SELFMENT_VERSION;
+  m.attr("PEAK_TIE") = selfment::kPeakTie;
+  m.attr("IPO_TIE") = selfment::kIpoTie;
+  m.attr("DTYPES") = py::make_tuple("float16", "bfloat16", "float32", "float64");
+  m.def("bits_size", &selfment::bits_size, py::arg("n"));
+  m.def("weights_size", &selfment::cuda::weights_size, py::arg("n"));
+
+  m.def(
+      "affinity_scratch",
+      [](int dtype, int64_t batch, int64_t n, int64_t d) {
+        return selfment::cuda::affinity_scratch(static_cast<Dtype>(dtype), batch, n, d);
+      },
+      py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"));
+
+  m.def(
+      "affinity",
+      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, double tau, double eps,
+         Address weights, Address bits, Address degrees, Address scratch, int device,
+         Address stream) {
+        run(device, [&] {
+          selfment::cuda::affinity(
+              {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, tau, eps,
+               at<uint64_t>(bits), at<float>(weights), at<double>(degrees)},
+              {at<void>(scratch), at<void>(stream)});
+        });
+      },
+      py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
+      py::arg("tau"), py::arg("eps"), py::arg("weights"), py::arg("bits"), py::arg("degrees"),
+      py::arg("scratch"), py::arg("device"), py::arg("stream"));
+
+  m.def(
+      "matvec",
+      [](Address bits, Address weights, int64_t batch, int64_t n, double eps, Address x, Address y,
+         int64_t columns, int device, Address stream) {
+        run(device, [&] {
+          selfment::cuda::matvec(
+              {graphs(bits, weights, batch, n, eps), columns, at<const double>(x), at<double>(y)},
+              {nullptr, at<void>(stream)});
+        });
+      },
+      py::arg("bits"), py::arg("weights"), py::arg("batch"), py::arg("n"), py::arg("eps"),
+      py::arg("x"), py::arg("y"), py::arg("columns"), py::arg("device"), py::arg("stream"));
+
+  m.def(
+      "fiedler_scratch",
+      [](int64_t batch, int64_t n, int64_t k, bool weighted, int device) {
+        return run(device, [&] { return selfment::cuda::fiedler_scratch(batch, n, k, weighted); });
+      },
+      py::arg("batch"), py::arg("n"), py::arg("k"), py::arg("weighted"), py::arg("device"));
+
+  m.def(
+      "fiedler",
+      [](Address bits, Address weights, Address degrees, int64_t batch, int64_t n, double eps,
+         int64_t k, Address eigenvalues, Address vectors, Address gaps, Address residuals,
+         Address iterations, Address scratch, int device, Address stream) {
+        run(device, [&] {
+          selfment::cuda::fiedler(
+              {graphs(bits, weights, batch, n, eps), at<const double>(degrees), k,
+               at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
+               at<double>(residuals), at<int64_t>(iterations)},
+              {at<void>(scratch), at<void>(stream)});
+        });
+      },
+      py::arg("bits"), py::arg("weights"), py::arg("degrees"), py::arg("batch"), py::arg("n"),
+      py::arg("eps"), py::arg("k"), py::arg("eigenvalues"), py::arg("vectors"), py::arg("gaps"),
+      py::arg("residuals"), py::arg("iterations"), py::arg("scratch"), py::arg("device"),
+      py::arg("stream"));
+
+  m.def("components_scratch", &selfment::cuda::components_scratch, py::arg("batch"), py::arg("n"));
+
+  m.def(
+      "components",
+      [](Address fiedler, int64_t batch, int64_t h, int64_t w, bool corners, Address mask,
+         Address seed, Address scratch, int device, Address stream) {
+        run(device, [&] {
+          selfment::cuda::components(
+              {at<const double>(fiedler), batch, h, w, corners, at<bool>(mask), at<int64_t>(seed)},
+              {at<void>(scratch), at<void>(stream)});
+        });
+      },
+      py::arg("fiedler"), py::arg("batch"), py::arg("h"), py::arg("w"), py::arg("corners"),
+      py::arg("mask"), py::arg("seed"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+
+  m.def(
+      "ipo_scratch",
+      [](int dtype, int64_t batch, int64_t n, int64_t d, int device) {
+        return run(device, [&] {
+          return selfment::cuda::ipo_scratch(static_cast<Dtype>(dtype), batch, n, d);
+        });
+      },
+      py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"), py::arg("device"));
+
+  m.def(
+      "ipo",
+      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
+         int64_t min_count, Address labels, Address steps, Address scratch, int device,
+         Address stream) {
+        run(device, [&] {
+          selfment::cuda::ipo({at<const void>(features), static_cast<Dtype>(dtype), batch, n, d,
+                               iters, min_count, at<bool>(labels), at<int64_t>(steps)},
+                              {at<void>(scratch), at<void>(stream)});
+        });
+      },
+      py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
+      py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
+      py::arg("scratch"), py::arg("device"), py::arg("stream"));
+}

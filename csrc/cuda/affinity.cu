@@ -1,0 +1,492 @@
+// From features to the affinity graph, with the rule of the CPU twin: rows are normalised in double
+// and rounded to float32, and a pair is an edge iff the inner product of its float32 rows is > tau
+// (weighted: >= tau).
+//
+// The way. The product is taken by the tensor cores from half-precision rows: the features as they
+// are where they are so, else the rounded rows once more rounded. Its error has a bound, so a pair
+// farther than that from tau is decided. The few others go to a list, and a warp each settles them:
+// in float32 with a bound of its own, and where that does not tell, in two doubles.
+#include "operand_product.cuh"
+#include "rows.cuh"
+
+namespace selfment::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int kStages = 3;  // slabs on their way
+constexpr int kFold = 8;    // slabs after which a sum starts anew
+constexpr int kBand = 8;    // rows of tiles that blocks take side by side, to share their columns
+constexpr int64_t kSlabElements = int64_t{2} * kBlockTile * kSlab;
+constexpr int64_t kTileBytes = kStages * kSlabElements * int64_t{sizeof(uint16_t)};
+constexpr uint64_t kNoPair = ~uint64_t{0};
+constexpr double kUnit = 0x1p-24;
+
+// |sum - exact| of a product of half-precision rows of norm 1 or less, by the tensor cores. They
+// add eight products to a sum at a time; each of the nine terms is cut to 24 bits or more of the
+// largest, which is at most S = sum |a_k b_k| <= 1 or so. A sum starts anew after kFold slabs.
+double product_error(int64_t d) {
+  const auto run = static_cast<double>(d < kFold * kSlab ? d : kFold * kSlab);
+  return (run / 8 + 1) * 9 * 2 * kUnit + (static_cast<double>(d) / (kFold * kSlab) + 1) * kUnit;
+}
+
+// |sum - exact| of a float32 product of rows of norm 1 by a warp: each lane adds its elements.
+__device__ double warp_product_error(int64_t d) {
+  return static_cast<double>(d / kWarp + 10) * kUnit;
+}
+
+struct Undecided {
+  unsigned long long* counts;  // pairs, tiles
+  uint64_t* pairs;             // image << 48 | i << 24 | j, or kNoPair
+  uint64_t* tiles;             // the same, of tiles all of whose pairs are to be settled
+  int64_t capacity;            // of pairs
+};
+
+struct Args {
+  AffinityParams p;
+  const uint16_t* operand;  // (batch, n, stride)
+  int64_t stride;
+  double* norms;   // (batch, n)
+  float* scales;   // (batch, n), operand row * scale = rounded row, about
+  float* errors;   // (batch, n), of that, in norm
+  uint16_t* copy;  // the operand, where it is not the features
+  Undecided undecided;
+  float tau, margin;  // margin: what all pairs have in common
+  int64_t words, tiles, blocks;
+  int64_t weights_each;  // floats of an image
+};
+
+// --- Rows ---
+
+template <class T>
+constexpr bool kHalf = sizeof(T) == 2;
+
+// A warp for each row: its norm, and the operand.
+template <class T>
+__global__ void prepare(Args a) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
+  if (row >= a.p.batch * a.p.n) return;
+  const T* x = static_cast<const T*>(a.p.features) + row * a.p.d;
+  const double norm = warp_norm(x, a.p.d, lane), inverse = 1 / norm;
+  double error = 0;
+  if (a.copy != nullptr) {
+    uint16_t* copy = a.copy + row * a.stride;
+    for (int64_t k = lane; k < a.stride; k += kWarp) {
+      const float f = k < a.p.d ? rounded(value(x[k]), norm, inverse) : 0.0f;
+      copy[k] = isfinite(f) ? to_half(f) : uint16_t{0};
+      const double rest = double{f} - to_float(Float16{copy[k]});
+      error += rest * rest;
+    }
+    // Rounded up; the factor covers e_i e_j, which |q_i| <= 1 + e_i brings in.
+    error = sqrt(warp_sum(error)) * 1.002;
+  } else if (norm > 1e15) {
+    error = INFINITY;  // the product might overflow
+  }
+  if (lane > 0) return;
+  a.norms[row] = norm;
+  a.scales[row] = a.copy != nullptr ? 1.0f : static_cast<float>(inverse);
+  a.errors[row] = static_cast<float>(error);
+}
+
+// --- Single pairs ---
+
+// Whether rows i and j of an image are joined, by a warp; all lanes get the answer.
+template <class T>
+__device__ bool settle_pair(const Args& a, int64_t image, int64_t i, int64_t j, int lane) {
+  const int64_t d = a.p.d, base = image * a.p.n;
+  const T* x = static_cast<const T*>(a.p.features) + (base + i) * d;
+  const T* y = static_cast<const T*>(a.p.features) + (base + j) * d;
+  const double norm_x = a.norms[base + i], norm_y = a.norms[base + j];
+  const double inverse_x = 1 / norm_x, inverse_y = 1 / norm_y, tau = a.p.tau;
+  if (norm_x < 1e15 && norm_y < 1e15) {
+    float sum = 0;
+    for (int64_t k = lane; k < d; k += kWarp) sum = fmaf(to_float(x[k]), to_float(y[k]), sum);
+    const double product = warp_sum(sum) * inverse_x * inverse_y;
+    // The last term is for the rows: those here are not rounded, or to float32 before the division;
+    // 1e-9 is for products that underflow.
+    const double bound = warp_product_error(d) + 8 * kUnit + 1e-9;
+    if (product > tau + bound) return true;
+    if (product < tau - bound) return false;
+  }
+  TwoDoubles sum;
+  for (int64_t k = lane; k < d; k += kWarp)
+    sum.add(double{rounded(value(x[k]), norm_x, inverse_x)} *
+            double{rounded(value(y[k]), norm_y, inverse_y)});
+  sum = warp_sum(sum);
+  const double difference = (sum.high - tau) + sum.low;
+  return a.p.weights != nullptr ? difference >= 0 : difference > 0;
+}
+
+__device__ void set_edge(const Args& a, int64_t image, int64_t i, int64_t j) {
+  const int64_t rows = a.words * kWord;
+  auto* bits = reinterpret_cast<unsigned long long*>(a.p.bits) + image * a.words * rows;
+  atomicOr(bits + j / kWord * rows + i, 1ull << j % kWord);
+  atomicOr(bits + i / kWord * rows + j, 1ull << i % kWord);
+}
+
+template <class T>
+__global__ void settle(Args a) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t warp = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
+  const int64_t warps = int64_t{gridDim.x} * blockDim.x / kWarp;
+  const int64_t found = static_cast<int64_t>(a.undecided.counts[0]);
+  const auto decide = [&](int64_t image, int64_t i, int64_t j) {
+    if (settle_pair<T>(a, image, i, j, lane) && lane == 0) set_edge(a, image, i, j);
+  };
+  for (int64_t at = warp; at < min(found, a.undecided.capacity); at += warps) {
+    const uint64_t pair = a.undecided.pairs[at];
+    if (pair == kNoPair) continue;
+    decide(static_cast<int64_t>(pair >> 48), static_cast<int64_t>(pair >> 24 & 0xffffff),
+           static_cast<int64_t>(pair & 0xffffff));
+  }
+  const int64_t whole = static_cast<int64_t>(a.undecided.counts[1]);
+  for (int64_t at = warp; at < whole * kBlockTile * kBlockTile; at += warps) {
+    const uint64_t tile = a.undecided.tiles[at / (kBlockTile * kBlockTile)];
+    const int64_t within = at % (kBlockTile * kBlockTile);
+    const int64_t i =
+        static_cast<int64_t>(tile >> 24 & 0xffffff) * kBlockTile + within / kBlockTile;
+    const int64_t j = static_cast<int64_t>(tile & 0xffffff) * kBlockTile + within % kBlockTile;
+    if (i <= j && j < a.p.n) decide(static_cast<int64_t>(tile >> 48), i, j);
+  }
+}
+
+// --- Tiles ---
+
+// The tile of block `index` of an image, in bands of kBand rows of tiles, column by column. False
+// for one below the diagonal, which a band's first columns hold.
+__device__ bool tile_of(int64_t index, int64_t tiles, int64_t* row, int64_t* column) {
+  int64_t first = 0;
+  while (index >= kBand * (tiles - first)) {
+    index -= kBand * (tiles - first);
+    first += kBand;
+  }
+  *row = first + index % kBand;
+  *column = first + index / kBand;
+  return *row <= *column && *row < tiles;
+}
+
+int64_t tile_blocks(int64_t tiles) {
+  int64_t blocks = 0;
+  for (int64_t first = 0; first < tiles; first += kBand) blocks += kBand * (tiles - first);
+  return blocks;
+}
+
+// Columns of a 32 x 32 block of bits, from its rows, one for each lane.
+__device__ uint32_t transpose(uint32_t row, int lane) {
+  uint32_t column = 0;
+#pragma unroll
+  for (int j = 0; j < kWarp; ++j) {
+    const uint32_t bits = __ballot_sync(kAllLanes, static_cast<int>(row >> j & 1));
+    if (lane == j) column = bits;
+  }
+  return column;
+}
+
+// A 128 x 128 tile of the graph and its mirror image.
+template <bool kBFloat16>
+__global__ void __launch_bounds__(kThreads) join(Args a) {
+  const int64_t image = blockIdx.x / a.blocks;
+  int64_t tile_row, tile_column;
+  if (!tile_of(blockIdx.x % a.blocks, a.tiles, &tile_row, &tile_column)) return;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const int64_t n = a.p.n, first_row = tile_row * kBlockTile,
+                first_column = tile_column * kBlockTile;
+  auto* slabs = reinterpret_cast<uint16_t*>(shared_memory());
+  const int slab_count = static_cast<int>((a.p.d + kSlab - 1) / kSlab);
+
+  // Rows 0 to 127 of a stage are A's, the others B's.
+  const auto fetch = [&](int slab) {
+    if (slab < slab_count) {
+      uint16_t* stage = slabs + slab % kStages * kSlabElements;
+#pragma unroll
+      for (int r = 0; r < 2 * kBlockTile * kSlab / kPiece / kThreads; ++r) {
+        const int at = r * kThreads + thread, row = at / (kSlab / kPiece),
+                  piece = at % (kSlab / kPiece);
+        const int64_t source = row < kBlockTile ? first_row + row : first_column + row - kBlockTile;
+        const int64_t k = int64_t{slab} * kSlab + piece * kPiece;
+        const bool exists = source < n && k < a.stride;
+        copy_piece(stage + piece_offset(row, piece),
+                   a.operand + (exists ? (image * n + source) * a.stride + k : 0), exists);
+      }
+    }
+    end_copies();
+  };
+
+  const int row = warp / 4 * WarpTile::kRows, column = warp % 4 * WarpTile::kColumns;
+  WarpTile tile{}, total{};
+  for (int slab = 0; slab < kStages - 1; ++slab) fetch(slab);
+  for (int slab = 0; slab < slab_count; ++slab) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();
+    fetch(slab + kStages - 1);
+    const uint16_t* stage = slabs + slab % kStages * kSlabElements;
+    add_product<kBFloat16>(tile, stage, row, stage + kSlabElements / 2, column, lane);
+    if (slab % kFold != kFold - 1 && slab + 1 < slab_count) continue;
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          total.sums[m][c][e] += tile.sums[m][c][e];
+          tile.sums[m][c][e] = 0;
+        }
+  }
+  wait_for_copies<0>();
+  __syncthreads();
+
+  // From here the shared memory holds bits[128][4], mirrored[128][4], and two numbers.
+  auto* bits = reinterpret_cast<uint32_t*>(slabs);
+  uint32_t* mirrored = bits + kBlockTile * 4;
+  auto* unsure_count = reinterpret_cast<unsigned*>(mirrored + kBlockTile * 4);
+  auto* reserved = reinterpret_cast<unsigned long long*>(unsure_count + 2);
+  if (thread == 0) *unsure_count = 0;
+  __syncthreads();
+
+  const float* scales = a.scales + image * n;
+  const float* errors = a.errors + image * n;
+  uint64_t unsure = 0;
+#pragma unroll
+  for (int m = 0; m < 4; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t i = first_row + row + WarpTile::row(lane, m, 2 * half);
+      const float scale = i < n ? scales[i] : 0.0f;
+      const float margin = (i < n ? errors[i] : 0.0f) + a.margin;
+      uint32_t edges = 0;
+#pragma unroll
+      for (int c = 0; c < 4; ++c)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int at = WarpTile::column(lane, c, e);
+          const int64_t j = first_column + column + at;
+          if (i >= n || j >= n || j < i) continue;
+          const float s = total.sums[m][c][2 * half + e] * scale * scales[j];
+          const float above = s - a.tau, limit = margin + errors[j];
+          if (fabsf(s) <= 2 && above > limit) edges |= 1u << at;
+          else if (!(fabsf(s) <= 2 && above < -limit))
+            unsure |= uint64_t{1} << (m * 16 + half * 8 + c * 2 + e);
+        }
+      edges |= __shfl_xor_sync(kAllLanes, edges, 1);
+      edges |= __shfl_xor_sync(kAllLanes, edges, 2);
+      if (lane % 4 == 0)
+        bits[(row + WarpTile::row(lane, m, 2 * half)) * 4 + column / kWarp] = edges;
+    }
+  const auto mine = static_cast<unsigned>(__popcll(unsure));
+  const unsigned before = mine > 0 ? atomicAdd(unsure_count, mine) : 0;
+  __syncthreads();
+
+  if (thread == 0 && *unsure_count > 0) {
+    *reserved = atomicAdd(a.undecided.counts, static_cast<unsigned long long>(*unsure_count));
+    if (static_cast<int64_t>(*reserved + *unsure_count) > a.undecided.capacity)
+      a.undecided.tiles[atomicAdd(a.undecided.counts + 1, 1ull)] =
+          static_cast<uint64_t>(image) << 48 | static_cast<uint64_t>(tile_row) << 24 |
+          static_cast<uint64_t>(tile_column);
+  }
+  for (int block = warp; block < 16; block += kWarps) {
+    const int r = block / 4, c = block % 4;
+    mirrored[(c * kWarp + lane) * 4 + r] = transpose(bits[(r * kWarp + lane) * 4 + c], lane);
+  }
+  __syncthreads();
+
+  if (mine > 0) {
+    auto at = static_cast<int64_t>(*reserved);
+    const bool fits = at + *unsure_count <= a.undecided.capacity;
+    at += before;
+    for (uint64_t rest = unsure; rest != 0; rest &= rest - 1, ++at) {
+      const int bit = __ffsll(static_cast<long long>(rest)) - 1;
+      const int64_t i = first_row + row + WarpTile::row(lane, bit / 16, bit / 8 % 2 * 2);
+      const int64_t j = first_column + column + WarpTile::column(lane, bit / 2 % 4, bit % 2);
+      if (at < a.undecided.capacity)
+        a.undecided.pairs[at] = fits ? static_cast<uint64_t>(image) << 48 |
+                                           static_cast<uint64_t>(i) << 24 | static_cast<uint64_t>(j)
+                                     : kNoPair;
+    }
+  }
+  const int64_t rows = a.words * kWord;
+  uint64_t* graph = a.p.bits + image * a.words * rows;
+  const bool diagonal = tile_row == tile_column;
+  const int r = thread % kBlockTile, half = thread / kBlockTile;
+  const auto word = [&](const uint32_t* from) {
+    return uint64_t{from[r * 4 + half * 2]} | uint64_t{from[r * 4 + half * 2 + 1]} << 32;
+  };
+  const int64_t column_word = tile_column * 2 + half, row_word = tile_row * 2 + half;
+  if (column_word < a.words && first_row + r < rows)
+    graph[column_word * rows + first_row + r] = word(bits) | (diagonal ? word(mirrored) : 0);
+  if (!diagonal && row_word < a.words && first_column + r < rows)
+    graph[row_word * rows + first_column + r] = word(mirrored);
+}
+
+// --- Degrees and weights ---
+
+__global__ void count_degrees(Args a) {
+  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (at >= a.p.batch * a.p.n) return;
+  const int64_t image = at / a.p.n, i = at % a.p.n, rows = a.words * kWord;
+  const uint64_t* bits = a.p.bits + image * a.words * rows;
+  int64_t count = 0;
+  for (int64_t w = 0; w < a.words; ++w) count += __popcll(bits[w * rows + i]);
+  a.p.degrees[at] = isfinite(a.norms[at])
+                        ? a.p.eps * static_cast<double>(a.p.n - count) + static_cast<double>(count)
+                        : NAN;
+}
+
+// A 64 x 64 tile of weights, in float32 from the rounded rows.
+template <class T>
+__global__ void __launch_bounds__(kThreads) weigh(Args a) {
+  constexpr int kTile = 64, kDepth = 32, kEach = 4;  // elements of a row at a time; sums a side
+  const int64_t tiles_each = a.words * (a.words + 1) / 2;
+  const int64_t image = blockIdx.x / tiles_each;
+  int64_t column = blockIdx.x % tiles_each, row = 0;
+  while (column >= a.words - row) column -= a.words - row++;
+  column += row;
+  const int thread = static_cast<int>(threadIdx.x);
+  auto* parts = reinterpret_cast<float*>(shared_memory());  // [2][kDepth][kTile + 1]
+  const auto part = [&](int side, int k, int i) -> float& {
+    return parts[(side * kDepth + k) * (kTile + 1) + i];
+  };
+  float sums[kEach][kEach] = {};
+  const int i0 = thread / (kTile / kEach) * kEach, j0 = thread % (kTile / kEach) * kEach;
+  for (int64_t k0 = 0; k0 < a.p.d; k0 += kDepth) {
+    __syncthreads();
+    for (int at = thread; at < 2 * kTile * kDepth; at += kThreads) {
+      const int side = at / (kTile * kDepth), i = at / kDepth % kTile, k = at % kDepth;
+      const int64_t source = (side == 0 ? row : column) * kTile + i;
+      float f = 0;
+      if (source < a.p.n && k0 + k < a.p.d) {
+        const int64_t from = image * a.p.n + source;
+        const T* x = static_cast<const T*>(a.p.features) + from * a.p.d;
+        f = rounded(value(x[k0 + k]), a.norms[from], 1 / a.norms[from]);
+      }
+      part(side, k, i) = f;
+    }
+    __syncthreads();
+    float run[kEach][kEach] = {};  // a sum of its own: a long one would be less exact
+    for (int k = 0; k < kDepth; ++k)
+      for (int i = 0; i < kEach; ++i)
+        for (int j = 0; j < kEach; ++j)
+          run[i][j] = fmaf(part(0, k, i0 + i), part(1, k, j0 + j), run[i][j]);
+    for (int i = 0; i < kEach; ++i)
+      for (int j = 0; j < kEach; ++j) sums[i][j] += run[i][j];
+  }
+  const int64_t rows = a.words * kWord;
+  const uint64_t* bits = a.p.bits + image * a.words * rows + column * rows + row * kWord;
+  float* weights = a.p.weights + image * a.weights_each +
+                   (row * a.words - row * (row - 1) / 2 + column - row) * kTile * kTile;
+  for (int i = 0; i < kEach; ++i)
+    for (int j = 0; j < kEach; ++j)
+      weights[(i0 + i) * kTile + j0 + j] =
+          (bits[i0 + i] >> (j0 + j) & 1) != 0 ? sums[i][j] - static_cast<float>(a.p.eps) : 0.0f;
+}
+
+// The row sums of eps + weight.
+__global__ void sum_degrees(Args a) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
+  if (at >= a.p.batch * a.p.n) return;
+  const int64_t image = at / a.p.n, i = at % a.p.n, row = i / kWord;
+  const float* weights = a.p.weights + image * a.weights_each;
+  double sum = 0;
+  for (int64_t j = lane; j < a.p.n; j += kWarp) {
+    const int64_t column = j / kWord, low = min(row, column), high = max(row, column);
+    const float* tile =
+        weights + (low * a.words - low * (low - 1) / 2 + high - low) * kWord * kWord;
+    sum +=
+        row <= column ? tile[i % kWord * kWord + j % kWord] : tile[j % kWord * kWord + i % kWord];
+  }
+  sum = warp_sum(sum) + a.p.eps * static_cast<double>(a.p.n);
+  if (lane == 0) a.p.degrees[at] = isfinite(a.norms[at]) ? sum : NAN;
+}
+
+// --- Scratch memory ---
+
+int64_t aligned(int64_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// The features' own rows can be the operand only if all their pieces are aligned.
+bool copies(Dtype dtype, int64_t d) {
+  return (dtype != Dtype::kFloat16 && dtype != Dtype::kBFloat16) || d % kPiece != 0;
+}
+
+int64_t pair_capacity(int64_t batch, int64_t n) { return batch * max(int64_t{4096}, n * n / 128); }
+
+// Carves the scratch memory; returns its size.
+int64_t carve(Args& a, void* scratch) {
+  const AffinityParams& p = a.p;
+  int64_t used = 0;
+  const auto take = [&](auto*& pointer, int64_t count) {
+    using Item = std::remove_reference_t<decltype(*pointer)>;
+    pointer = reinterpret_cast<Item*>(static_cast<char*>(scratch) + used);
+    used += aligned(count * static_cast<int64_t>(sizeof(Item)));
+  };
+  const int64_t rows = p.batch * p.n, tiles = (p.n + kBlockTile - 1) / kBlockTile;
+  a.undecided.capacity = pair_capacity(p.batch, p.n);
+  take(a.undecided.counts, 2);
+  take(a.undecided.pairs, a.undecided.capacity);
+  take(a.undecided.tiles, p.batch * tiles * (tiles + 1) / 2);
+  take(a.norms, rows);
+  take(a.scales, rows);
+  take(a.errors, rows);
+  a.copy = nullptr;
+  a.stride = p.d;
+  if (copies(p.dtype, p.d)) {
+    a.stride = (p.d + kPiece - 1) / kPiece * kPiece;
+    take(a.copy, rows * a.stride);
+  }
+  return used;
+}
+
+int64_t blocks_for(int64_t items) { return (items + kThreads - 1) / kThreads; }
+
+template <class T>
+void run(Args a, cudaStream_t stream) {
+  const int64_t rows = a.p.batch * a.p.n;
+  check(cudaMemsetAsync(a.undecided.counts, 0, 2 * sizeof(unsigned long long), stream),
+        "cudaMemsetAsync");
+  launch("affinity: prepare", prepare<T>, blocks_for(rows * kWarp), kThreads, 0, stream, a);
+  const bool bfloat16 = a.copy == nullptr && a.p.dtype == Dtype::kBFloat16;
+  auto* kernel = bfloat16 ? join<true> : join<false>;
+  allow_shared("affinity: join", kernel, kTileBytes);
+  launch("affinity: join", kernel, a.p.batch * a.blocks, kThreads, kTileBytes, stream, a);
+  launch("affinity: settle", settle<T>, int64_t{8} * device().multiprocessors, kThreads, 0, stream,
+         a);
+  if (a.p.weights == nullptr) {
+    launch("affinity: count_degrees", count_degrees, blocks_for(rows), kThreads, 0, stream, a);
+    return;
+  }
+  launch("affinity: weigh", weigh<T>, a.p.batch * a.words * (a.words + 1) / 2, kThreads,
+         int64_t{2} * 32 * 65 * sizeof(float), stream, a);
+  launch("affinity: sum_degrees", sum_degrees, blocks_for(rows * kWarp), kThreads, 0, stream, a);
+}
+
+}  // namespace
+
+int64_t affinity_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d) {
+  Args a{};
+  a.p.dtype = dtype;
+  a.p.batch = batch;
+  a.p.n = n;
+  a.p.d = d;
+  return carve(a, nullptr);
+}
+
+void affinity(const AffinityParams& p, const Context& context) {
+  Args a{};
+  a.p = p;
+  carve(a, context.scratch);
+  a.operand = a.copy != nullptr ? a.copy : static_cast<const uint16_t*>(p.features);
+  a.words = word_count(p.n);
+  a.tiles = (p.n + kBlockTile - 1) / kBlockTile;
+  a.blocks = tile_blocks(a.tiles);
+  a.weights_each = weights_size(p.n);
+  a.tau = static_cast<float>(p.tau);
+  // The product; the rounding of the rows, of their scaling, and of the comparison with tau.
+  a.margin =
+      static_cast<float>((product_error(p.d) + 10 * kUnit + fabs(p.tau) * 4 * kUnit + 1e-9) * 1.01);
+  with_dtype(p.dtype, [&](auto* typed) {
+    run<std::decay_t<decltype(*typed)>>(a, static_cast<cudaStream_t>(context.stream));
+  });
+}
+
+}  // namespace selfment::cuda

@@ -1,0 +1,129 @@
+// From the Fiedler vector to the initial mask: TokenCut's rule, and MaskCut's corner rule. A block
+// for each image; the components are found by joining the trees of neighbouring patches, each patch
+// at first a tree of its own, whose root is the least index.
+#include "platform.h"
+#include "rows.cuh"
+
+namespace selfment::cuda {
+
+namespace {
+
+constexpr int kThreads = 512;
+constexpr int kWarps = kThreads / kWarp;
+
+struct Args {
+  ComponentsParams p;
+  int* parents;  // (batch, h * w)
+};
+
+// --- Reductions over a block; all threads get the result ---
+
+template <class Number, class Join>
+__device__ Number reduce(Number v, Number none, const Join& join, unsigned char* shared) {
+  auto* parts = reinterpret_cast<Number*>(shared);
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+    v = join(v, __shfl_xor_sync(kAllLanes, v, lanes));
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  v = none;
+  for (int warp = 0; warp < kWarps; ++warp) v = join(v, parts[warp]);
+  return v;
+}
+
+// The first i in [0, n) whose value(i) is the largest, or equal to it but for kPeakTie; -1 if the
+// values are not finite.
+template <class Value>
+__device__ int first_peak(int n, const Value& value, unsigned char* shared) {
+  const auto larger = [](double x, double y) { return y > x ? y : x; };
+  const auto smaller = [](int x, int y) { return min(x, y); };
+  double peak = -INFINITY;
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads) peak = larger(peak, value(i));
+  peak = reduce(peak, -double{INFINITY}, larger, shared);
+  const double enough = peak - kPeakTie * fabs(peak);
+  int first = n;
+  for (int i = static_cast<int>(threadIdx.x); i < n; i += kThreads)
+    if (value(i) >= enough) first = min(first, i);
+  first = reduce(first, n, smaller, shared);
+  return first < n ? first : -1;
+}
+
+// --- Trees ---
+
+__device__ int root(const volatile int* parents, int i) {
+  while (parents[i] != i) i = parents[i];
+  return i;
+}
+
+__device__ void join_trees(int* parents, int i, int j) {
+  while (true) {
+    i = root(parents, i);
+    j = root(parents, j);
+    if (i == j) return;
+    const int low = min(i, j), high = max(i, j);
+    const int was = atomicMin(parents + high, low);
+    if (was == high) return;
+    i = was;  // another thread was faster: `high` hangs elsewhere, which low is to join
+    j = low;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) initial_mask(Args a) {
+  unsigned char* shared = shared_memory();
+  const int64_t image = blockIdx.x;
+  const int h = static_cast<int>(a.p.h), w = static_cast<int>(a.p.w), n = h * w;
+  const int thread = static_cast<int>(threadIdx.x);
+  const double* x = a.p.fiedler + image * n;
+  bool* mask = a.p.mask + image * n;
+  int* parents = a.parents + image * n;
+  const auto add = [](auto u, auto v) { return u + v; };
+
+  double average = 0;
+  for (int i = thread; i < n; i += kThreads) average += x[i];
+  average = reduce(average, 0.0, add, shared) / n;
+  int seed = first_peak(n, [=](int i) { return fabs(x[i]); }, shared);
+  if (seed < 0) {
+    for (int i = thread; i < n; i += kThreads) mask[i] = false;
+    if (thread == 0) a.p.seed[image] = 0;
+    return;
+  }
+  // A patch is in the foreground iff x > average, or not so where the sides are `swapped`.
+  const bool reversed = !(x[seed] > average);
+  bool swapped = reversed;
+  const auto inside = [&](int i) { return (x[i] > average) != swapped; };
+  if (a.p.corners && inside(0) + inside(w - 1) + inside(n - w) + inside(n - 1) >= 3) {
+    int others = 0;
+    for (int i = thread; i < n; i += kThreads) others += inside(i) ? 0 : 1;
+    if (reduce(others, 0, add, shared) > 0) {
+      swapped = !swapped;
+      const double sign = reversed ? 1 : -1;
+      seed = first_peak(n, [=](int i) { return sign * x[i]; }, shared);
+    }
+  }
+
+  for (int i = thread; i < n; i += kThreads) parents[i] = i;
+  __syncthreads();
+  for (int i = thread; i < n; i += kThreads) {
+    if (!inside(i)) continue;
+    if (i % w > 0 && inside(i - 1)) join_trees(parents, i, i - 1);
+    if (i >= w && inside(i - w)) join_trees(parents, i, i - w);
+  }
+  __syncthreads();
+  const int kept = root(parents, seed);
+  for (int i = thread; i < n; i += kThreads) mask[i] = inside(i) && root(parents, i) == kept;
+  if (thread == 0) a.p.seed[image] = seed;
+}
+
+}  // namespace
+
+int64_t components_scratch(int64_t batch, int64_t n) {
+  return batch * n * static_cast<int64_t>(sizeof(int));
+}
+
+void components(const ComponentsParams& p, const Context& context) {
+  Args a{p, static_cast<int*>(context.scratch)};
+  launch("components", initial_mask, p.batch, kThreads, kWarps * int64_t{sizeof(double)},
+         static_cast<cudaStream_t>(context.stream), a);
+}
+
+}  // namespace selfment::cuda

@@ -1,0 +1,56 @@
+// Products with the graph for callers; the solver has its own loop around the same product.
+#include "graph_product.cuh"
+
+namespace selfment::cuda {
+
+namespace {
+
+constexpr int64_t kBlockWords = kPassRows / kWord;  // words of rows of a block
+
+struct Args {
+  MatvecParams p;
+  int64_t words, weights_each, blocks_each;
+};
+
+__global__ void __launch_bounds__(kProductThreads, 1) product(Args a) {
+  unsigned char* shared = shared_memory();
+  const int64_t image = blockIdx.x / a.blocks_each, block = blockIdx.x % a.blocks_each;
+  const Graphs& graphs = a.p.graphs;
+  const int64_t rows = a.words * kWord, owner = image / a.p.columns;
+  const GraphView graph{
+      graphs.bits + owner * a.words * rows,
+      rows,
+      0,
+      graphs.weights == nullptr ? nullptr : graphs.weights + owner * a.weights_each,
+      graphs.n,
+      a.words,
+      graphs.eps};
+  const double* x = a.p.x + image * graphs.n;
+  auto* parts = reinterpret_cast<double*>(shared);
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < graphs.n; i += kProductThreads) sum += x[i];
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  double total = 0;
+  for (int warp = 0; warp < kProductWarps; ++warp) total += parts[warp];
+  __syncthreads();
+  const int64_t first = block * kBlockWords;
+  multiply(graph, x, total, first, min(first + kBlockWords, a.words), a.p.y + image * graphs.n,
+           shared);
+}
+
+}  // namespace
+
+void matvec(const MatvecParams& p, const Context& context) {
+  Args a{};
+  a.p = p;
+  a.words = word_count(p.graphs.n);
+  a.weights_each = weights_size(p.graphs.n);
+  a.blocks_each = (a.words + kBlockWords - 1) / kBlockWords;
+  allow_shared("matvec", product, kProductBytes);
+  launch("matvec", product, p.graphs.batch * p.columns * a.blocks_each, kProductThreads,
+         kProductBytes, static_cast<cudaStream_t>(context.stream), a);
+}
+
+}  // namespace selfment::cuda

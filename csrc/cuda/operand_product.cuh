@@ -1,0 +1,103 @@
+// The product of two slabs of half-precision rows in shared memory, by the tensor cores.
+#pragma once
+
+#include "rows.cuh"
+#if defined(SELFMENT_EMULATE)
+#include "tensor_cores.h"
+#endif
+
+namespace selfment::cuda {
+
+inline constexpr int kSlab = 64;        // elements of a row in a slab
+inline constexpr int kPiece = 8;        // elements that are copied at a time, 16 bytes
+inline constexpr int kBlockTile = 128;  // rows of a slab
+
+// Where the 16-byte piece of a row lies in a slab: spread so that eight rows, which are read at a
+// time, fall into different banks.
+__device__ inline int piece_offset(int row, int piece) {
+  return row * kSlab + (piece ^ (row & 7)) * kPiece;
+}
+
+// A warp has 64 x 32 sums: thread's element e of fragment (m, n) is that of row
+// 16 m + lane / 4 + 8 (e / 2) and column 8 n + 2 (lane % 4) + e % 2.
+struct WarpTile {
+  static constexpr int kRows = 64, kColumns = 32;
+  float sums[4][4][4];
+
+  __device__ static int row(int lane, int m, int e) { return 16 * m + lane / 4 + 8 * (e / 2); }
+  __device__ static int column(int lane, int n, int e) { return 8 * n + 2 * (lane % 4) + e % 2; }
+};
+
+// --- The device's own instructions ---
+
+#if !defined(SELFMENT_EMULATE)
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Four 8 x 8 matrices: lane l gives the address of row l % 8 of matrix l / 8, and gets the elements
+// 2 (l % 4) and the next one of row l / 4 of each.
+__device__ inline void load_fragments(uint32_t (&r)[4], const uint16_t* source) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(source)));
+}
+
+// c += A B^T of 16 and 8 rows of 16 elements. A's matrices are its rows 0 to 7 and 8 to 15, then
+// the same of its elements 8 to 15; B's are its elements 0 to 7 and 8 to 15.
+template <bool kBFloat16>
+__device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if (kBFloat16)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Copies 16 bytes to shared memory in the background, or zeros.
+__device__ inline void copy_piece(uint16_t* to, const uint16_t* from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+               "r"(exists ? 16 : 0));
+}
+// Ends a group of copies.
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;"); }
+// Waits until at most so many groups are under way.
+template <int kPending>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
+}
+
+#endif
+
+// tile += A B^T of the slabs' rows from `row` and `column` on.
+template <bool kBFloat16>
+__device__ void add_product(WarpTile& tile, const uint16_t* a, int row, const uint16_t* b,
+                            int column, int lane) {
+#pragma unroll
+  for (int k = 0; k < kSlab / 16; ++k) {
+    uint32_t left[4][4], right[2][4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+      load_fragments(left[m], a + piece_offset(row + 16 * m + lane % 16, 2 * k + lane / 16));
+#pragma unroll
+    for (int n = 0; n < 2; ++n)
+      load_fragments(right[n], b + piece_offset(column + 16 * n + lane / 16 * 8 + lane % 8,
+                                                2 * k + lane / 8 % 2));
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+#pragma unroll
+      for (int n = 0; n < 4; ++n)
+        multiply_add<kBFloat16>(tile.sums[m][n], left[m], right[n / 2][n % 2 * 2],
+                                right[n / 2][n % 2 * 2 + 1]);
+  }
+}
+
+}  // namespace selfment::cuda

@@ -1,0 +1,105 @@
+// What the kernels need of the CUDA language beyond C++: the runtime on a device, and on a host
+// without one an emulation of a grid, for tests (SELFMENT_EMULATE, see tests/emulation).
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <stdexcept>
+#include <string>
+
+#include "../params.h"
+
+#if defined(SELFMENT_EMULATE)
+#include "emulation.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+namespace selfment::cuda {
+
+inline constexpr int kWarp = 32;
+inline constexpr unsigned kAllLanes = 0xffffffffu;
+
+// A failed call of the CUDA runtime; what() names the kernel or the call.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it again
+  throw Error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(status));
+}
+
+// What the device of the current thread can hold.
+struct Device {
+  int multiprocessors;
+  int shared_bytes;  // of a block, at most
+};
+
+inline Device device() {
+  int id = 0;
+  Device found{};
+  check(cudaGetDevice(&id), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, id),
+        "cudaDeviceGetAttribute");
+  check(cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id),
+        "cudaDeviceGetAttribute");
+  return found;
+}
+
+// Lets the kernel take so much dynamic shared memory.
+template <class Kernel>
+void allow_shared(const char* name, Kernel* kernel, int64_t bytes) {
+  check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+        name);
+}
+
+// How many blocks the whole device holds at a time.
+template <class Kernel>
+int64_t resident_blocks(const char* name, Kernel* kernel, int threads, int64_t shared_bytes) {
+  int each = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, reinterpret_cast<const void*>(kernel),
+                                                      threads, static_cast<size_t>(shared_bytes)),
+        name);
+  return int64_t{each} * device().multiprocessors;
+}
+
+// Launches kernel(args) on the stream. The blocks of a `cooperative` grid are all resident at once,
+// so that they may wait for each other; a grid too large for that is an error.
+template <class Args>
+void launch(const char* name, void (*kernel)(Args), int64_t blocks, int threads,
+            int64_t shared_bytes, cudaStream_t stream, const Args& args, bool cooperative = false) {
+  if (blocks == 0) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = cooperative ? 1 : 0;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, args), name);
+}
+
+#if defined(SELFMENT_EMULATE)
+#define SELFMENT_CALL
+#elif defined(__CUDACC__)
+// A function that is called: inlined everywhere, it would take more registers than there are.
+#define SELFMENT_CALL __noinline__
+
+// The block's dynamic shared memory.
+__device__ inline unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char selfment_shared[];
+  return selfment_shared;
+}
+
+// Tells the scheduler that a thread waits for another block.
+__device__ inline void pause_thread() { __nanosleep(20); }
+#endif
+
+}  // namespace selfment::cuda

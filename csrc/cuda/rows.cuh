@@ -1,0 +1,100 @@
+// Rows of features: their values, norms, and the rounded rows f = float32(x / norm) that all rules
+// speak of.
+#pragma once
+
+#include "platform.h"
+
+namespace selfment::cuda {
+
+__device__ inline float to_float(BFloat16 x) { return __uint_as_float(uint32_t{x.bits} << 16); }
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(double x) { return static_cast<float>(x); }
+__device__ inline float to_float(Float16 x) {
+#if defined(SELFMENT_EMULATE)
+  const uint32_t sign = uint32_t{x.bits} >> 15 << 31, exponent = x.bits >> 10 & 31;
+  const uint32_t fraction = x.bits & 1023;
+  if (exponent == 0) return (sign != 0 ? -1.0f : 1.0f) * static_cast<float>(fraction) * 0x1p-24f;
+  return __uint_as_float(sign | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13);
+#else
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
+  return f;
+#endif
+}
+template <class T>
+__device__ double value(T x) {
+  return to_float(x);
+}
+__device__ inline double value(double x) { return x; }
+
+// The nearest half of a float in [-1, 1], ties to even.
+__device__ inline uint16_t to_half(float f) {
+  const uint32_t bits = __float_as_uint(f), sign = bits >> 16 & 0x8000, magnitude = bits << 1 >> 1;
+  if (magnitude < 0x38800000u)  // below 2^-14: a multiple of 2^-24
+    return static_cast<uint16_t>(sign | static_cast<uint32_t>(rintf(fabsf(f) * 0x1p24f)));
+  const uint32_t half = ((magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13) - (uint32_t{112} << 10);
+  return static_cast<uint16_t>(sign | half);
+}
+
+// float32(x / norm), with inverse = 1 / norm in double. The product with the inverse is off by less
+// than 2 units of its last place; only where that could change the rounding is the division made.
+__device__ inline float rounded(double x, double norm, double inverse) {
+  const double q = x * inverse;
+  const auto tail = static_cast<uint32_t>(__double_as_longlong(q)) & 0x1fffffffu;  // cut by a float
+  const bool clear = tail - 0x0ffffff0u > 0x20u && fabs(q) > 1e-37;
+  return static_cast<float>(clear ? q : x / norm);
+}
+
+// Two doubles whose sum is the value: sums in them do not depend on the order of their terms.
+struct TwoDoubles {
+  double high = 0, low = 0;
+  __device__ void add(double p) {
+    const double t = high + p, v = t - high;
+    low += (high - (t - v)) + (p - v);
+    high = t;
+  }
+};
+
+__device__ inline TwoDoubles warp_sum(TwoDoubles sum) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const double high = __shfl_xor_sync(kAllLanes, sum.high, lanes);
+    const double low = __shfl_xor_sync(kAllLanes, sum.low, lanes);
+    // In the order of the lanes, so that all come to the same sum.
+    const bool upper = (threadIdx.x & static_cast<unsigned>(lanes)) != 0;
+    TwoDoubles total = upper ? TwoDoubles{high, low} : sum;
+    total.low += upper ? sum.low : low;
+    total.add(upper ? sum.high : high);
+    sum = total;
+  }
+  return sum;
+}
+
+template <class Number>
+__device__ Number warp_sum(Number sum) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) sum += __shfl_xor_sync(kAllLanes, sum, lanes);
+  return sum;
+}
+
+template <class Number>
+__device__ Number warp_max(Number v) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
+    const Number other = __shfl_xor_sync(kAllLanes, v, lanes);
+    v = other > v ? other : v;
+  }
+  return v;
+}
+
+// |x| of a row, at least 1e-12, by a warp; not finite if an element is not.
+template <class T>
+__device__ double warp_norm(const T* x, int64_t d, int lane) {
+  TwoDoubles sum;
+  for (int64_t k = lane; k < d; k += kWarp) {
+    const double v = value(x[k]);
+    sum.add(v * v);
+  }
+  sum = warp_sum(sum);
+  const double length = sqrt(sum.high + sum.low);
+  return length < 1e-12 ? 1e-12 : length;
+}
+
+}  // namespace selfment::cuda

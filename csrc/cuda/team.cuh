@@ -1,0 +1,55 @@
+// Teams of blocks that work on one image together: a persistent kernel launches as many blocks as
+// the device holds, and they meet at barriers in device memory. Whatever a team computes does not
+// depend on its size, so that an image gives the same bits alone and in a batch.
+#pragma once
+
+#include "platform.h"
+
+namespace selfment::cuda {
+
+class Team {
+ public:
+  // `arrivals` is 0 before the launch, and the team's own.
+  __device__ Team(int rank, int size, unsigned* arrivals)
+      : rank_(rank), size_(size), arrivals_(arrivals) {}
+
+  __device__ int rank() const { return rank_; }
+
+  // What was written before is seen by the whole team after.
+  __device__ void sync() {
+    __syncthreads();
+    if (size_ == 1) return;
+    due_ += static_cast<unsigned>(size_);
+    if (threadIdx.x == 0) {
+      __threadfence();
+      atomicAdd(arrivals_, 1u);
+      // The difference, as the count may go round.
+      while (static_cast<int>(*const_cast<volatile unsigned*>(arrivals_) - due_) < 0)
+        pause_thread();
+      __threadfence();
+    }
+    __syncthreads();
+  }
+
+  // This block's share of `count` items: [first(count), last(count)).
+  __device__ int64_t first(int64_t count) const { return count * rank_ / size_; }
+  __device__ int64_t last(int64_t count) const { return count * (rank_ + 1) / size_; }
+
+ private:
+  int rank_, size_;
+  unsigned* arrivals_;
+  unsigned due_ = 0;
+};
+
+// How many teams of how many blocks there are for a batch.
+struct Teams {
+  int64_t count, size;
+};
+
+// `most`: the blocks that one image can occupy.
+inline Teams teams_for(int64_t batch, int64_t blocks, int64_t most) {
+  const int64_t size = std::max<int64_t>(1, std::min(most, blocks / batch));
+  return {std::min(batch, std::max<int64_t>(1, blocks / size)), size};
+}
+
+}  // namespace selfment::cuda

@@ -1,0 +1,69 @@
+// The instructions of csrc/cuda/operand_product.cuh on a host, as the PTX manual defines them: the
+// lanes of a warp put what they hold on a table, meet, and take what they are to get.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace selfment::cuda {
+
+namespace emulated {
+
+struct Lane {
+  const uint16_t* row;
+  uint32_t a[4], b[2];
+};
+inline Lane* warp_table() {
+  static Lane table[32][32];  // a block's warps; blocks run one after the other
+  return table[threadIdx.x / 32];
+}
+inline uint16_t half_of(uint32_t pair, int index) {
+  return static_cast<uint16_t>(index == 0 ? pair : pair >> 16);
+}
+template <bool kBFloat16>
+float operand(uint32_t pair, int index) {
+  const uint16_t bits = half_of(pair, index);
+  return kBFloat16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
+}
+
+}  // namespace emulated
+
+inline void load_fragments(uint32_t (&r)[4], const uint16_t* source) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  emulated::Lane* table = emulated::warp_table();
+  table[lane].row = source;
+  __syncwarp();
+  for (int matrix = 0; matrix < 4; ++matrix)
+    std::memcpy(&r[matrix], table[matrix * 8 + lane / 4].row + lane % 4 * 2, sizeof r[matrix]);
+  __syncwarp();
+}
+
+template <bool kBFloat16>
+void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  emulated::Lane* table = emulated::warp_table();
+  std::memcpy(table[lane].a, a, sizeof a);
+  table[lane].b[0] = b0;
+  table[lane].b[1] = b1;
+  __syncwarp();
+  for (int e = 0; e < 4; ++e) {
+    const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
+    for (int k = 0; k < 16; ++k) {
+      // Element k of A's row is in matrix (row / 8, k / 8), that of B's in matrix k / 8.
+      const uint32_t left = table[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2];
+      const uint32_t right = table[column * 4 + k % 8 / 2].b[k / 8];
+      c[e] +=
+          emulated::operand<kBFloat16>(left, k % 2) * emulated::operand<kBFloat16>(right, k % 2);
+    }
+  }
+  __syncwarp();
+}
+
+inline void copy_piece(uint16_t* to, const uint16_t* from, bool exists) {
+  for (int k = 0; k < 8; ++k) to[k] = exists ? from[k] : uint16_t{0};
+}
+inline void end_copies() {}
+template <int kPending>
+void wait_for_copies() {}
+
+}  // namespace selfment::cuda
