@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,36 +12,72 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Restore = Callable[[Tensor], Any]
 Grid = tuple[int, int]
 
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def as_tensor(value: Any, name: str) -> tuple[Tensor, Restore]:
-    """A tensor that shares memory with ``value`` where it can, and the way back to its kind.
+def _as_it_is(result: Tensor) -> Tensor:
+    return result
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of array: how a tensor becomes one, and where the work on one is queued."""
+
+    restore: Callable[[Tensor], Any] = _as_it_is
+    stream: Callable[[], AbstractContextManager[Any]] = nullcontext  #: sets torch's current stream
+
+
+TORCH = Kind()
+
+
+def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
+    """A tensor that shares memory with ``value`` where it can, and its kind of array.
 
     Takes torch tensors, numpy arrays and whatever speaks DLPack (cupy, jax, tensorflow, ...).
     Raises ``TypeError`` for anything else.
     """
     if isinstance(value, Tensor):
-        return value.detach(), lambda result: result
+        return value.detach(), TORCH
     if isinstance(value, np.ndarray):
         if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise TypeError(f"`{name}` must hold native numbers: got dtype {value.dtype}")
         # torch takes neither negative strides nor, without a warning, read-only memory.
         usable = value.flags.writeable and all(stride >= 0 for stride in value.strides)
-        return torch.from_numpy(value if usable else value.copy()), lambda result: result.numpy()
+        return torch.from_numpy(value if usable else value.copy()), Kind(Tensor.numpy)
     if hasattr(value, "__dlpack__"):
         tensor = torch.from_dlpack(value)
+        package = type(value).__module__.partition(".")[0]
+        stream = _cupy_stream(tensor.device) if package == "cupy" else nullcontext
         if hasattr(value, "__array_namespace__"):
-            return tensor, value.__array_namespace__().from_dlpack
-        module = __import__(type(value).__module__.partition(".")[0])
-        return tensor, getattr(module, "from_dlpack", lambda result: result)
+            return tensor, Kind(value.__array_namespace__().from_dlpack, stream)
+        restore = getattr(__import__(package), "from_dlpack", _as_it_is)
+        return tensor, Kind(restore, stream)
     raise TypeError(
         f"`{name}` must be a torch tensor, a numpy array or a DLPack array: "
         f"got {type(value).__name__}"
     )
+
+
+def _cupy_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """What makes cupy's current stream torch's; memory for results is then of that stream, too."""
+
+    def current() -> AbstractContextManager[Any]:
+        cupy = sys.modules["cupy"].cuda
+        with cupy.Device(device.index):
+            pointer = cupy.get_current_stream().ptr
+        return torch.cuda.stream(torch.cuda.ExternalStream(pointer, device))
+
+    return current
+
+
+def check_device(tensor: Tensor, name: str, device: torch.device, owner: str) -> None:
+    """Raises ``ValueError`` unless ``tensor`` is on the ``device`` of its ``owner``."""
+    if tensor.device != device:
+        raise ValueError(
+            f"`{name}` must be on the device of {owner}, {device}: got {tensor.device}"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,27 +87,26 @@ class Features:
     tensor: Tensor  # (B, N, d), one of FEATURE_DTYPES; maybe strided
     grid: Grid | None  # (h, w) with h * w == N
     batched: bool  # whether the input had a batch axis
-    restore: Restore  # result tensor -> the caller's kind of array
+    kind: Kind  # the caller's kind of array
 
     def give(self, result: Tensor) -> Any:
         """``result`` (B, ...) as the caller's kind of array, without the axis it did not have."""
-        return self.restore(result if self.batched else result[0])
-
-    def chunks(self, images: int) -> Iterator[Tensor]:
-        """Contiguous slices of at most ``images`` images: views where the features are so."""
-        for part in self.tensor.split(images):
-            yield part.contiguous()
+        return self.kind.restore(result if self.batched else result[0])
 
 
 def as_features(
-    features: Any, grid: Grid | None = None, *, needs_grid: bool = False, device: str | None = "cpu"
+    features: Any,
+    grid: Grid | None = None,
+    *,
+    needs_grid: bool = False,
+    devices: tuple[str, ...] | None = ("cpu", "cuda"),
 ) -> Features:
     """Checks ``features``: (N, d) or (B, N, d) with ``grid=(h, w)``, or (B, d, h, w).
 
-    ``device`` names the only device type that is accepted (None: any). Raises ``TypeError`` for a
-    wrong kind of array or dtype and ``ValueError`` for a wrong shape, grid or device.
+    ``devices``: the device types that are accepted (None: any). Raises ``TypeError`` for a wrong
+    kind of array or dtype and ``ValueError`` for a wrong shape, grid or device.
     """
-    tensor, restore = as_tensor(features, "features")
+    tensor, kind = as_tensor(features, "features")
     if tensor.dtype not in FEATURE_DTYPES:
         raise TypeError(
             "`features` must be float16, bfloat16, float32 or float64: "
@@ -80,10 +117,10 @@ def as_features(
         raise ValueError(f"`features` must be (N, d), (B, N, d) or (B, d, h, w): got shape {shape}")
     if 0 in shape:
         raise ValueError(f"`features` must not be empty: got shape {shape}")
-    if device is not None and tensor.device.type != device:
+    if devices is not None and tensor.device.type not in devices:
         raise ValueError(
-            f"`features` must be on the {device.upper()}, this build has kernels for no other "
-            f"device: got {tensor.device}; call .{device}() first"
+            "`features` must be on the CPU or a CUDA device, there are kernels for no other: "
+            f"got {tensor.device}; call .cpu() first"
         )
     if grid is not None:
         grid = as_grid(grid)
@@ -102,7 +139,7 @@ def as_features(
             f"`grid` is needed with (N, d) and (B, N, d) features: pass grid=(h, w) with "
             f"h*w == N, here N = {shape[-2]}"
         )
-    return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, restore)
+    return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, kind)
 
 
 def as_grid(grid: Any) -> Grid:

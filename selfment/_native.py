@@ -29,10 +29,17 @@ def cpu() -> ModuleType:
         ) from error
 
 
-def dtype_code(rows: torch.Tensor) -> int:
-    """The native number of a features dtype."""
-    code: int = cpu().DTYPES.index(str(rows.dtype).removeprefix("torch."))
-    return code
+@cache
+def cuda() -> ModuleType:
+    """The CUDA module. Raises ``ImportError`` that says why it is missing and what to do."""
+    try:
+        return import_module("selfment._cuda")
+    except ImportError as error:
+        raise ImportError(
+            f"selfment's CUDA module cannot be loaded ({error}); it is built where nvcc is found: "
+            "install a CUDA toolkit and run `SELFMENT_CUDA=1 pip install .` in selfment's source "
+            f"tree, with this Python, {sys.executable}, or move features to the CPU with .cpu()"
+        ) from error
 
 
 def threads() -> int:
@@ -40,12 +47,24 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def cuda_obstacles() -> list[str]:
+    """Every reason why labels cannot be computed on CUDA; none where they can."""
+    reasons = []
+    try:
+        cuda()
+    except ImportError as error:
+        reasons.append(str(error))
+    if not torch.cuda.is_available():
+        reasons.append("torch sees no CUDA device")
+    return reasons
+
+
 def cuda_state() -> str:
-    """Whether labels are computed on CUDA, and why not."""
-    torch_side = "torch sees no CUDA device"
-    if torch.cuda.is_available():
-        torch_side = f"torch sees {torch.cuda.get_device_name(0)}"
-    return f"no: this version has kernels for the CPU only; {torch_side}"
+    """Whether labels can be computed on CUDA, and if not, why."""
+    reasons = cuda_obstacles()
+    if reasons:
+        return f"no: {'; '.join(reasons)}"
+    return f"yes: torch sees {torch.cuda.get_device_name(0)}"
 
 
 def info() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from numbers import Integral, Real
 from typing import Any
 
@@ -10,6 +10,8 @@ TAU = 0.2
 EPS = 1e-5
 IPO_ITERS = 20
 IPO_MIN_COUNT = 10
+
+_LARGEST: Any = sys.float_info.max
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")
@@ -62,7 +64,5 @@ def check_k(k: int, patches: int) -> None:
 
 
 def _finite(value: Any) -> bool:
-    try:
-        return isinstance(value, Real) and math.isfinite(value)
-    except OverflowError:  # an integer beyond the range of a float
-        return False
+    # By comparison, which holds for integers of any size too, and which torch.compile can trace.
+    return isinstance(value, Real) and bool(abs(value) <= _LARGEST)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from . import _native
 from . import _params as params
 from .backbones import Backbone, as_dtype, backbone_class, load_backbone
 from .images import ImageLike, load_image
@@ -140,10 +141,25 @@ class PseudoLabeler:
         return self.backbone.preprocess(image, self.size)
 
     def label_batch(self, batch: Tensor) -> PseudoLabels:
-        """Labels of a (B, 3, size, size) batch of preprocessed images, in one pass."""
-        features = self.backbone(batch).cpu()
+        """Labels of a (B, 3, size, size) batch of preprocessed images, in one pass.
+
+        Labelled where the backbone runs, if there are kernels for that device. Raises
+        ``ValueError`` for features that are not finite.
+        """
+        features = self.backbone(batch)
+        if not features.is_cuda or _native.cuda_obstacles():
+            features = features.cpu()
         grid = self.backbone.grid(self.size)
-        return pseudo_label(features, grid, orient=self.orient, **self.options)
+        labels = pseudo_label(features, grid, orient=self.orient, **self.options)
+        labels = PseudoLabels(**{name: getattr(labels, name).cpu() for name in _FIELDS})
+        bad = labels.eigenvalue.isnan()
+        if bad.any():  # a CUDA device could not raise
+            image = int(bad.int().argmax())
+            raise ValueError(
+                "`features` must be finite, and so must their norms: got NaN, infinity or an "
+                f"overflow in image {image}"
+            )
+        return labels
 
     def _label(self, images: Sequence[ImageLike]) -> PseudoLabels:
         if not images:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _ops
 from . import _params as params
-from ._arrays import as_features, as_tensor
+from ._arrays import as_features, as_tensor, check_device
 from .graph import check_finite
 
 
@@ -29,21 +29,25 @@ def ipo(
 
     Args:
         features: (N, d), (B, N, d) or (B, d, h, w), as for :func:`selfment.affinity`.
-        labels: (N,) or (B, N), also (h, w) or (B, h, w); bool or a number type, 0 or 1.
+        labels: (N,) or (B, N), also (h, w) or (B, h, w); bool or a number type, 0 or 1; on the
+            device of the features. On a CUDA device, where looking would mean waiting, any other
+            number counts as 1.
         iters: steps at most.
         min_count: no step is taken while a side has fewer patches than this.
 
     Returns:
-        The new labels, in the shape, dtype and kind of array of ``labels``.
+        The new labels, in the shape, dtype and kind of array of ``labels``. On a CUDA device, all
+        0 for an image whose features are not finite.
 
     Raises:
         TypeError: a wrong kind of array or dtype.
-        ValueError: a wrong shape, device or parameter, labels other than 0 and 1, or features that
-            are not finite.
+        ValueError: a wrong shape, device or parameter; on the CPU also labels other than 0 and 1,
+            or features that are not finite.
+        ImportError: the module for the device is missing.
     """
     params.check_ipo(iters, min_count)
     given = as_features(features)
-    start, restore = as_tensor(labels, "labels")
+    start, kind = as_tensor(labels, "labels")
     batch, n, _ = given.tensor.shape
     lead = (batch,) if given.batched else ()
     own = tuple(start.shape)[len(lead) :]
@@ -53,11 +57,28 @@ def ipo(
             f"`labels` must be ({axes}{n}{'' if axes else ','}), or ({axes}h, w) with h*w == {n}, "
             f"for these features: got {tuple(start.shape)}"
         )
-    if not ((start == 0) | (start == 1)).all():
-        value = start[(start != 0) & (start != 1)].flatten()[0].item()
+    check_device(start, "labels", given.tensor.device, "`features`")
+    with given.kind.stream():
+        refined = _ipo(given.tensor, start.reshape(batch, n), int(iters), int(min_count))
+        return kind.restore(refined.reshape(start.shape).to(start.dtype))
+
+
+def _ipo_impl(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:
+    if not labels.is_cuda and not ((labels == 0) | (labels == 1)).all():
+        value = labels[(labels != 0) & (labels != 1)].flatten()[0].item()
         raise ValueError(f"`labels` must be 0 or 1: got {value}")
-    refined, _ = refine(given.tensor.contiguous(), start.reshape(batch, n).bool(), iters, min_count)
-    return restore(refined.reshape(start.shape).to(start.dtype))
+    return refine(features.contiguous(), labels.bool(), iters, min_count)[0]
+
+
+def _ipo_fake(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:
+    return labels.new_empty(labels.shape, dtype=torch.bool)
+
+
+_ipo = _ops.register(
+    "ipo(Tensor features, Tensor labels, SymInt iters, SymInt min_count) -> Tensor",
+    _ipo_impl,
+    _ipo_fake,
+)
 
 
 def refine(
@@ -67,20 +88,6 @@ def refine(
 
     ``first`` is the number of the first image, for errors.
     """
-    refined = labels.to("cpu", copy=True).contiguous()
-    steps = torch.empty(len(rows), dtype=torch.int64)
-    batch, n, d = rows.shape
-    bad = _native.cpu().ipo(
-        features=rows.data_ptr(),
-        dtype=_native.dtype_code(rows),
-        batch=batch,
-        n=n,
-        d=d,
-        iters=iters,
-        min_count=min_count,
-        labels=refined.data_ptr(),
-        steps=steps.data_ptr(),
-        threads=_native.threads(),
-    )
-    check_finite(bad, n, first)
+    refined, steps, bad = _ops.ipo(rows, labels, iters, min_count)
+    check_finite(bad, rows.shape[1], first)
     return refined, steps

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _ops
 from . import _params as params
-from ._arrays import Features, Grid, as_features
+from ._arrays import Grid, as_features
 from .graph import Graph, build
 from .optimization import refine
 from .spectral import Eigenpairs, eigenpairs, initial_mask
-
-_SCRATCH = 16 << 20  # bytes of graphs, and of copied features, in flight
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,8 @@ def pseudo_label(
 
     Args:
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w); float16,
-            bfloat16, float32 or float64; torch, numpy or DLPack, on the CPU.
+            bfloat16, float32 or float64; torch, numpy or DLPack (cupy, jax), on the CPU or a CUDA
+            device, where the labels then are.
         grid: (h, w) with h * w == N, the patches in row-major order.
         tau: the threshold on the similarity of two patches.
         eps: the affinity below it, in [1e-30, 1).
@@ -69,53 +68,97 @@ def pseudo_label(
         ``gap`` is between eigenvalues that the iteration has met: of a repeated one that may be a
         single copy.
 
+    On a CUDA device the work is queued on the current stream of torch, or of cupy for its arrays,
+    and nothing waits for it; it can be captured in a CUDA graph. Features that are not finite are
+    then no error: their image gets NaN for eigenvalue, gap, residual and Fiedler vector, empty
+    masks and no iterations, and the other images what they get without it.
+
     Raises:
         TypeError: a wrong kind of array or dtype.
-        ValueError: a wrong shape, grid, device or parameter, or features that are not finite.
+        ValueError: a wrong shape, grid, device or parameter, or, on the CPU, features that are not
+            finite.
+        ImportError: the module for the device is missing.
     """
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)
     params.choice("orient", orient, params.ORIENTS)
     given = as_features(features, grid, needs_grid=True)
     assert given.grid is not None
-    fields: dict[str, list[Tensor]] = {name: [] for name in PseudoLabels.__dataclass_fields__}
+    with given.kind.stream():
+        found = _pseudo_label(
+            given.tensor,
+            *given.grid,
+            float(tau),
+            float(eps),
+            graph,
+            orient,
+            int(ipo_iters),
+            int(ipo_min_count),
+        )
+        return PseudoLabels(*(given.give(field) for field in found))
+
+
+def _pseudo_label_impl(
+    features: Tensor,
+    h: int,
+    w: int,
+    tau: float,
+    eps: float,
+    graph: str,
+    orient: str,
+    ipo_iters: int,
+    ipo_min_count: int,
+) -> tuple[Tensor, ...]:
+    """The fields of :class:`PseudoLabels` for (B, N, d) features."""
+    grid = (h, w)
+    parts = []
     first = 0
-    for rows in given.chunks(_images_at_once(given, graph)):
+    for chunk in features.split(_ops.images_at_once(features, graph == "weighted")):
+        rows = chunk.contiguous()
         pairs = _cut(build(rows, tau, eps, graph, first=first))
         x = pairs.vectors[:, 0]
-        mask, seed = initial_mask(x, given.grid, orient)
+        mask, seed = initial_mask(x, grid, orient)
         label, steps = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
-        found = {
-            "mask": label.unflatten(1, given.grid),
-            "ncut_mask": mask.unflatten(1, given.grid),
-            "fiedler": x.float().unflatten(1, given.grid),
-            "eigenvalue": pairs.values[:, 0],
-            "gap": pairs.gaps[:, 0],
-            "residual": pairs.residuals[:, 0],
-            "seed": seed,
-            "lanczos_iters": pairs.iterations,
-            "ipo_iters": steps,
-        }
-        for name, value in found.items():
-            fields[name].append(value)
+        found = PseudoLabels(
+            mask=label.unflatten(1, grid),
+            ncut_mask=mask.unflatten(1, grid),
+            fiedler=x.float().unflatten(1, grid),
+            eigenvalue=pairs.values[:, 0],
+            gap=pairs.gaps[:, 0],
+            residual=pairs.residuals[:, 0],
+            seed=seed,
+            lanczos_iters=pairs.iterations,
+            ipo_iters=steps,
+        )
+        parts.append(tuple(vars(found).values()))
         first += len(rows)
-    return PseudoLabels(**{name: given.give(torch.cat(parts)) for name, parts in fields.items()})
+    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-def _images_at_once(given: Features, graph: str) -> int:
-    """Enough images to keep the threads busy, and few enough to bound the memory they take."""
-    n, d = given.tensor.shape[1:]
-    copied = 0 if given.tensor.is_contiguous() else n * d * given.tensor.element_size()
-    weights = n * n if graph == "weighted" else 0  # a float for half of the pairs i <= j
-    bytes_each = n * n // 8 + weights + copied + 1
-    threads = _native.threads()
-    return max(1, min(8 * threads, max(_SCRATCH, threads * _SCRATCH // 8) // bytes_each))
+def _pseudo_label_fake(features: Tensor, h: int, w: int, *_: Any) -> tuple[Tensor, ...]:
+    batch = features.shape[0]
+    maps = (torch.bool, torch.bool, torch.float32)
+    numbers = (*[torch.float64] * 3, *[torch.int64] * 3)
+    return (
+        *(features.new_empty((batch, h, w), dtype=dtype) for dtype in maps),
+        *(features.new_empty(batch, dtype=dtype) for dtype in numbers),
+    )
+
+
+_pseudo_label = _ops.register(
+    "pseudo_label(Tensor features, SymInt h, SymInt w, float tau, float eps, str graph, "
+    "str orient, SymInt ipo_iters, SymInt ipo_min_count) -> "
+    f"({', '.join(f'Tensor {field.name}' for field in fields(PseudoLabels))})",
+    _pseudo_label_impl,
+    _pseudo_label_fake,
+)
 
 
 def _cut(graph: Graph) -> Eigenpairs:
     """The Fiedler pair. A single patch has none: the trivial one stands in."""
     if graph.n > 1:
         return eigenpairs(graph, 1)
-    zero = torch.zeros_like(graph.degree)
-    none = torch.zeros(len(zero), dtype=torch.int64)
-    return Eigenpairs(zero, graph.degree.rsqrt()[:, None], zero + torch.inf, zero, none)
+    zero = graph.degree - graph.degree  # NaN where the patch is not finite
+    none = torch.zeros_like(zero[:, 0], dtype=torch.int64)
+    vectors = graph.degree.rsqrt()[:, None]
+    return Eigenpairs(zero, vectors, zero + torch.inf, zero.clone(), none)

@@ -40,7 +40,7 @@ def affinity(
     Elsewhere eps.
     """
     params.check_graph(tau, eps, graph)
-    given = as_features(features, device=None)
+    given = as_features(features, devices=None)
     return given.give(torch.stack([_affinity(f, tau, eps, graph) for f in given.tensor]))
 
 
@@ -57,7 +57,7 @@ def ncut(
     x^T D x = 1; the entry of largest magnitude is positive.
     """
     params.check_graph(tau, eps, graph)
-    given = as_features(features, device=None)
+    given = as_features(features, devices=None)
     params.check_k(k, given.tensor.shape[1])
     pairs = [_eigenpairs(_affinity(f, tau, eps, graph)) for f in given.tensor]
     values = torch.stack([values[1 : k + 1] for values, _ in pairs])
@@ -74,13 +74,13 @@ def ipo(
 ) -> Any:
     """Iterative Patch Optimization of (B, N) labels in {0, 1}; same shape and dtype back."""
     params.check_ipo(iters, min_count)
-    given = as_features(features, device=None)
-    start, restore = as_tensor(labels, "labels")
+    given = as_features(features, devices=None)
+    start, kind = as_tensor(labels, "labels")
     batch = start.reshape(given.tensor.shape[:2]).bool()
     result = torch.stack(
         [_ipo(f, label, iters, min_count)[0] for f, label in zip(given.tensor, batch, strict=True)]
     )
-    return restore(result.reshape(start.shape).to(start.dtype))
+    return kind.restore(result.reshape(start.shape).to(start.dtype))
 
 
 def pseudo_label(
@@ -98,7 +98,7 @@ def pseudo_label(
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)
     params.choice("orient", orient, params.ORIENTS)
-    given = as_features(features, grid, needs_grid=True, device=None)
+    given = as_features(features, grid, needs_grid=True, devices=None)
     assert given.grid is not None
     images = []
     for f in given.tensor:

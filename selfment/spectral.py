@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _native
+from . import _ops
 from . import _params as params
 from ._arrays import Grid, as_features
-from .graph import Graph, affinity
+from .graph import Graph, build
 
 _CONVERGED = 1e-8  # a residual above this is not what the solver aims at
 
@@ -49,56 +50,83 @@ def ncut(
     Returns:
         Eigenvalues (B, k), ascending, and eigenvectors (B, N, k) with x^T D x = 1 and the entry of
         largest magnitude positive, both float64; without B for (N, d) features. The vectors of a
-        repeated eigenvalue are one deterministic choice among many. A ``RuntimeWarning`` says so
-        when pairs have not converged after 4000 products with the graph.
+        repeated eigenvalue are one deterministic choice among many. On the CPU, a
+        ``RuntimeWarning`` says so when pairs have not converged after 4000 products with the graph;
+        on a CUDA device, where looking would mean waiting, the residual of
+        :func:`selfment.pseudo_label` tells, and NaN marks an image that is not finite.
 
     Raises:
         TypeError: a wrong kind of array or dtype.
-        ValueError: a wrong shape, device or parameter, or features that are not finite.
+        ValueError: a wrong shape, device or parameter, or, on the CPU, features that are not
+            finite.
+        ImportError: the module for the device is missing.
     """
     if isinstance(features, Graph):
         params.check_k(k, features.n)
-        A = features
-    else:
-        params.check_k(k, as_features(features).tensor.shape[1])
-        A = affinity(features, tau=tau, eps=eps, graph=graph)
-    pairs = eigenpairs(A, k)
-    return A.give(pairs.values), A.give(pairs.vectors.transpose(1, 2).contiguous())
+        with features.kind.stream():
+            values, vectors = _of_graph(features, int(k))
+            return features.give(values), features.give(vectors)
+    params.check_graph(tau, eps, graph)
+    given = as_features(features)
+    params.check_k(k, given.tensor.shape[1])
+    with given.kind.stream():
+        values, vectors = _ncut(given.tensor, int(k), float(tau), float(eps), graph)
+        return given.give(values), given.give(vectors)
+
+
+def _of_graph(graph: Graph, k: int) -> tuple[Tensor, Tensor]:
+    pairs = eigenpairs(graph, k)
+    return pairs.values, pairs.vectors.transpose(1, 2).contiguous()
+
+
+def _ncut_impl(
+    features: Tensor, k: int, tau: float, eps: float, graph: str
+) -> tuple[Tensor, Tensor]:
+    return _of_graph(build(features.contiguous(), tau, eps, graph), k)
+
+
+def _ncut_fake(
+    features: Tensor, k: int, tau: float, eps: float, graph: str
+) -> tuple[Tensor, Tensor]:
+    batch, n, _ = features.shape
+    values = features.new_empty((batch, k), dtype=torch.float64)
+    return values, features.new_empty((batch, n, k), dtype=torch.float64)
+
+
+_ncut = _ops.register(
+    "ncut(Tensor features, SymInt k, float tau, float eps, str graph) "
+    "-> (Tensor eigenvalues, Tensor eigenvectors)",
+    _ncut_impl,
+    _ncut_fake,
+)
 
 
 def eigenpairs(graph: Graph, k: int) -> Eigenpairs:
     """The k < N smallest nontrivial pairs of the graph, with what is known of their accuracy."""
-    batch = len(graph.degree)
     pairs = Eigenpairs(
-        values=torch.empty((batch, k), dtype=torch.float64),
-        vectors=torch.empty((batch, k, graph.n), dtype=torch.float64),
-        gaps=torch.empty((batch, k), dtype=torch.float64),
-        residuals=torch.empty((batch, k), dtype=torch.float64),
-        iterations=torch.empty(batch, dtype=torch.int64),
+        *_ops.fiedler(graph.bits, graph.weights, graph.degree, graph.n, graph.eps, k)
     )
-    _native.cpu().fiedler(
-        bits=graph.bits.data_ptr(),
-        weights=graph.weights,
-        degrees=graph.degree.data_ptr(),
-        batch=batch,
-        n=graph.n,
-        eps=graph.eps,
-        k=k,
-        eigenvalues=pairs.values.data_ptr(),
-        vectors=pairs.vectors.data_ptr(),
-        gaps=pairs.gaps.data_ptr(),
-        residuals=pairs.residuals.data_ptr(),
-        iterations=pairs.iterations.data_ptr(),
-        threads=_native.threads(),
-    )
-    worst = pairs.residuals.max().item()
-    if worst > _CONVERGED:
-        warnings.warn(
-            f"the eigenvectors have not converged: the largest residual is {worst:.0e}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+    if not pairs.residuals.is_cuda:
+        worst = pairs.residuals.max().item()
+        if worst > _CONVERGED:
+            warnings.warn(
+                f"the eigenvectors have not converged: the largest residual is {worst:.0e}",
+                RuntimeWarning,
+                stacklevel=_outside(),
+            )
     return pairs
+
+
+def _outside() -> int:
+    """The level of the stack, as `warnings.warn` counts, at which selfment has been called.
+
+    Between functions of this package lies torch's dispatcher.
+    """
+    level, frame = 1, sys._getframe(1)
+    inside = (__package__, "torch")
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def initial_mask(fiedler: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
@@ -108,17 +136,4 @@ def initial_mask(fiedler: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tens
     component (TokenCut). With ``orient="corners"`` the other side, if three grid corners or more
     lie in the first (MaskCut); its seed is the patch deepest in it.
     """
-    fiedler = fiedler.contiguous()
-    mask = torch.empty(fiedler.shape, dtype=torch.bool)
-    seed = torch.empty(len(fiedler), dtype=torch.int64)
-    _native.cpu().components(
-        fiedler=fiedler.data_ptr(),
-        batch=len(fiedler),
-        h=grid[0],
-        w=grid[1],
-        corners=orient == "corners",
-        mask=mask.data_ptr(),
-        seed=seed.data_ptr(),
-        threads=_native.threads(),
-    )
-    return mask, seed
+    return _ops.components(fiedler.contiguous(), *grid, orient == "corners")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -113,7 +114,22 @@ def test_info_names_versions_and_states() -> None:
     assert info["selfment"] == selfment.__version__
     assert info["instruction set"].split()[0] in _native.ISAS
     assert info["threads"] == str(torch.get_num_threads())
-    assert info["CUDA kernels"].startswith("no: this version has kernels for the CPU only")
+    obstacles = _native.cuda_obstacles()
+    assert info["CUDA kernels"].startswith("no: " if obstacles else "yes: torch sees")
+    assert all(reason in info["CUDA kernels"] for reason in obstacles)
+
+
+def test_every_obstacle_to_cuda_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "selfment._cuda", None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    _native.cuda.cache_clear()
+    try:
+        with pytest.raises(ImportError, match=r"CUDA module cannot be loaded.*SELFMENT_CUDA=1"):
+            _native.cuda()
+        state = _native.cuda_state()
+        assert re.fullmatch("no: selfment's CUDA module cannot.*; torch sees no CUDA device", state)
+    finally:
+        _native.cuda.cache_clear()
 
 
 def test_missing_module_says_why_and_what_to_do() -> None:

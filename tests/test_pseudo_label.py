@@ -188,7 +188,7 @@ def test_batch_equals_single_on_any_number_of_threads() -> None:
 def test_a_batch_too_large_for_one_go_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.stack([smooth(8, 9, 16, seed=s) for s in range(5)])
     whole = selfment.pseudo_label(features, (8, 9))
-    monkeypatch.setattr("selfment.pseudo_labels._SCRATCH", 1)
+    monkeypatch.setattr("selfment._ops._CPU_BYTES", 1)
     assert_same(selfment.pseudo_label(features, (8, 9)), whole)
     features[4, 3, 0] = float("inf")
     with pytest.raises(ValueError, match="in patch 3 of image 4"):

@@ -1,0 +1,255 @@
+"""The native operations on tensors: here a twin is picked, and outputs and scratch are allocated.
+
+All that the twins differ in is in the two classes below; tensors of an operation share a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _native
+
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+_CPU_BYTES = 16 << 20  # of graphs, and of copied features, in flight
+_CUDA_BYTES = 1 << 30  # the same, and of scratch
+
+
+class _Cpu:
+    """Runs on torch's threads, and has returned when it is done."""
+
+    ordinal = -1
+
+    def __init__(self) -> None:
+        self.native = _native.cpu()
+
+    def readable(self, rows: Tensor) -> Tensor:
+        return rows
+
+    def weights(self, batch: int, n: int) -> Any:
+        return self.native.Weights(batch)
+
+    def images_at_once(self, image: int, weights: int, n: int, d: int, dtype: int) -> int:
+        """Enough to keep the threads busy."""
+        threads = _native.threads()
+        most = max(_CPU_BYTES, threads * _CPU_BYTES // 8)
+        # Of the weights it keeps those of edges: a float for half of the pairs i <= j, say.
+        return min(8 * threads, most // (image + weights * n * n + 1))
+
+    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
+        """What the native operation returns; it needs no scratch for ``sizes``."""
+        return getattr(self.native, operation)(**_addresses(arguments), threads=_native.threads())
+
+
+@dataclass(frozen=True)
+class _Cuda:
+    """Launches on the current stream, and never waits for the device.
+
+    Scratch memory goes back to torch's allocator at the return: whatever gets it next comes later
+    in stream order.
+    """
+
+    native: ModuleType
+    device: torch.device
+    ordinal: int
+    stream: int
+
+    def readable(self, rows: Tensor) -> Tensor:
+        """The features where the kernels can read them: aligned to 16 bytes."""
+        return rows.clone() if rows.data_ptr() % 16 else rows
+
+    def weights(self, batch: int, n: int) -> Tensor:
+        size = self.native.weights_size(n)
+        return torch.empty((batch, size), dtype=torch.float32, device=self.device)
+
+    def images_at_once(self, image: int, weights: int, n: int, d: int, dtype: int) -> int:
+        """As many as the memory allows."""
+        scratch = max(
+            self.native.affinity_scratch(dtype, 1, n, d),
+            self.native.fiedler_scratch(1, n, 1, bool(weights), self.ordinal),
+            self.native.components_scratch(1, n),
+            self.native.ipo_scratch(dtype, 1, n, d, self.ordinal),
+        )
+        return _CUDA_BYTES // int(image + 4 * weights * self.native.weights_size(n) + scratch + 1)
+
+    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
+        """Launches it, in as much scratch as the module asks for ``sizes``; None asks for none."""
+        if sizes is not None:
+            count = getattr(self.native, f"{operation}_scratch")(*sizes)
+            arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
+        if "weights" in arguments and arguments["weights"] is None:
+            arguments["weights"] = 0
+        function = getattr(self.native, operation)
+        return function(**_addresses(arguments), device=self.ordinal, stream=self.stream)
+
+
+def _twin(device: torch.device) -> _Cpu | _Cuda:
+    """The twin for memory on ``device``. Raises ``ImportError`` when its module is missing."""
+    if device.type != "cuda":
+        return _Cpu()
+    native = _native.cuda()
+    stream = torch.cuda.current_stream(device)
+    return _Cuda(native, device, stream.device_index, stream.cuda_stream)
+
+
+def _addresses(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.data_ptr() if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def _dtype_code(native: ModuleType, rows: Tensor) -> int:
+    code: int = native.DTYPES.index(str(rows.dtype).removeprefix("torch."))
+    return code
+
+
+def images_at_once(rows: Tensor, weighted: bool) -> int:
+    """How many images of (B, N, d) features to label at a time: few enough to bound the memory."""
+    n, d = rows.shape[1:]
+    twin = _twin(rows.device)
+    copied = 0 if rows.is_contiguous() else n * d * rows.element_size()
+    images = twin.images_at_once(
+        n * n // 8 + copied, int(weighted), n, d, _dtype_code(twin.native, rows)
+    )
+    return max(1, images)
+
+
+def affinity(
+    rows: Tensor, tau: float, eps: float, weighted: bool
+) -> tuple[Tensor, Tensor, Any, int]:
+    """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
+
+    The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
+    """
+    batch, n, d = rows.shape
+    twin = _twin(rows.device)
+    bits = rows.new_empty((batch, twin.native.bits_size(n)), dtype=torch.int64)
+    degree = rows.new_empty((batch, n), dtype=torch.float64)
+    weights = twin.weights(batch, n) if weighted else None
+    dtype = _dtype_code(twin.native, rows)
+    bad = twin.run(
+        "affinity",
+        (dtype, batch, n, d),
+        features=twin.readable(rows),
+        dtype=dtype,
+        batch=batch,
+        n=n,
+        d=d,
+        tau=tau,
+        eps=eps,
+        weights=weights,
+        bits=bits,
+        degrees=degree,
+    )
+    return bits, degree, weights, -1 if bad is None else bad
+
+
+def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:
+    """A x of (B, m, N) float64."""
+    product = torch.empty_like(x)
+    _twin(bits.device).run(
+        "matvec",
+        None,
+        bits=bits,
+        weights=weights,
+        batch=len(x),
+        n=n,
+        eps=eps,
+        x=x,
+        y=product,
+        columns=x.shape[1],
+    )
+    return product
+
+
+def fiedler(bits: Tensor, weights: Any, degree: Tensor, n: int, eps: float, k: int) -> Pairs:
+    """Eigenvalues (B, k), vectors (B, k, N), gaps, residuals (B, k) and products with A (B,)."""
+    batch = len(bits)
+    twin = _twin(bits.device)
+    values, gaps, residuals = (degree.new_empty((batch, k)) for _ in range(3))
+    vectors = degree.new_empty((batch, k, n))
+    iterations = bits.new_empty(batch)
+    twin.run(
+        "fiedler",
+        (batch, n, k, weights is not None, twin.ordinal),
+        bits=bits,
+        weights=weights,
+        degrees=degree,
+        batch=batch,
+        n=n,
+        eps=eps,
+        k=k,
+        eigenvalues=values,
+        vectors=vectors,
+        gaps=gaps,
+        residuals=residuals,
+        iterations=iterations,
+    )
+    return values, vectors, gaps, residuals, iterations
+
+
+def components(fiedler: Tensor, h: int, w: int, corners: bool) -> tuple[Tensor, Tensor]:
+    """Initial masks (B, N) bool and seeds (B,) int64 of Fiedler vectors (B, N) float64."""
+    batch = len(fiedler)
+    mask = fiedler.new_empty(fiedler.shape, dtype=torch.bool)
+    seed = fiedler.new_empty(batch, dtype=torch.int64)
+    _twin(fiedler.device).run(
+        "components",
+        (batch, h * w),
+        fiedler=fiedler,
+        batch=batch,
+        h=h,
+        w=w,
+        corners=corners,
+        mask=mask,
+        seed=seed,
+    )
+    return mask, seed
+
+
+def ipo(rows: Tensor, labels: Tensor, iters: int, min_count: int) -> tuple[Tensor, Tensor, int]:
+    """New labels (B, N) bool, steps (B,) int64, and the first row that is not finite, or -1."""
+    batch, n, d = rows.shape
+    twin = _twin(rows.device)
+    refined = labels.clone(memory_format=torch.contiguous_format)
+    steps = rows.new_empty(batch, dtype=torch.int64)
+    dtype = _dtype_code(twin.native, rows)
+    bad = twin.run(
+        "ipo",
+        (dtype, batch, n, d, twin.ordinal),
+        features=twin.readable(rows),
+        dtype=dtype,
+        batch=batch,
+        n=n,
+        d=d,
+        iters=iters,
+        min_count=min_count,
+        labels=refined,
+        steps=steps,
+    )
+    return refined, steps, -1 if bad is None else bad
+
+
+# Not torch.library.custom_op: its first call imports torch._dynamo, 1.4 s and 150 MiB.
+_LIBRARY = torch.library.Library("selfment", "DEF")
+
+
+def register(schema: str, operation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Registers ``operation`` with torch for both devices, and returns the torch operator.
+
+    ``fake`` makes outputs of the same shapes and dtypes from arguments without data, which is what
+    torch.compile, torch.export and FakeTensorMode ask for. Arguments are not checked: that is done
+    by the functions of :mod:`selfment`, which call the operators.
+    """
+    name = _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, operation, key)
+    torch.library.register_fake(f"selfment::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.selfment, name).default

@@ -1,0 +1,608 @@
+"""The CUDA twin gives what the CPU twin gives: on a device, and emulated on a host without one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+import emulated as emulation
+import selfment
+from cases import CASES, DEGENERATE, Case, generator, noise, smooth
+from selfment import PseudoLabels, _native, _ops, _params, reference
+from selfment.optimization import refine
+
+GRAPHS = ("binary", "weighted")
+ORIENTS = ("seed", "corners")
+EXACT = ("mask", "ncut_mask", "seed", "ipo_iters")
+
+# Next to multiples of the kernels' tiles, and the size of a photograph.
+EDGES: dict[str, Case] = {
+    "N = 64": (smooth(8, 8, 24, seed=10), (8, 8)),
+    "N = 65, d = 65": (smooth(5, 13, 65, seed=11), (5, 13)),
+    "N = 127, d = 31": (smooth(1, 127, 31, seed=12), (1, 127)),
+    "N = 129": (smooth(3, 43, 33, seed=13), (3, 43)),
+}
+LARGE: dict[str, Case] = {
+    "N = 2304": (smooth(48, 48, 384, seed=14), (48, 48)),
+    "N = 6400": (smooth(80, 80, 64, seed=15), (80, 80)),
+}
+SIMPLE = CASES | EDGES | LARGE  # a simple Fiedler value: the masks are determined
+ALL = SIMPLE | DEGENERATE
+
+
+class Target:
+    """Where the CUDA twin runs: a device, or the emulated module on the host's memory."""
+
+    def __init__(self, emulated: ModuleType | None, patch: pytest.MonkeyPatch) -> None:
+        self.emulated = emulated
+        self.patch = patch
+        self.device = torch.device("cpu" if emulated else f"cuda:{torch.cuda.current_device()}")
+
+    def __call__(self, function: Callable[..., Any], *tensors: Tensor, **options: Any) -> Any:
+        """What ``function`` makes of the tensors there, brought back."""
+        with self.patch.context() as patch:
+            if self.emulated is not None:
+                emulated = self.emulated
+                patch.setattr(_ops, "_twin", lambda device: _ops._Cuda(emulated, device, 0, 0))
+            return on_cpu(function(*(tensor.to(self.device) for tensor in tensors), **options))
+
+
+def on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, PseudoLabels):
+        return PseudoLabels(*map(on_cpu, vars(value).values()))
+    return tuple(map(on_cpu, value)) if isinstance(value, tuple | list) else value
+
+
+def need_cuda() -> None:
+    obstacles = _native.cuda_obstacles()
+    if obstacles:
+        pytest.skip("; ".join(obstacles))
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Target:
+    if request.param == "emulated":
+        return Target(request.getfixturevalue("emulated"), monkeypatch)
+    need_cuda()
+    return Target(None, monkeypatch)
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    need_cuda()
+    yield torch.device("cuda", torch.cuda.current_device())
+    torch.cuda.synchronize()
+
+
+BOTH = pytest.mark.parametrize(
+    "target", [pytest.param("device", marks=pytest.mark.cuda), "emulated"], indirect=True
+)
+
+
+def on_both(cases: dict[str, Case]) -> pytest.MarkDecorator:
+    """Each case on a device, and the small ones emulated, which is slow."""
+    small = [name for name, (rows, _) in cases.items() if len(rows) <= 450]
+    pairs = [pytest.param("device", name, marks=pytest.mark.cuda) for name in cases]
+    pairs += [pytest.param("emulated", name) for name in small]
+    return pytest.mark.parametrize(("target", "name"), pairs, indirect=["target"])
+
+
+def batch_of(count: int, h: int, w: int, d: int) -> Tensor:
+    return torch.stack([smooth(h, w, d, seed=seed) for seed in range(count)])
+
+
+def assert_same(ours: PseudoLabels, expected: PseudoLabels) -> None:
+    for field in fields(PseudoLabels):
+        found, wanted = getattr(ours, field.name), getattr(expected, field.name)
+        assert torch.equal(found.cpu(), wanted.cpu()), field.name
+
+
+def assert_close(ours: PseudoLabels, expected: PseudoLabels, graph: str = "binary") -> None:
+    """Two twins: equal where the answer is discrete, else as close as rounding lets them be."""
+    for field in EXACT:
+        assert torch.equal(getattr(ours, field), getattr(expected, field)), field
+    for field in fields(PseudoLabels):
+        assert getattr(ours, field.name).dtype == getattr(expected, field.name).dtype
+    torch.testing.assert_close(ours.eigenvalue, expected.eigenvalue, rtol=0, atol=1e-7)
+    torch.testing.assert_close(ours.gap, expected.gap, rtol=0.05, atol=1e-5)
+    assert ours.residual.max() < 1e-7
+    scale = expected.fiedler.abs().max().item()
+    gap = expected.gap.min().item()
+    tolerance = 1e-6 if graph == "binary" else max(1e-6, 1e-8 / gap)  # float32 weights move it
+    assert (ours.fiedler - expected.fiedler).abs().max().item() < tolerance * scale
+
+
+def edges(rows: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    graph = selfment.affinity(rows, **options)
+    return graph.bits, graph.degrees, graph.to_dense()
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@on_both(ALL)
+def test_graph(target: Target, name: str, graph: str) -> None:
+    rows, _ = ALL[name]
+    for tau in (0.2, 0.95) if graph == "weighted" else (0.2, 0.0, -0.3):
+        bits, degrees, dense = target(edges, rows, tau=tau, graph=graph)
+        expected = edges(rows, tau=tau, graph=graph)
+        assert torch.equal(bits, expected[0])
+        # Weights are float32 products: 1e-6 covers their rounding.
+        close = {"rtol": 1e-12, "atol": 0.0} if graph == "binary" else {"rtol": 0, "atol": 1e-6}
+        torch.testing.assert_close(dense, expected[2], **close)
+        torch.testing.assert_close(degrees, dense.sum(1), rtol=1e-12, atol=0)
+        assert torch.equal(dense, dense.T)
+
+
+@on_both(SIMPLE)
+def test_labels(target: Target, name: str) -> None:
+    rows, grid = SIMPLE[name]
+    for graph in GRAPHS:
+        for orient in ORIENTS:
+            options = {"grid": grid, "graph": graph, "orient": orient}
+            ours = target(selfment.pseudo_label, rows, **options)
+            assert_close(ours, selfment.pseudo_label(rows, **options), graph)
+
+
+@on_both(DEGENERATE)
+def test_degenerate_cuts_follow_from_their_vector(target: Target, name: str) -> None:
+    rows, grid = DEGENERATE[name]
+    for graph in GRAPHS:
+        for orient in ORIENTS:
+            options = {"grid": grid, "graph": graph, "orient": orient}
+            label = target(selfment.pseudo_label, rows, **options)
+            assert_same(target(selfment.pseudo_label, rows, **options), label)
+            expected = selfment.pseudo_label(rows, **options)
+            torch.testing.assert_close(label.eigenvalue, expected.eigenvalue, rtol=0, atol=1e-7)
+            if len(rows) == 1:
+                assert_same(label, expected)
+                continue
+            assert label.residual.item() < 1e-9
+            _, vectors = target(selfment.ncut, rows, graph=graph)
+            mask, seed = reference._initial_mask(vectors[:, 0], grid, orient)
+            assert torch.equal(label.ncut_mask, mask)
+            assert label.seed.item() == seed.item()
+            assert torch.equal(label.mask.flatten(), reference.ipo(rows, mask.flatten()))
+
+
+@on_both({name: case for name, case in ALL.items() if len(case[0]) > 1})
+def test_eigenpairs(target: Target, name: str) -> None:
+    rows, _ = ALL[name]
+    k = min(4, len(rows) - 1)
+    for graph in GRAPHS:
+        values, vectors = target(selfment.ncut, rows, k=k, graph=graph)
+        expected, _ = selfment.ncut(rows, k=k, graph=graph)
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
+        A = selfment.affinity(rows, graph=graph).to_dense()
+        degree = A.sum(1)[:, None]
+        error = (degree * vectors - A @ vectors - values * degree * vectors) / degree.sqrt()
+        assert error.norm(dim=0).max() < (1e-6 if graph == "weighted" else 1e-9)
+        gram = vectors.T @ (degree * vectors)
+        torch.testing.assert_close(gram, torch.eye(k, dtype=torch.float64), rtol=0, atol=1e-6)
+        assert torch.equal(reference._signed(vectors), vectors)
+
+
+@BOTH
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_matvec(target: Target, graph: str) -> None:
+    rows = batch_of(3, 9, 14, 20)
+    x = torch.randn(3, 126, 5, generator=generator(1), dtype=torch.float64)
+
+    def products(rows: Tensor, x: Tensor) -> list[Tensor]:
+        made = selfment.affinity(rows, graph=graph)
+        assert made.nbytes >= made.bits.nbytes + made.degree.nbytes
+        single = selfment.affinity(rows[1], graph=graph)
+        return [
+            made.to_dense(),
+            made.matvec(x),
+            made.matvec(x[..., 2]),
+            single.matvec(x[1].float()),
+        ]
+
+    dense, several, one, single = target(products, rows, x)
+    torch.testing.assert_close(several, dense @ x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one, several[..., 2], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(single, dense[1] @ x[1].float().double(), rtol=1e-12, atol=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_ncut_takes_a_graph(target: Target, graph: str) -> None:
+    rows = batch_of(2, 6, 9, 20)
+    made = target(lambda f: selfment.ncut(selfment.affinity(f, graph=graph), k=2), rows)
+    plain = target(selfment.ncut, rows, k=2, graph=graph)
+    assert all(map(torch.equal, made, plain))
+
+
+@on_both(ALL)
+def test_ipo(target: Target, name: str) -> None:
+    rows, _ = ALL[name]
+    labels = torch.stack([torch.rand(len(rows), generator=generator(s)) < 0.4 for s in range(4)])
+    batch = rows.expand(4, -1, -1).contiguous()
+    for iters, min_count in ((20, 10), (1, 1), (0, 1), (200, 1)):
+        ours, steps = target(refine, batch, labels, iters=iters, min_count=min_count)
+        expected, taken = refine(batch, labels, iters, min_count)
+        assert torch.equal(ours, expected)
+        assert torch.equal(steps, taken)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32], ids=str)
+def test_shape_and_dtype_of_the_labels(target: Target, dtype: torch.dtype) -> None:
+    rows = smooth(6, 8, 12)
+    labels = (torch.arange(48) % 3 == 0).to(dtype)
+    ours = target(selfment.ipo, rows, labels.reshape(6, 8))
+    assert ours.dtype == dtype
+    assert torch.equal(ours.flatten(), selfment.ipo(rows, labels))
+
+
+@BOTH
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_batch_equals_single(target: Target, graph: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = batch_of(5, 9, 15, 24)
+    batch = target(selfment.pseudo_label, rows, grid=(9, 15), graph=graph)
+    for image in range(5):
+        single = target(selfment.pseudo_label, rows[image], grid=(9, 15), graph=graph)
+        assert_same(PseudoLabels(*(v[image] for v in vars(batch).values())), single)
+    monkeypatch.setattr(_ops, "_CUDA_BYTES", 1)
+    assert_same(target(selfment.pseudo_label, rows, grid=(9, 15), graph=graph), batch)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
+)
+def test_dtypes(target: Target, dtype: torch.dtype) -> None:
+    for d in (40, 33):
+        rows = smooth(11, 13, d).to(dtype)
+        for graph in GRAPHS:
+            assert torch.equal(
+                target(edges, rows, graph=graph)[0], selfment.affinity(rows, graph=graph).bits
+            )
+            options = {"grid": (11, 13), "graph": graph}
+            ours = target(selfment.pseudo_label, rows, **options)
+            assert_close(ours, selfment.pseudo_label(rows, **options), graph)
+
+
+@BOTH
+def test_products_at_the_threshold(target: Target) -> None:
+    """Pairs within 1e-7 of tau, on both sides: the float32 product cannot tell."""
+    rng = generator(0)
+    products = 0.2 + 1e-8 * torch.randn(200, generator=rng, dtype=torch.float64)
+    rest = torch.nn.functional.normalize(
+        torch.randn(200, 31, generator=rng, dtype=torch.float64), dim=1
+    )
+    near = torch.cat([products[:, None], rest * (1 - products[:, None] ** 2).sqrt()], dim=1)
+    rows = torch.cat([torch.eye(32, dtype=torch.float64)[:1], near])
+    for graph in GRAPHS:
+        expected = selfment.affinity(rows, graph=graph).bits
+        assert torch.equal(target(edges, rows, graph=graph)[0], expected)
+
+
+@BOTH
+def test_more_undecided_pairs_than_the_list_holds(target: Target) -> None:
+    rows = smooth(1, 1, 24) * torch.rand(200, 1, generator=generator(0))  # all products are 1
+    for graph in GRAPHS:
+        expected = selfment.affinity(rows, tau=1.0, graph=graph).bits
+        assert torch.equal(target(edges, rows, tau=1.0, graph=graph)[0], expected)
+
+
+@BOTH
+@pytest.mark.parametrize(("dtype", "d"), [("bfloat16", 24), ("float32", 24), ("bfloat16", 21)])
+@pytest.mark.parametrize("scale", [1e30, 1e17, 1e-13, 1e-30])
+def test_products_out_of_range(target: Target, scale: float, dtype: str, d: int) -> None:
+    rows = (smooth(9, 15, d) * scale).to(getattr(torch, dtype))
+    assert torch.equal(target(edges, rows)[0], selfment.affinity(rows).bits)
+    start = torch.rand(135, generator=generator(0)) < 0.5
+    assert torch.equal(target(selfment.ipo, rows, start), selfment.ipo(rows, start))
+
+
+@BOTH
+def test_restarts(target: Target) -> None:
+    rows = noise(13, 15, 20)
+    for k, graph in ((6, "binary"), (6, "weighted"), (30, "binary")):
+        values, vectors = target(selfment.ncut, rows, k=k, graph=graph)
+        expected, expected_vectors = selfment.ncut(rows, k=k, graph=graph)
+        torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
+        A = selfment.affinity(rows, graph=graph).to_dense()
+        error = (A.sum(1)[:, None] * vectors - A @ vectors) - values * A.sum(1)[:, None] * vectors
+        assert error.abs().max() < 1e-6
+        assert (vectors - expected_vectors).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shared_bytes", [96 << 10, 227 << 10])
+def test_where_the_graph_lies_makes_no_difference(
+    emulated: ModuleType, shared_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In shared memory where it fits, else in the device's."""
+    target = Target(emulated, monkeypatch)
+    rows, grid = smooth(29, 31, 48), (29, 31)  # 105 KiB of bits, for three blocks
+    monkeypatch.setenv("SELFMENT_EMULATED_SHARED_BYTES", str(shared_bytes))
+    found = target(selfment.pseudo_label, rows.expand(3, -1, -1).contiguous(), grid=grid)
+    assert_close(
+        PseudoLabels(*(v[2] for v in vars(found).values())), selfment.pseudo_label(rows, grid)
+    )
+
+
+@pytest.mark.skipif("SELFMENT_EMULATED_FLAGS" in os.environ, reason="this is that run")
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
+    """The emulated tests once more: addresses and arithmetic checked, threads in another order."""
+    command = emulation.compiler()
+    if command is None:
+        pytest.skip("no C++ compiler: neither $CXX nor c++")
+    names = ["libasan.so", "libubsan.so", "libstdc++.so.6"]
+    found = [
+        subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True)
+        for name in names
+    ]
+    libraries = [done.stdout.strip() for done in found]
+    if not all(os.path.isabs(library) for library in libraries):
+        pytest.skip(f"the sanitizers' libraries are not there: {libraries}")
+    environment = os.environ | {
+        "SELFMENT_EMULATED_FLAGS": "-fsanitize=address,undefined -fno-sanitize-recover=all",
+        "SELFMENT_EMULATED_ORDER": "shuffle",
+        "LD_PRELOAD": " ".join(libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves much to the end of its process
+    }
+    few = "isolated or outlier or tiny or deep"
+    tests = f"(test_graph or test_labels or test_ipo) and ({few}) or test_dtypes or list_holds"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        [*command, "-k", f"emulated and ({tests})", f"--basetemp={tmp_path / 'inner'}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+
+
+@BOTH
+def test_layouts_and_alignments(target: Target) -> None:
+    rows = batch_of(2, 6, 9, 21)
+    expected = target(selfment.pseudo_label, rows, grid=(6, 9))
+
+    def off_by_one(rows: Tensor) -> PseudoLabels:
+        memory = torch.zeros(rows.numel() + 1, device=rows.device)
+        shifted = memory[1:].view(rows.shape)
+        shifted.copy_(rows)
+        return selfment.pseudo_label(shifted, (6, 9))
+
+    assert_same(target(off_by_one, rows), expected)
+    maps = rows.transpose(1, 2).reshape(2, 21, 6, 9)
+    assert_same(target(selfment.pseudo_label, maps), expected)
+    assert_same(target(selfment.pseudo_label, maps.to(memory_format=torch.channels_last)), expected)
+
+
+@BOTH
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e200])
+def test_an_image_that_is_not_finite_is_marked(target: Target, graph: str, value: float) -> None:
+    clean = batch_of(3, 6, 9, 20).double()
+    rows = clean.clone()
+    rows[1, 17, 3] = value
+    options = {"grid": (6, 9), "graph": graph}
+    label = target(selfment.pseudo_label, rows, **options)
+    expected = target(selfment.pseudo_label, clean, **options)
+    for image in (0, 2):
+        ours, theirs = ([v[image] for v in vars(found).values()] for found in (label, expected))
+        assert_same(PseudoLabels(*ours), PseudoLabels(*theirs))
+    for field in ("eigenvalue", "gap", "residual", "fiedler"):
+        assert getattr(label, field)[1].isnan().all(), field
+    for field in ("mask", "ncut_mask", "lanczos_iters", "ipo_iters"):
+        assert not getattr(label, field)[1].any(), field
+    values, vectors = target(selfment.ncut, rows, k=2, graph=graph)
+    assert values[1].isnan().all()
+    assert vectors[1].isnan().all()
+    assert target(edges, rows, graph=graph)[1][1, 17].isnan()
+    start = torch.rand(3, 54, generator=generator(0)) < 0.5
+    refined = target(selfment.ipo, rows, start)
+    assert not refined[1].any()
+    assert torch.equal(refined[::2], selfment.ipo(clean, start)[::2])
+
+
+@BOTH
+@pytest.mark.parametrize("value", [float("nan"), 2.0])
+def test_one_patch(target: Target, value: float) -> None:
+    rows = torch.tensor([[[3.0, 4.0]], [[1.0, value]]])
+    label = target(selfment.pseudo_label, rows, grid=(1, 1))
+    finite = value == 2
+    assert label.mask.flatten().tolist() == [True, finite]
+    assert label.eigenvalue[0].item() == 0
+    assert label.eigenvalue[1].isnan().item() == (not finite)
+    assert label.residual[1].isnan().item() == (not finite)
+
+
+@BOTH
+def test_the_rules_for_ties_are_the_same(target: Target) -> None:
+    module = target.emulated or _native.cuda()
+    assert module.PEAK_TIE == _params.SEED_TIE
+    assert module.IPO_TIE == _params.IPO_TIE
+    assert module.DTYPES == _native.cpu().DTYPES
+    assert module.__version__ == selfment.__version__
+
+
+# What follows needs streams, graphs and other libraries: a device.
+
+BUSY = 200_000_000  # cycles, a tenth of a second
+
+
+@pytest.fixture(scope="module")
+def problem() -> Case:
+    return batch_of(3, 20, 21, 48), (20, 21)
+
+
+def every_operation(rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
+    labels = selfment.pseudo_label(rows, grid)
+    start = (rows[..., 0] > 0).int()
+    graph = selfment.affinity(rows, graph="weighted")
+    return [
+        *vars(labels).values(),
+        *selfment.ncut(rows, k=2),
+        selfment.ipo(rows, start),
+        graph.degrees,
+        graph.matvec(rows[..., :2]),
+    ]
+
+
+@pytest.mark.cuda
+def test_queues_on_the_current_stream_and_does_not_wait(
+    device: torch.device, problem: Case
+) -> None:
+    rows, grid = problem[0].to(device), problem[1]
+    expected = every_operation(rows, grid)
+    stream = torch.cuda.Stream()
+    late = torch.full_like(rows, float("nan"))
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        every_operation(rows, grid)  # new memory may make the first call on a stream wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(BUSY)
+            late.copy_(rows)
+            found = every_operation(late, grid)
+            done = torch.cuda.Event()
+            done.record()
+            assert not done.query(), "a call has waited for the device"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    stream.synchronize()
+    for ours, wanted in zip(found, expected, strict=True):
+        assert ours.device == device
+        assert torch.equal(ours, wanted)
+
+
+@pytest.mark.cuda
+def test_replays_as_a_cuda_graph(device: torch.device, problem: Case) -> None:
+    rows, grid = problem[0].to(device), problem[1]
+    static = rows.clone()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        every_operation(static, grid)
+    torch.cuda.current_stream().wait_stream(stream)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        found = every_operation(static, grid)
+    for other in (rows.flip(0), rows + 0.05, rows):
+        static.copy_(other)
+        captured.replay()
+        for ours, wanted in zip(found, every_operation(other, grid), strict=True):
+            assert torch.equal(ours, wanted)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiles_without_a_break(device: torch.device, problem: Case, dynamic: bool) -> None:
+    torch.compiler.reset()
+    rows, grid = problem[0].to(device), problem[1]
+
+    def label(rows: Tensor) -> tuple[Tensor, ...]:
+        return tuple(vars(selfment.pseudo_label(rows * 2, grid)).values())
+
+    compiled: Any = torch.compile(label, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    assert all(map(torch.equal, compiled(rows), label(rows)))
+
+
+@pytest.mark.cuda
+def test_operators_are_what_they_claim(device: torch.device) -> None:
+    rows = batch_of(2, 6, 9, 20).to(device)
+    labels = rows[..., 0] > 0
+    graph = (0.2, 1e-5, "binary")
+    opcheck(torch.ops.selfment.pseudo_label.default, (rows, 6, 9, *graph, "seed", 20, 10))
+    opcheck(torch.ops.selfment.ncut.default, (rows, 2, *graph))
+    opcheck(torch.ops.selfment.ipo.default, (rows, labels, 20, 10))
+
+
+@pytest.mark.cuda
+def test_cupy_in_cupy_out_on_its_stream(device: torch.device, problem: Case) -> None:
+    cupy = pytest.importorskip("cupy")
+    rows, grid = problem[0].to(device), problem[1]
+    expected = every_operation(rows, grid)
+    torch.cuda.synchronize()
+    given = cupy.from_dlpack(rows)
+
+    def every_cupy_operation(rows: Any) -> list[Any]:
+        graph = selfment.affinity(rows, graph="weighted")
+        start = (rows[..., 0] > 0).astype(cupy.int32)
+        return [
+            *vars(selfment.pseudo_label(rows, grid)).values(),
+            *selfment.ncut(rows, k=2),
+            selfment.ipo(rows, start),
+            graph.degrees,
+            graph.matvec(rows[..., :2]),
+            graph.to_dense(),
+        ]
+
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        late = cupy.full_like(given, cupy.nan)
+        every_cupy_operation(given)  # new memory may make the first call on a stream wait
+        stream.synchronize()
+        with torch.cuda.stream(torch.cuda.ExternalStream(stream.ptr, device)):
+            torch.cuda._sleep(BUSY)
+        late[...] = given
+        *found, dense = every_cupy_operation(late)
+        assert not stream.done, "a call has waited for the device"
+        stream.synchronize()
+    assert isinstance(dense, cupy.ndarray)
+    for ours, wanted in zip(found, expected, strict=True):
+        assert isinstance(ours, cupy.ndarray)
+        assert ours.device.id == device.index
+        assert torch.equal(torch.from_dlpack(ours), wanted)
+
+
+@pytest.mark.cuda
+def test_devices_must_agree(device: torch.device) -> None:
+    rows = noise(4, 5, 8)
+    with pytest.raises(
+        ValueError, match=r"`labels` must be on the device of `features`, cuda:.*cpu"
+    ):
+        selfment.ipo(rows.to(device), rows[:, 0] > 0)
+    with pytest.raises(ValueError, match="`x` must be on the device of the graph, cpu: got cuda"):
+        selfment.affinity(rows).matvec(rows[:, 0].to(device))
+
+
+@pytest.mark.cuda
+def test_labels_other_than_0_count_as_1(device: torch.device) -> None:
+    rows = smooth(6, 8, 12).to(device)
+    start = torch.arange(48, device=device) % 3
+    expected = selfment.ipo(rows, (start != 0).long())
+    assert torch.equal(selfment.ipo(rows, start), expected)
+
+
+@pytest.mark.cuda
+def test_labeler_labels_where_the_backbone_runs(device: torch.device) -> None:
+    labeler = selfment.PseudoLabeler(size=160, device=device)
+    batch = torch.rand(2, 3, 160, 160, generator=generator(0))
+    labels = labeler.label_batch(batch)
+    rows = labeler.backbone(batch)
+    assert rows.device == device
+    assert all(value.device.type == "cpu" for value in vars(labels).values())
+    assert_same(labels, selfment.pseudo_label(rows, (10, 10), orient="corners"))
+    batch[1, 0, 80, 80] = float("nan")
+    with pytest.raises(ValueError, match=r"`features` must be finite.*in image 1"):
+        labeler.label_batch(batch)
+
+
+@pytest.mark.cuda
+def test_gives_its_memory_back(device: torch.device, problem: Case) -> None:
+    rows, grid = problem[0].to(device), problem[1]
+    selfment.pseudo_label(rows, grid)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for graph in GRAPHS:
+        selfment.pseudo_label(rows, grid, graph=graph)
+    assert torch.cuda.memory_allocated() == before

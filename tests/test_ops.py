@@ -1,0 +1,124 @@
+"""The torch operators: their schema, fake tensors, torch.compile, and what they must not cost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.library import opcheck
+
+import selfment
+from cases import generator, smooth
+
+OPS = torch.ops.selfment
+GRAPH = (0.2, 1e-5, "binary")
+
+
+def features() -> Tensor:
+    return torch.stack([smooth(6, 9, 20, seed=s) for s in range(3)])
+
+
+def labels() -> Tensor:
+    return torch.rand(3, 54, generator=generator(0)) < 0.5
+
+
+# Calls of the public functions, with what they answer as a tuple of tensors.
+CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "pseudo_label": lambda f: tuple(vars(selfment.pseudo_label(f, (6, 9))).values()),
+    "pseudo_label of one": lambda f: tuple(vars(selfment.pseudo_label(f[0], (6, 9))).values()),
+    "pseudo_label of maps": lambda f: tuple(
+        vars(
+            selfment.pseudo_label(
+                f.transpose(1, 2).unflatten(2, (6, 9)), graph="weighted", orient="corners"
+            )
+        ).values()
+    ),
+    "ncut": lambda f: selfment.ncut(f, k=3, tau=0.3),
+    "ipo": lambda f: (selfment.ipo(f, (f[..., 0] > 0).int(), iters=5),),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_operators_are_what_they_claim(dtype: torch.dtype) -> None:
+    rows = features().to(dtype)
+    opcheck(OPS.pseudo_label.default, (rows, 6, 9, *GRAPH, "seed", 20, 10))
+    opcheck(OPS.pseudo_label.default, (rows[:, ::2], 3, 9, 0.2, 0.1, "weighted", "corners", 0, 1))
+    opcheck(OPS.pseudo_label.default, (rows[:, :1], 1, 1, *GRAPH, "seed", 20, 10))
+    opcheck(OPS.ncut.default, (rows, 2, *GRAPH))
+    opcheck(OPS.ipo.default, (rows, labels(), 20, 10))
+    opcheck(OPS.ipo.default, (rows, labels().to(dtype), 20, 10))
+
+
+def test_a_batch_that_is_cut_gives_what_the_operator_claims(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("selfment._ops._CPU_BYTES", 1)
+    opcheck(OPS.pseudo_label.default, (features(), 6, 9, *GRAPH, "seed", 20, 10))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("call", CALLS)
+def test_fake_tensors_have_the_true_shapes(call: str, device: str) -> None:
+    expected = CALLS[call](features())
+    with FakeTensorMode():
+        fake = CALLS[call](torch.empty(3, 54, 20, device=device))
+    for ours, true in zip(fake, expected, strict=True):
+        assert (ours.shape, ours.dtype, ours.stride()) == (true.shape, true.dtype, true.stride())
+        assert ours.device.type == device
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("call", CALLS)
+def test_compiles_without_a_break(call: str, backend: str, dynamic: bool) -> None:
+    torch.compiler.reset()
+    compiled: Any = torch.compile(CALLS[call], fullgraph=True, backend=backend, dynamic=dynamic)
+    for rows in (features(), features()[:2] + 0.1):
+        for ours, eager in zip(compiled(rows), CALLS[call](rows), strict=True):
+            assert torch.equal(ours, eager)
+
+
+def test_compiled_code_raises_what_eager_code_does() -> None:
+    torch.compiler.reset()
+    compiled: Any = torch.compile(CALLS["pseudo_label"], fullgraph=True, backend="eager")
+    rows = features()
+    rows[2, 5, 1] = float("nan")
+    with pytest.raises(ValueError, match="in patch 5 of image 2"):
+        compiled(rows)
+
+
+def test_the_warning_names_the_line_that_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfment.spectral._CONVERGED", -1.0)
+    made = selfment.affinity(features())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        selfment.ncut(made)
+        selfment.ncut(features())
+        selfment.pseudo_label(features(), (6, 9))
+    assert [warning.filename for warning in caught] == [__file__] * 3
+
+
+def test_no_gradient_comes_through() -> None:
+    rows = features().requires_grad_()
+    assert not any(found.requires_grad for call in CALLS.values() for found in call(rows))
+
+
+def test_a_call_does_not_load_the_compiler() -> None:
+    """Seconds, and more memory than the labels take."""
+    script = """
+import sys, torch, selfment
+features = torch.rand(12, 8)
+selfment.pseudo_label(features, (3, 4))
+selfment.ncut(features)
+selfment.ipo(features, features[:, 0] > 0.5)
+print("torch._dynamo" in sys.modules)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
