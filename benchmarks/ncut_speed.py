@@ -4,6 +4,8 @@ Two tables for each size. The first goes from features to the final mask; the se
 eigenvector alone, each solver with the graph or matrix that it takes given. All in one process, on
 the same photographs and threads; every result is compared with selfment's before anything is timed.
 Each size has a share of the time budget; a peer is left out where its predicted time does not fit.
+
+`--device cuda` prints one table for each size instead: see cuda_speed.py.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cuda_speed
 import numpy as np
 import scipy.linalg
 import scipy.sparse.linalg
@@ -29,7 +32,7 @@ from memory import peak_mib
 from torch import Tensor
 
 import selfment
-from selfment import reference
+from selfment import _native, reference
 from selfment._params import EPS, TAU
 from selfment.graph import Graph
 from selfment.spectral import initial_mask
@@ -103,17 +106,6 @@ def torch_eigh(problem: Problem) -> Tensor:
     return unscaled(torch.linalg.eigh(problem.M)[1][:, -2], problem)
 
 
-def cupy_eigsh(problem: Problem) -> Tensor:
-    """Cupy's `eigsh` on the GPU, the copy of the matrix not counted (it is kept)."""
-    import cupy
-    from cupyx.scipy.sparse.linalg import eigsh
-
-    if not hasattr(problem, "on_gpu"):
-        problem.on_gpu = cupy.asarray(problem.M.numpy())  # type: ignore[attr-defined]
-    values, vectors = eigsh(problem.on_gpu, k=2, which="LA")  # type: ignore[attr-defined]
-    return unscaled(torch.from_numpy(vectors[:, int(values.argmin())].get()), problem)
-
-
 def unscaled(y: Tensor, problem: Problem) -> Tensor:
     """D^-1/2 y."""
     return y * problem.A.sum(1).rsqrt()
@@ -140,16 +132,6 @@ def vector(problem: Problem) -> Tensor:
     """Selfment's Fiedler vector, the bit graph given."""
     vectors: Tensor = selfment.ncut(problem.graph)[1]
     return vectors[:, 0]
-
-
-def has_cupy() -> bool:
-    """Whether cupy and a GPU are there."""
-    try:
-        import cupy
-
-        return bool(cupy.cuda.runtime.getDeviceCount())
-    except Exception:  # cupy raises errors of the CUDA runtime's own kinds
-        return False
 
 
 @dataclass
@@ -187,7 +169,7 @@ class Entry:
 
 def contestants() -> list[Entry]:
     """Selfment comes first in each table."""
-    entries = [
+    return [
         Entry(FULL, "selfment", label),
         Entry(FULL, "F @ F.T alone (torch, float32)", product),
         Entry(FULL, "official recipe (scipy eigh)", official),
@@ -198,9 +180,6 @@ def contestants() -> list[Entry]:
         Entry(VECTOR, "scipy.linalg.eigh, one pair", lapack),
         Entry(VECTOR, "torch.linalg.eigh", torch_eigh),
     ]
-    if has_cupy():
-        entries.append(Entry(VECTOR, "cupy eigsh (GPU)", cupy_eigsh))
-    return entries
 
 
 class Budget:
@@ -330,6 +309,19 @@ def show(entries: list[Entry], side: int, dim: int) -> list[dict[str, Any]]:
     return rows
 
 
+def run(
+    cases: list[tuple[int, int]], photos: list[Path], rounds: int, seconds: float
+) -> list[dict[str, Any]]:
+    """Measures and prints every size; returns the rows of all tables."""
+    budget = Budget(seconds, [side * side for side, _ in cases])
+    rows = []
+    for side, dim in cases:
+        budget.next_size()
+        rows += show(measure(side, dim, photos, rounds, budget), side, dim)
+        sys.stdout.flush()
+    return rows
+
+
 def sizes(text: str) -> list[int]:
     """Comma-separated positive integers."""
     values = [int(part) for part in text.split(",")]
@@ -353,8 +345,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--json", type=Path, metavar="F")
     arguments = parser.parse_args()
-    if arguments.device == "cuda":
-        parser.error("--device cuda: this version of selfment has kernels for the CPU only")
+    if arguments.device == "cuda" and (obstacles := _native.cuda_obstacles()):
+        parser.error(f"--device cuda: {'; '.join(obstacles)}")
     wrong = [n for n in arguments.patches if math.isqrt(n) ** 2 != n]
     if wrong:
         parser.error(f"--patches must be square numbers, the grid is square: got {wrong[0]}")
@@ -364,12 +356,10 @@ def main() -> None:
     photos = photographs(arguments.images)[: arguments.photos]
     print(f"photographs: {', '.join(path.name for path in photos)}")
     cases = [(math.isqrt(patches), dim) for patches in arguments.patches for dim in arguments.dim]
-    budget = Budget(arguments.budget, [side * side for side, _ in cases])
-    rows = []
-    for side, dim in cases:
-        budget.next_size()
-        rows += show(measure(side, dim, photos, arguments.rounds, budget), side, dim)
-        sys.stdout.flush()
+    if arguments.device == "cuda":
+        rows = cuda_speed.run(cases, photos)
+    else:
+        rows = run(cases, photos, arguments.rounds, arguments.budget)
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
