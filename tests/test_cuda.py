@@ -457,6 +457,24 @@ def every_operation(rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
 
 
 @pytest.mark.cuda
+def test_a_hundred_thousand_patches(device: torch.device) -> None:
+    rows = smooth(250, 400, 32).to(device)
+    graph = selfment.affinity(rows)
+    values, vectors = selfment.ncut(graph)
+    x, D = vectors[:, 0], graph.degrees
+    error = (D * x - graph.matvec(x) - values * D * x) / D.sqrt()
+    assert error.norm() < 1e-9
+    assert abs((D * x * x).sum() - 1) < 1e-9
+    some = torch.randint(len(rows), (2000,), generator=generator(0), device="cpu").to(device)
+    f = torch.nn.functional.normalize(rows[some].double(), dim=1).float().double()
+    near = ((f @ f.T) - 0.2).abs() < 1e-6
+    one = torch.zeros(len(rows), 2000, dtype=torch.float64, device=device)
+    one[some, torch.arange(2000, device=device)] = 1
+    joined = graph.matvec(one)[some] > 0.5
+    assert ((joined == (f @ f.T > 0.2)) | near).all()
+
+
+@pytest.mark.cuda
 def test_queues_on_the_current_stream_and_does_not_wait(
     device: torch.device, problem: Case
 ) -> None:
