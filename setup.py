@@ -40,15 +40,17 @@ FLAGS = [
     *("-ffp-contract=off", "-fno-math-errno"),
     *("-Wall", "-Wextra", "-Wno-psabi"),
 ]
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"]
+AVX512 = [
+    *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2),
+    # GCC 12 finds fault with its own avx512fintrin.h; clang does not know that warning.
+    *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),
+]
 ISA_FLAGS = {
     "portable": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"],
-    "avx512": [
-        *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"),
-        *("-mavx2", "-mfma", "-mf16c", "-mpopcnt"),
-        # GCC 12 finds fault with its own avx512fintrin.h; clang does not know that warning.
-        *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),
-    ],
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512vnni": [*AVX512, "-mavx512vnni"],
 }
 
 CUDA_MODULE = "selfment._cuda"
@@ -260,7 +262,7 @@ def cpu_sources() -> list[str]:
     """The sources of the CPU module; the x86 instruction sets on x86 only."""
     sources = [CSRC / "bindings_cpu.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
     if not X86:
-        sources = [s for s in sources if s.stem not in ("simd_avx2", "simd_avx512")]
+        sources = [s for s in sources if not s.stem.startswith("simd_avx")]
     return [str(source.relative_to(ROOT)) for source in sources]
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import torch
 
-ISAS = ("avx512", "avx2", "portable")
+ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 
 
 @cache

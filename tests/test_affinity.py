@@ -12,7 +12,7 @@ import torch
 
 import selfment
 from cases import CASES, DEGENERATE, noise, smooth
-from selfment import reference
+from selfment import _native, reference
 
 ALL = CASES | DEGENERATE
 GRAPHS = ("binary", "weighted")
@@ -95,13 +95,24 @@ def test_every_remainder(n: int, d: int) -> None:
 
 
 def test_columns_in_several_groups() -> None:
-    """Rows so deep that the packed columns do not fit at once: 16 MiB hold 64 rows of 65536."""
+    """Rows so deep that the packed columns do not fit at once: 24 MiB hold 64 rows of 50,000."""
     features = smooth(10, 20, 50_000, seed=3)
     for graph in GRAPHS:
         ours = selfment.affinity(features, graph=graph).to_dense()
         torch.testing.assert_close(
             ours, reference.affinity(features, graph=graph), rtol=0, atol=1e-6
         )
+
+
+@pytest.mark.parametrize("d", [1, 2, 9, 384, 65_536, 65_537])
+def test_products_of_the_largest_size(d: int) -> None:
+    """Rows equal, opposite, or all in one channel: sums of integers come near their end."""
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0] * 20)[:, None]
+    features = signs * noise(1, 1, d, seed=1)
+    features[40:] = signs[40:] * torch.eye(1, d)
+    for tau in (-0.5, 0.2, 0.99):
+        expected = edges(reference.affinity(features, tau=tau))
+        assert torch.equal(edges(selfment.affinity(features, tau=tau).to_dense()), expected)
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -217,7 +228,7 @@ print(_native.cpu().isa())
 def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[torch.Tensor]]]:
     """What each instruction set that this machine has makes of the cases."""
     results: dict[str, dict[str, list[torch.Tensor]]] = {}
-    for isa in ("portable", "avx2", "avx512"):
+    for isa in reversed(_native.ISAS):
         out = tmp_path_factory.mktemp(isa)
         script = SCRIPT.format(tests=os.path.dirname(__file__), out=f"{out}/")
         run = subprocess.run(
@@ -249,7 +260,7 @@ def test_unknown_instruction_set_is_an_error() -> None:
         text=True,
     )
     assert run.returncode == 1
-    assert "SELFMENT_ISA must be one of avx512, avx2, portable: got 'avx'" in run.stderr
+    assert "SELFMENT_ISA must be one of avx512vnni, avx512, avx2, portable: got 'avx'" in run.stderr
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_module_that_cannot_load_is_one_error_and_info_says_why(photo, tmp_pat
             text=True,
         )
 
-    reason = "SELFMENT_ISA must be one of avx512, avx2, portable: got 'sse9'"
+    reason = "SELFMENT_ISA must be one of avx512vnni, avx512, avx2, portable: got 'sse9'"
     label = selfment("label", str(photo), "--out", str(tmp_path / "out"))
     assert (label.returncode, label.stderr) == (2, f"selfment label: {reason}\n")
     info = selfment("info")

@@ -65,6 +65,17 @@ def test_equals_the_reference_with_its_steps(name: str) -> None:
         assert taken.item() == steps
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_long_way_to_the_fixed_point(seed: int) -> None:
+    """Many steps, of which the later ones change few labels: most rows are not read again."""
+    features = smooth(40, 40, 30, seed=seed)
+    start = torch.rand(1600, generator=generator(seed)) < 0.3
+    refined, steps = refine(features[None], start[None], 200, 1)
+    expected, taken = reference._ipo(features, start, 200, 1)
+    assert torch.equal(refined[0], expected)
+    assert steps.item() == int(taken) > 6
+
+
 def test_improves_a_poor_start() -> None:
     features = object_on_ground(24, 18, 40)
     truth = torch.zeros(24, 18, dtype=torch.bool)

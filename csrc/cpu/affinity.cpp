@@ -4,8 +4,10 @@
 // The rule. Rows are normalised in double and rounded to float32. A pair is an edge iff the inner
 // product of its two float32 rows, taken in double, is > tau (binary) or >= tau (weighted).
 //
-// The way. The product is taken in float32, tile by tile, on and above the diagonal. Its error has
-// a bound, so a pair farther than that from tau is decided; the few others are taken in double.
+// The way. A cheap product decides every pair that is farther from tau than its error can be; the
+// few others are taken in double. For a binary graph, on x86, the cheap product is one of 16-bit
+// integers, else, and for weights, one of floats. It is taken tile by tile, on and above the
+// diagonal.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -23,7 +25,7 @@ namespace {
 
 // The packed rows that an image needs at a time: a group of columns, in full depth. It bounds the
 // scratch memory; a smaller group means that the rows before it are packed once more for it.
-constexpr int64_t kGroupBytes = int64_t{16} << 20;
+constexpr int64_t kGroupBytes = int64_t{24} << 20;
 
 // Bound on |float32 product - exact product| of two rounded rows of d elements. A chunk is a sum of
 // kChunk products, one rounding each (two without fma), from zero; then the chunks are summed. With
@@ -36,16 +38,42 @@ double product_error(int64_t d) {
   return m / (1 - m) * (1 + 5 * u) + static_cast<double>(d) * std::ldexp(1.0, -120);
 }
 
-// <a, b> of two rows of panels, to about 2^-100: the sum is taken with compensation and the
-// products of floats are exact in double, so that a decision does not depend on an order of
-// summation.
+// The rows of integers q = f / step, rounded, of the rounded rows f, of norm 1 or less.
+//
+// Their inner products fit into 32 bits, partial sums included: sum |q_k r_k| <= |q| |r| <
+// kIntegerNorm^2 < 2^31, as a step is at least 1 / (kIntegerNorm - sqrt(d)) and rounding adds at
+// most sqrt(d) / 2 to a norm. A step also keeps elements within 16 bits.
+constexpr double kIntegerNorm = 46000;
+constexpr int64_t kMostIntegers = int64_t{1} << 16;  // elements of a row, so that sqrt(d) is small
+
+float least_step(int64_t d) {
+  return static_cast<float>(1 / (kIntegerNorm - std::sqrt(static_cast<double>(d))));
+}
+
+// A row's share m in the bound of |step step' <q, r> - <f, g>| for rows f and g: the bound is the
+// sum of two shares. With E >= |f - step q|, u = 2^-24 and |f| <= 1 + 2u the Cauchy-Schwarz
+// inequality gives
+//   |<f, g> - step step' <q, r>| <= |<f - step q, g>| + |<step q, g - step' r>|
+//                                <= E (1 + 2u) + (1 + 2u + E) E' <= m + m',
+//   m = (1 + 3u) E + E^2 / 2.
+// E is the measured error and at most 2u for the roundings of its measurement, of step * q and of
+// the difference. To m come the roundings of the comparison, of the product, its scaling, tau, the
+// difference and the margins' sum, each at most u times 1 + 2u or |tau|.
+double row_margin(double error, double tau) {
+  const double u = std::ldexp(1.0, -24), total = error + 3 * u;
+  return (1 + 3 * u) * total + total * total / 2 + 6 * u * std::max(1.0, std::abs(tau));
+}
+
+// <a, b> of two rows, each element `stride` from the last, to about 2^-100: the sum is taken with
+// compensation and the products of floats are exact in double, so that a decision does not depend
+// on an order of summation.
 struct TwoDoubles {
   double high, low;
 };
-TwoDoubles exact_product(const float* a, const float* b, int64_t d) {
+TwoDoubles exact_product(const float* a, const float* b, int64_t d, int64_t stride) {
   double s = 0, c = 0;
   for (int64_t k = 0; k < d; ++k) {
-    const double p = static_cast<double>(a[k * kLane]) * static_cast<double>(b[k * kLane]);
+    const double p = static_cast<double>(a[k * stride]) * static_cast<double>(b[k * stride]);
     const double t = s + p, v = t - s;
     c += (s - (t - v)) + (p - v);
     s = t;
@@ -87,40 +115,45 @@ class ImageGraph {
         degrees_(p.degrees + image * p.n),
         weights_(p.weighted ? &p.weights[image] : nullptr),
         words_(word_count(p.n)),
-        norms_(p.n) {
+        norms_(p.n),
+        scales_(words_) {
+    depth_ = (p.d + kQuantum - 1) / kQuantum * kQuantum;
+    integers_ = simd_.integer_product != nullptr && !p.weighted && p.d <= kMostIntegers;
+    row_bytes_ = integers_ ? depth_ * int64_t{sizeof(int16_t)} : p.d * int64_t{sizeof(float)};
     const double error = product_error(p.d);
     low_ = std::nextafter(static_cast<float>(p.tau - error), -1e30f);
     high_ = std::nextafter(static_cast<float>(p.tau + error), 1e30f);
-    group_ = std::max<int64_t>(1, kGroupBytes / (kTile * p.d * int64_t{sizeof(float)}));
+    group_ = std::max<int64_t>(1, kGroupBytes / (kTile * row_bytes_));
     group_ = std::min(group_, words_);
   }
 
   // The first row whose norm is not finite, or -1.
   int64_t build() {
     if (weights_ != nullptr) weights_->strips.assign(words_, {});
-    const auto panels = std::make_unique<float[]>(group_ * kTile * p_.d);
+    const auto panels = std::make_unique<Byte[]>(group_ * kTile * row_bytes_);
     for (int64_t first = 0; first < words_; first += group_) {
       const int64_t last = std::min(words_, first + group_);
       workers_.parallel_for((last - first) * kTile / kLane, [&](int64_t panel) {
         const int64_t row = first * kTile + panel * kLane;
         for (int64_t i = row; i < std::min(row + kLane, p_.n); ++i)
           norms_[i] = kernels_.norm(rows_ + i * p_.d, p_.d);
-        pack(row, panels.get() + panel * kLane * p_.d);
+        pack(row, panels.get() + panel * kLane * row_bytes_, scales_[row / kTile]);
       });
       for (int64_t i = first * kTile; i < std::min(last * kTile, p_.n); ++i)
         if (!std::isfinite(norms_[i])) return i;
       workers_.parallel_for(last, [&](int64_t strip) {
-        std::unique_ptr<float[]> earlier;
-        const float* a = panels.get() + (strip - first) * kTile * p_.d;
+        std::unique_ptr<Byte[]> own;
+        RowScales scales = scales_[strip];
+        const Byte* a = panels.get() + (strip - first) * kTile * row_bytes_;
         if (strip < first) {
-          earlier = std::make_unique<float[]>(kTile * p_.d);
+          own = std::make_unique<Byte[]>(kTile * row_bytes_);
           for (int64_t row = 0; row < kTile; row += kLane)
-            pack(strip * kTile + row, earlier.get() + row * p_.d);
-          a = earlier.get();
+            pack(strip * kTile + row, own.get() + row * row_bytes_, scales);
+          a = own.get();
         }
         for (int64_t column = std::max(strip, first); column < last; ++column) {
           workers_.check();
-          join(strip, column, a, panels.get() + (column - first) * kTile * p_.d);
+          join(strip, column, a, scales, panels.get() + (column - first) * kTile * row_bytes_);
         }
       });
     }
@@ -129,33 +162,84 @@ class ImageGraph {
   }
 
  private:
+  using Byte = unsigned char;
+
   // Rows [row, row + 16) as a panel; those from n on are zero.
-  void pack(int64_t row, float* panel) const {
+  void pack(int64_t row, Byte* panel, RowScales& scales) const {
     const int64_t count = std::clamp<int64_t>(p_.n - row, 0, kLane);
-    kernels_.pack(rows_ + row * p_.d, norms_.data() + row, count, p_.d, panel);
+    if (integers_) pack_integers(row, count, panel, scales);
+    else
+      kernels_.pack(rows_ + row * p_.d, norms_.data() + row, count, p_.d,
+                    reinterpret_cast<float*>(panel));
+  }
+
+  void pack_integers(int64_t row, int64_t count, Byte* panel, RowScales& scales) const {
+    std::vector<float> f(depth_);
+    std::vector<int16_t> integers(depth_);
+    for (int64_t lane = 0; lane < kLane; ++lane) {
+      float step = 0, margin = 0;
+      if (lane < count) {
+        const int64_t i = row + lane;
+        kernels_.round(rows_ + i * p_.d, norms_[i], p_.d, f.data());
+        const double error =
+            simd_.quantise(f.data(), depth_, least_step(p_.d), integers.data(), &step);
+        margin = std::nextafter(static_cast<float>(row_margin(error, p_.tau)), 1e30f);
+      } else {
+        std::fill(integers.begin(), integers.end(), int16_t{0});
+      }
+      scales.step[row % kTile + lane] = step;
+      scales.margin[row % kTile + lane] = margin;
+      for (int64_t pair = 0; pair < depth_ / 2; ++pair)
+        std::memcpy(panel + (pair * kLane + lane) * 4, integers.data() + pair * 2, 4);
+    }
   }
 
   // The tile of rows [64 strip, ..) and columns [64 column, ..), column >= strip, and its mirror
   // image.
-  void join(int64_t strip, int64_t column, const float* a, const float* b) {
-    alignas(64) float tile[kTile * kTile];
+  void join(int64_t strip, int64_t column, const Byte* a, const RowScales& scales, const Byte* b) {
+    alignas(64) union {
+      float floats[kTile * kTile];
+      int32_t sums[kTile * kTile];
+    } tile;
+    const auto* left = reinterpret_cast<const float*>(a);
+    const auto* right = reinterpret_cast<const float*>(b);
     uint64_t edges[kTile], unsure[kTile], mirrored[kTile];
-    simd_.tile_product(a, b, p_.d, tile);
-    simd_.tile_threshold(tile, low_, high_, edges, unsure);
+    if (integers_) {
+      simd_.integer_product(reinterpret_cast<const int16_t*>(a),
+                            reinterpret_cast<const int16_t*>(b), depth_, tile.sums);
+      simd_.integer_threshold(tile.sums, scales, scales_[column], static_cast<float>(p_.tau), edges,
+                              unsure);
+    } else {
+      simd_.tile_product(left, right, p_.d, tile.floats);
+      simd_.tile_threshold(tile.floats, low_, high_, edges, unsure);
+    }
     const int64_t row_count = std::min(kTile, p_.n - strip * kTile);
     const int64_t column_count = std::min(kTile, p_.n - column * kTile);
     const uint64_t valid = column_count == kTile ? ~uint64_t{0} : (uint64_t{1} << column_count) - 1;
     for (int64_t i = 0; i < row_count; ++i) {
       edges[i] &= valid;
-      for (uint64_t rest = unsure[i] & valid; rest != 0; rest &= rest - 1) {
+      // Of a tile on the diagonal the upper half will do: the pairs of the lower are the same.
+      const uint64_t upper = strip == column ? ~uint64_t{0} << i : ~uint64_t{0};
+      if (strip == column) edges[i] &= upper;
+      for (uint64_t rest = unsure[i] & valid & upper; rest != 0; rest &= rest - 1) {
         const int64_t j = __builtin_ctzll(rest);
-        const TwoDoubles product = exact_product(lane_of(a, i, p_.d), lane_of(b, j, p_.d), p_.d);
-        if (is_edge(product, p_.tau, p_.weighted)) edges[i] |= uint64_t{1} << j;
-        tile[i * kTile + j] = static_cast<float>(product.high);
+        bool edge;
+        if (integers_) {
+          edge = settle(strip * kTile + i, column * kTile + j);
+        } else {
+          const TwoDoubles product =
+              exact_product(lane_of(left, i, p_.d), lane_of(right, j, p_.d), p_.d, kLane);
+          edge = is_edge(product, p_.tau, p_.weighted);
+          tile.floats[i * kTile + j] = static_cast<float>(product.high);
+          if (strip == column) tile.floats[j * kTile + i] = tile.floats[i * kTile + j];
+        }
+        if (edge) edges[i] |= uint64_t{1} << j;
       }
     }
     for (int64_t i = row_count; i < kTile; ++i) edges[i] = 0;
     transpose(edges, mirrored);
+    if (strip == column)
+      for (int64_t i = 0; i < kTile; ++i) edges[i] = mirrored[i] |= edges[i];
     const int64_t rows = words_ * kTile;
     std::memcpy(bits_ + column * rows + strip * kTile, edges, sizeof edges);
     std::memcpy(bits_ + strip * rows + column * kTile, mirrored, sizeof mirrored);
@@ -164,10 +248,23 @@ class ImageGraph {
     auto& weights = weights_->strips[strip];
     for (int64_t i = 0; i < kTile; ++i)
       for (uint64_t rest = edges[i]; rest != 0; rest &= rest - 1)
-        weights.push_back(tile[i * kTile + __builtin_ctzll(rest)] - eps);
+        weights.push_back(tile.floats[i * kTile + __builtin_ctzll(rest)] - eps);
     if (column + 1 < words_) return;
     weights.insert(weights.end(), kStripPadding, 0.0f);
     weights.shrink_to_fit();
+  }
+
+  // Whether rows i and j are joined, for which the product of integers could not tell.
+  bool settle(int64_t i, int64_t j) const {
+    const T *x = rows_ + i * p_.d, *y = rows_ + j * p_.d;
+    // Of the rows as they are, in double: f is x / norm, each element rounded by u = 2^-24 of it.
+    const double product = kernels_.product(x, y, p_.d) / norms_[i] / norms_[j];
+    const double bound = 2.1 * std::ldexp(1.0, -24) + static_cast<double>(p_.d) * 0x1p-52 + 1e-12;
+    if (std::abs(product) <= 2 && std::abs(product - p_.tau) > bound) return product > p_.tau;
+    std::vector<float> f(2 * p_.d);
+    kernels_.round(x, norms_[i], p_.d, f.data());
+    kernels_.round(y, norms_[j], p_.d, f.data() + p_.d);
+    return is_edge(exact_product(f.data(), f.data() + p_.d, p_.d, 1), p_.tau, false);
   }
 
   void sum_degrees() {
@@ -193,8 +290,12 @@ class ImageGraph {
   double* degrees_;
   EdgeWeights* weights_;
   int64_t words_, group_;
+  bool integers_;      // whether the product is of integers
+  int64_t depth_;      // elements of a row of integers
+  int64_t row_bytes_;  // of a row in a panel
   float low_, high_;
   std::vector<double> norms_;
+  std::vector<RowScales> scales_;  // (words,)
 };
 
 }  // namespace

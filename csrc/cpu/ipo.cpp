@@ -5,6 +5,7 @@
 // float32, is made only where the score is too close to 0 to tell, and for the sums.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <type_traits>
 #include <vector>
@@ -18,6 +19,9 @@ namespace {
 
 // Rows are summed in this many parts whatever the threads, so that the sums do not depend on them.
 constexpr int64_t kParts = 16;
+
+// Above twice the margin that `step` gives a score, for directions of norm up to 2 + 1e-6.
+constexpr double kMostMargin = 6e-7;
 
 constexpr int64_t kCheckEvery = 256;  // rows between two looks for an interruption
 
@@ -33,6 +37,9 @@ class Optimizer {
         foreground_(p.d),
         background_(p.d),
         direction_(p.d),
+        before_(p.d),
+        scores_(p.n),
+        seen_(p.n, -infinity()),
         parts_(kParts * 2 * p.d),
         changed_(kParts) {}
 
@@ -98,11 +105,16 @@ class Optimizer {
     return std::accumulate(changed_.begin(), changed_.end(), int64_t{0});
   }
 
-  // The difference of the class means.
+  static double infinity() { return std::numeric_limits<double>::infinity(); }
+
+  // The difference of the class means, and how far it has moved.
   void set_direction() {
+    before_ = direction_;
     const auto count = static_cast<double>(count_), others = static_cast<double>(p_.n - count_);
     for (int64_t k = 0; k < p_.d; ++k)
       direction_[k] = foreground_[k] / count - background_[k] / others;
+    simd_.axpy(-1, direction_.data(), p_.d, before_.data());
+    way_ += std::sqrt(simd_.dot(before_.data(), before_.data(), p_.d));
   }
 
   // New labels and class sums from the direction; returns how many labels changed.
@@ -112,9 +124,15 @@ class Optimizer {
     const double length = std::sqrt(simd_.dot(direction_.data(), direction_.data(), p_.d));
     const double margin = std::ldexp(length, -23) + 2 * kIpoTie;
     return sum_rows([&, margin](int64_t i, double* foreground, double* background) {
+      // 1.001 covers |f| <= 1 + 2u and the rounding of the way; the last score was off by less than
+      // its own margin, and those of all directions, of norm 2 at most, are below this one.
+      const double moved = 1.001 * (way_ - seen_[i]) + kMostMargin;
+      if (std::abs(scores_[i]) > moved) return false;
       double score = kernels_.dot(row(i), direction_.data(), p_.d) / norms_[i];
       if (std::abs(score) <= margin)
         score = kernels_.rounded_dot(row(i), norms_[i], direction_.data(), p_.d);
+      scores_[i] = score;
+      seen_[i] = way_;
       const bool label = score > kIpoTie;
       if (label == labels_[i]) return false;
       labels_[i] = label;
@@ -129,6 +147,7 @@ class Optimizer {
     count_ = p_.n - count_;
     std::swap(foreground_, background_);
     for (double& v : direction_) v = -v;
+    for (double& v : scores_) v = -v;
   }
 
   const IpoParams& p_;
@@ -137,8 +156,10 @@ class Optimizer {
   const Rows<T>& kernels_ = simd_.rows<T>();
   const T* rows_;
   bool* labels_;
-  std::vector<double> norms_, foreground_, background_, direction_;
-  std::vector<double> parts_;  // (kParts, 2, d), the sums of a part: foreground, background
+  std::vector<double> norms_, foreground_, background_, direction_, before_;
+  std::vector<double> scores_, seen_;  // each row's last score, and how far the way was then
+  double way_ = 0;                     // that the direction has gone
+  std::vector<double> parts_;          // (kParts, 2, d), the sums of a part: foreground, background
   std::vector<int64_t> changed_;
   int64_t count_ = 0;
 };

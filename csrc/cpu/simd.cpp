@@ -26,12 +26,16 @@ const Simd& choose() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                       __builtin_cpu_supports("avx512vl");
+  const bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const char* wish = std::getenv("SELFMENT_ISA");
-  const auto allows = [wish](const char* name) {
-    return wish == nullptr || *wish == 0 || std::strcmp(wish, name) == 0;
+  // A set that is wished for stands for itself and for less, in this order.
+  bool allowed = wish == nullptr || *wish == 0;
+  const auto allows = [&](const char* name) {
+    return allowed = allowed || std::strcmp(wish, name) == 0;
   };
-  if (avx512 && allows("avx512")) return kSimdAvx512;
-  if (avx2 && (allows("avx2") || allows("avx512"))) return kSimdAvx2;
+  if (allows("avx512vnni") && avx512vnni) return kSimdAvx512Vnni;
+  if (allows("avx512") && avx512) return kSimdAvx512;
+  if (allows("avx2") && avx2) return kSimdAvx2;
 #endif
   return kSimdPortable;
 }

@@ -11,8 +11,9 @@
 
 namespace selfment::cpu {
 
-inline constexpr int64_t kTile = 64;  // rows and columns of a tile of the graph
-inline constexpr int64_t kLane = 16;  // rows interleaved in a panel
+inline constexpr int64_t kTile = 64;    // rows and columns of a tile of the graph
+inline constexpr int64_t kLane = 16;    // rows interleaved in a panel
+inline constexpr int64_t kQuantum = 8;  // elements that a row of integers is a multiple of
 
 // Loops over one row of features. The rounded row is float32(x / norm), element by element, IEEE in
 // every step.
@@ -21,6 +22,10 @@ struct Rows {
   // |x|, at least 1e-12, or not finite if an element is not. The squares are summed with
   // compensation, so that the result does not depend on the order of the sum.
   double (*norm)(const T* x, int64_t d);
+  // The rounded row.
+  void (*round)(const T* x, double norm, int64_t d, float* f);
+  // <x, y> of two rows as they are.
+  double (*product)(const T* x, const T* y, int64_t d);
   // `count` <= 16 rounded rows into a panel (d, 16), lanes from `count` on 0.
   void (*pack)(const T* rows, const double* norms, int64_t count, int64_t d, float* panel);
   // <x, w> of the row as it is, and of the rounded row.
@@ -28,6 +33,11 @@ struct Rows {
   double (*rounded_dot)(const T* x, double norm, const double* w, int64_t d);
   // sum += sign * rounded row
   void (*add_rounded)(const T* x, double norm, double sign, int64_t d, double* sum);
+};
+
+// Of 64 rows of integers: what they are to be multiplied with, and each row's share in the error.
+struct RowScales {
+  float step[kTile], margin[kTile];
 };
 
 struct Simd {
@@ -49,6 +59,20 @@ struct Simd {
   // Bit j of above[i]: tile[i][j] > high. Bit j of unsure[i]: low <= tile[i][j] <= high.
   void (*tile_threshold)(const float* tile, float low, float high, uint64_t* above,
                          uint64_t* unsure);
+
+  // The same from integers; nullptr where that is not faster. A row of integers has `depth`
+  // elements, d rounded up to kQuantum; 16 rows make a panel (depth / 2, 16, 2).
+  //
+  // integers = f / step, rounded; step is `least` or more, for them to fit. f holds `depth`
+  // elements, 0 from d on. Returns |f - step * integers|.
+  double (*quantise)(const float* f, int64_t depth, float least, int16_t* integers, float* step);
+  // The 64 x 64 inner products of 4 panels with 4 panels.
+  void (*integer_product)(const int16_t* a, const int16_t* b, int64_t depth, int32_t* tile);
+  // As tile_threshold for similarities product * step * step, where low and high are tau -+ the sum
+  // of the margins of the row and the column.
+  void (*integer_threshold)(const int32_t* tile, const RowScales& rows, const RowScales& columns,
+                            float tau, uint64_t* above, uint64_t* unsure);
+
   // counts[i] += set bits of words[i].
   void (*add_popcounts)(const uint64_t* words, int64_t size, int64_t* counts);
 
@@ -91,13 +115,14 @@ inline const Rows<double>& Simd::rows() const {
   return float64;
 }
 
-// The best set that this processor has; SELFMENT_ISA = avx512, avx2 or portable asks for less.
+// The best set that this processor has; SELFMENT_ISA, one of their names, asks for less.
 const Simd& simd();
 
 extern const Simd kSimdPortable;
 #if defined(SELFMENT_X86)
 extern const Simd kSimdAvx2;
 extern const Simd kSimdAvx512;
+extern const Simd kSimdAvx512Vnni;
 #endif
 
 }  // namespace selfment::cpu

@@ -1,0 +1,3 @@
+#define SELFMENT_SIMD kSimdAvx512Vnni
+#define SELFMENT_SIMD_NAME "avx512vnni"
+#include "simd_kernels.inl"
