@@ -88,6 +88,7 @@ struct AffinityParams {
   uint64_t* bits;        // out: (batch, words, rows)
   double* degrees;       // out: (batch, n), the row sums of A
   EdgeWeights* weights;  // out: (batch,) in weighted mode, else nullptr
+  int64_t* undecided;    // out: (batch,), pairs i <= j that were taken in double; may be nullptr
 };
 
 struct MatvecParams {
@@ -134,7 +135,7 @@ void matvec(const MatvecParams&, const Context&);
 void fiedler(const FiedlerParams&, const Context&);
 void components(const ComponentsParams&, const Context&);
 int64_t ipo(const IpoParams&, const Context&);
-const char* isa();  // "avx512", "avx2" or "portable"
+const char* isa();  // the instruction set in use
 }  // namespace cpu
 
 // The CUDA twin. All addresses are of device memory; operations only enqueue work on a stream. Rows

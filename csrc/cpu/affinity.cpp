@@ -12,6 +12,7 @@
 #include <cmath>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -109,6 +110,7 @@ class ImageGraph {
  public:
   ImageGraph(const AffinityParams& p, int64_t image, Workers& workers)
       : p_(p),
+        image_(image),
         workers_(workers),
         rows_(static_cast<const T*>(p.features) + image * p.n * p.d),
         bits_(p.bits + image * bits_size(p.n)),
@@ -116,7 +118,8 @@ class ImageGraph {
         weights_(p.weighted ? &p.weights[image] : nullptr),
         words_(word_count(p.n)),
         norms_(p.n),
-        scales_(words_) {
+        scales_(words_),
+        undecided_(words_) {
     depth_ = (p.d + kQuantum - 1) / kQuantum * kQuantum;
     integers_ = simd_.integer_product != nullptr && !p.weighted && p.d <= kMostIntegers;
     row_bytes_ = integers_ ? depth_ * int64_t{sizeof(int16_t)} : p.d * int64_t{sizeof(float)};
@@ -158,6 +161,8 @@ class ImageGraph {
       });
     }
     sum_degrees();
+    if (p_.undecided != nullptr)
+      p_.undecided[image_] = std::accumulate(undecided_.begin(), undecided_.end(), int64_t{0});
     return -1;
   }
 
@@ -221,7 +226,9 @@ class ImageGraph {
       // Of a tile on the diagonal the upper half will do: the pairs of the lower are the same.
       const uint64_t upper = strip == column ? ~uint64_t{0} << i : ~uint64_t{0};
       if (strip == column) edges[i] &= upper;
-      for (uint64_t rest = unsure[i] & valid & upper; rest != 0; rest &= rest - 1) {
+      const uint64_t open = unsure[i] & valid & upper;
+      undecided_[strip] += __builtin_popcountll(open);
+      for (uint64_t rest = open; rest != 0; rest &= rest - 1) {
         const int64_t j = __builtin_ctzll(rest);
         bool edge;
         if (integers_) {
@@ -282,6 +289,7 @@ class ImageGraph {
   }
 
   const AffinityParams& p_;
+  int64_t image_;
   Workers& workers_;
   const Simd& simd_ = simd();
   const Rows<T>& kernels_ = simd_.rows<T>();
@@ -295,7 +303,8 @@ class ImageGraph {
   int64_t row_bytes_;  // of a row in a panel
   float low_, high_;
   std::vector<double> norms_;
-  std::vector<RowScales> scales_;  // (words,)
+  std::vector<RowScales> scales_;   // (words,)
+  std::vector<int64_t> undecided_;  // (words,), pairs of a strip that were taken in double
 };
 
 }  // namespace
