@@ -135,7 +135,7 @@ void matvec(const MatvecParams&, const Context&);
 void fiedler(const FiedlerParams&, const Context&);
 void components(const ComponentsParams&, const Context&);
 int64_t ipo(const IpoParams&, const Context&);
-const char* isa();  // the instruction set in use
+const char* isa();  // the instruction set in use, as SELFMENT_ISA names it
 }  // namespace cpu
 
 // The CUDA twin. All addresses are of device memory; operations only enqueue work on a stream. Rows
