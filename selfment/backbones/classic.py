@@ -59,8 +59,8 @@ class Classic(Backbone):
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
-        """(B, N, 384) float32 of a (B, 3, S, S) batch of sRGB values in [0, 1]."""
-        self.grid(batch.shape[-1])
+        """(B, N, 384) float32 of a (B, 3, H, W) batch of sRGB values in [0, 1]."""
+        self.grid(*batch.shape[-2:])
         # One image at a time: the shapes, and so the rounding, do not depend on the batch.
         return torch.stack([self._features(image[None]) for image in batch.to(self.device)])
 

@@ -51,8 +51,8 @@ class TimmViT(Backbone):
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
-        """(B, N, d) float32 of a (B, 3, S, S) batch; prefix and register tokens are left out."""
-        self.grid(batch.shape[-1])
+        """(B, N, d) float32 of a (B, 3, H, W) batch; prefix and register tokens are left out."""
+        self.grid(*batch.shape[-2:])
         kind = self.device.type
         with torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
             # Models that pool before their norm keep it in `fc_norm`; the other of the two is void.

@@ -1,0 +1,208 @@
+"""The segmentation head: two linear layers and a classifier on frozen patch features; its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ._records import write_atomically
+from .backbones import WeightsError
+
+EMBEDDING = 128  #: length of the embedding that the contrastive loss takes
+
+#: The files of a folder or a hub repository that holds a head.
+WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+
+
+class PatchHead(nn.Module):
+    """From (..., d) patch features to an embedding and foreground logits (paper, section 3.3).
+
+    ``Linear(d, 128), ReLU, Linear(128, 128)`` gives the embedding, ``Linear(128, 2)`` on it the
+    logits of background and foreground. Features are L2-normalised inside.
+    """
+
+    def __init__(self, dim: int) -> None:
+        """``dim``: d, the length of a patch feature."""
+        super().__init__()
+        self.dim = dim
+        self.proj = nn.Sequential(
+            nn.Linear(dim, EMBEDDING), nn.ReLU(), nn.Linear(EMBEDDING, EMBEDDING)
+        )
+        self.classifier = nn.Linear(EMBEDDING, 2)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (..., 2) and embedding (..., 128) of features (..., d), in the head's dtype.
+
+        Raises ``ValueError`` for features of another length.
+        """
+        if features.shape[-1] != self.dim:
+            raise ValueError(
+                f"`features` must be (..., d) with d = {self.dim}, the head's: "
+                f"got {tuple(features.shape)}"
+            )
+        rows = functional.normalize(features.to(self.classifier.weight.dtype), dim=-1)
+        embedding = self.proj(rows)
+        return self.classifier(embedding), embedding
+
+    def saliency(self, features: Tensor) -> Tensor:
+        """The foreground's probability (...) in [0, 1] of features (..., d)."""
+        logits: Tensor = self(features)[0]
+        return logits.softmax(-1)[..., 1]
+
+
+@dataclass(frozen=True)
+class HeadInfo:
+    """What is known of a head besides its weights; None where its file does not say."""
+
+    backbone: str | None = None  #: as :func:`selfment.backbones.load_backbone` takes it
+    features: str = "tokens"
+    size: int | None = None  #: side in pixels of the images that it was trained on
+    settings: dict[str, Any] = field(default_factory=dict)  #: of the training, ready for JSON
+
+
+def check_fit(head: PatchHead, info: HeadInfo, backbone: str, dim: int) -> None:
+    """Raises ``ValueError`` unless the head takes features of length ``dim`` of a backbone."""
+    if head.dim != dim:
+        trained = f", trained on {info.backbone}," if info.backbone else ""
+        raise ValueError(
+            f"`head` must fit the backbone: the head{trained} takes features of length "
+            f"{head.dim}, {backbone} gives {dim}"
+        )
+
+
+def save_head(folder: str | os.PathLike[str], head: PatchHead, info: HeadInfo) -> None:
+    """Writes ``model.safetensors`` and ``config.json`` into a folder, each atomically.
+
+    The folder can be uploaded to a model hub as it is; :func:`load_head` reads it.
+    """
+    from safetensors.torch import save
+
+    state = {name: tensor.contiguous().cpu() for name, tensor in head.state_dict().items()}
+    config = {"model_type": "selfment-patch-head", "dim": head.dim, **asdict(info)}
+    # The weights last: a folder without them is no head.
+    text = json.dumps(config, indent=2) + "\n"
+    write_atomically(Path(folder) / CONFIG_NAME, lambda file: file.write(text.encode()))
+    data = save(state, {"format": "pt"})
+    write_atomically(Path(folder) / WEIGHTS_NAME, lambda file: file.write(data))
+
+
+def load_head(path: str | os.PathLike[str]) -> tuple[PatchHead, HeadInfo]:
+    """The head in a folder of :func:`save_head`, in a checkpoint of the training, or published.
+
+    A checkpoint file may hold the head's state dict itself or under ``model_state``, with
+    ``info`` beside it where it is ours. Files are read without running anything that they
+    contain. Raises :class:`selfment.backbones.WeightsError` for a path that does not exist, cannot
+    be read or holds something else.
+    """
+    name = os.fspath(path)
+    if os.path.isdir(name):
+        return _from_folder(Path(name))
+    return _from_state(*_read(name), name)
+
+
+def read_checkpoint(name: str) -> dict[str, Any]:
+    """What a torch file holds; objects of unknown classes are kept as inert placeholders.
+
+    Raises :class:`selfment.backbones.WeightsError`.
+    """
+    if not os.path.isfile(name):
+        raise WeightsError(f"`head` must be a checkpoint or a folder: {name!r} does not exist")
+    try:
+        # Whatever a training script saved beside the weights, such as its command line.
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
+        with torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]):
+            content = torch.load(name, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch, pickle and zip have errors of their own
+        raise WeightsError(
+            f"`head` must be a checkpoint that torch can read: {name!r} is not "
+            f"({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict):
+        raise WeightsError(
+            f"`head` must be a checkpoint with a state dict: {name!r} holds a "
+            f"{type(content).__name__}"
+        )
+    return content
+
+
+class _Inert:
+    """Stands for an object of a class that is not loaded: takes any state, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    if name.endswith(".safetensors"):
+        return _read_safetensors(name), {}
+    content = read_checkpoint(name)
+    info = content.get("info", {})
+    return content.get("model_state", content), info if isinstance(info, dict) else {}
+
+
+def _read_safetensors(name: str) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Any] = load_file(name)
+    except Exception as error:  # of the safetensors library, and of the file system
+        raise WeightsError(
+            f"`head` must be a checkpoint that safetensors can read: {name!r} is not ({error})"
+        ) from error
+    return state
+
+
+def _from_folder(folder: Path) -> tuple[PatchHead, HeadInfo]:
+    missing = [n for n in (WEIGHTS_NAME, CONFIG_NAME) if not (folder / n).is_file()]
+    if missing:
+        raise WeightsError(
+            f"`head` must be a folder with {WEIGHTS_NAME} and {CONFIG_NAME}: {os.fspath(folder)!r} "
+            f"has no {missing[0]}"
+        )
+    try:
+        config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(
+            f"`head` must be a folder with a {CONFIG_NAME} in JSON: that of {os.fspath(folder)!r} "
+            f"is not ({error})"
+        ) from error
+    state = _read_safetensors(os.fspath(folder / WEIGHTS_NAME))
+    return _from_state(state, config if isinstance(config, dict) else {}, os.fspath(folder))
+
+
+def _from_state(
+    state: dict[str, Any], info: dict[str, Any], name: str
+) -> tuple[PatchHead, HeadInfo]:
+    # DistributedDataParallel and torch.compile put a prefix before every key.
+    for prefix in ("module.", "_orig_mod."):
+        if state and all(str(key).startswith(prefix) for key in state):
+            state = {key[len(prefix) :]: value for key, value in state.items()}
+    first = state.get("proj.0.weight")
+    if not isinstance(first, Tensor) or first.ndim != 2:
+        keys = ", ".join(map(repr, list(state)[:3])) or "nothing"
+        raise WeightsError(
+            f"`head` must hold a PatchHead, with proj.0.weight of (128, d): {name!r} holds {keys}"
+        )
+    head = PatchHead(first.shape[1])
+    try:
+        head.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise WeightsError(
+            f"`head` must hold a PatchHead: {name!r} does not fit ({reason})"
+        ) from error
+    known = {f.name for f in fields(HeadInfo)}
+    return head.eval(), HeadInfo(**{key: value for key, value in info.items() if key in known})
