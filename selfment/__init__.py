@@ -6,6 +6,7 @@ the same functions in plain torch.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,16 @@ from .pseudo_labels import PseudoLabels, pseudo_label
 from .spectral import ncut
 
 if TYPE_CHECKING:
+    from .head import PatchHead
     from .labeler import PseudoLabeler
+    from .segmenter import Segmenter
 
 __all__ = [
     "Graph",
+    "PatchHead",
     "PseudoLabeler",
     "PseudoLabels",
+    "Segmenter",
     "affinity",
     "ipo",
     "ncut",
@@ -31,11 +36,11 @@ __all__ = [
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
 
+# They bring the backbones and the image readers; features alone need neither.
+_LAZY = {"PatchHead": "head", "PseudoLabeler": "labeler", "Segmenter": "segmenter"}
+
 
 def __getattr__(name: str) -> Any:
-    # The labeler brings the backbones and the image readers; features alone need neither.
-    if name == "PseudoLabeler":
-        from .labeler import PseudoLabeler
-
-        return PseudoLabeler
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module 'selfment' has no attribute {name!r}")

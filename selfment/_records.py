@@ -1,11 +1,13 @@
-"""``labels.jsonl``: one JSON object per image, and files that are written whole or not at all."""
+"""Records: a file with one JSON object per image; files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -18,95 +20,199 @@ except ImportError:  # not a POSIX system
 
 Record = dict[str, Any]
 
+_PATIENCE = 10.0  # seconds that a process of many waits for one that merges the records
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, then moves it there in one step."""
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A temporary file beside ``path``, moved there in one step unless the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
-            write(file)
+            yield file
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Lets ``write`` fill a temporary file beside ``path``, then moves it there in one step."""
+    with atomic_file(path) as file:
+        write(file)
+
+
 class Records:
-    """The records of a folder of labels, by source image.
+    """The records of a folder of results, by source image.
 
     Each is appended and flushed when it is added, so that a run that is killed loses nothing;
     :meth:`close` rewrites the file with one line per image.
+
+    The processes of a sharded run append to files of their own, ``labels-rank0.jsonl`` beside
+    ``labels.jsonl``. Every run reads all of them; the last process to end, or the next run that is
+    not sharded, merges them into the one file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, key: str = "mask", shard: tuple[int, int] = (0, 1)) -> None:
         """Reads ``path`` if it exists and locks it; a last line that was cut off is dropped.
 
-        Raises ``ValueError`` where another run holds it or it is not a file of records.
+        ``key``: the field that names the file made of an image. ``shard``: rank and number of the
+        processes that share the folder. Raises ``ValueError`` where another run holds the file or
+        it is not a file of records.
         """
+        rank, world = shard
         self.path = path
+        self._key = key
         self._records: dict[str, Record] = {}
         self._owners: dict[str, str] = {}
-        self._file = path.open("a", encoding="utf-8")
-        _lock(self._file, path)
-        text = path.read_text(encoding="utf-8", errors="replace")
-        *lines, rest = text.split("\n")
-        for number, line in enumerate(lines, 1):
-            record = _parsed(line)
-            if record is not None:
-                self._keep(record["image"], record)
-            elif line.strip() and not line.startswith('{"image": '):
-                # Not even a record that a killed run cut off: this is another's file.
-                self._file.close()
-                raise ValueError(
-                    f"`out` must hold no file {path.name} of another kind: line {number} of {path} "
-                    "is not a record of selfment"
-                )
-        last = _parsed(rest)
-        if last is not None:
-            self._keep(last["image"], last)
-        if text and not text.endswith("\n"):
-            self._file.write("\n")
+        # Shared among the processes of one run, so that no other run starts meanwhile.
+        self._main = _opened(path, shared=world > 1)
+        self._file = self._main
+        try:
+            if world > 1:
+                own = path.with_name(f"{path.stem}-rank{rank}{path.suffix}")
+                self._file = _opened(own, shared=False)
+            self._read_all()
+            _end_line(self._file)
+        except BaseException:
+            self._release()
+            raise
 
     def get(self, image: str) -> Record:
         """The latest record of a source image; empty if there is none."""
         return self._records.get(image, {})
 
-    def owns(self, mask: str) -> bool:
-        """Whether ``mask`` belongs to a source image."""
-        return mask in self._owners
+    def owns(self, name: str) -> bool:
+        """Whether the file ``name`` belongs to a source image."""
+        return name in self._owners
 
-    def claim(self, mask: str, image: str) -> str:
-        """The source image that owns ``mask``: the one that did, or now ``image``."""
-        return self._owners.setdefault(mask, image)
+    def claim(self, name: str, image: str) -> str:
+        """The source image that owns the file ``name``: the one that did, or now ``image``."""
+        return self._owners.setdefault(name, image)
 
     def add(self, record: Record) -> None:
-        """Keeps and appends one record."""
-        self._keep(record["image"], record)
+        """Keeps and appends one record, with the time in seconds since 1970."""
+        record = {**record, "time": round(time.time(), 3)}
+        self._keep(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Rewrites the file atomically with one line per image, in the order of first labelling."""
+        """Rewrites the file atomically with one line per image.
+
+        A process of a sharded run does so only if it is the last, with the lines of all.
+        """
+        try:
+            if self._file is self._main:
+                self._merge()
+            elif _last(self._main):
+                self._read_all()  # what the others have added
+                self._merge()
+        finally:
+            self._release()
+
+    def _merge(self) -> None:
         text = "".join(f"{json.dumps(record)}\n" for record in self._records.values())
         write_atomically(self.path, lambda file: file.write(text.encode()))
+        for file in self._parts():
+            file.unlink()
+
+    def _release(self) -> None:
         self._file.close()
+        self._main.close()
 
-    def _keep(self, image: str, record: Record) -> None:
-        if record.get("mask"):
-            self._owners[record["mask"]] = image
-        self._records[image] = record
+    def _parts(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}"))
+
+    def _read_all(self) -> None:
+        for file in (self.path, *self._parts()):
+            latest: dict[str, Record] = {}
+            for record in _read(file):
+                latest[record["image"]] = record
+                self._own(record)
+            # Within a file the last line is the latest; between files the time says.
+            for image, record in latest.items():
+                if record.get("time", 0) >= self.get(image).get("time", 0):
+                    self._keep(record)
+
+    def _keep(self, record: Record) -> None:
+        self._own(record)
+        self._records[record["image"]] = record
+
+    def _own(self, record: Record) -> None:
+        if record.get(self._key):
+            self._owners[record[self._key]] = record["image"]
 
 
-def _lock(file: IO[str], path: Path) -> None:
-    """Keeps other runs from ``path`` until the file is closed, where the system has such locks."""
+def lock(file: IO[str], path: Path, *, shared: bool = False) -> None:
+    """Keeps other runs from ``path`` until the file is closed, where the system has such locks.
+
+    ``shared``: only those that do not share it. Raises ``ValueError`` where another run holds it.
+    """
     if fcntl is None:
         return
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ValueError(f"`out` must be used by one run at a time: another holds {path}") from None
+
+
+def _opened(path: Path, *, shared: bool) -> IO[str]:
+    """The file, made if it is missing, for appending, and locked."""
+    end = time.monotonic() + (_PATIENCE if shared else 0)
+    while True:
+        file = path.open("a+", encoding="utf-8", errors="replace")
+        try:
+            lock(file, path, shared=shared)
+        except ValueError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
+            continue
+        # The run that held it may have put another file in its place.
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+
+
+def _last(main: IO[str]) -> bool:
+    """Whether no other process shares the locked file; locks it against all others then."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(main, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _read(path: Path) -> Iterator[Record]:
+    """The records of a file, less a last one that is cut off; raises ``ValueError``."""
+    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        record = _parsed(line)
+        if record is not None:
+            yield record
+        elif line.strip() and not line.startswith('{"image": '):
+            # Not even a record that a killed run cut off: this is another's file.
+            raise ValueError(
+                f"`out` must hold no file {path.name} of another kind: line {number} of {path} "
+                "is not a record of selfment"
+            )
+    record = _parsed(rest)
+    if record is not None:
+        yield record
+
+
+def _end_line(file: IO[str]) -> None:
+    """Ends a line that was cut off, so that the next record begins one."""
+    size = file.seek(0, os.SEEK_END)
+    if size:
+        file.seek(0)
+        if not file.read().endswith("\n"):
+            file.write("\n")
 
 
 def _parsed(line: str) -> Record | None:

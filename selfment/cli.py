@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import torch
 
-from . import __version__, _native
+from . import __version__, _distributed, _native
 from . import _params as params
 from .backbones import DTYPES, FEATURES, WeightsError
-from .images import find_images, sample_images
+from .images import ImageEntry, find_images, sample_images
 from .labeler import PseudoLabeler
 from .labeling import label_images
 
@@ -26,24 +26,104 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1 (images failed), 2 (usage), 130 (Ctrl-C)."""
     arguments = _parser().parse_args(argv)
     try:
-        return _label(arguments) if arguments.command == "label" else _info()
+        status: int = arguments.run(arguments)
+        return status
     except (ValueError, WeightsError, OSError, ImportError) as error:
         print(f"selfment {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            f"selfment {arguments.command}: interrupted; what was labelled is kept", file=sys.stderr
-        )
+        print(f"selfment {arguments.command}: interrupted; what was done is kept", file=sys.stderr)
         return 130
 
 
 def _label(arguments: argparse.Namespace) -> int:
+    images = _images(arguments)
+    labeler = _labeler(arguments)
+    shard = _distributed.world()
+    summary = label_images(images, arguments.out, labeler, overlays=arguments.overlay, shard=shard)
+    counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
+    print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
+    return 1 if summary.failed else 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from .training import train
+
+    images = _images(arguments)
+    limit = arguments.cache_limit
+    if limit is not None:
+        params.number("cache-limit", limit, "a number >= 0", 0 <= limit < float("inf"))
+    summary = train(
+        images,
+        arguments.out,
+        _labeler(arguments),
+        epochs=arguments.epochs,
+        max_images=arguments.max_images,
+        lr=arguments.lr,
+        weight_decay=arguments.weight_decay,
+        seed=arguments.seed,
+        cache=arguments.cache,
+        use_cache=not arguments.no_cache,
+        cache_limit=None if limit is None else round(limit * 1e9),
+        feature_dtype=arguments.feature_dtype,
+        resume=arguments.resume,
+    )
+    counts = f"trained on {summary.images} images, {summary.failed} failed"
+    print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
+    return 1 if summary.failed else 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from .prediction import find_inputs, predict_images
+    from .segmenter import Segmenter
+
+    _set_threads(arguments.threads)
+    inputs = find_inputs(arguments.inputs, out=arguments.out)
+    segmenter = Segmenter.from_pretrained(
+        arguments.head,
+        backbone=arguments.backbone,
+        size=arguments.size,
+        features=arguments.features,
+        weights=arguments.weights,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        keep_aspect=arguments.keep_aspect,
+        batch_size=arguments.batch,
+        compile=arguments.compile,
+    )
+    if segmenter.note:
+        print(segmenter.note, file=sys.stderr)
+    summary = predict_images(
+        inputs,
+        arguments.out,
+        segmenter,
+        overlays=arguments.overlay,
+        binary=arguments.binary,
+        shard=_distributed.world(),
+    )
+    counts = f"{summary.predicted} segmented, {summary.skipped} already done"
+    where = f"{arguments.out}/predictions.jsonl"
+    print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
+    return 1 if summary.failed else 0
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        params.number("threads", threads, "an integer >= 1", threads >= 1)
+        torch.set_num_threads(threads)
+
+
+def _images(arguments: argparse.Namespace) -> list[ImageEntry]:
     if bool(arguments.inputs) == arguments.samples:
-        raise ValueError("give either the images to label, INPUT..., or --samples")
-    if arguments.threads is not None:
-        params.number("threads", arguments.threads, "an integer >= 1", arguments.threads >= 1)
-        torch.set_num_threads(arguments.threads)
+        raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
+    _set_threads(arguments.threads)
     _native.cpu()  # what is wrong with it is the run's error, not that of each image
+    if arguments.samples:
+        return sample_images()
+    return find_images(arguments.inputs, out=arguments.out)
+
+
+def _labeler(arguments: argparse.Namespace) -> PseudoLabeler:
     labeler = PseudoLabeler(
         arguments.backbone,
         arguments.size,
@@ -57,77 +137,105 @@ def _label(arguments: argparse.Namespace) -> int:
         orient=arguments.orient,
         batch_size=arguments.batch,
     )
-    if arguments.samples:
-        images = sample_images()
-    else:
-        images = find_images(arguments.inputs, out=arguments.out)
     if labeler.note:
         print(labeler.note, file=sys.stderr)
-    summary = label_images(images, arguments.out, labeler, overlays=arguments.overlay)
-    counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
-    print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return labeler
 
 
-def _info() -> int:
+def _info(arguments: argparse.Namespace) -> int:
     for name, value in _native.info().items():
         print(f"{name:<16} {value}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="selfment", description="Unsupervised segmentation pseudo-labels.")
+    parser = _Parser(prog="selfment", description="Segmentation without labels.")
     parser.add_argument("--version", action="version", version=f"selfment {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     label = commands.add_parser("label", help="write a mask for each image")
-    label.add_argument(
-        "inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs"
-    )
-    label.add_argument(
-        "--samples", action="store_true", help="label the photographs that scikit-image ships"
-    )
+    _add_labels(label, "label")
     label.add_argument("--out", required=True, metavar="DIR", help="folder for masks and records")
     label.add_argument(
+        "--overlay", action="store_true", help="also draw image, Fiedler vector and masks"
+    )
+    label.set_defaults(run=_label)
+    _add_training(commands.add_parser("train", help="train a segmentation head on pseudo-labels"))
+    _add_prediction(commands.add_parser("predict", help="write the saliency of images and videos"))
+    info = commands.add_parser("info", help="print versions, instruction set and CUDA state")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
+    """The inputs, and all that their labels depend on."""
+    add = parser.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
+    add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
+    add(
         "--backbone",
         default="classic",
         metavar="NAME",
         help="classic, or any timm ViT (%(default)s)",
     )
-    label.add_argument(
-        "--features", default="tokens", choices=FEATURES, help="what a ViT gives (%(default)s)"
-    )
-    label.add_argument("--weights", metavar="FILE", help="a local checkpoint of the ViT")
-    label.add_argument(
-        "--size",
-        type=int,
-        default=768,
-        metavar="S",
-        help="side the image is resized to (%(default)s)",
-    )
-    label.add_argument(
-        "--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)"
-    )
-    label.add_argument(
-        "--tau",
-        type=float,
-        default=params.TAU,
-        metavar="T",
-        help="similarity of an edge (%(default)s)",
-    )
-    label.add_argument(
+    add("--features", default="tokens", choices=FEATURES, help="what a ViT gives (%(default)s)")
+    add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
+    side = "side the image is resized to (%(default)s)"
+    add("--size", type=int, default=768, metavar="S", help=side)
+    add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
+    similarity = "similarity of an edge (%(default)s)"
+    add("--tau", type=float, default=params.TAU, metavar="T", help=similarity)
+    add(
         "--eps", type=float, default=params.EPS, metavar="E", help="weight of no edge (%(default)s)"
     )
-    label.add_argument(
-        "--graph", default="binary", choices=params.GRAPHS, help="edge weights (%(default)s)"
-    )
-    label.add_argument(
-        "--orient", choices=params.ORIENTS, help="how foreground is chosen (the backbone's default)"
-    )
-    label.add_argument("--device", help="torch device of the backbone (CUDA where there is one)")
-    label.add_argument("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
-    label.add_argument(
-        "--overlay", action="store_true", help="also draw image, Fiedler vector and masks"
-    )
-    label.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
-    commands.add_parser("info", help="print versions, instruction set and CUDA state")
-    return parser
+    add("--graph", default="binary", choices=params.GRAPHS, help="edge weights (%(default)s)")
+    orient = "how foreground is chosen (the backbone's default)"
+    add("--orient", choices=params.ORIENTS, help=orient)
+    add("--device", help="torch device of the backbone (CUDA where there is one)")
+    add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
+    add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    _add_labels(parser, "train on")
+    add = parser.add_argument
+    add("--out", required=True, metavar="RUN", help="folder for the head, checkpoints and records")
+    add("--epochs", type=int, default=3, metavar="N", help="(%(default)s)")
+    most = "train on so many of the images, chosen by the seed (%(default)s)"
+    add("--max-images", type=int, default=1000, metavar="N", help=most)
+    add("--lr", type=float, default=1e-3, metavar="R", help="Adam's learning rate (%(default)s)")
+    add("--weight-decay", type=float, default=1e-5, metavar="W", help="(%(default)s)")
+    add("--seed", type=int, default=111, metavar="N", help="(%(default)s)")
+    add("--cache", metavar="DIR", help="folder for features and labels (RUN/cache)")
+    add("--no-cache", action="store_true", help="compute the features again in each epoch")
+    add("--cache-limit", type=float, metavar="GB", help="let the cache take so much (no limit)")
+    kind = "train on features of this precision (%(default)s)"
+    add("--feature-dtype", default="float32", choices=DTYPES, help=kind)
+    add("--resume", action="store_true", help="go on after the last epoch in RUN")
+    parser.set_defaults(run=_train)
+
+
+def _add_prediction(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    inputs = "images and videos, folders (searched recursively), globs"
+    add("inputs", nargs="+", metavar="INPUT", help=inputs)
+    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
+    add("--head", required=True, metavar="CKPT", help=head)
+    add("--out", required=True, metavar="DIR", help="folder for saliency and records")
+    name = "classic, or any timm ViT (the one that the head was trained on)"
+    add("--backbone", metavar="NAME", help=name)
+    features = "what a ViT gives (what the head was trained on)"
+    add("--features", choices=FEATURES, help=features)
+    add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
+    side = "side the image is resized to (%(default)s)"
+    add("--size", type=int, default=1536, metavar="S", help=side)
+    add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
+    aspect = "make the longer side S instead, and leave the aspect ratio as it is"
+    add("--keep-aspect", action="store_true", help=aspect)
+    add("--overlay", action="store_true", help="also draw the saliency on the image")
+    mask = "also write a mask where the saliency exceeds T, in [0, 1)"
+    add("--binary", type=float, metavar="T", help=mask)
+    add("--device", help="torch device of backbone and head (CUDA where there is one)")
+    add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
+    add("--compile", action="store_true", help="compile backbone and head: a slow start")
+    add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+    parser.set_defaults(run=_predict)

@@ -40,23 +40,26 @@ class ImageEntry:
 
 
 def find_images(
-    inputs: Iterable[str | os.PathLike[str]], *, out: str | os.PathLike[str] | None = None
+    inputs: Iterable[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    suffixes: Sequence[str] = SUFFIXES,
 ) -> list[ImageEntry]:
     """The images that files, folders (recursive) and globs name, each once, in order.
 
     Names are relative to the common parent of all inputs, where a folder is its own parent: one
-    folder gives names relative to it. Folders and globs yield the files that end in
-    :data:`SUFFIXES`, hidden ones left out; a file that is named is taken as it is. The mask of
-    ``sub/a.jpg`` is ``sub/a.png``; images that would share a mask keep their suffix, ``a.jpg.png``.
-    ``out``: a folder of results, left out where it lies in a folder that is searched. Raises
-    ``ValueError`` for a missing path, an empty folder, a glob without a match, and an ``out`` that
-    is itself searched.
+    folder gives names relative to it. Folders and globs yield the files that end in one of
+    ``suffixes`` (in lower case), hidden ones left out; a file that is named is taken as it is. The
+    mask of ``sub/a.jpg`` is ``sub/a.png``; images that would share a mask keep their suffix,
+    ``a.jpg.png``. ``out``: a folder of results, left out where it lies in a folder that is
+    searched. Raises ``ValueError`` for a missing path, an empty folder, a glob without a match, and
+    an ``out`` that is itself searched.
     """
     roots: list[str] = []
     paths: dict[str, None] = {}
     skip = None if out is None else os.path.realpath(out)
     for value in inputs:
-        root, files = _expand(os.fspath(value), skip)
+        root, files = _expand(os.fspath(value), skip, suffixes)
         roots += root
         paths |= dict.fromkeys(files)
     if not paths:
@@ -104,14 +107,14 @@ def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error
 
 
-def _expand(value: str, skip: str | None) -> tuple[list[str], list[str]]:
+def _expand(value: str, skip: str | None, suffixes: Sequence[str]) -> tuple[list[str], list[str]]:
     """The folders that names are relative to, and the files, of one input; all absolute."""
     if os.path.isfile(value):
         path = os.path.abspath(value)
         return [os.path.dirname(path)], [path]
     if os.path.isdir(value):
         folder = os.path.abspath(value)
-        files = _walk(folder, skip)
+        files = _walk(folder, skip, suffixes)
         if not files:
             raise ValueError(f"the folder {value!r} holds no image")
         return [folder], files
@@ -127,10 +130,10 @@ def _expand(value: str, skip: str | None) -> tuple[list[str], list[str]]:
         if skip is not None and _inside(os.path.realpath(path), skip):
             continue
         if os.path.isdir(path):
-            inside = _walk(path, skip)
+            inside = _walk(path, skip, suffixes)
             files += inside
             roots += [path] if inside else []
-        elif Path(path).suffix.lower() in SUFFIXES:
+        elif Path(path).suffix.lower() in suffixes:
             files.append(path)
             roots.append(os.path.dirname(path))
     if not files:
@@ -138,7 +141,7 @@ def _expand(value: str, skip: str | None) -> tuple[list[str], list[str]]:
     return roots, files
 
 
-def _walk(folder: str, skip: str | None) -> list[str]:
+def _walk(folder: str, skip: str | None, suffixes: Sequence[str]) -> list[str]:
     _check_searched(folder, skip)
     found = []
     for parent, folders, files in os.walk(folder):
@@ -151,7 +154,7 @@ def _walk(folder: str, skip: str | None) -> list[str]:
             os.path.join(parent, name)
             for name in sorted(files)
             if not name.startswith(".")
-            and Path(name).suffix.lower() in SUFFIXES
+            and Path(name).suffix.lower() in suffixes
             and os.path.isfile(os.path.join(parent, name))
         ]
     return found

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from . import _native
 from . import _params as params
-from .backbones import Backbone, as_dtype, backbone_class, load_backbone
+from ._model import ImageModel
+from .backbones import backbone_class
 from .images import ImageLike, load_image
 from .pseudo_labels import PseudoLabels, pseudo_label
 
 _FIELDS = tuple(field.name for field in fields(PseudoLabels))
 
 
-class PseudoLabeler:
+class PseudoLabeler(ImageModel):
     """Labels images: resize to ``size`` x ``size``, backbone, graph, cut, initial mask, IPO.
 
     The backbone is loaded at the first use, and left out when the labeler is pickled, so that a
@@ -57,18 +58,8 @@ class PseudoLabeler:
         params.check_ipo(ipo_iters, ipo_min_count)
         if orient is not None:
             params.choice("orient", orient, params.ORIENTS)
-        params.number("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
-        whole = isinstance(batch_size, int) and batch_size >= 1
-        params.number("batch_size", batch_size, "an integer >= 1", whole)
-        as_dtype(dtype)
-        self.backbone_name = backbone
-        self.size = size
-        self.features = features
-        self.weights = None if weights is None else os.path.abspath(weights)
-        self.device = device
-        self.dtype = dtype
+        super().__init__(backbone, size, features, weights, device, dtype, batch_size)
         self.orient = orient or backbone_class(backbone).orient
-        self.note = backbone_class(backbone).note
         self.options: dict[str, Any] = {
             "tau": tau,
             "eps": eps,
@@ -76,43 +67,11 @@ class PseudoLabeler:
             "ipo_iters": ipo_iters,
             "ipo_min_count": ipo_min_count,
         }
-        self.batch_size = batch_size
-        self._backbone: Backbone | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        """The backbone, loaded at the first use.
-
-        Raises ``ValueError`` or :class:`selfment.backbones.WeightsError`.
-        """
-        if self._backbone is None:
-            backbone = load_backbone(
-                self.backbone_name,
-                features=self.features,
-                weights=self.weights,
-                dtype=self.dtype,
-                device=_device(self.device),
-            )
-            backbone.grid(self.size)
-            self._backbone = backbone
-        return self._backbone
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the labels depend on besides the image, ready for JSON."""
-        weights = None
-        if self.weights is not None and os.path.isfile(self.weights):
-            stat = os.stat(self.weights)
-            weights = [self.weights, stat.st_size, stat.st_mtime_ns]
-        return {
-            "backbone": self.backbone_name,
-            "size": self.size,
-            "features": self.features,
-            "weights": weights,
-            "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
-            "orient": self.orient,
-            **self.options,
-        }
+        return {**super().settings, "orient": self.orient, **self.options}
 
     def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
         """Labels of one image, of a list of images, or of a batch as Ray Data passes it.
@@ -143,10 +102,16 @@ class PseudoLabeler:
     def label_batch(self, batch: Tensor) -> PseudoLabels:
         """Labels of a (B, 3, size, size) batch of preprocessed images, in one pass.
 
-        Labelled where the backbone runs, if there are kernels for that device. Raises
-        ``ValueError`` for features that are not finite.
+        Raises ``ValueError`` for features that are not finite.
         """
-        features = self.backbone(batch)
+        return self.label_features(self.backbone(batch))
+
+    def label_features(self, features: Tensor) -> PseudoLabels:
+        """Labels of the backbone's (B, N, d) features of images of this size.
+
+        Labelled where they lie, if there are kernels for that device. Raises ``ValueError`` for
+        features that are not finite.
+        """
         if not features.is_cuda or _native.cuda_obstacles():
             features = features.cpu()
         grid = self.backbone.grid(self.size)
@@ -173,24 +138,9 @@ class PseudoLabeler:
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS}
         )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backbone": None}
-
 
 def _from_column(value: Any) -> ImageLike:
     """An entry of a numpy column: text as a string, nested lists as an array."""
     if isinstance(value, str | Image.Image | np.ndarray):
         return value
     return np.asarray(value)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"`device` must be a torch device such as 'cpu': got {device!r}") from None
-    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"`device` must exist: got {device!r}, torch sees no such CUDA device")
-    return resolved

@@ -1,4 +1,4 @@
-"""Pictures of labels: the image, its Fiedler vector and its masks side by side."""
+"""Pictures of labels (image, Fiedler vector and masks side by side) and of saliency."""
 
 from __future__ import annotations
 
@@ -51,10 +51,28 @@ def overlay(image: ImageLike, labels: PseudoLabels, *, max_side: int = 768) -> I
 
 def tint(image: Image.Image, mask: Any) -> Image.Image:
     """The RGB ``image`` with :data:`TINT` over the (h, w) bool ``mask``, the rest darkened."""
+    return _composite(image, mask_image(mask, image.size))
+
+
+def tint_saliency(image: Image.Image, saliency: Any) -> Image.Image:
+    """The RGB ``image`` with :data:`TINT` as far as the (h, w) ``saliency`` in [0, 1] goes.
+
+    Where it is 0 the image is darkened, as outside a mask of :func:`tint`; resized bilinearly.
+    """
+    weights = saliency_image(saliency).resize(image.size, Image.Resampling.BILINEAR)
+    return _composite(image, weights)
+
+
+def saliency_image(saliency: Any) -> Image.Image:
+    """An 8-bit image of an (h, w) saliency in [0, 1], rounded to the nearest of 256 levels."""
+    return Image.fromarray(np.rint(255 * np.asarray(saliency, dtype=np.float32)).astype(np.uint8))
+
+
+def _composite(image: Image.Image, weights: Image.Image) -> Image.Image:
     colour = Image.new("RGB", image.size, TINT)
     inside = Image.blend(image, colour, TINT_SHARE)
     outside = Image.blend(image, Image.new("RGB", image.size), 0.35)
-    return Image.composite(inside, outside, mask_image(mask, image.size))
+    return Image.composite(inside, outside, weights)
 
 
 def mask_image(mask: Any, size: tuple[int, int]) -> Image.Image:

@@ -1,0 +1,311 @@
+"""From image files to result files: reading, computing and writing overlap; one record per image.
+
+What is computed and written is a subclass's: :mod:`selfment.labeling`, :mod:`selfment.prediction`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ._records import Record, Records
+from .images import ImageEntry, load_image
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Job:
+    """One image on its way from file to file."""
+
+    image: str  # the file, absolute
+    name: str  # of what is made of it, relative to the output folder
+    bytes: int = 0
+    mtime_ns: int = 0
+    seconds: float = 0.0
+    notes: Sequence[str] = ()
+    size: tuple[int, int] = (0, 0)  # (W, H), upright
+    picture: Image.Image | None = None  # kept for the overlay
+    pixels: Tensor | None = None  # what the backbone takes
+    content: tuple[int, int] = (0, 0)  # (height, width) of the image in the pixels
+
+    def stat(self) -> None:
+        """Notes the file's size and time, by which a change is seen."""
+        stat = os.stat(self.image)
+        self.bytes, self.mtime_ns = stat.st_size, stat.st_mtime_ns
+
+
+class Pipeline(ABC, Generic[Result]):
+    """One run over a folder of results; ``done``, ``skipped`` and ``failed`` count its images."""
+
+    file: ClassVar[str]  #: of the records
+    key: ClassVar[str]  #: the record's field that names what is made of an image
+    verb: ClassVar[str]  #: what is done to an image
+    unit: ClassVar[str] = "image"
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        settings: Mapping[str, Any],
+        batch_size: int,
+        shard: tuple[int, int],
+    ) -> None:
+        """Makes and locks the folder; raises ``ValueError`` where it cannot be written.
+
+        ``settings``: results of others are made again. ``shard``: rank and number of the processes
+        that share the work.
+        """
+        self.folder = Path(out).absolute()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.records = Records(self.folder / self.file, self.key, shard)
+        except OSError as error:
+            reason = error.strerror or error
+            raise ValueError(
+                f"`out` must be a folder that can be written: got {os.fspath(out)!r} ({reason})"
+            ) from error
+        text = json.dumps(settings, sort_keys=True)
+        self.settings = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.batch_size = batch_size
+        self.shard = shard
+        self.done = self.skipped = self.failed = 0
+        self.reading: deque[tuple[Job, Future[None]]] = deque()
+        self.writing: deque[tuple[Job, Future[Record]]] = deque()
+
+    def __call__(self, entries: Sequence[ImageEntry], progress: bool) -> None:
+        """Does what is left to do, once; ``progress``: a bar on stderr."""
+        try:
+            jobs = self._plan(entries)
+            if jobs:
+                self._load()
+                with tqdm(
+                    total=len(jobs), unit=self.unit, disable=not progress, file=sys.stderr
+                ) as self.bar:
+                    self._run(jobs)
+        finally:
+            self.records.close()
+
+    @abstractmethod
+    def _load(self) -> None:
+        """Loads the models: their errors are the run's, not the first image's."""
+
+    @abstractmethod
+    def _prepare(self, job: Job, picture: Image.Image) -> None:
+        """Sets the job's ``pixels``, and its ``picture`` if it is needed later; in a thread."""
+
+    @abstractmethod
+    def _compute(self, batch: Tensor) -> Sequence[Result]:
+        """The results of a batch of pixels."""
+
+    @abstractmethod
+    def _save(self, job: Job, result: Result) -> Record:
+        """Writes the files of a result and returns what the record says of it; in a thread."""
+
+    @abstractmethod
+    def _files(self, name: str) -> list[str]:
+        """All files that may be made of an image, the first of which is ``name``."""
+
+    @abstractmethod
+    def _wanted(self, record: Record) -> list[str | None]:
+        """The files of a finished image; None for one that this run wants and it lacks."""
+
+    def _name(self, entry: ImageEntry) -> str:
+        return entry.mask_name
+
+    def _tagged(self, name: str, tag: str) -> str:
+        """Another name for an image's file."""
+        stem, dot, suffix = name.rpartition(".")
+        return f"{stem}-{tag}{dot}{suffix}"
+
+    def _plan(self, entries: Sequence[ImageEntry]) -> list[Job]:
+        """The jobs that are left to do in this process; names are given to all, alike in each."""
+        sources = {os.path.realpath(entry.path) for entry in entries}
+        rank, world = self.shard
+        jobs = []
+        for index, entry in enumerate(entries):
+            image = str(entry.path)
+            name = self.records.get(image).get(self.key) or self._name(entry)
+            for output in self._files(name):
+                if os.path.realpath(self.folder / output) in sources:
+                    raise ValueError(
+                        f"`out` must not hold the inputs: {output} would replace an input image "
+                        f"in {self.folder}"
+                    )
+            if self._taken(name, image):
+                name = self._tagged(name, hashlib.sha256(os.fsencode(image)).hexdigest()[:8])
+                self.records.claim(name, image)
+            if index % world != rank:
+                continue
+            if self._is_done(image):
+                self.skipped += 1
+            else:
+                jobs.append(Job(image, name))
+        return jobs
+
+    def _taken(self, name: str, image: str) -> bool:
+        """Whether another image owns the file, or one lies there that no run has recorded."""
+        known = self.records.owns(name)
+        return self.records.claim(name, image) != image or (
+            not known and any((self.folder / file).exists() for file in self._files(name))
+        )
+
+    def _is_done(self, image: str) -> bool:
+        record = self.records.get(image)
+        if record.get("settings") != self.settings or record.get("error") is not None:
+            return False
+        if not all(file and (self.folder / file).is_file() for file in self._wanted(record)):
+            return False
+        try:
+            stat = os.stat(image)
+        except OSError:
+            return False
+        return (stat.st_size, stat.st_mtime_ns) == (record.get("bytes"), record.get("mtime_ns"))
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Does all jobs: files are read and written in threads, meanwhile this one computes."""
+        size = self.batch_size
+        batches: dict[torch.Size, list[Job]] = {}  # of one shape each
+        with ThreadPoolExecutor(min(8, max(2, torch.get_num_threads()))) as self.pool:
+            try:
+                for job, future in self._prefetch(jobs, 2 * size):
+                    try:
+                        future.result()
+                    except Exception as error:
+                        self._fail(job, error)
+                        continue
+                    assert job.pixels is not None
+                    batches.setdefault(job.pixels.shape, []).append(job)
+                    fullest = max(batches, key=lambda shape: len(batches[shape]))
+                    waiting = sum(map(len, batches.values()))
+                    # Of images with many shapes only so many wait for others of their shape.
+                    if len(batches[fullest]) == size or waiting == 2 * size:
+                        self._batch(batches.pop(fullest))
+                for batch in batches.values():
+                    self._batch(batch)
+            finally:
+                # After an interrupt: read no more, but write and record what has been computed.
+                for _, future in self.reading:
+                    future.cancel()
+                self._collect(0)
+
+    def _alone(self, job: Job, work: Callable[[Job], Record]) -> None:
+        """Does one job that is not an image of a batch; ``work`` returns its record's fields."""
+        start = time.perf_counter()
+        try:
+            job.stat()
+            self._begin(job)
+            fields = work(job)
+        except Exception as error:
+            self._fail(job, error)
+            return
+        job.seconds = time.perf_counter() - start
+        self._succeed(job, fields)
+
+    def _prefetch(self, jobs: Sequence[Job], ahead: int) -> Iterator[tuple[Job, Future[None]]]:
+        for job in jobs:
+            self.reading.append((job, self.pool.submit(self._read, job)))
+            if len(self.reading) > ahead:
+                yield self.reading.popleft()
+        while self.reading:
+            yield self.reading.popleft()
+
+    def _read(self, job: Job) -> None:
+        start = time.perf_counter()
+        if os.path.isfile(job.image):
+            job.stat()
+        picture, job.notes = load_image(job.image)
+        job.size = picture.size
+        self._prepare(job, picture)
+        job.seconds += time.perf_counter() - start
+
+    def _batch(self, batch: list[Job]) -> None:
+        start = time.perf_counter()
+        try:
+            results = self._compute(
+                torch.stack([job.pixels for job in batch if job.pixels is not None])
+            )
+        except Exception as error:
+            # The other images of the batch must not pay for one: each again, by itself.
+            if len(batch) == 1:
+                self._fail(batch[0], error)
+            else:
+                for job in batch:
+                    self._batch([job])
+            return
+        seconds = (time.perf_counter() - start) / len(batch)
+        for job, result in zip(batch, results, strict=True):
+            job.seconds += seconds
+            job.pixels = None
+            self._begin(job)
+            self.writing.append((job, self.pool.submit(self._write, job, result)))
+        self._collect(2 * self.batch_size)
+
+    def _begin(self, job: Job) -> None:
+        # From here on its file may be there, or be the new one: the record must name it, and an old
+        # one must not vouch for it.
+        previous = self.records.get(job.image) or self._record(job)
+        self.records.add({**previous, self.key: job.name, "error": "the run was interrupted"})
+
+    def _write(self, job: Job, result: Result) -> Record:
+        start = time.perf_counter()
+        fields = self._save(job, result)
+        job.picture = None
+        job.seconds += time.perf_counter() - start
+        return fields
+
+    def _record(self, job: Job) -> Record:
+        return {
+            "image": job.image,
+            self.key: None,
+            "overlay": None,
+            "error": None,
+            "notes": list(job.notes),
+            "settings": self.settings,
+            "bytes": job.bytes,
+            "mtime_ns": job.mtime_ns,
+        }
+
+    def _collect(self, most: int) -> None:
+        """Records what has been written, until at most ``most`` files are still being written."""
+        while len(self.writing) > most or (self.writing and self.writing[0][1].done()):
+            job, future = self.writing.popleft()
+            try:
+                fields = future.result()
+            except Exception as error:
+                self._fail(job, error)
+                continue
+            self._succeed(job, fields)
+
+    def _succeed(self, job: Job, fields: Record) -> None:
+        seconds = round(job.seconds, 4)
+        self.records.add({**self._record(job), **fields, self.key: job.name, "seconds": seconds})
+        self.done += 1
+        self.bar.update()
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        text = str(error).strip() or type(error).__name__
+        sentence = text.splitlines()[0]
+        if job.image not in sentence:
+            sentence = f"cannot {self.verb} {job.image}: {sentence}"
+        # A file of an earlier run stays, and stays this image's.
+        kept = self.records.get(job.image).get(self.key)
+        name = kept if kept and (self.folder / kept).exists() else None
+        self.records.add({**self._record(job), self.key: name, "error": sentence})
+        self.failed += 1
+        tqdm.write(sentence, file=sys.stderr)
+        self.bar.update()

@@ -1,0 +1,183 @@
+"""The prediction job: from image and video files to saliency files, one record per file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from . import _params as params
+from ._pipeline import Job, Pipeline
+from ._records import Record, write_atomically
+from .images import SUFFIXES, ImageEntry, find_images
+from .segmenter import Segmenter
+from .video import VIDEO_SUFFIXES, load_av, segment_video
+from .visualize import mask_image, saliency_image, tint_saliency
+
+_OVERLAY_SIDE = 1536  # pixels, of an overlay's longer side at most
+
+
+@dataclass
+class Summary:
+    """How many files a run segmented, found already done, and could not segment."""
+
+    predicted: int = 0
+    skipped: int = 0
+    failed: int = 0
+
+
+def find_inputs(
+    inputs: Iterable[str | os.PathLike[str]], *, out: str | os.PathLike[str] | None = None
+) -> list[ImageEntry]:
+    """The images and videos that files, folders and globs name.
+
+    As :func:`selfment.images.find_images`, of which it also has the errors.
+    """
+    return find_images(inputs, out=out, suffixes=(*SUFFIXES, *VIDEO_SUFFIXES))
+
+
+def predict_images(
+    images: Sequence[ImageEntry],
+    out: str | os.PathLike[str],
+    segmenter: Segmenter,
+    *,
+    overlays: bool = False,
+    binary: float | None = None,
+    progress: bool = True,
+    shard: tuple[int, int] = (0, 1),
+) -> Summary:
+    """Writes saliency for each image and video under ``out``, and a line in ``predictions.jsonl``.
+
+    ``images``: from :func:`find_inputs`. The saliency of ``sub/a.jpg`` is ``sub/a_saliency.png``,
+    8-bit grey at the upright image's own size, 255 for 1; that of a video is
+    ``sub/a_saliency.mp4``, see :func:`selfment.video.segment_video`. ``binary``: a threshold T in
+    [0, 1) that adds ``sub/a_mask.png`` (or ``.mp4``), 255 where the saliency exceeds T and 0
+    elsewhere. ``overlays`` adds ``overlays/sub/a_overlay.jpg`` (or ``.mp4``). What an earlier run
+    made with the same settings, the head's weights among them, is skipped unless the file has
+    changed since; names, failures, ``progress`` and ``shard`` are as in
+    :func:`selfment.labeling.label_images`. Raises ``ValueError`` when ``out`` cannot be written or
+    a result would replace an input, ``ImportError`` for videos without PyAV, and whatever backbone
+    and head raise when they cannot be loaded.
+    """
+    run = _Run(out, segmenter, overlays, binary, shard)
+    run(images, progress)
+    return Summary(run.done, run.skipped, run.failed)
+
+
+class _Run(Pipeline[Tensor]):
+    file, key, verb, unit = "predictions.jsonl", "saliency", "segment", "file"
+
+    def __init__(
+        self,
+        out: str | os.PathLike[str],
+        segmenter: Segmenter,
+        overlays: bool,
+        binary: float | None,
+        shard: tuple[int, int],
+    ) -> None:
+        if binary is not None:
+            params.number("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
+        super().__init__(out, segmenter.settings, segmenter.batch_size, shard)
+        self.segmenter = segmenter
+        self.overlays = overlays
+        self.binary = binary
+        self.progress = False
+
+    def __call__(self, entries: Sequence[ImageEntry], progress: bool) -> None:
+        self.progress = progress
+        super().__call__(entries, progress)
+
+    def _load(self) -> None:
+        _ = self.segmenter.backbone
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        videos = [job for job in jobs if _is_video(job.image)]
+        if videos:
+            load_av()
+        super()._run([job for job in jobs if not _is_video(job.image)])
+        for job in videos:
+            self._alone(job, self._video)
+
+    def _prepare(self, job: Job, picture: Image.Image) -> None:
+        job.pixels, job.content = self.segmenter.preprocess(picture)
+        if self.overlays:
+            picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)
+            job.picture = picture
+
+    def _compute(self, batch: Tensor) -> Sequence[Tensor]:
+        return list(self.segmenter.saliency_batch(batch))
+
+    def _save(self, job: Job, result: Tensor) -> Record:
+        saliency = self.segmenter.to_image(result, job.content, job.size).numpy()
+        record = self._fields(job)
+        self._write_image(job.name, saliency_image(saliency), "PNG")
+        if self.binary is not None:
+            mask = mask_image(saliency > self.binary, job.size)
+            self._write_image(record["mask"], mask, "PNG")
+        if job.picture is not None:
+            overlay = tint_saliency(job.picture, saliency)
+            self._write_image(record["overlay"], overlay, "JPEG")
+        record["mean_saliency"] = float(np.mean(saliency, dtype=np.float64))
+        return record
+
+    def _video(self, job: Job) -> Record:
+        record = self._fields(job)
+        summary = segment_video(
+            job.image,
+            self.folder / job.name,
+            self.segmenter,
+            mask=None if self.binary is None else self.folder / record["mask"],
+            threshold=self.binary or 0.0,
+            overlay=self.folder / record["overlay"] if self.overlays else None,
+            progress=self.progress,
+        )
+        notes = ["rotated as its metadata says"] if summary.rotation else []
+        return {**record, "notes": notes, "frames": summary.frames, "fps": summary.rate}
+
+    def _fields(self, job: Job) -> Record:
+        _, mask, overlay = self._files(job.name)
+        return {
+            "mask": None if self.binary is None else mask,
+            "binary": self.binary,
+            "overlay": overlay if self.overlays else None,
+        }
+
+    def _write_image(self, name: str, image: Image.Image, kind: str) -> None:
+        write_atomically(self.folder / name, lambda file: image.save(file, kind, quality=90))
+
+    def _name(self, entry: ImageEntry) -> str:
+        suffix = ".mp4" if _is_video(str(entry.path)) else ".png"
+        return f"{entry.mask_name.removesuffix('.png')}_saliency{suffix}"
+
+    def _tagged(self, name: str, tag: str) -> str:
+        stem, suffix = _split(name)
+        return f"{stem}-{tag}_saliency{suffix}"
+
+    def _files(self, name: str) -> list[str]:
+        stem, suffix = _split(name)
+        # No overlay can take another file's place: their endings differ.
+        overlay = f"{stem}_overlay{'.jpg' if suffix == '.png' else suffix}"
+        return [name, f"{stem}_mask{suffix}", str(PurePosixPath("overlays") / overlay)]
+
+    def _wanted(self, record: Record) -> list[str | None]:
+        wanted = [record.get("saliency")]
+        if self.overlays:
+            wanted.append(record.get("overlay"))
+        if self.binary is not None:
+            wanted.append(record.get("mask") if record.get("binary") == self.binary else None)
+        return wanted
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The stem and the suffix of a saliency file's name."""
+    stem, _, suffix = name.rpartition("_saliency")
+    return stem, suffix
+
+
+def _is_video(path: str) -> bool:
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES

@@ -1,0 +1,263 @@
+"""Segmenter: from images to saliency maps, by a trained head on a frozen backbone."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ._model import ImageModel
+from ._records import write_atomically
+from .backbones import Backbone, WeightsError
+from .head import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    HeadInfo,
+    PatchHead,
+    check_fit,
+    load_head,
+    save_head,
+)
+from .images import ImageLike, load_image
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
+
+class Segmenter(ImageModel):
+    """Saliency of images: resize, backbone, head, softmax, bilinear to the image's own size.
+
+    The backbone is loaded at the first use, and left out when the segmenter is pickled. Results
+    lie on the CPU.
+    """
+
+    def __init__(
+        self,
+        head: PatchHead | str | os.PathLike[str],
+        backbone: str | None = None,
+        size: int = 1536,
+        *,
+        features: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        keep_aspect: bool = False,
+        batch_size: int = 8,
+        compile: bool = False,
+    ) -> None:
+        """``head``: a module, which is copied, or a path as :func:`selfment.head.load_head` takes
+        it.
+
+        ``backbone`` and ``features`` None: those the head was trained on, as its file says;
+        ``features``, ``weights`` and ``dtype`` as in :func:`selfment.backbones.load_backbone`.
+        ``size``: side in pixels, a multiple of the patch size, of the square that an image is
+        resized to; with ``keep_aspect`` its longer side, the shorter padded to whole patches.
+        ``device`` None: CUDA if there is one. ``batch_size``: images per pass. ``compile``: runs
+        backbone and head through ``torch.compile`` where this platform has it; the first pass of
+        each shape is slow. Raises ``ValueError``, and
+        :class:`selfment.backbones.WeightsError` for a head that cannot be read.
+        """
+        if isinstance(head, PatchHead):
+            self.head, self.info = copy.deepcopy(head).cpu(), HeadInfo()
+        else:
+            self.head, self.info = load_head(head)
+        self.head.eval().requires_grad_(False)
+        name = backbone or self.info.backbone
+        if name is None:
+            raise ValueError(
+                "`backbone` must be given: the head does not say which one it was trained on"
+            )
+        features = features or self.info.features
+        super().__init__(name, size, features, weights, device, dtype, batch_size)
+        self.keep_aspect = keep_aspect
+        self.compile = compile
+        self._forward: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *, revision: str | None = None, **options: Any
+    ) -> Segmenter:
+        """A segmenter with the head in a file, in a folder or in a Hugging Face hub repository.
+
+        ``name``: a path, or ``owner/repository`` where no such path exists. ``revision``: branch,
+        tag or commit of the repository. ``options``: as the constructor takes them. Raises
+        :class:`selfment.backbones.WeightsError` for a head that cannot be had or read, and
+        ``ValueError``.
+        """
+        text = os.fspath(name)
+        hub = _HUB_ID.fullmatch(text) and not text.endswith(_CHECKPOINTS)
+        if hub and not os.path.exists(text):
+            text = _download(text, revision)
+        return cls(text, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the head into a folder that can be uploaded to a model hub as it is.
+
+        ``model.safetensors``, ``config.json`` with backbone and features, and a ``README.md`` where
+        there is none. :meth:`from_pretrained` reads it.
+        """
+        info = HeadInfo(self.backbone_name, self.features, self.info.size, self.info.settings)
+        save_head(folder, self.head, info)
+        card = Path(folder) / "README.md"
+        if not card.exists():
+            text = _CARD.format(backbone=info.backbone, features=info.features, dim=self.head.dim)
+            write_atomically(card, lambda file: file.write(text.encode()))
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded at the first use.
+
+        Raises ``ValueError``, also where the head does not fit it, or
+        :class:`selfment.backbones.WeightsError`.
+        """
+        backbone = super().backbone
+        check_fit(self.head, self.info, self.backbone_name, backbone.dim)
+        return backbone
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the saliency depends on besides the image, ready for JSON."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.head.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+        return {
+            **super().settings,
+            "head": digest.hexdigest(),
+            "keep_aspect": self.keep_aspect,
+        }
+
+    def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
+        """Saliency of one image (PIL, path, uint8 array), or a list of them for a list.
+
+        Each is an (H, W) float32 tensor in [0, 1] at the upright image's own size. Raises
+        :class:`selfment.images.ImageError` and ``ValueError``.
+        """
+        if not isinstance(images, Sequence) or isinstance(images, str):
+            return self._segment([images])[0]
+        found: list[Tensor] = []
+        for start in range(0, len(images), self.batch_size):
+            found += self._segment(images[start : start + self.batch_size])
+        return found
+
+    def preprocess(self, image: Image.Image) -> tuple[Tensor, tuple[int, int]]:
+        """(3, H, W) float32 of an RGB image, and the (height, width) of it that are image."""
+        if self.keep_aspect:
+            return self.backbone.preprocess_whole(image, self.size)
+        return self.backbone.preprocess(image, self.size), (self.size, self.size)
+
+    @torch.no_grad()
+    def saliency_batch(self, batch: Tensor) -> Tensor:
+        """(B, h, w) float32 in [0, 1] on the patch grid, of (B, 3, H, W) preprocessed images.
+
+        Raises ``ValueError`` for features that are not finite.
+        """
+        if self._forward is None:
+            self._forward = self._built()
+        saliency = self._forward(batch).cpu()
+        if not saliency.isfinite().all():
+            raise ValueError(
+                "`features` must be finite, and so must their norms: the saliency is not"
+            )
+        return saliency
+
+    def to_image(self, saliency: Tensor, content: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """(H, W) float32 in [0, 1] of an (h, w) saliency on the patch grid; bilinear.
+
+        ``content``: as :meth:`preprocess` gave it; ``size``: (W, H) in pixels.
+        """
+        width, height = size
+        grid = saliency[None, None].float()
+        patch = self.backbone.patch_size
+        padded = saliency.shape[0] * patch, saliency.shape[1] * patch
+        if content == padded:
+            resized = functional.interpolate(
+                grid, (height, width), mode="bilinear", align_corners=False
+            )
+        else:
+            # One interpolation at the pixels' centres in the padded image, in units of its sides.
+            y = (2 * torch.arange(height) + 1) * (content[0] / padded[0] / height) - 1
+            x = (2 * torch.arange(width) + 1) * (content[1] / padded[1] / width) - 1
+            places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
+            resized = functional.grid_sample(
+                grid, places, mode="bilinear", padding_mode="border", align_corners=False
+            )
+        clamped: Tensor = resized[0, 0].clamp(0, 1)
+        return clamped
+
+    def _segment(self, images: Sequence[ImageLike]) -> list[Tensor]:
+        pictures = [load_image(image)[0] for image in images]
+        prepared = [self.preprocess(picture) for picture in pictures]
+        found: list[Tensor] = [torch.empty(0)] * len(pictures)
+        for shape in {pixels.shape for pixels, _ in prepared}:
+            chosen = [i for i, (pixels, _) in enumerate(prepared) if pixels.shape == shape]
+            grids = self.saliency_batch(torch.stack([prepared[i][0] for i in chosen]))
+            for i, grid in zip(chosen, grids, strict=True):
+                found[i] = self.to_image(grid, prepared[i][1], pictures[i].size)
+        return found
+
+    def _built(self) -> Callable[[Tensor], Tensor]:
+        """Backbone and head as one function of a batch."""
+        backbone = self.backbone
+        head = copy.deepcopy(self.head).to(self.torch_device)
+
+        def forward(batch: Tensor) -> Tensor:
+            grid = backbone.grid(*batch.shape[-2:])
+            return head.saliency(backbone(batch)).reshape(-1, *grid).float()
+
+        if self.compile and torch._dynamo.is_dynamo_supported():
+            compiled: Callable[[Tensor], Tensor] = torch.compile(forward)
+            return compiled
+        return forward
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_forward": None}
+
+
+def _download(name: str, revision: str | None) -> str:
+    """The folder of the hub's cache that holds a repository's head."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, CONFIG_NAME, revision=revision)
+        file = hf_hub_download(name, WEIGHTS_NAME, revision=revision)
+    except Exception as error:  # every release of the hub library raises errors of its own
+        at = f" at revision {revision!r}" if revision else ""
+        raise WeightsError(
+            f"`head` must be a file, a folder or a repository of the Hugging Face hub with "
+            f"{CONFIG_NAME} and {WEIGHTS_NAME}: {name!r}{at} is no path here and cannot be "
+            f"downloaded ({type(error).__name__})"
+        ) from error
+    return os.path.dirname(file)
+
+
+_CARD = """---
+library_name: selfment
+pipeline_tag: image-segmentation
+tags:
+- selfment
+- salient-object-detection
+- unsupervised-segmentation
+---
+
+# Selfment segmentation head
+
+Foreground saliency on the {features} of the frozen backbone `{backbone}` (d = {dim}), trained
+without labels.
+
+```python
+from selfment import Segmenter
+
+segmenter = Segmenter.from_pretrained("owner/repository")
+saliency = segmenter("image.jpg")  # (H, W), float32 in [0, 1]
+```
+"""
