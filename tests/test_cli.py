@@ -106,7 +106,7 @@ def test_a_local_checkpoint(capsys, photo, tmp_path):
             ["label", "PHOTO", "--out", "OUT", "--backbone", DINOV3, "--weights", "absent.pth"],
             "absent.pth' does not exist",
         ),
-        (["train"], "invalid choice: 'train'"),
+        (["paint"], "invalid choice: 'paint'"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
@@ -127,7 +127,7 @@ def test_interrupt_is_exit_code_130(capsys, photo, tmp_path, monkeypatch):
     monkeypatch.setattr(selfment.PseudoLabeler, "label_batch", interrupt)
     code, _, err = call(capsys, "label", photo, "--out", tmp_path / "out", "--size", 96)
     assert code == 130
-    assert err.endswith("selfment label: interrupted; what was labelled is kept\n")
+    assert err.endswith("selfment label: interrupted; what was done is kept\n")
 
 
 def test_threads(capsys, photo, tmp_path):
