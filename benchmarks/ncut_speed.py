@@ -178,6 +178,7 @@ class Entry:
         return statistics.median(
             statistics.median(times) / statistics.median(own.times[image])
             for image, times in self.times.items()
+            if image in own.times
         )
 
 
