@@ -19,11 +19,31 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-// Makes the device current and runs the operation without the GIL.
+// Makes the device current, and at the end again the one that was so before.
+class CurrentDevice {
+ public:
+  explicit CurrentDevice(int device) {
+    selfment::cuda::check(cudaGetDevice(&before_), "cudaGetDevice");
+    if (device == before_) return;
+    selfment::cuda::check(cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
+  }
+  ~CurrentDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  CurrentDevice(const CurrentDevice&) = delete;
+  CurrentDevice& operator=(const CurrentDevice&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
+// Runs the operation on the device, without the GIL.
 template <class Operation>
 auto run(int device, const Operation& operation) {
   py::gil_scoped_release release;
-  selfment::cuda::check(cudaSetDevice(device), "cudaSetDevice");
+  const CurrentDevice current(device);
   return operation();
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,7 @@ import selfment
 from cases import CASES, DEGENERATE, Case, generator, noise, smooth
 from selfment import PseudoLabels, _native, _ops, _params, reference
 from selfment.optimization import refine
+from selfment.spectral import eigenpairs, initial_mask
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")
@@ -238,6 +241,53 @@ def test_ipo(target: Target, name: str) -> None:
 
 
 @BOTH
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_ipo_of_long_rows(target: Target, dtype: str) -> None:
+    """Longer than what a warp reads at a time, in whole pieces of 16 bytes and not so."""
+    for d in (1216, 1203):
+        rows = batch_of(3, 5, 12, d).to(getattr(torch, dtype))
+        labels = torch.rand(3, 60, generator=generator(d)) < 0.4
+        ours, steps = target(refine, rows, labels, iters=50, min_count=1)
+        expected, taken = refine(rows, labels, 50, 1)
+        assert torch.equal(ours, expected)
+        assert torch.equal(steps, taken)
+
+
+@BOTH
+def test_ipo_whose_means_turn_over(target: Target) -> None:
+    """Small problems, of which about one in 50 needs its labels complemented."""
+    rng = generator(0)
+    rows = torch.randn(1000, 12, 2, generator=rng)
+    labels = torch.rand(1000, 12, generator=rng) < 0.5
+    ours, steps = target(refine, rows, labels, iters=200, min_count=1)
+    expected, taken = refine(rows, labels, 200, 1)
+    assert torch.equal(ours, expected)
+    assert torch.equal(steps, taken)
+
+
+def test_ipo_leaves_rows_unread(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In scratch, after the norms, is what is known of a row: the same after a step without it."""
+    rows = smooth(20, 20, 30, seed=2)
+    labels = torch.rand(400, generator=generator(2)) < 0.3
+    target = Target(emulated, monkeypatch)
+    known = []
+
+    def keep(*size: Any, **options: Any) -> Tensor:
+        scratch = torch.zeros(*size, **options)
+        numbers = -(-400 * 8 // 256) * 256  # bytes
+        known.append(scratch[256 + numbers :][: 400 * 8].view(torch.float64))
+        return scratch
+
+    monkeypatch.setattr(torch, "empty", keep)
+    for iters in range(1, 7):
+        _, steps = target(refine, rows[None], labels[None], iters=iters, min_count=1)
+        assert steps.item() == iters
+    unread = [(one == two).float().mean() for one, two in pairwise(known)]
+    assert unread[0] < unread[-1]
+    assert unread[-1] > 0.5
+
+
+@BOTH
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32], ids=str)
 def test_shape_and_dtype_of_the_labels(target: Target, dtype: torch.dtype) -> None:
     rows = smooth(6, 8, 12)
@@ -292,10 +342,150 @@ def test_products_at_the_threshold(target: Target) -> None:
 
 @BOTH
 def test_more_undecided_pairs_than_the_list_holds(target: Target) -> None:
-    rows = smooth(1, 1, 24) * torch.rand(200, 1, generator=generator(0))  # all products are 1
+    """A tile fits, another one does not, and small ones come before and after."""
+    equal = smooth(1, 1, 24) * torch.rand(130, 1, generator=generator(0))  # all products are 1
+    rows = torch.stack([smooth(10, 13, 24), equal, equal, smooth(13, 10, 24, seed=1)])
     for graph in GRAPHS:
         expected = selfment.affinity(rows, tau=1.0, graph=graph).bits
         assert torch.equal(target(edges, rows, tau=1.0, graph=graph)[0], expected)
+
+
+def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
+    """Pairs and whole tiles that the tensor cores leave undecided: the first words of scratch."""
+    batch, n, d = rows.shape
+    dtype = _ops._dtype_code(module, rows)
+    scratch = torch.empty(module.affinity_scratch(dtype, batch, n, d), dtype=torch.uint8)
+    bits = torch.empty(batch, module.bits_size(n), dtype=torch.int64)
+    degrees = torch.empty(batch, n, dtype=torch.float64)
+    module.affinity(
+        features=rows.data_ptr(),
+        dtype=dtype,
+        batch=batch,
+        n=n,
+        d=d,
+        tau=tau,
+        eps=1e-5,
+        weights=0,
+        bits=bits.data_ptr(),
+        degrees=degrees.data_ptr(),
+        scratch=scratch.data_ptr(),
+        device=0,
+        stream=0,
+    )
+    pairs, tiles = scratch[:16].view(torch.int64).tolist()
+    return pairs, tiles
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("tau", [0.0, -0.0, -1e-30, 1e-30])
+def test_rows_whose_products_are_known_cost_nothing(
+    emulated: ModuleType, dtype: torch.dtype, tau: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero rows, at a tau of about 0, and rows that are not finite."""
+    clean = smooth(11, 13, 32).to(dtype)
+    rows = clean.clone()
+    rows[::3] = 0
+    expected = selfment.affinity(rows, tau=tau).bits
+    assert torch.equal(Target(emulated, monkeypatch)(edges, rows, tau=tau)[0], expected)
+    usual = max(20, undecided(emulated, clean[None], tau)[0])
+    assert undecided(emulated, rows[None], tau)[0] <= usual
+    rows[1::3] = float("nan")
+    rows[4] = float("inf")
+    assert undecided(emulated, rows[None], tau)[0] <= usual
+    joined = Target(emulated, monkeypatch)(edges, rows, tau=tau)[2] > 0.5
+    assert not joined[1::3].any()
+    assert (joined[::3, ::3] == (tau < 0)).all()
+
+
+@BOTH
+def test_a_row_that_is_nearly_zero(target: Target) -> None:
+    """Its squares vanish, or its elements as float32 do, or neither."""
+    rows = smooth(6, 7, 20).double()
+    for i, scale in enumerate([1e-200, 1e-160, 1e-70, 1e-50, 1e-30, 1e-13]):
+        rows[3 * i] *= scale
+    for tau in (0.0, -1e-30, 1e-9):
+        assert torch.equal(target(edges, rows, tau=tau)[0], selfment.affinity(rows, tau=tau).bits)
+
+
+@pytest.mark.cuda
+def test_more_images_than_16_bits_can_count(device: torch.device) -> None:
+    rows = torch.randn(70_000, 4, 8, generator=generator(0))
+    rows[:, 1:3] = rows[:, :1]  # their products are 1
+    ours = selfment.affinity(rows.to(device), tau=1.0)
+    expected = selfment.affinity(rows, tau=1.0)
+    assert torch.equal(ours.bits.cpu(), expected.bits)
+    assert torch.equal(ours.degrees.cpu(), expected.degrees)
+
+
+def test_memory_of_a_large_image(emulated: ModuleType) -> None:
+    """The graph, and the scratch of one operation at a time."""
+    dtype = emulated.DTYPES.index("bfloat16")
+
+    def peak(n: int, d: int) -> int:
+        scratch = [
+            emulated.affinity_scratch(dtype, 1, n, d),
+            emulated.fiedler_scratch(1, n, 1, False, 0),
+            emulated.components_scratch(1, n),
+            emulated.ipo_scratch(dtype, 1, n, d, 0),
+        ]
+        vectors = 3 * 8 * n  # degrees, the Fiedler vector, masks and the like
+        return int(8 * emulated.bits_size(n)) + vectors + max(scratch)
+
+    assert peak(25_600, 4096) < 200 << 20
+    assert emulated.affinity_scratch(dtype, 1, 100_000, 4096) < 72 << 20
+    assert emulated.affinity_scratch(dtype, 70_000, 4, 4096) < 72 << 20
+
+
+def test_the_current_device_stays(emulated: ModuleType) -> None:
+    exchange = ctypes.CDLL(str(emulated.__file__)).selfment_exchange_device
+    for current, wanted in ((1, 0), (0, 1), (1, 1)):
+        exchange(current)
+        emulated.fiedler_scratch(1, 64, 1, False, wanted)
+        assert exchange(current) == current
+        with pytest.raises(RuntimeError, match="invalid device ordinal"):
+            emulated.fiedler_scratch(1, 64, 1, False, 7)
+        with pytest.raises(RuntimeError, match="needs more shared memory"):
+            emulated.fiedler_scratch(1, 10**6, 10**5, False, wanted)
+        assert exchange(0) == current
+
+
+BAD = [float("nan"), float("inf"), -float("inf"), 0.0, -1.0]
+
+
+@BOTH
+@pytest.mark.parametrize("k", [1, 4])
+@pytest.mark.parametrize("grid", [(4, 5), (6, 17)])  # few patches are solved as a whole
+def test_a_graph_that_is_not_finite_is_marked(
+    target: Target, grid: tuple[int, int], k: int
+) -> None:
+    """Degrees and weights that no features give: the solver ends, and reads what is there."""
+    rows = batch_of(len(BAD) + 1, *grid, 20)
+    clean = target(selfment.ncut, rows, k=k)
+
+    def bad_degrees(rows: Tensor) -> Any:
+        graph = selfment.affinity(rows)
+        graph.degree[torch.arange(len(BAD)), 3] = torch.tensor(BAD).double().to(rows.device)
+        pairs = eigenpairs(graph, k)
+        return *vars(pairs).values(), *initial_mask(pairs.vectors[:, 0], grid, "corners")
+
+    def bad_weights(rows: Tensor) -> Any:
+        graph = selfment.affinity(rows, graph="weighted")
+        graph.weights[torch.arange(len(BAD)), 3] = torch.tensor(BAD).to(rows.device)
+        return tuple(vars(eigenpairs(graph, k)).values())
+
+    *found, mask, seed = target(bad_degrees, rows)
+    for result in found[:4]:
+        assert result[:-1].isnan().all()
+    assert not found[4][:-1].any()
+    assert not mask[:-1].any()
+    assert not seed[:-1].any()
+    assert torch.equal(found[0][-1], clean[0][-1])
+    assert torch.equal(found[1][-1], clean[1][-1].T)
+    found = target(bad_weights, rows)
+    for result in found[:4]:
+        assert result[:3].isnan().all()
+        assert result[3:].isfinite().all()
+    assert not found[4][:3].any()
 
 
 @BOTH
@@ -319,6 +509,23 @@ def test_restarts(target: Target) -> None:
         error = (A.sum(1)[:, None] * vectors - A @ vectors) - values * A.sum(1)[:, None] * vectors
         assert error.abs().max() < 1e-6
         assert (vectors - expected_vectors).abs().max() < 1e-4
+
+
+def test_what_scratch_held_makes_no_difference(
+    emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even NaN, which no factor of 0 takes away."""
+    target = Target(emulated, monkeypatch)
+    rows = batch_of(4, 9, 14, 33).bfloat16()
+    options = [{"grid": (9, 14), "graph": graph} for graph in GRAPHS]
+    expected = [target(selfment.pseudo_label, rows, **option) for option in options]
+
+    def filled(*size: Any, **kind: Any) -> Tensor:
+        return torch.zeros(*size, **kind).view(torch.uint8).fill_(255).view(kind["dtype"])
+
+    monkeypatch.setattr(torch, "empty", filled)
+    for option, wanted in zip(options, expected, strict=True):
+        assert_same(target(selfment.pseudo_label, rows, **option), wanted)
 
 
 @pytest.mark.parametrize("shared_bytes", [96 << 10, 227 << 10])
@@ -357,6 +564,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     }
     few = "isolated or outlier or tiny or deep"
     tests = f"(test_graph or test_labels or test_ipo) and ({few}) or test_dtypes or list_holds"
+    tests += " or long_rows or turn_over or a_graph_that or nearly_zero"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
         [*command, "-k", f"emulated and ({tests})", f"--basetemp={tmp_path / 'inner'}"],

@@ -127,11 +127,11 @@ class Optimizer {
       // 1.001 covers |f| <= 1 + 2u and the rounding of the way; the last score was off by less than
       // its own margin, and those of all directions, of norm 2 at most, are below this one.
       const double moved = 1.001 * (way_ - seen_[i]) + kMostMargin;
-      if (std::abs(scores_[i]) > moved) return false;
+      if (scores_[i] > moved) return false;
       double score = kernels_.dot(row(i), direction_.data(), p_.d) / norms_[i];
       if (std::abs(score) <= margin)
         score = kernels_.rounded_dot(row(i), norms_[i], direction_.data(), p_.d);
-      scores_[i] = score;
+      scores_[i] = std::abs(score);
       seen_[i] = way_;
       const bool label = score > kIpoTie;
       if (label == labels_[i]) return false;
@@ -147,7 +147,6 @@ class Optimizer {
     count_ = p_.n - count_;
     std::swap(foreground_, background_);
     for (double& v : direction_) v = -v;
-    for (double& v : scores_) v = -v;
   }
 
   const IpoParams& p_;
@@ -157,7 +156,7 @@ class Optimizer {
   const T* rows_;
   bool* labels_;
   std::vector<double> norms_, foreground_, background_, direction_, before_;
-  std::vector<double> scores_, seen_;  // each row's last score, and how far the way was then
+  std::vector<double> scores_, seen_;  // each row's last |score|, and how far the way was then
   double way_ = 0;                     // that the direction has gone
   std::vector<double> parts_;          // (kParts, 2, d), the sums of a part: foreground, background
   std::vector<int64_t> changed_;

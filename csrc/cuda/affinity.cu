@@ -7,6 +7,7 @@
 // farther than that from tau is decided. The few others go to a list, and a warp each settles them:
 // in float32 with a bound of its own, and where that does not tell, in two doubles.
 #include "operand_product.cuh"
+#include "pair_list.cuh"
 #include "rows.cuh"
 
 namespace selfment::cuda {
@@ -15,33 +16,29 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kStages = 3;  // slabs on their way
-constexpr int kFold = 8;    // slabs after which a sum starts anew
-constexpr int kBand = 8;    // rows of tiles that blocks take side by side, to share their columns
+constexpr int kStages = 3;    // slabs on their way
+constexpr int kFold = 8;      // slabs after which a sum starts anew
+constexpr int64_t kBand = 8;  // rows of tiles that blocks take side by side, to share columns
 constexpr int64_t kSlabElements = int64_t{2} * kBlockTile * kSlab;
 constexpr int64_t kTileBytes = kStages * kSlabElements * int64_t{sizeof(uint16_t)};
-constexpr uint64_t kNoPair = ~uint64_t{0};
 constexpr double kUnit = 0x1p-24;
 
-// |sum - exact| of a product of half-precision rows of norm 1 or less, by the tensor cores. They
-// add eight products to a sum at a time; each of the nine terms is cut to 24 bits or more of the
-// largest, which is at most S = sum |a_k b_k| <= 1 or so. A sum starts anew after kFold slabs.
+// |sum - exact| of a product of half-precision rows of norm 1 or less, by the tensor cores.
+//
+// What is assumed of them, whose arithmetic is not documented: the products are exact; a group of
+// them, of any size, is added to the sum at a time; before that, each term of a group is cut, not
+// rounded, to no fewer bits than a float has below the largest term; and the new sum is cut to a
+// float. (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021, found all of this, with
+// groups of 4 and 8 and some more bits.) Whatever the grouping, each product and each sum is then
+// cut once at most, by less than 2u = 2^-23 of the largest magnitude in its step. A sum starts anew
+// after kFold slabs, a run; in a run nothing exceeds the run's share of sum |a_k b_k| but by its
+// own error, for which are the 1 %, and the shares add up to |a| |b| <= 1 (Cauchy-Schwarz). The
+// runs are added in float32.
 double product_error(int64_t d) {
   const auto run = static_cast<double>(d < kFold * kSlab ? d : kFold * kSlab);
-  return (run / 8 + 1) * 9 * 2 * kUnit + (static_cast<double>(d) / (kFold * kSlab) + 1) * kUnit;
+  const double runs = static_cast<double>(d) / (kFold * kSlab) + 1;
+  return ((2 * run + 2) * 2 * kUnit + runs * kUnit) * 1.01;
 }
-
-// |sum - exact| of a float32 product of rows of norm 1 by a warp: each lane adds its elements.
-__device__ double warp_product_error(int64_t d) {
-  return static_cast<double>(d / kWarp + 10) * kUnit;
-}
-
-struct Undecided {
-  unsigned long long* counts;  // pairs, tiles
-  uint64_t* pairs;             // image << 48 | i << 24 | j, or kNoPair
-  uint64_t* tiles;             // the same, of tiles all of whose pairs are to be settled
-  int64_t capacity;            // of pairs
-};
 
 struct Args {
   AffinityParams p;
@@ -49,18 +46,23 @@ struct Args {
   int64_t stride;
   double* norms;   // (batch, n)
   float* scales;   // (batch, n), operand row * scale = rounded row, about
-  float* errors;   // (batch, n), of that, in norm
+  float* errors;   // (batch, n), of that, in norm, or what stands for one
   uint16_t* copy;  // the operand, where it is not the features
-  Undecided undecided;
+  PairList undecided;
   float tau, margin;  // margin: what all pairs have in common
+  bool zero_joins;    // whether a product of 0 is an edge
   int64_t words, tiles, blocks;
   int64_t weights_each;  // floats of an image
 };
 
 // --- Rows ---
 
-template <class T>
-constexpr bool kHalf = sizeof(T) == 2;
+// In place of a row's error. The first two outweigh any error they are added to, and say that there
+// is nothing to compute: the product of a zero row and a finite one is 0, and a row that is not
+// finite has no edges.
+constexpr float kZeroRow = -INFINITY;
+constexpr float kNotFinite = NAN;
+constexpr float kOverflows = 1e30f;  // the product might: nothing is known of it
 
 // A warp for each row: its norm, and the operand.
 template <class T>
@@ -69,7 +71,7 @@ __global__ void prepare(Args a) {
   const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
   if (row >= a.p.batch * a.p.n) return;
   const T* x = static_cast<const T*>(a.p.features) + row * a.p.d;
-  const double norm = warp_norm(x, a.p.d, lane), inverse = 1 / norm;
+  const double length = warp_length(x, a.p.d, lane), norm = norm_of(length), inverse = 1 / norm;
   double error = 0;
   if (a.copy != nullptr) {
     uint16_t* copy = a.copy + row * a.stride;
@@ -82,15 +84,44 @@ __global__ void prepare(Args a) {
     // Rounded up; the factor covers e_i e_j, which |q_i| <= 1 + e_i brings in.
     error = sqrt(warp_sum(error)) * 1.002;
   } else if (norm > 1e15) {
-    error = INFINITY;  // the product might overflow
+    error = kOverflows;
   }
   if (lane > 0) return;
   a.norms[row] = norm;
   a.scales[row] = a.copy != nullptr ? 1.0f : static_cast<float>(inverse);
-  a.errors[row] = static_cast<float>(error);
+  a.errors[row] = !isfinite(norm) ? kNotFinite : length == 0 ? kZeroRow : static_cast<float>(error);
 }
 
 // --- Single pairs ---
+
+// <x, y> by a warp, in float32.
+template <class T>
+__device__ float warp_product(const T* x, const T* y, int64_t d, int lane) {
+  float sums[kInFlight] = {};
+  constexpr int64_t kStep = int64_t{kWarp} * kPieceSize<T>;
+  for (int64_t k = int64_t{lane} * kPieceSize<T>; k < d; k += kInFlight * kStep) {
+    uint4 left[kInFlight], right[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u) {
+      left[u] = load_piece(x, k + u * kStep, d);
+      right[u] = load_piece(y, k + u * kStep, d);
+    }
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u)
+#pragma unroll
+      for (int e = 0; e < kPieceSize<T>; ++e)
+        sums[u] =
+            fmaf(to_float(element<T>(left[u], e)), to_float(element<T>(right[u], e)), sums[u]);
+  }
+  return warp_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// |warp_product - exact| for rows of norm 1: a lane adds d / kWarp products and a piece at most,
+// then its sums, then those of the lanes.
+template <class T>
+__device__ double warp_product_error(int64_t d) {
+  return static_cast<double>(d / kWarp + kPieceSize<T> + 12) * kUnit;
+}
 
 // Whether rows i and j of an image are joined, by a warp; all lanes get the answer.
 template <class T>
@@ -101,12 +132,10 @@ __device__ bool settle_pair(const Args& a, int64_t image, int64_t i, int64_t j, 
   const double norm_x = a.norms[base + i], norm_y = a.norms[base + j];
   const double inverse_x = 1 / norm_x, inverse_y = 1 / norm_y, tau = a.p.tau;
   if (norm_x < 1e15 && norm_y < 1e15) {
-    float sum = 0;
-    for (int64_t k = lane; k < d; k += kWarp) sum = fmaf(to_float(x[k]), to_float(y[k]), sum);
-    const double product = warp_sum(sum) * inverse_x * inverse_y;
-    // The last term is for the rows: those here are not rounded, or to float32 before the division;
-    // 1e-9 is for products that underflow.
-    const double bound = warp_product_error(d) + 8 * kUnit + 1e-9;
+    const double product = warp_product(x, y, d, lane) * inverse_x * inverse_y;
+    // 8 units are for the rows: those here are not rounded, or to float32 before the division; 1e-9
+    // is for products that underflow.
+    const double bound = warp_product_error<T>(d) + 8 * kUnit + 1e-9;
     if (product > tau + bound) return true;
     if (product < tau - bound) return false;
   }
@@ -132,23 +161,18 @@ __global__ void settle(Args a) {
   const int64_t warp = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
   const int64_t warps = int64_t{gridDim.x} * blockDim.x / kWarp;
   const int64_t found = static_cast<int64_t>(a.undecided.counts[0]);
-  const auto decide = [&](int64_t image, int64_t i, int64_t j) {
-    if (settle_pair<T>(a, image, i, j, lane) && lane == 0) set_edge(a, image, i, j);
+  const auto decide = [&](const Pair& p) {
+    if (settle_pair<T>(a, p.image, p.i, p.j, lane) && lane == 0) set_edge(a, p.image, p.i, p.j);
   };
   for (int64_t at = warp; at < min(found, a.undecided.capacity); at += warps) {
-    const uint64_t pair = a.undecided.pairs[at];
-    if (pair == kNoPair) continue;
-    decide(static_cast<int64_t>(pair >> 48), static_cast<int64_t>(pair >> 24 & 0xffffff),
-           static_cast<int64_t>(pair & 0xffffff));
+    const int64_t number = a.undecided.pairs[at];
+    if (number != kNoPair) decide(pair_of(number, a.tiles));
   }
   const int64_t whole = static_cast<int64_t>(a.undecided.counts[1]);
-  for (int64_t at = warp; at < whole * kBlockTile * kBlockTile; at += warps) {
-    const uint64_t tile = a.undecided.tiles[at / (kBlockTile * kBlockTile)];
-    const int64_t within = at % (kBlockTile * kBlockTile);
-    const int64_t i =
-        static_cast<int64_t>(tile >> 24 & 0xffffff) * kBlockTile + within / kBlockTile;
-    const int64_t j = static_cast<int64_t>(tile & 0xffffff) * kBlockTile + within % kBlockTile;
-    if (i <= j && j < a.p.n) decide(static_cast<int64_t>(tile >> 48), i, j);
+  for (int64_t at = warp; at < whole * kTilePairs; at += warps) {
+    const Pair pair =
+        pair_of(a.undecided.tiles[at / kTilePairs] * kTilePairs + at % kTilePairs, a.tiles);
+    if (pair.i <= pair.j && pair.j < a.p.n) decide(pair);
   }
 }
 
@@ -157,19 +181,21 @@ __global__ void settle(Args a) {
 // The tile of block `index` of an image, in bands of kBand rows of tiles, column by column. False
 // for one below the diagonal, which a band's first columns hold.
 __device__ bool tile_of(int64_t index, int64_t tiles, int64_t* row, int64_t* column) {
-  int64_t first = 0;
-  while (index >= kBand * (tiles - first)) {
-    index -= kBand * (tiles - first);
-    first += kBand;
+  int64_t first = 0, height = min(kBand, tiles);
+  while (index >= height * (tiles - first)) {
+    index -= height * (tiles - first);
+    first += height;
+    height = min(kBand, tiles - first);
   }
-  *row = first + index % kBand;
-  *column = first + index / kBand;
-  return *row <= *column && *row < tiles;
+  *row = first + index % height;
+  *column = first + index / height;
+  return *row <= *column;
 }
 
 int64_t tile_blocks(int64_t tiles) {
   int64_t blocks = 0;
-  for (int64_t first = 0; first < tiles; first += kBand) blocks += kBand * (tiles - first);
+  for (int64_t first = 0; first < tiles; first += kBand)
+    blocks += std::min(kBand, tiles - first) * (tiles - first);
   return blocks;
 }
 
@@ -265,9 +291,13 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
           if (i >= n || j >= n || j < i) continue;
           const float s = total.sums[m][c][2 * half + e] * scale * scales[j];
           const float above = s - a.tau, limit = margin + errors[j];
-          if (fabsf(s) <= 2 && above > limit) edges |= 1u << at;
-          else if (!(fabsf(s) <= 2 && above < -limit))
+          if (!(limit > 0)) {  // kZeroRow or kNotFinite
+            if (limit < 0 && a.zero_joins) edges |= 1u << at;
+          } else if (fabsf(s) <= 2 && above > limit) {
+            edges |= 1u << at;
+          } else if (!(fabsf(s) <= 2 && above < -limit)) {
             unsure |= uint64_t{1} << (m * 16 + half * 8 + c * 2 + e);
+          }
         }
       edges |= __shfl_xor_sync(kAllLanes, edges, 1);
       edges |= __shfl_xor_sync(kAllLanes, edges, 2);
@@ -278,12 +308,11 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
   const unsigned before = mine > 0 ? atomicAdd(unsure_count, mine) : 0;
   __syncthreads();
 
+  const int64_t number = tile_number(image, tile_row, tile_column, a.tiles);
   if (thread == 0 && *unsure_count > 0) {
     *reserved = atomicAdd(a.undecided.counts, static_cast<unsigned long long>(*unsure_count));
     if (static_cast<int64_t>(*reserved + *unsure_count) > a.undecided.capacity)
-      a.undecided.tiles[atomicAdd(a.undecided.counts + 1, 1ull)] =
-          static_cast<uint64_t>(image) << 48 | static_cast<uint64_t>(tile_row) << 24 |
-          static_cast<uint64_t>(tile_column);
+      a.undecided.tiles[atomicAdd(a.undecided.counts + 1, 1ull)] = number;
   }
   for (int block = warp; block < 16; block += kWarps) {
     const int r = block / 4, c = block % 4;
@@ -297,12 +326,10 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
     at += before;
     for (uint64_t rest = unsure; rest != 0; rest &= rest - 1, ++at) {
       const int bit = __ffsll(static_cast<long long>(rest)) - 1;
-      const int64_t i = first_row + row + WarpTile::row(lane, bit / 16, bit / 8 % 2 * 2);
-      const int64_t j = first_column + column + WarpTile::column(lane, bit / 2 % 4, bit % 2);
+      const int i = row + WarpTile::row(lane, bit / 16, bit / 8 % 2 * 2);
+      const int j = column + WarpTile::column(lane, bit / 2 % 4, bit % 2);
       if (at < a.undecided.capacity)
-        a.undecided.pairs[at] = fits ? static_cast<uint64_t>(image) << 48 |
-                                           static_cast<uint64_t>(i) << 24 | static_cast<uint64_t>(j)
-                                     : kNoPair;
+        a.undecided.pairs[at] = fits ? pair_number(number, i, j) : kNoPair;
     }
   }
   const int64_t rows = a.words * kWord;
@@ -409,8 +436,6 @@ bool copies(Dtype dtype, int64_t d) {
   return (dtype != Dtype::kFloat16 && dtype != Dtype::kBFloat16) || d % kPiece != 0;
 }
 
-int64_t pair_capacity(int64_t batch, int64_t n) { return batch * max(int64_t{4096}, n * n / 128); }
-
 // Carves the scratch memory; returns its size.
 int64_t carve(Args& a, void* scratch) {
   const AffinityParams& p = a.p;
@@ -447,7 +472,7 @@ void run(Args a, cudaStream_t stream) {
   launch("affinity: prepare", prepare<T>, blocks_for(rows * kWarp), kThreads, 0, stream, a);
   const bool bfloat16 = a.copy == nullptr && a.p.dtype == Dtype::kBFloat16;
   auto* kernel = bfloat16 ? join<true> : join<false>;
-  allow_shared("affinity: join", kernel, kTileBytes);
+  allow_shared("affinity: join", kernel);
   launch("affinity: join", kernel, a.p.batch * a.blocks, kThreads, kTileBytes, stream, a);
   launch("affinity: settle", settle<T>, int64_t{8} * device().multiprocessors, kThreads, 0, stream,
          a);
@@ -481,6 +506,7 @@ void affinity(const AffinityParams& p, const Context& context) {
   a.blocks = tile_blocks(a.tiles);
   a.weights_each = weights_size(p.n);
   a.tau = static_cast<float>(p.tau);
+  a.zero_joins = p.weights != nullptr ? 0 >= p.tau : 0 > p.tau;
   // The product; the rounding of the rows, of their scaling, and of the comparison with tau.
   a.margin =
       static_cast<float>((product_error(p.d) + 10 * kUnit + fabs(p.tau) * 4 * kUnit + 1e-9) * 1.01);

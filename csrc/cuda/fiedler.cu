@@ -57,24 +57,22 @@ class Solver {
     const int64_t k = a_.p.k;
     products_ = draws_ = 0;
     view(image);
-    if (!start(image)) {
-      give_up(image);
-      return;
-    }
-    lanczos(1, 1, k);
+    bool finite = start(image) && lanczos(1, 1, k);
     if (n() <= kDense) products_ = 0;
     // Copies of repeated eigenvalues: see the CPU twin.
-    while (k > 1 && k + 1 < n() && n() > kDense) {
-      lanczos(k + 1, k + 1, 1);
+    while (finite && k > 1 && k + 1 < n() && n() > kDense) {
+      finite = lanczos(k + 1, k + 1, 1);
+      if (!finite) break;
       const double below = theta(k) - theta(k + 1);
       team_.sync();
       if (team_.rank() == 0 && threadIdx.x == 0) gap(k) = fmin(gap(k), fabs(below));
-      if (below >= -kBreakdown) break;
+      if (!(below < -kBreakdown)) break;
       merge();
     }
     team_.sync();
-    for (int64_t slot = 1; slot <= k; ++slot) give(image, slot);
-    if (team_.rank() == 0 && threadIdx.x == 0) a_.p.iterations[image] = products_;
+    for (int64_t slot = 1; slot <= k && finite; ++slot) finite = give(image, slot);
+    if (!finite) give_up(image);
+    else if (team_.rank() == 0 && threadIdx.x == 0) a_.p.iterations[image] = products_;
   }
 
  private:
@@ -180,15 +178,19 @@ class Solver {
     own_rows([=](int64_t i) { out[i] *= scale[i]; });
   }
 
-  // The trivial pair; false if the degrees are not finite.
+  // Whether numbers are finite is decided by sums, which all blocks of a team have alike: they must
+  // take the same way, or they would wait for each other forever.
+
+  // The trivial pair; false if the degrees are not finite and positive.
   __device__ bool start(int64_t image) {
     const double* degrees = a_.p.degrees + image * n();
     double *trivial = pair(0), *scale = this->scale();
     own_rows([=](int64_t i) {
-      trivial[i] = sqrt(degrees[i]);
+      trivial[i] = degrees[i] > 0 ? sqrt(degrees[i]) : NAN;
       scale[i] = 1 / trivial[i];
     });
-    return normalize(trivial) > 0;
+    const double norm = normalize(trivial);
+    return isfinite(norm) && norm > 0;
   }
 
   // --- Lanczos ---
@@ -256,7 +258,8 @@ class Solver {
   }
 
   // The `want` leading pairs orthogonal to the first `locked` ones, into the pairs from `slot` on.
-  __device__ SELFMENT_CALL void lanczos(int64_t locked, int64_t slot, int64_t want) {
+  // False if a product is not finite.
+  __device__ SELFMENT_CALL bool lanczos(int64_t locked, int64_t slot, int64_t want) {
     const int64_t room = n() - locked;
     const int64_t limit = min(room, max(kBasis, 3 * want));
     const bool whole = n() <= kDense;
@@ -269,6 +272,7 @@ class Solver {
     while (true) {
       multiply_by_graph(basis(size), basis(size + 1));
       double beta = extend(locked, size, kept);
+      if (!isfinite(beta)) return false;
       ++size;
       double* next = basis(size);
       if (beta > kBreakdown) {
@@ -289,7 +293,7 @@ class Solver {
                     fmax(kResidualFloor, kVectorError * distance(ritz_values(), i, size));
       if (converged || last) {
         take(slot, min(want, size), size);
-        return;
+        return true;
       }
       if (size == limit) size = kept = restart(limit, want);
     }
@@ -369,8 +373,8 @@ class Solver {
     team_.sync();
   }
 
-  // One product more, and the results.
-  __device__ SELFMENT_CALL void give(int64_t image, int64_t slot) {
+  // One product more, and the results; false if they are not finite.
+  __device__ SELFMENT_CALL bool give(int64_t image, int64_t slot) {
     double *y = pair(slot), *work = this->work();
     multiply_by_graph(y, work);
     if (fabs(theta(slot)) > 0.01) {
@@ -386,6 +390,7 @@ class Solver {
     double *x = a_.p.vectors + (image * a_.p.k + slot - 1) * n(), *scale = this->scale();
     own_rows([=](int64_t i) { x[i] = scale[i] * y[i]; });
     const double peak = largest([=](int64_t i) { return fabs(x[i]); });
+    if (!isfinite(residual) || !isfinite(peak)) return false;
     const double enough = peak - kPeakTie * peak;
     // The first peak is the one of the least index.
     const auto at = static_cast<int64_t>(-largest(
@@ -395,11 +400,13 @@ class Solver {
     own_rows([=](int64_t i) {
       if (negative) x[i] = -x[i];
     });
-    if (team_.rank() != 0 || threadIdx.x != 0) return;
-    const int64_t result = image * a_.p.k + slot - 1;
-    a_.p.eigenvalues[result] = 1 - rayleigh;
-    a_.p.gaps[result] = gap(slot);
-    a_.p.residuals[result] = residual;
+    if (team_.rank() == 0 && threadIdx.x == 0) {
+      const int64_t result = image * a_.p.k + slot - 1;
+      a_.p.eigenvalues[result] = 1 - rayleigh;
+      a_.p.gaps[result] = gap(slot);
+      a_.p.residuals[result] = residual;
+    }
+    return true;
   }
 
   __device__ void give_up(int64_t image) {
@@ -471,7 +478,12 @@ int64_t plan(Args& a, bool weighted, void* scratch, int64_t* shared_bytes) {
   a.partials = (a.limit + k + 4) * a.words;
   *shared_bytes = kProductBytes + (a.partials / a.words + 2) * int64_t{sizeof(double)};
   const Device has = device();
-  Teams teams = teams_for(batch, has.multiprocessors, a.words);
+  allow_shared("fiedler", solve);
+  // A step tabulates all of the vector and meets some four times, which takes as long as the
+  // product of so many words of rows; that of one takes time in proportion to the words.
+  const Teams teams =
+      teams_for(batch, resident_blocks("fiedler", solve, kProductThreads, has.shared_bytes),
+                a.words, 1 + 320 / a.words);
   const int64_t own = (a.words + teams.size - 1) / teams.size * kWord;
   const int64_t bits = own * a.words * int64_t{sizeof(uint64_t)};
   a.resident = !weighted && *shared_bytes + bits <= has.shared_bytes;
@@ -523,7 +535,6 @@ void fiedler(const FiedlerParams& p, const Context& context) {
   plan(a, p.graphs.weights != nullptr, context.scratch, &shared_bytes);
   const auto stream = static_cast<cudaStream_t>(context.stream);
   check(cudaMemsetAsync(a.arrivals, 0, a.teams * sizeof(unsigned), stream), "cudaMemsetAsync");
-  allow_shared("fiedler", solve, shared_bytes);
   launch("fiedler", solve, a.teams * a.team_size, kProductThreads, shared_bytes, stream, a, true);
 }
 

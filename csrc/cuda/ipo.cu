@@ -1,9 +1,10 @@
 // Iterative Patch Optimization: a patch belongs to the class whose mean it is closer to. A team of
 // blocks does all steps of an image and stops at the fixed point.
 //
-// A step reads the features once, a warp for each row, and scores the row as it is given, in
-// float32. Only where that is too close to 0 to tell is the rounded row scored in double. The rows
-// whose labels changed are then added to the class sums, in an order that no team changes.
+// A step scores rows, a warp each, as they are given, in float32. Only where that is too close to 0
+// to tell is the rounded row scored in double, and a row is left unread where the last score is
+// farther from 0 than the direction has moved since. The rows whose labels changed are then added
+// to the class sums, in an order that no team changes.
 #include "rows.cuh"
 #include "team.cuh"
 
@@ -13,10 +14,11 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int64_t kParts = 16;                      // parts of the rows that are summed apart
-constexpr int kEach = 4;                            // columns of a lane
-constexpr int64_t kChunk = int64_t{kEach} * kWarp;  // columns of a warp
+constexpr int64_t kParts = 16;  // parts of the rows that are summed apart
 constexpr double kUnit = 0x1p-24;
+
+template <class T>
+constexpr int64_t kChunk = int64_t{kPieceSize<T>} * kWarp;  // columns of a warp
 
 // What a block counted in its rows.
 struct Tally {
@@ -26,17 +28,20 @@ struct Tally {
 struct Args {
   IpoParams p;
   int64_t chunks;  // of columns
+  int64_t padded;  // d, to a multiple of a piece
   int64_t teams, team_size;
   unsigned* arrivals;  // (teams,)
   // Of each team, one after the other:
   double* norms;         // (n,)
+  double* until;         // (n,), how far the direction may go before the label could change
   signed char* changes;  // (n,), +1: to the foreground, -1: to the background
-  double* parts;         // (kParts, 2, d), sums of the changes: foreground, background
+  int* touched;          // (2, kParts), whether there are changes in a part
+  double* parts;         // (2, kParts, d), their sums; at the start those of the classes
   double* sums;          // (2, d)
   double* first;         // (d,), the first direction
   double* direction;     // (d,), the difference of the class means
-  float* rounded;        // (d,), that in float32
-  double* products;      // (2, chunks), of the direction with the first one and with itself
+  float* rounded;        // (padded,), that in float32, then 0
+  double* products;      // (3, chunks): see set_direction
   Tally* tallies;        // (team_size,)
 };
 
@@ -57,11 +62,14 @@ class Optimizer {
  private:
   __device__ int64_t optimize() {
     const int64_t n = a_.p.n;
-    Tally found = tally_rows([this](int64_t i, Tally& mine) {
-      const double norm = warp_norm(row(i), a_.p.d, lane());
+    way_ = 0;
+    const auto unread = [](int64_t) { return true; };
+    Tally found = tally_rows(unread, [this](int64_t i, Tally& mine) {
+      const double norm = norm_of(warp_length(row(i), a_.p.d, lane()));
       const bool label = labels_[i];
       if (lane() == 0) {
         norms()[i] = norm;
+        until()[i] = -INFINITY;
         changes()[i] = label ? 1 : -1;
       }
       mine.foreground += label ? 1 : 0;
@@ -94,13 +102,21 @@ class Optimizer {
 
   // --- Rows: a warp for each ---
 
-  // Calls body(i, tally) for the block's own rows; all get the sum of the team's tallies. What
-  // body's first lanes wrote is seen by the whole team.
-  template <class Body>
-  __device__ Tally tally_rows(const Body& body) {
+  // Calls wanted(i) for the block's own rows, by a lane each, and body(i, tally) for those of which
+  // that is true; all get the sum of the team's tallies. Labels of the others count as they are.
+  // What body's first lanes wrote is seen by the whole team.
+  template <class Wanted, class Body>
+  __device__ Tally tally_rows(const Wanted& wanted, const Body& body) {
     Tally mine{};
-    for (int64_t i = team_.first(a_.p.n) + warp(); i < team_.last(a_.p.n); i += kWarps)
-      body(i, mine);
+    const int64_t last = team_.last(a_.p.n);
+    for (int64_t i0 = team_.first(a_.p.n) + warp(); i0 < last; i0 += kWarps * kWarp) {
+      const int64_t own = i0 + lane() * kWarps;
+      const bool exists = own < last, chosen = exists && wanted(own);
+      const bool label = exists && !chosen && labels_[own];
+      mine.foreground += __popc(__ballot_sync(kAllLanes, label ? 1 : 0));
+      for (unsigned rest = __ballot_sync(kAllLanes, chosen ? 1 : 0); rest != 0; rest &= rest - 1)
+        body(i0 + first_lane(rest) * kWarps, mine);
+    }
     __syncthreads();
     if (lane() == 0) tally_[warp()] = mine;
     __syncthreads();
@@ -130,28 +146,64 @@ class Optimizer {
 
   // New labels from the direction.
   __device__ SELFMENT_CALL Tally score() {
-    const int64_t d = a_.p.d;
-    const float* w = rounded_direction();
-    // As in the CPU twin, and for the roundings of a lane's sum, of the warp's and of w.
-    const double margin = sqrt(length_) * static_cast<double>(d / kWarp + 14) * kUnit + 2 * kIpoTie;
-    return tally_rows([=](int64_t i, Tally& mine) {
+    const double relative = score_error();
+    const double margin = sqrt(length_) * relative + 2 * kIpoTie;
+    // The most that two scores can be off by, this one and one to come: a direction is the
+    // difference of two means of rows of norm 1 + 2u or less. 1.001 covers that norm and the
+    // rounding of the way.
+    const double twice = 2 * (2.001 * relative + 2 * kIpoTie), way = way_;
+    const auto unsure = [=](int64_t i) {
+      changes()[i] = 0;
+      return !(way < until()[i]);
+    };
+    return tally_rows(unsure, [=](int64_t i, Tally& mine) {
       const T* x = row(i);
       const double norm = norms()[i];
-      float sum = 0;
-#pragma unroll 4
-      for (int64_t k = lane(); k < d; k += kWarp) sum = fmaf(to_float(x[k]), w[k], sum);
-      double score = warp_sum(sum) / norm;
+      double score = fast_score(x) / norm;
       // 1e15: beyond that the sum might overflow.
       if (!(fabs(score) > margin) || norm > 1e15) score = exact_score(x, norm);
       const bool label = score > kIpoTie, changed = label != labels_[i];
       __syncwarp();
       if (lane() == 0) {
-        changes()[i] = static_cast<signed char>(!changed ? 0 : label ? 1 : -1);
+        until()[i] = way + (fabs(score) - twice) / 1.001;
+        if (changed) changes()[i] = label ? 1 : -1;
         labels_[i] = label;
       }
       mine.foreground += label ? 1 : 0;
       mine.changed += changed ? 1 : 0;
     });
+  }
+
+  // |fast_score / norm - <f, direction>| <= score_error() |direction|: as in the CPU twin, and for
+  // the roundings of w, of a lane's sums of up to d / kWarp and a piece's products in all, and of
+  // their sum over the lanes.
+  __device__ double score_error() const {
+    return static_cast<double>(a_.p.d / kWarp + kPieceSize<T> + 16) * kUnit;
+  }
+
+  __device__ float fast_score(const T* x) const {
+    const float* w = rounded_direction();
+    float sums[kInFlight] = {};
+    for_pieces(x, a_.p.d, lane(), [&](int u, int64_t k, const uint4& piece) {
+      const auto add = [&](int e, float v) {
+        sums[u] = fmaf(to_float(element<T>(piece, e)), v, sums[u]);
+      };
+#pragma unroll
+      for (int e = 0; e < kPieceSize<T>; e += 4) {
+        if constexpr (kPieceSize<T> == 2) {
+          const float2 v = *reinterpret_cast<const float2*>(w + k);
+          add(0, v.x);
+          add(1, v.y);
+        } else {
+          const float4 v = *reinterpret_cast<const float4*>(w + k + e);
+          add(e, v.x);
+          add(e + 1, v.y);
+          add(e + 2, v.z);
+          add(e + 3, v.w);
+        }
+      }
+    });
+    return warp_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 
   __device__ SELFMENT_CALL double exact_score(const T* x, double norm) const {
@@ -164,78 +216,111 @@ class Optimizer {
 
   // --- Columns: a warp for a chunk of them ---
 
-  // The sums of the rows whose labels changed. `start`: of all rows, each in the class of its
-  // label only.
+  // The sums of the changes: of the rows that joined the foreground, less those that left it.
+  // `start`: of the rows of each class.
   __device__ SELFMENT_CALL void sum_changes(bool start) {
-    const int64_t n = a_.p.n, d = a_.p.d, tasks = a_.chunks * kParts;
+    const int64_t n = a_.p.n, d = a_.p.d, tasks = a_.chunks * kParts * (start ? 2 : 1);
     for (int64_t task = team_.first(tasks) + warp(); task < team_.last(tasks); task += kWarps) {
-      const int64_t part = task / a_.chunks, k0 = task % a_.chunks * kChunk + lane();
-      double foreground[kEach] = {}, background[kEach] = {};
-      for (int64_t i = part * n / kParts; i < (part + 1) * n / kParts; ++i) {
-        const int change = changes()[i];
-        if (change == 0) continue;
-        const double norm = norms()[i], inverse = 1 / norm;
-        const T* x = row(i);
+      const int64_t chunk = task % a_.chunks, side = task / a_.chunks / kParts;
+      const int64_t part = task / a_.chunks % kParts, last = (part + 1) * n / kParts;
+      const int64_t k0 = chunk * kChunk<T> + lane() * kPieceSize<T>;
+      double sums[kPieceSize<T>] = {};
+      bool touched = false;
+      for (int64_t i0 = part * n / kParts; i0 < last; i0 += kWarp) {
+        const bool exists = i0 + lane() < last;
+        const int change = exists ? changes()[i0 + lane()] : 0;
+        const bool wanted = change != 0 && (!start || (change > 0) == (side == 0));
+        const unsigned wants = __ballot_sync(kAllLanes, wanted ? 1 : 0);
+        if (wants == 0) continue;
+        const unsigned leave = __ballot_sync(kAllLanes, !start && change < 0 ? 1 : 0);
+        const double own_norm = exists ? norms()[i0 + lane()] : 1, own_inverse = 1 / own_norm;
+        touched = true;
+        for (unsigned next = wants, rest = wants; rest != 0;) {
+          uint4 pieces[kInFlight];
 #pragma unroll
-        for (int e = 0; e < kEach; ++e) {
-          const int64_t k = k0 + e * kWarp;
-          const double f = k < d ? rounded(value(x[k]), norm, inverse) : 0.0f;
-          if (!start || change > 0) foreground[e] += change > 0 ? f : -f;
-          if (!start || change < 0) background[e] += change > 0 ? -f : f;
+          for (int u = 0; u < kInFlight; ++u) {
+            pieces[u] = next == 0 ? uint4{} : load_piece(row(i0 + first_lane(next)), k0, d);
+            next &= next - 1;
+          }
+#pragma unroll
+          for (int u = 0; u < kInFlight; ++u) {
+            if (rest == 0) break;
+            const int from = first_lane(rest);
+            const double norm = __shfl_sync(kAllLanes, own_norm, from);
+            const double inverse = __shfl_sync(kAllLanes, own_inverse, from);
+#pragma unroll
+            for (int e = 0; e < kPieceSize<T>; ++e) {
+              const double f = rounded(value(element<T>(pieces[u], e)), norm, inverse);
+              sums[e] += (leave >> from & 1) != 0 ? -f : f;
+            }
+            rest &= rest - 1;
+          }
         }
       }
-      double* sums = a_.parts + ((number_ * kParts + part) * 2) * d;
+      if (chunk == 0 && lane() == 0) this->touched()[side * kParts + part] = touched ? 1 : 0;
+      if (!touched) continue;
+      double* to = parts(side, part);
 #pragma unroll
-      for (int e = 0; e < kEach; ++e) {
-        const int64_t k = k0 + e * kWarp;
-        if (k >= d) continue;
-        sums[k] = foreground[e];
-        sums[d + k] = background[e];
-      }
+      for (int e = 0; e < kPieceSize<T>; ++e)
+        if (k0 + e < d) to[k0 + e] = sums[e];
     }
     team_.sync();
   }
 
-  // The difference of the class means, from the sums and their changes; returns its inner product
-  // with the first one.
+  // The difference of the class means, from the sums and their changes, and how far it has moved;
+  // returns its inner product with the first one.
   __device__ SELFMENT_CALL double set_direction(int64_t count, bool start) {
-    const int64_t d = a_.p.d;
+    const int64_t d = a_.p.d, chunks = a_.chunks;
     double* sums = a_.sums + number_ * 2 * d;
-    double* products = a_.products + number_ * 2 * a_.chunks;
-    for (int64_t chunk = team_.first(a_.chunks) + warp(); chunk < team_.last(a_.chunks);
+    // Of the direction with the first one and with itself, and of its change with itself.
+    double* products = a_.products + number_ * 3 * chunks;
+    for (int64_t chunk = team_.first(chunks) + warp(); chunk < team_.last(chunks);
          chunk += kWarps) {
-      double with_first = 0, with_itself = 0;
-      for (int64_t k = chunk * kChunk + lane(); k < min((chunk + 1) * kChunk, d); k += kWarp) {
+      double with_first = 0, with_itself = 0, moved = 0;
+      for (int64_t k = chunk * kChunk<T> + lane(); k < min((chunk + 1) * kChunk<T>, a_.padded);
+           k += kWarp) {
+        if (k >= d) {
+          rounded_direction()[k] = 0;
+          continue;
+        }
         double foreground = start ? 0 : sums[k], background = start ? 0 : sums[d + k];
         for (int64_t part = 0; part < kParts; ++part) {
-          const double* changes = a_.parts + ((number_ * kParts + part) * 2) * d;
-          foreground += changes[k];
-          background += changes[d + k];
+          if (touched()[part] != 0) {
+            foreground += parts(0, part)[k];
+            if (!start) background -= parts(0, part)[k];
+          }
+          if (start && touched()[kParts + part] != 0) background += parts(1, part)[k];
         }
         sums[k] = foreground;
         sums[d + k] = background;
         const double w = foreground / static_cast<double>(count) -
                          background / static_cast<double>(a_.p.n - count);
+        const double change = start ? 0 : w - direction()[k];
         direction()[k] = w;
         rounded_direction()[k] = static_cast<float>(w);
         if (start) first()[k] = w;
         with_first += w * first()[k];
         with_itself += w * w;
+        moved += change * change;
       }
       with_first = warp_sum(with_first);
       with_itself = warp_sum(with_itself);
+      moved = warp_sum(moved);
       if (lane() == 0) {
         products[chunk] = with_first;
-        products[a_.chunks + chunk] = with_itself;
+        products[chunks + chunk] = with_itself;
+        products[2 * chunks + chunk] = moved;
       }
     }
     team_.sync();
-    double with_first = 0;
+    double with_first = 0, moved = 0;
     length_ = 0;
-    for (int64_t chunk = 0; chunk < a_.chunks; ++chunk) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
       with_first += products[chunk];
-      length_ += products[a_.chunks + chunk];
+      length_ += products[chunks + chunk];
+      moved += products[2 * chunks + chunk];
     }
+    way_ += sqrt(moved);
     return with_first;
   }
 
@@ -244,8 +329,8 @@ class Optimizer {
     set_labels([](bool label) { return !label; });
     const int64_t d = a_.p.d;
     double* sums = a_.sums + number_ * 2 * d;
-    const int64_t last = team_.last(a_.chunks) * kChunk;
-    for (int64_t k = team_.first(a_.chunks) * kChunk + threadIdx.x; k < min(last, d);
+    const int64_t last = team_.last(a_.chunks) * kChunk<T>;
+    for (int64_t k = team_.first(a_.chunks) * kChunk<T> + threadIdx.x; k < min(last, d);
          k += kThreads) {
       const double foreground = sums[k];
       sums[k] = sums[d + k];
@@ -256,14 +341,20 @@ class Optimizer {
     team_.sync();
   }
 
+  __device__ static int first_lane(unsigned lanes) { return __ffs(static_cast<int>(lanes)) - 1; }
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
   __device__ static int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
   __device__ const T* row(int64_t i) const { return rows_ + i * a_.p.d; }
   __device__ double* norms() const { return a_.norms + number_ * a_.p.n; }
+  __device__ double* until() const { return a_.until + number_ * a_.p.n; }
   __device__ signed char* changes() const { return a_.changes + number_ * a_.p.n; }
+  __device__ int* touched() const { return a_.touched + number_ * 2 * kParts; }
+  __device__ double* parts(int64_t side, int64_t part) const {
+    return a_.parts + ((number_ * 2 + side) * kParts + part) * a_.p.d;
+  }
   __device__ double* first() const { return a_.first + number_ * a_.p.d; }
   __device__ double* direction() const { return a_.direction + number_ * a_.p.d; }
-  __device__ float* rounded_direction() const { return a_.rounded + number_ * a_.p.d; }
+  __device__ float* rounded_direction() const { return a_.rounded + number_ * a_.padded; }
 
   const Args& a_;
   Team& team_;
@@ -272,6 +363,7 @@ class Optimizer {
   const T* rows_ = nullptr;
   bool* labels_ = nullptr;
   double length_ = 0;  // of the direction, squared
+  double way_ = 0;     // that the direction has gone
 };
 
 template <class T>
@@ -289,10 +381,12 @@ constexpr int64_t kSharedBytes = kWarps * int64_t{sizeof(Tally)};
 template <class T>
 int64_t plan(Args& a, void* scratch) {
   const int64_t n = a.p.n, d = a.p.d;
-  a.chunks = (d + kChunk - 1) / kChunk;
+  a.chunks = (d + kChunk<T> - 1) / kChunk<T>;
+  a.padded = (d + kPieceSize<T> - 1) / kPieceSize<T> * kPieceSize<T>;
+  // The meetings of a step take about as long as it takes a warp to read so many rows.
   const Teams teams =
       teams_for(a.p.batch, resident_blocks("ipo", optimize<T>, kThreads, kSharedBytes),
-                (n + kWarps - 1) / kWarps);
+                (n + kWarps - 1) / kWarps, 1 + 8192 / d);
   a.teams = teams.count;
   a.team_size = teams.size;
   int64_t used = 0;
@@ -303,13 +397,15 @@ int64_t plan(Args& a, void* scratch) {
   };
   take(a.arrivals, 1);
   take(a.norms, n);
+  take(a.until, n);
   take(a.changes, n);
-  take(a.parts, kParts * 2 * d);
+  take(a.touched, 2 * kParts);
+  take(a.parts, 2 * kParts * d);
   take(a.sums, 2 * d);
   take(a.first, d);
   take(a.direction, d);
-  take(a.rounded, d);
-  take(a.products, 2 * a.chunks);
+  take(a.rounded, a.padded);
+  take(a.products, 3 * a.chunks);
   take(a.tallies, a.team_size);
   return used;
 }

@@ -68,8 +68,9 @@ __device__ inline void jacobi(double* a, double* v, int size, double* values, do
         if (!pair_of(round, p, &i, &j)) continue;
         const double c = rotations[2 * p], s = rotations[2 * p + 1];
         const double x = a[k * size + i], y = a[k * size + j];
-        a[k * size + i] = c * x - s * y;
-        a[k * size + j] = s * x + c * y;
+        // What a rotation is for is 0 by its choice: rounding would leave enough for another sweep.
+        a[k * size + i] = s != 0 && k == j ? 0 : c * x - s * y;
+        a[k * size + j] = s != 0 && k == i ? 0 : s * x + c * y;
       }
       __syncthreads();
     }

@@ -48,7 +48,7 @@ void matvec(const MatvecParams& p, const Context& context) {
   a.words = word_count(p.graphs.n);
   a.weights_each = weights_size(p.graphs.n);
   a.blocks_each = (a.words + kBlockWords - 1) / kBlockWords;
-  allow_shared("matvec", product, kProductBytes);
+  allow_shared("matvec", product);
   launch("matvec", product, p.graphs.batch * p.columns * a.blocks_each, kProductThreads,
          kProductBytes, static_cast<cudaStream_t>(context.stream), a);
 }

@@ -29,6 +29,8 @@ struct WarpTile {
 };
 
 // --- The device's own instructions ---
+//
+// "memory" keeps what is read and written on its side of them.
 
 #if !defined(SELFMENT_EMULATE)
 
@@ -41,7 +43,8 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 __device__ inline void load_fragments(uint32_t (&r)[4], const uint16_t* source) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(source)));
+               : "r"(shared_address(source))
+               : "memory");
 }
 
 // c += A B^T of 16 and 8 rows of 16 elements. A's matrices are its rows 0 to 7 and 8 to 15, then
@@ -65,14 +68,15 @@ __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
 // Copies 16 bytes to shared memory in the background, or zeros.
 __device__ inline void copy_piece(uint16_t* to, const uint16_t* from, bool exists) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(exists ? 16 : 0));
+               "r"(exists ? 16 : 0)
+               : "memory");
 }
 // Ends a group of copies.
-__device__ inline void end_copies() { asm volatile("cp.async.commit_group;"); }
+__device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most so many groups are under way.
 template <int kPending>
 __device__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending));
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
 #endif

@@ -49,15 +49,16 @@ inline Device device() {
   return found;
 }
 
-// Lets the kernel take so much dynamic shared memory.
+// Lets the kernel take as much dynamic shared memory as a block can have. Never less: the limit is
+// the kernel's, and another thread may be about to launch it with more.
 template <class Kernel>
-void allow_shared(const char* name, Kernel* kernel, int64_t bytes) {
+void allow_shared(const char* name, Kernel* kernel) {
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, device().shared_bytes),
         name);
 }
 
-// How many blocks the whole device holds at a time.
+// How many blocks the whole device holds at a time, of a kernel that may have the shared memory.
 template <class Kernel>
 int64_t resident_blocks(const char* name, Kernel* kernel, int threads, int64_t shared_bytes) {
   int each = 0;
@@ -73,6 +74,9 @@ template <class Args>
 void launch(const char* name, void (*kernel)(Args), int64_t blocks, int threads,
             int64_t shared_bytes, cudaStream_t stream, const Args& args, bool cooperative = false) {
   if (blocks == 0) return;
+  if (blocks > INT32_MAX)
+    throw Error(std::string(name) + ": the batch needs a grid of " + std::to_string(blocks) +
+                " blocks, and a device takes " + std::to_string(INT32_MAX));
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));

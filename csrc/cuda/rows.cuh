@@ -2,6 +2,8 @@
 // speak of.
 #pragma once
 
+#include <type_traits>
+
 #include "platform.h"
 
 namespace selfment::cuda {
@@ -84,17 +86,73 @@ __device__ Number warp_max(Number v) {
   return v;
 }
 
-// |x| of a row, at least 1e-12, by a warp; not finite if an element is not.
+// --- Rows as pieces of 16 bytes, of which a lane reads several before it looks at them ---
+
 template <class T>
-__device__ double warp_norm(const T* x, int64_t d, int lane) {
-  TwoDoubles sum;
-  for (int64_t k = lane; k < d; k += kWarp) {
-    const double v = value(x[k]);
-    sum.add(v * v);
-  }
-  sum = warp_sum(sum);
-  const double length = sqrt(sum.high + sum.low);
-  return length < 1e-12 ? 1e-12 : length;
+inline constexpr int kPieceSize = 16 / int{sizeof(T)};  // elements
+inline constexpr int kInFlight = 4;                     // pieces
+
+// The elements of a row of d from k on; those from d on are 0.
+template <class T>
+__device__ uint4 load_piece(const T* x, int64_t k, int64_t d) {
+  static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
+  if (d % kPieceSize<T> == 0)  // then all rows are aligned
+    return k < d ? __ldg(reinterpret_cast<const uint4*>(x + k)) : uint4{};
+  using Bits = std::conditional_t<sizeof(T) == 2, uint16_t,
+                                  std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>;
+  const auto* bits = reinterpret_cast<const Bits*>(x);
+  uint64_t halves[2] = {};
+#pragma unroll
+  for (int e = 0; e < kPieceSize<T>; ++e)
+    if (k + e < d)
+      halves[e * int{sizeof(T)} / 8] |= uint64_t{bits[k + e]} << (e * int{sizeof(T)} % 8 * 8);
+  return {static_cast<uint32_t>(halves[0]), static_cast<uint32_t>(halves[0] >> 32),
+          static_cast<uint32_t>(halves[1]), static_cast<uint32_t>(halves[1] >> 32)};
 }
+
+// Element e of a piece.
+template <class T>
+__device__ T element(const uint4& piece, int e) {
+  const uint32_t words[4] = {piece.x, piece.y, piece.z, piece.w};
+  if constexpr (sizeof(T) == 2) return T{static_cast<uint16_t>(words[e / 2] >> (e % 2 * 16))};
+  else if constexpr (sizeof(T) == 4) return __uint_as_float(words[e]);
+  else
+    return __longlong_as_double(
+        static_cast<long long>(uint64_t{words[2 * e]} | uint64_t{words[2 * e + 1]} << 32));
+}
+
+// Calls use(u, k, piece) for a warp's pieces of a row, from element k on; lane's are those of
+// u < kInFlight in turn.
+template <class T, class Use>
+__device__ void for_pieces(const T* x, int64_t d, int lane, const Use& use) {
+  for (int64_t k0 = int64_t{lane} * kPieceSize<T>; k0 < d;
+       k0 += kInFlight * kWarp * kPieceSize<T>) {
+    uint4 pieces[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u)
+      pieces[u] = load_piece(x, k0 + u * kWarp * kPieceSize<T>, d);
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u)
+      if (k0 + u * kWarp * kPieceSize<T> < d) use(u, k0 + u * kWarp * kPieceSize<T>, pieces[u]);
+  }
+}
+
+// |x| of a row by a warp; 0 only if the rounded row is, and not finite if an element is not.
+template <class T>
+__device__ double warp_length(const T* x, int64_t d, int lane) {
+  TwoDoubles sum;
+  for_pieces(x, d, lane, [&](int, int64_t, const uint4& piece) {
+#pragma unroll
+    for (int e = 0; e < kPieceSize<T>; ++e) {
+      const double v = value(element<T>(piece, e));
+      sum.add(v * v);
+    }
+  });
+  sum = warp_sum(sum);
+  return sqrt(sum.high + sum.low);
+}
+
+// What a row of this length is divided by.
+__device__ inline double norm_of(double length) { return length < 1e-12 ? 1e-12 : length; }
 
 }  // namespace selfment::cuda

@@ -46,10 +46,23 @@ struct Teams {
   int64_t count, size;
 };
 
-// `most`: the blocks that one image can occupy.
-inline Teams teams_for(int64_t batch, int64_t blocks, int64_t most) {
-  const int64_t size = std::max<int64_t>(1, std::min(most, blocks / batch));
-  return {std::min(batch, std::max<int64_t>(1, blocks / size)), size};
+// Those that are done first. An image is `items` of work, of which a block does its share, and
+// meetings cost a team as much as `meeting` items; all images take as many rounds as the teams
+// need. Of equals the largest, and of so many teams the largest, which keep most blocks busy.
+inline Teams teams_for(int64_t batch, int64_t blocks, int64_t items, int64_t meeting) {
+  Teams best{};
+  int64_t least = INT64_MAX;
+  const int64_t most = std::max<int64_t>(1, std::min(items, blocks));
+  for (int64_t size = 1; size <= most; ++size) {
+    const int64_t count = std::max<int64_t>(1, std::min(batch, blocks / size));
+    if (size > 1) size = std::min(most, blocks / count);
+    const int64_t share = (items + size - 1) / size + (size > 1 ? meeting : 0);
+    const int64_t time = (batch + count - 1) / count * share;
+    if (time > least) continue;
+    least = time;
+    best = {count, size};
+  }
+  return best;
 }
 
 }  // namespace selfment::cuda

@@ -43,6 +43,7 @@ namespace selfment::cuda::emulation {
 namespace {
 
 constexpr int kLanes = 32;
+constexpr int kDevices = 2;
 constexpr int kMultiprocessors = 3;
 constexpr unsigned kMaxThreads = 1024;
 constexpr int64_t kSharedBytes = 99 << 10;
@@ -220,6 +221,7 @@ struct Scheduler {
 };
 Scheduler s;
 
+thread_local int current_device;
 thread_local cudaError_t last_error, explained_error;
 thread_local std::string explanation;
 
@@ -637,16 +639,20 @@ const char* cudaGetErrorString(cudaError_t status) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device;
   return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : error(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kDevices) return error(cudaErrorInvalidDevice);
+  current_device = device;
+  return cudaSuccess;
 }
 
+int selfment_exchange_device(int device) { return std::exchange(current_device, device); }
+
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return error(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kDevices) return error(cudaErrorInvalidDevice);
   if (attribute == cudaDevAttrMultiProcessorCount) {
     *value = kMultiprocessors;
   } else if (attribute == cudaDevAttrMaxSharedMemoryPerBlockOptin) {

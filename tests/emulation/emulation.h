@@ -102,8 +102,10 @@ struct cudaLaunchConfig_t {
 
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t status);  // of a failed launch: what happened, and where
-cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaGetDevice(int* device);              // two there are, alike
 cudaError_t cudaSetDevice(int device);
+// For those who have loaded a module: makes the device current, and returns which was.
+extern "C" __attribute__((visibility("default"))) int selfment_exchange_device(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 // As on a device, a kernel must be allowed more than 48 KiB of shared memory before its launch.
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);

@@ -1,0 +1,44 @@
+// The pairs that a product of low precision cannot decide, as a list that all blocks append to. A
+// tile with more of them than there is room for is listed as a whole instead.
+#pragma once
+
+#include "operand_product.cuh"
+
+namespace selfment::cuda {
+
+inline constexpr int64_t kTilePairs = int64_t{kBlockTile} * kBlockTile;
+inline constexpr int64_t kNoPair = -1;
+inline constexpr int64_t kMostPairs = int64_t{8} << 20;  // of a list, 64 MiB
+
+struct PairList {
+  unsigned long long* counts;  // pairs, also those that found no room; tiles
+  int64_t* pairs;              // their numbers, or kNoPair
+  int64_t* tiles;              // numbers of tiles all of whose pairs are to be settled
+  int64_t capacity;            // of pairs
+};
+
+// For a batch of images of n rows: a 64th of their pairs, of which usually a few in 10,000 are
+// listed.
+inline int64_t pair_capacity(int64_t batch, int64_t n) {
+  const int64_t image = std::min(n * (n + 1) / 2, std::max(int64_t{4096}, n * n / 128));
+  return std::min(batch * image, kMostPairs);
+}
+
+// A tile's number in the batch, and that of a pair from its place in the tile.
+__device__ inline int64_t tile_number(int64_t image, int64_t row, int64_t column, int64_t tiles) {
+  return (image * tiles + row) * tiles + column;
+}
+__device__ inline int64_t pair_number(int64_t tile, int row, int column) {
+  return tile * kTilePairs + row * kBlockTile + column;
+}
+
+struct Pair {
+  int64_t image, i, j;
+};
+__device__ inline Pair pair_of(int64_t number, int64_t tiles) {
+  const int64_t tile = number / kTilePairs, within = number % kTilePairs;
+  return {tile / tiles / tiles, tile / tiles % tiles * kBlockTile + within / kBlockTile,
+          tile % tiles * kBlockTile + within % kBlockTile};
+}
+
+}  // namespace selfment::cuda
