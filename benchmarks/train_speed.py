@@ -84,6 +84,8 @@ def steps(photo: Path, side: int, dim: int, rounds: int) -> None:
         losses.append(loss.item())
         gradients.append(torch.cat([p.grad.flatten() for p in head.parameters()]))  # type: ignore[union-attr]
     error = float((gradients[0] - gradients[1]).norm() / gradients[1].norm())
+    assert abs(losses[0] - losses[1]) < 1e-5
+    assert error < 1e-3
     print(f"\nA step at N = {side * side}, d = {dim}")
     print(
         f"  losses differ by {abs(losses[0] - losses[1]):.0e}, "

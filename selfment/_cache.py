@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
+import os
+import shutil
+import sys
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from torch import Tensor
@@ -13,6 +16,7 @@ from torch import Tensor
 from ._records import write_atomically
 
 _SUFFIX = ".safetensors"
+_RESERVE = 256 << 20  # bytes of a disk that are left for what must be written
 
 
 def key_of(**parts: Any) -> str:
@@ -30,15 +34,27 @@ def content_of(path: Path) -> str:
 
 
 class TensorCache:
-    """Tensors by key, as many as a limit of bytes allows."""
+    """Tensors by key, as many as a limit of bytes and the disk allow."""
 
     def __init__(self, folder: Path, limit: int | None = None, users: int = 1) -> None:
-        """``limit``: bytes that the folder may take, shared by ``users``; None: no limit."""
+        """``limit``: bytes that the folder may take, shared by ``users``; None: no limit.
+
+        A folder that cannot be written is read only. Raises ``ValueError`` where there is none and
+        none can be made.
+        """
         self.folder = folder
-        self.left = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"`cache` must be a folder: got {os.fspath(folder)!r} ({error.strerror or error})"
+            ) from error
+        self._lock = Lock()
+        self._told = False
+        self._left: int | None = None
         if limit is not None:
             here = sum(file.stat().st_size for file in folder.glob(f"*/*{_SUFFIX}"))
-            self.left = max(0, limit - here) // users
+            self._left = max(0, limit - here) // users
 
     def get(self, key: str) -> Tensor | None:
         """The tensor, memory-mapped; None where there is none, or none that can be read."""
@@ -47,26 +63,37 @@ class TensorCache:
         try:
             with safe_open(self._path(key), "pt") as file:
                 tensor: Tensor = file.get_tensor("tensor")
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, RuntimeError):
             return None
         return tensor
 
     def put(self, key: str, tensor: Tensor) -> bool:
-        """Keeps the tensor; False where the limit does not allow it or the disk is full."""
+        """Keeps the tensor; False where limit or disk do not allow it, which is said once."""
         from safetensors.torch import save
 
-        if self.left is not None and tensor.nbytes > self.left:
-            return False
         data = save({"tensor": tensor.contiguous().cpu()})
         try:
+            self._reserve(len(data))
             write_atomically(self._path(key), lambda file: file.write(data))
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            with self._lock:
+                told, self._told = self._told, True
+            if not told:
+                reason = error.strerror or error
+                print(f"cache: not all is kept in {self.folder} ({reason})", file=sys.stderr)
             return False
-        if self.left is not None:
-            self.left -= len(data)
         return True
+
+    def _reserve(self, size: int) -> None:
+        """Raises ``OSError`` where there is no room for so many bytes."""
+        if shutil.disk_usage(self.folder).free < size + _RESERVE:
+            raise OSError("the disk is nearly full")
+        with self._lock:
+            if self._left is None:
+                return
+            if size > self._left:
+                raise OSError("its limit is reached")
+            self._left -= size
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}{_SUFFIX}"

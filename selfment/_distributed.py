@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,19 +13,23 @@ from torch import distributed
 
 
 def world() -> tuple[int, int]:
-    """The rank of this process and how many there are, as ``torchrun`` says in the environment."""
+    """The rank of this process and how many there are."""
+    if distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Joins the other processes, if there are any, and leaves them at the end."""
-    if world()[1] == 1:
+    if world()[1] == 1 or distributed.is_initialized():
         yield
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # One may label for long while the others wait; torchrun ends all if one fails.
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(days=7))
     try:
         yield
     finally:

@@ -37,6 +37,7 @@ class ImageModel:
         self.note = backbone_class(backbone).note
         self.batch_size = batch_size
         self._backbone: Backbone | None = None
+        self._loaded: list[Any] | None = None  # what the weights' file was like then
 
     @property
     def backbone(self) -> Backbone:
@@ -45,6 +46,7 @@ class ImageModel:
         Raises ``ValueError`` or :class:`selfment.backbones.WeightsError`.
         """
         if self._backbone is None:
+            state = self._state_of_weights()
             backbone = load_backbone(
                 self.backbone_name,
                 features=self.features,
@@ -53,7 +55,7 @@ class ImageModel:
                 device=self.torch_device,
             )
             backbone.grid(self.size)
-            self._backbone = backbone
+            self._backbone, self._loaded = backbone, state
         return self._backbone
 
     @property
@@ -64,10 +66,8 @@ class ImageModel:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the backbone's features depend on besides the image, ready for JSON."""
-        weights = None
-        if self.weights is not None and os.path.isfile(self.weights):
-            stat = os.stat(self.weights)
-            weights = [self.weights, stat.st_size, stat.st_mtime_ns]
+        # Of the file that was loaded: another may lie there by now.
+        weights = self._state_of_weights() if self._backbone is None else self._loaded
         return {
             "backbone": self.backbone_name,
             "size": self.size,
@@ -75,6 +75,12 @@ class ImageModel:
             "weights": weights,
             "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
         }
+
+    def _state_of_weights(self) -> list[Any] | None:
+        if self.weights is None or not os.path.isfile(self.weights):
+            return None
+        stat = os.stat(self.weights)
+        return [self.weights, stat.st_size, stat.st_mtime_ns]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def read_checkpoint(name: str) -> dict[str, Any]:
         raise WeightsError(f"`head` must be a checkpoint or a folder: {name!r} does not exist")
     try:
         # Whatever a training script saved beside the weights, such as its command line.
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
+        unknown = []
+        if zipfile.is_zipfile(name):  # torch's format since 1.6
+            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
         with torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]):
             content = torch.load(name, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zip have errors of their own
@@ -150,7 +153,8 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
         return _read_safetensors(name), {}
     content = read_checkpoint(name)
     info = content.get("info", {})
-    return content.get("model_state", content), info if isinstance(info, dict) else {}
+    state = content.get("model_state", content)
+    return state if isinstance(state, dict) else {}, info if isinstance(info, dict) else {}
 
 
 def _read_safetensors(name: str) -> dict[str, Any]:

@@ -61,11 +61,11 @@ class PseudoLabeler(ImageModel):
         super().__init__(backbone, size, features, weights, device, dtype, batch_size)
         self.orient = orient or backbone_class(backbone).orient
         self.options: dict[str, Any] = {
-            "tau": tau,
-            "eps": eps,
+            "tau": float(tau),
+            "eps": float(eps),
             "graph": graph,
-            "ipo_iters": ipo_iters,
-            "ipo_min_count": ipo_min_count,
+            "ipo_iters": int(ipo_iters),
+            "ipo_min_count": int(ipo_min_count),
         }
 
     @property

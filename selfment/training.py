@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from tqdm import tqdm
 
-from . import __version__, _distributed, _native
+from . import _distributed, _native
 from . import _params as params
-from ._cache import TensorCache, content_of, key_of
+from ._cache import TensorCache
 from ._records import lock, write_atomically
-from .backbones import DTYPES
+from ._source import Source, ahead
+from .backbones import DTYPES, WeightsError
 from .head import HeadInfo, PatchHead, read_checkpoint, save_head
-from .images import ImageEntry, load_image
+from .images import ImageEntry
 from .labeler import PseudoLabeler
 from .losses import HeadLoss, head_loss
 
@@ -111,14 +112,20 @@ def fit(
     head.train()
     for epoch in range(finished + 1, epochs + 1):
         sampler.set_epoch(epoch)
-        for index, features, labels in _prefetched(samples, sampler):
-            logits, embedding = model(features.to(device))
-            loss = head_loss(logits, embedding, labels.to(device))
+        for index, features, labels in _prefetched(samples, sampler, device.type == "cuda"):
+            logits, embedding = model(features.to(device, non_blocking=True))
+            loss = head_loss(logits, embedding, labels.to(device, non_blocking=True))
             optimizer.zero_grad(set_to_none=True)
             loss.total.backward()
             optimizer.step()
             step += 1
-            on_step(Step(epoch, step, index, **_values(loss)))
+            values = _values(loss)
+            if not math.isfinite(values["total"]):  # in every process alike
+                raise ValueError(
+                    f"the loss must be finite: got {values['total']} in step {step}, of epoch "
+                    f"{epoch}; is the learning rate of {lr} too high, or a feature not finite?"
+                )
+            on_step(Step(epoch, step, index, **values))
         on_epoch(epoch, optimizer.state_dict())
     return head.eval()
 
@@ -152,23 +159,30 @@ def train(
     ``out`` gets ``settings.json``, ``steps.jsonl`` (the losses of each step), TensorBoard events,
     ``epoch-NNN.pt`` after each epoch and the finished ``head/``. ``resume`` goes on after the last
     epoch that is there, to the same result. Images that cannot be labelled are reported on stderr
-    and left out. Raises ``ValueError`` for wrong arguments, an ``out`` that holds another training,
+    and left out; one that has labels but cannot be read again ends the run, which can be resumed.
+    Raises ``ValueError`` for wrong arguments, an ``out`` that holds another training,
     and when no image is left, and whatever the backbone raises when it cannot be loaded.
     """
     _check(epochs, max_images, lr, weight_decay, seed, cache_limit, feature_dtype)
+    lr, weight_decay, seed = float(lr), float(weight_decay), int(seed)
     rank, world = _distributed.world()
     folder = Path(out).absolute()
-    run = _Run(folder, rank == 0, resume)
     device = labeler.torch_device
-    store = None
-    if use_cache:
-        kept = folder / "cache" if cache is None else Path(cache).absolute()
-        store = TensorCache(kept, cache_limit, world)
+    run = _Run(folder, rank == 0, resume)
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     paths = [images[index].path for index in sorted(chosen[:max_images].tolist())]
     try:
+        if run.finished > epochs:
+            raise ValueError(
+                f"`epochs` must be at least as many as are finished: got {epochs}, {folder} has "
+                f"{run.finished}"
+            )
+        store = None
+        if use_cache:
+            kept = folder / "cache" if cache is None else Path(cache).absolute()
+            store = TensorCache(kept, cache_limit, world)
         with _distributed.process_group(device):
-            source = _Source(paths, labeler, store, feature_dtype)
+            source = Source(paths, labeler, store, feature_dtype)
             failed = source.prepare(progress and rank == 0)
             if not len(source):
                 raise ValueError(
@@ -182,14 +196,13 @@ def train(
                 "seed": seed,
                 "processes": world,
                 "feature_dtype": feature_dtype,
-                "images": key_of(features=source.keys),
             }
-            run.begin(settings, [str(path) for path in source.paths], failed)
+            run.begin(settings, dict(zip(map(str, source.paths), source.keys, strict=True)), failed)
             head = _new_head(labeler.backbone.dim, seed)
             if run.checkpoint:
                 head.load_state_dict(run.checkpoint["model_state"])
             # What travels with the head names no path of this machine.
-            public = {k: v for k, v in settings.items() if k not in ("weights", "images")}
+            public = {name: value for name, value in settings.items() if name != "weights"}
             info = HeadInfo(labeler.backbone_name, labeler.features, labeler.size, public)
             steps = -(-len(source) // world) * max(0, epochs - run.finished)
             with tqdm(total=steps, unit="step", disable=not progress or rank > 0) as bar:
@@ -207,146 +220,11 @@ def train(
                 )
             if rank == 0:
                 save_head(folder / "head", head, info)
-            _distributed.gathered(None)  # nobody leaves before the head is there
+                run.close()
+            _distributed.gathered(None)  # nobody leaves before all is written
     finally:
         run.close()
     return Summary(folder / "head", len(source), len(failed), len(run.seconds), run.median)
-
-
-class _Source:
-    """The features and labels of images; each is labelled once."""
-
-    def __init__(
-        self,
-        paths: list[Path],
-        labeler: PseudoLabeler,
-        cache: TensorCache | None,
-        dtype: str,
-    ) -> None:
-        self.paths = paths
-        self.labeler = labeler
-        self.cache = cache
-        self.dtype: torch.dtype = getattr(torch, dtype)
-        self.keys: list[str] = []  # of the features
-        self.labels: list[Tensor] = []  # (N,) bool
-        settings = labeler.settings
-        of_labels = {"orient", *labeler.options}
-        self._of_features = {k: v for k, v in settings.items() if k not in of_labels}
-        self._of_features |= {"version": __version__, "dtype": dtype}
-        self._of_labels = {k: v for k, v in settings.items() if k in of_labels}
-        self._lock = Lock()  # backbones run in one thread at a time
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        features = None if self.cache is None else self.cache.get(self.keys[index])
-        if features is None:
-            pixels = self.labeler.preprocess(load_image(self.paths[index])[0])
-            with self._lock:
-                features = self._extract(pixels[None])[0]
-            if self.cache is not None:
-                self.cache.put(self.keys[index], features)
-        return features, self.labels[index]
-
-    def prepare(self, progress: bool) -> list[str]:
-        """Labels all images; those that fail are left out, and returned with the reason."""
-        rank, world = _distributed.world()
-        own = range(rank, len(self.paths), world)
-        self._done: dict[int, tuple[str, Tensor | None]] = {}  # without labels: an error
-        backbone = self.labeler.backbone  # loaded here: its errors are not those of an image
-        hidden = not progress
-        if progress and self.cache is not None:
-            h, w = backbone.grid(self.labeler.size)
-            size = h * w * backbone.dim * self.dtype.itemsize / 2**20
-            print(
-                f"cache: {size:.1f} MiB for each of {len(self.paths)} images, in "
-                f"{self.cache.folder}",
-                file=sys.stderr,
-            )
-        with (
-            ThreadPoolExecutor(min(8, max(2, torch.get_num_threads()))) as pool,
-            tqdm(total=len(own), unit="image", disable=hidden, file=sys.stderr) as bar,
-        ):
-            batch: list[tuple[int, str, Tensor]] = []
-            for index, future in _ahead(pool, self._read, own, 2 * self.labeler.batch_size):
-                try:
-                    key, pixels, labels = future.result()
-                    if labels is None and pixels is None:
-                        labels = self._labels(key)
-                except Exception as error:
-                    self._fail(index, error)
-                else:
-                    if labels is not None:
-                        self._done[index] = key, labels
-                    else:
-                        batch.append((index, key, pixels))
-                if len(batch) == self.labeler.batch_size:
-                    self._label(batch)
-                    batch = []
-                bar.update()
-            self._label(batch)
-        found = {k: v for part in _distributed.gathered(self._done) for k, v in part.items()}
-        failed = [found[index][0] for index in sorted(found) if found[index][1] is None]
-        kept = [index for index in sorted(found) if found[index][1] is not None]
-        self.paths = [self.paths[index] for index in kept]
-        self.keys = [found[index][0] for index in kept]
-        self.labels = [labels for index in kept if (labels := found[index][1]) is not None]
-        return failed
-
-    def _read(self, index: int) -> tuple[str, Tensor | None, Tensor | None]:
-        """The features' key; the labels where they are cached, the pixels where nothing is."""
-        path = self.paths[index]
-        key = key_of(content=content_of(path), **self._of_features)
-        if self.cache is not None:
-            labels = self.cache.get(self._key_of_labels(key))
-            if labels is not None or self.cache.get(key) is not None:
-                return key, None, labels
-        return key, self.labeler.preprocess(load_image(path)[0]), None
-
-    def _key_of_labels(self, key: str) -> str:
-        return key_of(features=key, **self._of_labels)
-
-    def _labels(self, key: str) -> Tensor:
-        """The labels of cached features."""
-        assert self.cache is not None
-        features = self.cache.get(key)
-        assert features is not None
-        labels: Tensor = self.labeler.label_features(features[None]).mask.flatten()
-        self.cache.put(self._key_of_labels(key), labels)
-        return labels
-
-    def _extract(self, pixels: Tensor) -> Tensor:
-        # Rounded as they are stored, so that labels and head do not depend on the cache.
-        features: Tensor = self.labeler.backbone(pixels)
-        return features.to(self.dtype)
-
-    def _label(self, batch: list[tuple[int, str, Tensor]]) -> None:
-        if not batch:
-            return
-        try:
-            features = self._extract(torch.stack([pixels for _, _, pixels in batch]))
-            masks = self.labeler.label_features(features).mask.flatten(1)
-        except Exception as error:
-            # The other images of the batch must not pay for one: each again, by itself.
-            if len(batch) == 1:
-                self._fail(batch[0][0], error)
-            else:
-                for one in batch:
-                    self._label([one])
-            return
-        for (index, key, _), rows, labels in zip(batch, features, masks, strict=True):
-            if self.cache is not None:
-                self.cache.put(key, rows)
-                self.cache.put(self._key_of_labels(key), labels)
-            self._done[index] = key, labels
-
-    def _fail(self, index: int, error: Exception) -> None:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        path = str(self.paths[index])
-        sentence = text if path in text else f"cannot label {path}: {text}"
-        self._done[index] = sentence, None
-        tqdm.write(sentence, file=sys.stderr)
 
 
 class _Run:
@@ -360,14 +238,20 @@ class _Run:
         self._writes = writes
         self._steps: Any = None
         self._board: Any = None
-        epochs = sorted(folder.glob("epoch-*.pt"), key=lambda file: _epoch(file.name))
+        self._held: Any = None
+        found = [file for file in folder.glob("epoch-*.pt") if _epoch(file.name)]
+        epochs = sorted(found, key=lambda file: _epoch(file.name))
         if epochs and not resume:
             raise ValueError(
                 f"`out` must hold no training unless it is resumed: {folder} has {epochs[-1].name}"
             )
-        if epochs:
-            self.checkpoint = read_checkpoint(os.fspath(epochs[-1]))
-            self.finished = _epoch(epochs[-1].name)
+        while epochs and not self.checkpoint:
+            newest = epochs.pop()
+            try:
+                self.checkpoint = read_checkpoint(os.fspath(newest))
+                self.finished = _epoch(newest.name)
+            except WeightsError as error:  # cut off, as by a power failure
+                print(f"{error}; going on from the epoch before", file=sys.stderr)
         if writes:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -384,9 +268,12 @@ class _Run:
         """Seconds for a step."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
-    def begin(self, settings: dict[str, Any], images: list[str], failed: list[str]) -> None:
-        """Checks that a resumed run is the same, and writes what there is to say of it."""
-        self._settings = settings
+    def begin(self, settings: dict[str, Any], images: dict[str, str], failed: list[str]) -> None:
+        """Checks that a resumed run is the same, and writes what there is to say of it.
+
+        ``images``: the keys of their features, by path.
+        """
+        self._settings, self._images = settings, images
         before = self.checkpoint.get("settings", settings)
         for name in settings:
             if before.get(name) != settings[name]:
@@ -394,12 +281,20 @@ class _Run:
                     f"`resume` must have the settings of the training it goes on with: {name} was "
                     f"{before.get(name)!r}, is {settings[name]!r}"
                 )
+        keys = self.checkpoint.get("images", images)
+        for path in [*keys, *images]:
+            if keys.get(path) != images.get(path):
+                state = "is new" if path not in keys else "has changed"
+                state = state if path in images else "is missing, or cannot be labelled now"
+                raise ValueError(
+                    f"`resume` must have the images of the training it goes on with: {path} {state}"
+                )
         self._last = time.perf_counter()
-        self._paths = images
+        self._paths = list(images)
         if not self._writes:
             return
         about = {"settings": settings, "versions": _native.info(), "failed": failed}
-        text = json.dumps({**about, "images": images}, indent=2) + "\n"
+        text = json.dumps({**about, "images": self._paths}, indent=2) + "\n"
         write_atomically(self.folder / "settings.json", lambda file: file.write(text.encode()))
         # A run that was killed wrote steps of an epoch that it did not finish.
         file = self.folder / "steps.jsonl"
@@ -436,6 +331,7 @@ class _Run:
             "model_state": head.state_dict(),
             "optimizer_state": state,
             "settings": self._settings,
+            "images": self._images,
             "info": asdict(info),
         }
         write_atomically(
@@ -444,12 +340,9 @@ class _Run:
 
     def close(self) -> None:
         """Releases the files."""
-        if self._board is not None:
-            self._board.close()
-        if self._steps is not None:
-            self._steps.close()
-        if self._writes:
-            self._held.close()
+        for file in (self._board, self._steps, self._held):
+            if file is not None:
+                file.close()
 
 
 def _new_head(dim: int, seed: int) -> PatchHead:
@@ -458,27 +351,16 @@ def _new_head(dim: int, seed: int) -> PatchHead:
         return PatchHead(dim)
 
 
-def _prefetched(samples: Samples, order: Iterable[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _prefetched(
+    samples: Samples, order: Iterable[int], pin: bool
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    def read(index: int) -> tuple[Tensor, ...]:
+        return tuple(part.pin_memory() if pin else part for part in samples[index])
+
     with ThreadPoolExecutor(2) as pool:
-        for index, future in _ahead(pool, samples.__getitem__, order, _AHEAD):
-            yield index, *future.result()
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[int], Any], order: Iterable[int], most: int
-) -> Iterator[tuple[int, Future[Any]]]:
-    """Runs ``work`` in the pool, in order, for at most ``most`` indices at a time."""
-    running: deque[tuple[int, Future[Any]]] = deque()
-    try:
-        for index in order:
-            running.append((index, pool.submit(work, index)))
-            if len(running) > most:
-                yield running.popleft()
-        while running:
-            yield running.popleft()
-    finally:
-        for _, future in running:
-            future.cancel()
+        for index, future in ahead(pool, read, order, _AHEAD):
+            features, labels = future.result()
+            yield index, features, labels
 
 
 def _values(loss: HeadLoss) -> dict[str, float]:
@@ -509,10 +391,13 @@ def _check(
     feature_dtype: str,
 ) -> None:
     for name, value in (("epochs", epochs), ("max_images", max_images)):
-        params.number(name, value, "an integer >= 1", isinstance(value, int) and value >= 1)
-    params.number("lr", lr, "a number > 0", 0 < lr < float("inf"))
-    params.number("weight_decay", weight_decay, "a number >= 0", 0 <= weight_decay < float("inf"))
-    params.number("seed", seed, "an integer from 0 to 2^63 - 1", 0 <= seed < 2**63)
+        params.number(name, value, "an integer >= 1", isinstance(value, Integral) and value >= 1)
+    finite = isinstance(lr, Real) and lr < math.inf
+    params.number("lr", lr, "a number > 0", finite and lr > 0)
+    finite = isinstance(weight_decay, Real) and weight_decay < math.inf
+    params.number("weight_decay", weight_decay, "a number >= 0", finite and weight_decay >= 0)
+    whole = isinstance(seed, Integral)
+    params.number("seed", seed, "an integer from 0 to 2^63 - 1", whole and 0 <= seed < 2**63)
     if cache_limit is not None:
         params.number("cache_limit", cache_limit, "an integer >= 0", cache_limit >= 0)
     params.choice("feature_dtype", feature_dtype, DTYPES)

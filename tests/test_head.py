@@ -72,6 +72,13 @@ def test_state_dicts_at_top_level_and_nested(tmp_path: Path, prefix: str, nested
     assert same(load_head(tmp_path / "head.pth")[0], head)
 
 
+def test_the_format_of_old_torch(tmp_path: Path) -> None:
+    head = PatchHead(16)
+    content = {"model_state": head.state_dict(), "args": {"lr": 1e-3}}
+    torch.save(content, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert same(load_head(tmp_path / "old.pth")[0], head)
+
+
 class Custom:
     """A class of a training script, which is not there where the file is read."""
 
@@ -123,6 +130,7 @@ def test_a_file_cannot_run_anything(tmp_path: Path) -> None:
 def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
+    torch.save({"model_state": [1]}, tmp_path / "list.pt")
     broken = PatchHead(8).state_dict()
     del broken["proj.2.bias"]
     torch.save(broken, tmp_path / "broken.pt")
@@ -135,6 +143,7 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
         ("none.pt", "'.*none.pt' does not exist"),
         ("other.pt", r"proj.0.weight of \(128, d\): '.*other.pt' holds 'weight'"),
         ("tensor.pt", "'.*tensor.pt' holds a Tensor"),
+        ("list.pt", "'.*list.pt' holds nothing"),
         ("broken.pt", "does not fit .*proj.2.bias"),
         ("text.pt", "that torch can read: '.*text.pt' is not"),
         ("bad.safetensors", "that safetensors can read: '.*bad.safetensors' is not"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,8 +248,75 @@ def test_a_resumed_run_must_be_the_same(folder: Path, tmp_path: Path) -> None:
     run(folder, tmp_path / "run", epochs=1)
     with pytest.raises(ValueError, match=r"go(es)? on with: lr was 0.001, is 0.01"):
         run(folder, tmp_path / "run", lr=1e-2, resume=True)
-    with pytest.raises(ValueError, match="images was"):
+    message = "must have the images of .*png is missing, or cannot be labelled now"
+    with pytest.raises(ValueError, match=message):
         run(folder, tmp_path / "run", max_images=2, resume=True)
+    run(folder, tmp_path / "run", epochs=3, resume=True)
+    with pytest.raises(ValueError, match="`epochs` must be at least as many as are finished"):
+        run(folder, tmp_path / "run", epochs=2, resume=True)
+    run(folder, tmp_path / "numpy", epochs=1, lr=np.float64(1e-3), seed=np.int64(111))
+    assert run(folder, tmp_path / "numpy", epochs=2, resume=True).steps == 6
+
+
+def test_resuming_falls_back_to_a_checkpoint_that_can_be_read(
+    folder: Path, tmp_path: Path, capsys
+) -> None:
+    run(folder, tmp_path / "run", epochs=2)
+    whole = weights(tmp_path / "run")
+    (tmp_path / "run/epoch-002.pt").write_bytes(b"")
+    assert run(folder, tmp_path / "run", epochs=2, resume=True).steps == 6
+    assert "epoch-002.pt' is not (" in capsys.readouterr().err
+    assert all(torch.equal(x, whole[name]) for name, x in weights(tmp_path / "run").items())
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"must be finite: got nan in step \d+, of epoch 1; .*1e\+30"
+    ):
+        run(folder, tmp_path / "run", lr=1e30)
+    assert not (tmp_path / "run/head").exists()
+    assert not list((tmp_path / "run").glob("epoch-*.pt"))
+
+
+def test_an_image_that_changes_after_it_was_labelled(tmp_path: Path, monkeypatch) -> None:
+    photos = pictures(tmp_path / "photos", 2)
+
+    def change(head, samples, **options):
+        assert len(samples) == 2
+        Image.new("RGB", (64, 64), (9, 99, 200)).save(photos / "01.png")
+        samples[0]
+        with pytest.raises(ValueError, match=r"01[.]png has changed since it was labelled"):
+            samples[1]
+        return head
+
+    monkeypatch.setattr("selfment.training.fit", change)
+    run(photos, tmp_path / "run", use_cache=False)
+
+
+def test_the_cache_knows_the_weights_that_were_loaded(folder: Path, tmp_path: Path) -> None:
+    import timm
+
+    for name in ("a", "b"):
+        torch.manual_seed(ord(name))
+        model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
+    weights = tmp_path / "weights.pth"
+    (tmp_path / "a.pth").rename(weights)
+
+    def trained(out: Path, labeler: PseudoLabeler) -> Path:
+        options = {"cache": tmp_path / "cache", "epochs": 1, "progress": False}
+        train(find_images([folder]), out, labeler, **options)
+        return out
+
+    def labeler() -> PseudoLabeler:
+        return PseudoLabeler("vit_tiny_patch16_224", 64, weights=weights)
+
+    first = labeler()
+    _ = first.backbone
+    (tmp_path / "b.pth").rename(weights)
+    trained(tmp_path / "old", first)
+    trained(tmp_path / "new", labeler())
+    assert not equal(tmp_path / "old", tmp_path / "new")
 
 
 def test_one_run_at_a_time(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -286,9 +355,33 @@ def test_cache(tmp_path: Path) -> None:
     assert cache.put("cd34", tensor)
     assert not cache.put("ef56", tensor)  # over the limit
     assert not TensorCache(tmp_path, limit=5000).put("ef56", tensor)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"`cache` must be a folder: got .*file/cache'"):
+        TensorCache(tmp_path / "file/cache")
     # Cut off, as by a power failure: there is no such tensor.
     (tmp_path / "ab/ab12.safetensors").write_bytes(b"\x10")
     assert cache.get("ab12") is None
+
+
+@pytest.mark.parametrize("trouble", ["full", "read-only"])
+def test_a_cache_that_takes_nothing(
+    folder: Path, tmp_path: Path, monkeypatch, capsys, trouble: str
+) -> None:
+    run(folder, tmp_path / "whole")
+    capsys.readouterr()
+    if trouble == "full":
+        usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    else:
+
+        def refuse(path, write):
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr("selfment._cache.write_atomically", refuse)
+    assert run(folder, tmp_path / "run").failed == 0
+    assert equal(tmp_path / "whole", tmp_path / "run")
+    assert capsys.readouterr().err.count("cache: not all is kept in") == 1
+    assert not list((tmp_path / "run").glob("cache/*/*"))
 
 
 def command(folder: Path, out: Path, *options: str) -> list[str]:
@@ -332,18 +425,33 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
     assert [row["step"] for row in steps(out)] == list(range(1, 241))
 
 
-def test_two_processes(folder: Path, tmp_path: Path) -> None:
-    """Each takes half of the images and of the steps; the gradients are means."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launch += ["--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    arguments = command(folder, tmp_path / "run", "--epochs", "2", "--lr", "0.01")[1:]
-    done = subprocess.run(
-        [*launch, *arguments],
+def torchrun(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Two processes on this machine, on a port that is free."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", "2"]
+    return subprocess.run(
+        [*launch, *arguments[1:]],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=120,
     )
+
+
+def test_two_processes_and_a_bad_image(tmp_path: Path) -> None:
+    """The last image, which the second process reads, is broken; the first tells."""
+    photos = pictures(tmp_path / "photos", 4)
+    (photos / "03.png").write_bytes(b"not an image")
+    done = torchrun(command(photos, tmp_path / "run", "--epochs", "1"))
+    assert done.returncode == 1
+    assert done.stderr.count("trained on 3 images, 1 failed, 2 steps; the head is") == 1
+    assert len(steps(tmp_path / "run")) == 2
+    assert (tmp_path / "run/head/model.safetensors").is_file()
+
+
+def test_two_processes(folder: Path, tmp_path: Path) -> None:
+    """Each takes half of the images and of the steps; the gradients are means."""
+    done = torchrun(command(folder, tmp_path / "run", "--epochs", "2", "--lr", "0.01"))
     assert done.returncode == 0, done.stderr
     rows = steps(tmp_path / "run")
     assert len(rows) == 6
