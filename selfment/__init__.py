@@ -17,17 +17,20 @@ from .pseudo_labels import PseudoLabels, pseudo_label
 from .spectral import ncut
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluator, evaluate
     from .head import PatchHead
     from .labeler import PseudoLabeler
     from .segmenter import Segmenter
 
 __all__ = [
+    "Evaluator",
     "Graph",
     "PatchHead",
     "PseudoLabeler",
     "PseudoLabels",
     "Segmenter",
     "affinity",
+    "evaluate",
     "ipo",
     "ncut",
     "pseudo_label",
@@ -36,8 +39,14 @@ __all__ = [
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
 
-# They bring the backbones and the image readers; features alone need neither.
-_LAZY = {"PatchHead": "head", "PseudoLabeler": "labeler", "Segmenter": "segmenter"}
+# They bring the backbones, the image readers and the scores; features alone need none of them.
+_LAZY = {
+    "Evaluator": "evaluation",
+    "PatchHead": "head",
+    "PseudoLabeler": "labeler",
+    "Segmenter": "segmenter",
+    "evaluate": "evaluation",
+}
 
 
 def __getattr__(name: str) -> Any:

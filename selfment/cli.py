@@ -23,7 +23,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1 (images failed), 2 (usage), 130 (Ctrl-C)."""
+    """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C).
+
+    1: images failed, or a data set that is there is not whole.
+    """
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
@@ -32,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"selfment {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"selfment {arguments.command}: interrupted; what was done is kept", file=sys.stderr)
+        kept = "" if arguments.command == "eval" else "; what was done is kept"
+        print(f"selfment {arguments.command}: interrupted{kept}", file=sys.stderr)
         return 130
 
 
@@ -68,6 +72,8 @@ def _train(arguments: argparse.Namespace) -> int:
         feature_dtype=arguments.feature_dtype,
         resume=arguments.resume,
     )
+    if _distributed.world()[0] > 0:
+        return 0  # the first process speaks for all
     counts = f"trained on {summary.images} images, {summary.failed} failed"
     print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
     return 1 if summary.failed else 0
@@ -142,6 +148,67 @@ def _labeler(arguments: argparse.Namespace) -> PseudoLabeler:
     return labeler
 
 
+def _eval(arguments: argparse.Namespace) -> int:
+    from .evaluation import FORMATS, evaluate
+    from .report import write_html
+
+    if arguments.images is not None and arguments.report is None:
+        raise ValueError("`images` must come with a page to show them on, --report F.html")
+    report = evaluate(
+        arguments.pred,
+        arguments.gt,
+        protocol=arguments.protocol,
+        metrics=arguments.metrics,
+        workers=arguments.workers,
+        allow_missing=arguments.allow_missing,
+        suffix=arguments.suffix,
+    )
+    print(report.to_text(), end="")
+    for name in FORMATS:
+        path = getattr(arguments, name)
+        if path is not None:
+            report.save(path, name)
+    if arguments.report is not None:
+        write_html(report, arguments.report, images=arguments.images)
+    for sentence in report.failed:
+        print(f"selfment eval: {sentence}", file=sys.stderr)
+    return 1 if report.failed else 0
+
+
+def _data(arguments: argparse.Namespace) -> int:
+    from .datasets import check, describe
+
+    found = check(arguments.root)
+    print("\n".join(describe(found, arguments.root)))
+    return 1 if any(one.there and not one.whole for one in found) else 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from .recipes import find_recipe, packaged
+    from .reproduction import reproduce
+
+    if arguments.list:
+        for recipe in packaged():
+            print(f"{recipe.name:<16} {recipe.title}")
+        return 0
+    if None in (arguments.recipe, arguments.data, arguments.out):
+        raise ValueError("give RECIPE, --data ROOT and --out DIR, or --list")
+    _set_threads(arguments.threads)
+    found = reproduce(
+        find_recipe(arguments.recipe),
+        arguments.data,
+        arguments.out,
+        limit=arguments.limit,
+        weights=arguments.weights,
+        device=arguments.device,
+        batch_size=arguments.batch,
+        workers=arguments.workers,
+    )
+    print(found.table, end="")
+    print(f"see {arguments.out}/results.md and results.json", file=sys.stderr)
+    return 1 if found.unlabelled else 0
+
+
 def _info(arguments: argparse.Namespace) -> int:
     for name, value in _native.info().items():
         print(f"{name:<16} {value}")
@@ -161,6 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     label.set_defaults(run=_label)
     _add_training(commands.add_parser("train", help="train a segmentation head on pseudo-labels"))
     _add_prediction(commands.add_parser("predict", help="write the saliency of images and videos"))
+    _add_evaluation(commands.add_parser("eval", help="score predictions against ground truth"))
+    _add_data(commands.add_parser("data", help="say which data sets are there"))
+    _add_reproduce(commands.add_parser("reproduce", help="train and score as a recipe says"))
     info = commands.add_parser("info", help="print versions, instruction set and CUDA state")
     info.set_defaults(run=_info)
     return parser
@@ -239,3 +309,47 @@ def _add_prediction(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
     add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
     parser.set_defaults(run=_predict)
+
+
+def _add_evaluation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--pred", required=True, metavar="DIR", help="folder of saliency maps or masks")
+    add("--gt", required=True, metavar="DIR", help="folder of ground truth of the same names")
+    protocols = ("paper", "pysod", "tokencut", "all")
+    add("--protocol", default="all", choices=protocols, help="whose scores (%(default)s)")
+    add("--metrics", nargs="+", metavar="NAME", help="only these of the protocol's scores")
+    suffix = "of the predictions' names after the ground truth's: _saliency, _mask, '' (found out)"
+    add("--suffix", metavar="S", help=suffix)
+    add("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
+    add("--allow-missing", action="store_true", help="score what has both files")
+    for name, what in (("json", "JSON"), ("csv", "CSV"), ("markdown", "Markdown")):
+        add(f"--{name}", metavar="F", help=f"also write the scores as {what}")
+    add("--latex", metavar="F", help="also write the scores as a LaTeX table")
+    add("--report", metavar="F.html", help="also write a page with curves and pictures")
+    add("--images", metavar="DIR", help="folder of the photographs, for the page")
+    parser.set_defaults(run=_eval)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = actions.add_parser("check", help="say which data sets are there and whole")
+    check.add_argument("root", metavar="ROOT", help="the folder of all data sets")
+    parser.set_defaults(run=_data)
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("recipe", nargs="?", metavar="RECIPE", help="a recipe's name, or a .toml file")
+    add("--list", action="store_true", help="list the recipes")
+    data = "the folder of all data sets, or one with images/ and masks/"
+    add("--data", metavar="ROOT", help=data)
+    add("--out", metavar="DIR", help="folder for the head, predictions and results")
+    most = "take so many images of each data set, for a quick check"
+    add("--limit", type=int, metavar="N", help=most)
+    add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
+    add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
+    add("--device", help="torch device of the backbone (CUDA where there is one)")
+    add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+    workers = "processes that evaluate (%(default)s)"
+    add("--workers", type=int, default=1, metavar="N", help=workers)
+    parser.set_defaults(run=_reproduce)

@@ -86,8 +86,10 @@ class _RowLogSumExp(torch.autograd.Function):
         block = max(1, _BLOCK_BYTES // (len(rows) * rows.element_size()))
         ctx.block, ctx.temperature, ctx.kernel = block, temperature, None
         sums = []
+        # One buffer for all blocks: what an allocator makes of many takes many times as much.
+        buffer = rows.new_empty((min(block, len(rows)), len(rows)))
         for part in rows.split(block):
-            kernel = _kernel(part, rows, temperature)
+            kernel = _kernel(part, rows, temperature, buffer)
             sums.append(kernel.sum(1))
             if len(part) == len(rows):
                 ctx.kernel = kernel
@@ -102,13 +104,18 @@ class _RowLogSumExp(torch.autograd.Function):
         share = (grad / total)[:, None]
         both = torch.cat([rows, share * rows], 1)
         parts = []
+        if ctx.kernel is None:
+            buffer = rows.new_empty((ctx.block, len(rows)))
         for part, own in zip(rows.split(ctx.block), share.split(ctx.block), strict=True):
-            kernel = _kernel(part, rows, ctx.temperature) if ctx.kernel is None else ctx.kernel
+            kernel = ctx.kernel
+            if kernel is None:
+                kernel = _kernel(part, rows, ctx.temperature, buffer)
             plain, shared = (kernel @ both).chunk(2, 1)
             parts.append(torch.addcmul(shared, own, plain))
         return torch.cat(parts).div_(ctx.temperature), None
 
 
-def _kernel(part: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """exp((<part, rows> - 1) / T)."""
-    return torch.mm(part, rows.T).sub_(1).div_(temperature).exp_()
+def _kernel(part: Tensor, rows: Tensor, temperature: float, buffer: Tensor) -> Tensor:
+    """exp((<part, rows> - 1) / T), in the first rows of the buffer."""
+    product = torch.mm(part, rows.T, out=buffer[: len(part)])
+    return product.sub_(1).div_(temperature).exp_()

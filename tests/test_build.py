@@ -23,6 +23,7 @@ from selfment import _native
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.*"))
 CUDA = ["csrc/bindings_cuda.cpp", *(name for name in CSRC if name.endswith(".cu"))]
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("selfment/**/*.toml"))
 TESTS = [
     path.relative_to(ROOT).as_posix()
     for path in sorted(ROOT.glob("tests/**/*.*"))
@@ -140,7 +141,7 @@ def test_sdist_holds_all_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"setup.py", "pyproject.toml", "LICENSE", "README.md", "selfment/VERSION"}
-    needed |= {*CSRC, *TESTS}
+    needed |= {*CSRC, *TESTS, *RECIPES}
     assert needed - names == set()
     assert [name for name in names if name.endswith((".so", ".o", ".pyc"))] == []
 
@@ -161,6 +162,14 @@ print(cpu().__file__, cpu().__version__, selfment.affinity(torch.eye(3)).degrees
     assert Path(file).parent == tree / "selfment"
     assert version == VERSION
     assert degrees == str([1 + 2e-5] * 3)
+
+
+@needs_tools
+def test_recipes_are_installed(tree: Path, tmp_path: Path) -> None:
+    python("setup.py", "build_py", "--build-lib", str(tmp_path), cwd=tree)
+    installed = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("**/*.toml")}
+    assert "selfment/recipe_files/offline.toml" in installed
+    assert installed == set(RECIPES)
 
 
 @needs_tools
