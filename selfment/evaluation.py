@@ -398,6 +398,8 @@ def _scored(
     ordered: deque[Future[list[_Scored | str]]] = deque()
     # Processes that are forked would inherit the locks of threads that they do not have.
     pool = ProcessPoolExecutor(workers - 1, get_context("spawn"), _start_worker)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # each process has a core
     try:
         # They take seconds to start, in which this process works on its own.
         ready = [pool.submit(os.getpid) for _ in range(workers - 1)]
@@ -418,6 +420,7 @@ def _scored(
             'that started it lacks `if __name__ == "__main__"`'
         ) from error
     finally:
+        torch.set_num_threads(threads)
         pool.shutdown(wait=False, cancel_futures=True)  # they end while the caller goes on
 
 
