@@ -1,0 +1,180 @@
+"""MaskCut's functions (Wang et al., *Cut and Learn*, CVPR 2023), on any grid, square or not.
+
+One line changes in a program that imports them from ``maskcut``::
+
+    from selfment.compat.maskcut import maskcut_forward
+
+Features may be on the CPU or a CUDA device, where the cuts are then made. The sign of the vectors,
+on which the corner rule depends, and ties of the seed: see :mod:`selfment.compat`.
+"""
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import _params as params
+from .. import reference
+from .._arrays import as_tensor
+from . import _cut
+from ._cut import Array
+from .tokencut import component
+
+
+def maskcut_forward(
+    feats: Any,
+    dims: Any,
+    scales: Any,
+    init_image_size: Any,
+    tau: float = 0,
+    N: int = 3,  # noqa: N803, theirs
+    cpu: bool = False,
+) -> tuple[int, list[Array], list[Array]]:
+    """N rounds of the cut, each on the features that earlier masks have painted over with zeros.
+
+    In each round the foreground is the side x > mean(x), which holds the peak of |x|, or the other
+    one if that holds three corners of the grid or more; the seed is the patch deepest in the
+    foreground, and the mask its 4-connected component. From the second round on a mask is emptied
+    if its intersection over union with the previous round's is > 0.5, or if it covers 1 % of the
+    grid or less. What earlier masks cover is taken from a mask at the image's size.
+
+    Args:
+        feats: (C, h*w) features, without CLS token; any float type.
+        dims: (h, w), in patches.
+        scales: not used.
+        init_image_size: (H, W) of the image.
+        tau: an edge needs a similarity > tau.
+        N: rounds.
+        cpu: whether features on another device are cut on the CPU; otherwise the cut is made where
+            they are.
+
+    Returns:
+        The last round's seed, a flat index; N masks (H, W) float64 of 0 and 1, empty ones included;
+        N Fiedler vectors (H, W) float64, as they come from the solver. Pixels have the value of the
+        nearest patch.
+
+    Raises:
+        TypeError: a wrong kind of array or dtype.
+        ValueError: a wrong shape, size, tau or N, or features that are not finite.
+        ImportError: the native module for the device is missing.
+    """
+    grid = _cut.as_dims(dims)
+    size = _cut.sizes("init_image_size", init_image_size, "H, W")
+    params.number("N", N, "an integer >= 1", isinstance(N, Integral) and N >= 1)
+    columns = _cut.from_columns(feats, grid).T
+    columns = columns.cpu() if cpu else columns
+    painting = columns.new_zeros((1, *grid))
+    mask = np.zeros(grid)
+    covered = np.zeros(size)
+    masks: list[Array] = []
+    vectors: list[Array] = []
+    for turn in range(N):
+        # An empty mask paints nothing: the graph, and so the vector, is the last round's.
+        if turn == 0 or mask.any():
+            paint = torch.from_numpy(mask).to(columns)
+            columns, painting = get_masked_affinity_matrix(painting, columns, paint, grid[0])
+            x = _cut.fiedler(columns.T, tau, params.EPS)
+        side, seed = _foreground(x, grid)
+        found = component(side.reshape(grid), seed)
+        if turn > 0 and (_iou(mask, found) > 0.5 or 100 * found.sum() <= found.size):
+            found[:] = 0
+        mask = found
+        masks.append(np.maximum(_cut.upsample(mask, size) - covered, 0))
+        covered += masks[-1]
+        vectors.append(_cut.upsample(x.reshape(grid), size))
+    return seed, masks, vectors
+
+
+def get_affinity_matrix(feats: Any, tau: float, eps: float = 1e-5) -> tuple[Array, Array]:
+    """The dense binary A and D (N, N) float64 of (C, N) features: A = 1 where similarity > tau.
+
+    Raises ``TypeError`` and ``ValueError`` as :func:`selfment.affinity` does.
+    """
+    tensor, _ = as_tensor(feats, "feats")
+    if tensor.ndim != 2:
+        raise ValueError(f"`feats` must be (C, N): got shape {tuple(tensor.shape)}")
+    rows = _cut.from_columns(tensor, (1, tensor.shape[1]))
+    A: Array = reference.affinity(rows, tau=tau, eps=eps).cpu().numpy()
+    return A, np.diag(A.sum(axis=1))
+
+
+def second_smallest_eigenvector(A: Array, D: Array) -> tuple[Array, Array]:
+    """The Fiedler vector (N,) float64 of dense A and D (N, N), N >= 2, and a copy of it first.
+
+    By LAPACK, for any symmetric A and its diagonal D > 0: :func:`maskcut_forward` does without.
+    x^T D x = 1; the entry of largest magnitude is positive. Raises ``ValueError`` for other shapes.
+    """
+    if np.ndim(A) != 2 or len(A) < 2 or np.shape(A) != (len(A),) * 2 or np.shape(D) != np.shape(A):
+        raise ValueError(
+            f"`A` and `D` must be (N, N) with N >= 2: got shapes {np.shape(A)} and {np.shape(D)}"
+        )
+    # The symmetric problem of D^-1/2 A D^-1/2: the solver for the generalised one is far slower.
+    scale = 1 / np.sqrt(np.diag(D))
+    second = [len(A) - 2, len(A) - 2]
+    y = scipy.linalg.eigh(scale[:, None] * A * scale, subset_by_index=second)[1][:, 0]
+    x: Array = scale * y
+    if x[_cut.first_peak(np.abs(x))] < 0:
+        x = -x
+    return x.copy(), x
+
+
+def get_salient_areas(second_smallest_vec: Array) -> NDArray[np.bool_]:
+    """The side (N,) bool of the vector (N,) above its mean."""
+    return _cut.above_mean(second_smallest_vec)
+
+
+def check_num_fg_corners(bipartition: NDArray[Any], dims: Any) -> int:
+    """How many corners of the (h, w) grid are foreground, 0 to 4; in one row they count twice.
+
+    Raises ``ValueError`` where ``dims`` does not fit the bipartition (h*w,).
+    """
+    h, w = _cut.as_dims(dims, least=1)
+    if np.size(bipartition) != h * w:
+        raise ValueError(f"`dims` must satisfy h*w == {np.size(bipartition)}: got {(h, w)}")
+    side = np.reshape(bipartition, (h, w))
+    return sum(int(side[corner]) for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)))
+
+
+def get_masked_affinity_matrix(
+    painting: Tensor, feats: Tensor, mask: Tensor, ps: int
+) -> tuple[Tensor, Tensor]:
+    """Features (C, N) with zeros where ``painting`` or ``mask`` is > 0, and the new painting.
+
+    Args:
+        painting: (h, w) or (1, h, w), what earlier masks cover.
+        feats: (C, N) with N = h*w, on the same device.
+        mask: (h, w), 0 or 1.
+        ps: not used: the grid is the mask's.
+
+    Returns:
+        The features (C, N), and the painting (1, h, w) of 0 and 1. Dtypes are as torch promotes
+        those given. Raises ``ValueError`` where the shapes do not fit.
+    """
+    fits = mask.ndim == 2 and feats.ndim == 2 and feats.shape[1] == mask.numel()
+    if not fits or painting.shape not in (mask.shape, (1, *mask.shape)):
+        raise ValueError(
+            "`painting`, `feats` and `mask` must be (1, h, w), (C, h*w) and (h, w): got shapes "
+            f"{tuple(painting.shape)}, {tuple(feats.shape)} and {tuple(mask.shape)}"
+        )
+    total = painting + mask[None]
+    painting = (total > 0).to(total.dtype)
+    return feats * (1 - painting.flatten()), painting
+
+
+def _foreground(x: Array, grid: tuple[int, int]) -> tuple[NDArray[np.bool_], int]:
+    """The foreground (N,) of x, which is positive where |x| peaks, and the seed, deepest in it."""
+    side, seed = _cut.bipartition(x)
+    if check_num_fg_corners(side, grid) >= 3:
+        return ~side, _cut.first_peak(-x)
+    return side, seed
+
+
+def _iou(a: Array, b: Array) -> float:
+    """Intersection over union of two masks of 0 and 1, one of them not empty."""
+    return float((a * b).sum() / np.maximum(a, b).sum())
