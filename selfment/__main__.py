@@ -1,8 +1,17 @@
-"""``python -m selfment``."""
+"""``python -m selfment``, also under ``torchrun``."""
 
+import os
 import sys
 
+from ._distributed import world
 from .cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if world()[1] > 1:
+        # DistributedDataParallel leaves threads of the process group behind, which abort the
+        # process when they meet the end of the interpreter. All files are closed by now.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
