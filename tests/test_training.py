@@ -174,11 +174,16 @@ def test_nothing_is_extracted_or_labelled_twice(folder: Path, tmp_path: Path, mo
     train(find_images([folder]), tmp_path / "c", labeler, cache=cache, epochs=1, progress=False)
     assert calls == ["label_features"] * 6
     calls.clear()
-    # The same content under another name, and other content under the same name.
-    other = pictures(tmp_path / "other", 2)
-    (other / "00.png").rename(other / "x.png")
-    Image.new("RGB", (64, 64), (9, 99, 200)).save(other / "01.png")
-    run(other, tmp_path / "d", cache=cache)
+    # The same content under another name.
+    renamed = pictures(tmp_path / "renamed", 1)
+    (renamed / "00.png").rename(renamed / "x.png")
+    run(renamed, tmp_path / "d", cache=cache)
+    assert calls == []
+    # Other content under the same name.
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    Image.new("RGB", (64, 64), (9, 99, 200)).save(changed / "01.png")
+    run(changed, tmp_path / "e", cache=cache)
     assert calls.count("preprocess") == 1
 
 
