@@ -1,9 +1,11 @@
 // `selfment._cpu`: registers the operations of params.h and releases the GIL. Addresses are
 // integers, of memory that the caller has checked and keeps alive.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "params.h"
@@ -32,6 +34,14 @@ std::vector<selfment::Graph> graphs(Address bits, const Weights* weights, int64_
     views.push_back({at<const uint64_t>(bits) + i / repeat * selfment::bits_size(n),
                      weights == nullptr ? nullptr : &weights->images[i / repeat], n, eps});
   return views;
+}
+
+using Grids = std::vector<std::pair<int64_t, int64_t>>;
+
+std::vector<selfment::Grid> as_grids(const Grids& sides) {
+  std::vector<selfment::Grid> grids;
+  for (const auto& [h, w] : sides) grids.push_back({h, w});
+  return grids;
 }
 
 bool interrupted() {
@@ -117,16 +127,18 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "components",
-      [](Address fiedler, int64_t batch, int64_t h, int64_t w, bool corners, Address mask,
-         Address seed, int threads) {
+      [](Address fiedler, int64_t batch, int64_t n, const Grids& grids, bool corners, Address mask,
+         Address seed, Address peaks, int threads) {
+        const auto frames = as_grids(grids);
         run(threads, [&](const selfment::Context& context) {
-          selfment::cpu::components(
-              {at<const double>(fiedler), batch, h, w, corners, at<bool>(mask), at<int64_t>(seed)},
-              context);
+          selfment::cpu::components({at<const double>(fiedler), batch, n, frames.data(),
+                                     static_cast<int64_t>(frames.size()), corners, at<bool>(mask),
+                                     at<int64_t>(seed), at<int64_t>(peaks)},
+                                    context);
         });
       },
-      py::arg("fiedler"), py::arg("batch"), py::arg("h"), py::arg("w"), py::arg("corners"),
-      py::arg("mask"), py::arg("seed"), py::arg("threads"));
+      py::arg("fiedler"), py::arg("batch"), py::arg("n"), py::arg("grids"), py::arg("corners"),
+      py::arg("mask"), py::arg("seed"), py::arg("peaks"), py::arg("threads"));
 
   m.def(
       "ipo",

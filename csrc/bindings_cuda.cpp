@@ -1,8 +1,11 @@
 // `selfment._cuda`: registers the CUDA twin of the operations of params.h. Addresses and streams
 // are integers; memory is of the device and stays alive until its stream has passed the operation.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <utility>
+#include <vector>
 
 #include "cuda/platform.h"
 #include "params.h"
@@ -49,6 +52,14 @@ auto run(int device, const Operation& operation) {
 
 selfment::cuda::Graphs graphs(Address bits, Address weights, int64_t batch, int64_t n, double eps) {
   return {at<const uint64_t>(bits), at<const float>(weights), batch, n, eps};
+}
+
+using Grids = std::vector<std::pair<int64_t, int64_t>>;
+
+std::vector<selfment::Grid> as_grids(const Grids& sides) {
+  std::vector<selfment::Grid> grids;
+  for (const auto& [h, w] : sides) grids.push_back({h, w});
+  return grids;
 }
 
 }  // namespace
@@ -123,20 +134,24 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("residuals"), py::arg("iterations"), py::arg("scratch"), py::arg("device"),
       py::arg("stream"));
 
-  m.def("components_scratch", &selfment::cuda::components_scratch, py::arg("batch"), py::arg("n"));
+  m.def("components_scratch", &selfment::cuda::components_scratch, py::arg("batch"), py::arg("n"),
+        py::arg("frames"));
 
   m.def(
       "components",
-      [](Address fiedler, int64_t batch, int64_t h, int64_t w, bool corners, Address mask,
-         Address seed, Address scratch, int device, Address stream) {
+      [](Address fiedler, int64_t batch, int64_t n, const Grids& grids, bool corners, Address mask,
+         Address seed, Address peaks, Address scratch, int device, Address stream) {
+        const auto frames = as_grids(grids);
         run(device, [&] {
-          selfment::cuda::components(
-              {at<const double>(fiedler), batch, h, w, corners, at<bool>(mask), at<int64_t>(seed)},
-              {at<void>(scratch), at<void>(stream)});
+          selfment::cuda::components({at<const double>(fiedler), batch, n, frames.data(),
+                                      static_cast<int64_t>(frames.size()), corners, at<bool>(mask),
+                                      at<int64_t>(seed), at<int64_t>(peaks)},
+                                     {at<void>(scratch), at<void>(stream)});
         });
       },
-      py::arg("fiedler"), py::arg("batch"), py::arg("h"), py::arg("w"), py::arg("corners"),
-      py::arg("mask"), py::arg("seed"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("fiedler"), py::arg("batch"), py::arg("n"), py::arg("grids"), py::arg("corners"),
+      py::arg("mask"), py::arg("seed"), py::arg("peaks"), py::arg("scratch"), py::arg("device"),
+      py::arg("stream"));
 
   m.def(
       "ipo_scratch",

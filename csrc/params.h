@@ -109,12 +109,23 @@ struct FiedlerParams {
   int64_t* iterations;  // out: (batch,), products with the graph
 };
 
+// A grid of h x w patches, in row-major order.
+struct Grid {
+  int64_t h, w;
+};
+
+// A vector is of one image, or of several frames that were cut together: their patches one frame
+// after another. Components end where their frame ends.
 struct ComponentsParams {
-  const double* fiedler;  // (batch, h * w)
-  int64_t batch, h, w;
-  bool corners;   // MaskCut's corner rule
-  bool* mask;     // out: (batch, h * w), the seed's 4-connected component of its side
-  int64_t* seed;  // out: (batch,)
+  const double* fiedler;  // (batch, n)
+  int64_t batch, n;
+  const Grid* grids;  // (frames,), h * w summing to n; in host memory, for the CUDA twin too
+  int64_t frames;
+  bool corners;    // MaskCut's corner rule, on the corners of all frames
+  bool* mask;      // out: (batch, n), a 4-connected component of the seed's side in each frame
+  int64_t* seed;   // out: (batch,)
+  int64_t* peaks;  // out: (batch, frames), the patch of the frame that its component is kept for:
+                   // the seed in its own, else the side's peak there; -1 where the side is not
 };
 
 struct IpoParams {
@@ -193,7 +204,7 @@ void affinity(const AffinityParams&, const Context&);
 void matvec(const MatvecParams&, const Context&);
 int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted);
 void fiedler(const FiedlerParams&, const Context&);
-int64_t components_scratch(int64_t batch, int64_t n);
+int64_t components_scratch(int64_t batch, int64_t n, int64_t frames);
 void components(const ComponentsParams&, const Context&);
 int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
 void ipo(const IpoParams&, const Context&);

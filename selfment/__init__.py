@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import reference
 from .graph import Graph, affinity
+from .joint import JointLabels
 from .optimization import ipo
 from .pseudo_labels import PseudoLabels, pseudo_label
 from .spectral import ncut
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Evaluator",
     "Graph",
+    "JointLabels",
     "PatchHead",
     "PseudoLabeler",
     "PseudoLabels",

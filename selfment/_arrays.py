@@ -96,7 +96,7 @@ class Features:
 
 def as_features(
     features: Any,
-    grid: Grid | None = None,
+    grid: Any = None,
     *,
     needs_grid: bool = False,
     devices: tuple[str, ...] | None = ("cpu", "cuda"),

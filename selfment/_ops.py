@@ -5,7 +5,7 @@ All that the twins differ in is in the two classes below; tensors of an operatio
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _native
+from ._arrays import Grid
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -73,7 +74,7 @@ class _Cuda:
         scratch = max(
             self.native.affinity_scratch(dtype, 1, n, d),
             self.native.fiedler_scratch(1, n, 1, bool(weights), self.ordinal),
-            self.native.components_scratch(1, n),
+            self.native.components_scratch(1, n, 1),
             self.native.ipo_scratch(dtype, 1, n, d, self.ordinal),
         )
         return _CUDA_BYTES // int(image + 4 * weights * self.native.weights_size(n) + scratch + 1)
@@ -195,23 +196,31 @@ def fiedler(bits: Tensor, weights: Any, degree: Tensor, n: int, eps: float, k: i
     return values, vectors, gaps, residuals, iterations
 
 
-def components(fiedler: Tensor, h: int, w: int, corners: bool) -> tuple[Tensor, Tensor]:
-    """Initial masks (B, N) bool and seeds (B,) int64 of Fiedler vectors (B, N) float64."""
-    batch = len(fiedler)
+def components(
+    fiedler: Tensor, grids: Sequence[Grid], corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Initial masks (B, N) bool of Fiedler vectors (B, N) float64, seeds (B,), peaks (B, F) int64.
+
+    ``grids``: (h, w) of the F frames whose patches a vector has one after another; a peak is the
+    patch of its frame that the mask there grew from, -1 where there is no mask.
+    """
+    batch, n = fiedler.shape
     mask = fiedler.new_empty(fiedler.shape, dtype=torch.bool)
     seed = fiedler.new_empty(batch, dtype=torch.int64)
+    peaks = fiedler.new_empty((batch, len(grids)), dtype=torch.int64)
     _twin(fiedler.device).run(
         "components",
-        (batch, h * w),
+        (batch, n, len(grids)),
         fiedler=fiedler,
         batch=batch,
-        h=h,
-        w=w,
+        n=n,
+        grids=grids,
         corners=corners,
         mask=mask,
         seed=seed,
+        peaks=peaks,
     )
-    return mask, seed
+    return mask, seed, peaks
 
 
 def ipo(rows: Tensor, labels: Tensor, iters: int, min_count: int) -> tuple[Tensor, Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,18 +112,27 @@ def build(
     graph: str,
     *,
     first: int = 0,
+    frames: Sequence[int] = (),
 ) -> Graph:
-    """The graph of checked, contiguous (B, N, d) rows; ``first`` is the first image's number."""
+    """The graph of checked, contiguous (B, N, d) rows.
+
+    For errors: ``first`` is the first image's number, and ``frames`` are the numbers of patches of
+    the frames that a single graph is of.
+    """
     n = rows.shape[1]
     bits, degree, weights, bad = _ops.affinity(rows, tau, eps, graph == "weighted")
-    check_finite(bad, n, first)
+    check_finite(bad, n, first, frames)
     return Graph(eps, n, bits, weights, degree)
 
 
-def check_finite(bad: int, n: int, first: int) -> None:
+def check_finite(bad: int, n: int, first: int, frames: Sequence[int] = ()) -> None:
     """Raises ``ValueError`` if a native operation found a ``bad`` row, >= 0, of the features."""
     if bad >= 0:
         image, patch = divmod(bad, n)
+        for size in frames:
+            if patch < size:
+                break
+            image, patch = image + 1, patch - size
         raise ValueError(
             f"`features` must be finite, and so must their norms: got NaN, infinity or an overflow "
             f"in patch {patch} of image {first + image}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -36,8 +37,9 @@ class PseudoLabels:
 
 def pseudo_label(
     features: Any,
-    grid: Grid | None = None,
+    grid: Grid | Sequence[Grid] | None = None,
     *,
+    joint: bool = False,
     tau: float = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
@@ -51,7 +53,10 @@ def pseudo_label(
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w); float16,
             bfloat16, float32 or float64; torch, numpy or DLPack (cupy, jax), on the CPU or a CUDA
             device, where the labels then are.
-        grid: (h, w) with h * w == N, the patches in row-major order.
+        grid: (h, w) with h * w == N, the patches in row-major order. With ``joint`` and (N, d)
+            features a list of them, one for each frame.
+        joint: whether one cut is to go through all images, the frames of a video, say: a graph of
+            all their patches, see :mod:`selfment.joint`.
         tau: the threshold on the similarity of two patches.
         eps: the affinity below it, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
@@ -64,7 +69,8 @@ def pseudo_label(
     Returns:
         The labels and what is known of the cut, in the caller's kind of array; without B for
         (N, d) features. The same features give the same labels, alone or in a batch, on any number
-        of threads. A single patch is all foreground, with eigenvalue 0.
+        of threads. A single patch is all foreground, with eigenvalue 0. With ``joint``, a
+        :class:`~selfment.joint.JointLabels`.
         ``gap`` is between eigenvalues that the iteration has met: of a repeated one that may be a
         single copy.
 
@@ -82,6 +88,10 @@ def pseudo_label(
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)
     params.choice("orient", orient, params.ORIENTS)
+    if joint:
+        from .joint import joint_label  # it builds on this module
+
+        return joint_label(features, grid, tau, eps, graph, orient, ipo_iters, ipo_min_count)
     given = as_features(features, grid, needs_grid=True)
     assert given.grid is not None
     with given.kind.stream():

@@ -10,6 +10,8 @@ CVPR 2023).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from . import _params as params
 from ._arrays import Grid, as_features, as_tensor
+from .joint import as_frames, give
 from .pseudo_labels import PseudoLabels
 
 
@@ -85,8 +88,9 @@ def ipo(
 
 def pseudo_label(
     features: Any,
-    grid: Grid | None = None,
+    grid: Grid | Sequence[Grid] | None = None,
     *,
+    joint: bool = False,
     tau: float = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
@@ -98,31 +102,39 @@ def pseudo_label(
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)
     params.choice("orient", orient, params.ORIENTS)
-    given = as_features(features, grid, needs_grid=True, devices=None)
-    assert given.grid is not None
-    images = []
-    for f in given.tensor:
+
+    def label(f: Tensor, grids: Sequence[Grid]) -> dict[str, Tensor]:
+        """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
         values, vectors = _eigenpairs(_affinity(f, tau, eps, graph))
         # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
         index = min(1, len(values) - 1)
         x = _signed(vectors[:, index : index + 1])[:, 0]
-        mask, seed = _initial_mask(x, given.grid, orient)
-        label, steps = _ipo(f, mask.flatten(), ipo_iters, ipo_min_count)
-        images.append(
-            {
-                "mask": label.reshape(given.grid),
-                "ncut_mask": mask,
-                "fiedler": x.float().reshape(given.grid),
-                "eigenvalue": values[index],
-                "gap": values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf),
-                "residual": values.new_tensor(0.0),
-                "seed": seed,
-                "lanczos_iters": torch.tensor(0),
-                "ipo_iters": torch.tensor(steps),
-            }
-        )
-    fields = {name: torch.stack([image[name] for image in images]) for name in images[0]}
-    return PseudoLabels(**{name: given.give(value) for name, value in fields.items()})
+        ncut_mask, seed, peaks = _initial_masks(x, grids, orient)
+        mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
+        return {
+            "mask": mask,
+            "ncut_mask": ncut_mask,
+            "fiedler": x.float(),
+            "eigenvalue": values[index],
+            "gap": values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf),
+            "residual": values.new_tensor(0.0),
+            "seed": seed,
+            "lanczos_iters": torch.tensor(0),
+            "ipo_iters": torch.tensor(steps),
+            "peaks": peaks,
+        }
+
+    if joint:
+        given, grids = as_frames(features, grid, devices=None)
+        return give(given, grids, label(given.tensor.flatten(0, 1), grids))
+    given = as_features(features, grid, needs_grid=True, devices=None)
+    assert given.grid is not None
+    images = [label(f, [given.grid]) for f in given.tensor]
+    found = {field.name: [image[field.name] for image in images] for field in fields(PseudoLabels)}
+    stacked = {name: torch.stack(values) for name, values in found.items()}
+    for name in ("mask", "ncut_mask", "fiedler"):
+        stacked[name] = stacked[name].unflatten(1, given.grid)
+    return PseudoLabels(**{name: given.give(values) for name, values in stacked.items()})
 
 
 def _affinity(features: Tensor, tau: float, eps: float, graph: str) -> Tensor:
@@ -156,16 +168,35 @@ def _first_peak(values: Tensor) -> Tensor:
 
 def _initial_mask(x: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
     """The seed's component of the side x > mean(x): TokenCut's rule, or MaskCut's corner rule."""
-    h, w = grid
+    mask, seed, _ = _initial_masks(x, [grid], orient)
+    return mask.reshape(grid), seed
+
+
+def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in each of F frames that share x (N,): masks (N,), the seed, the peaks (F,).
+
+    The side and its seed are those of all patches. A frame keeps the component of the seed, or,
+    where the seed is in another, of its own patch of the side that is deepest in it.
+    """
     side = x > x.mean()
     seed = _first_peak(x.abs())
     if not side[seed]:
         side, x = ~side, -x
-    corners = side[[0, w - 1, (h - 1) * w, h * w - 1]]
-    if orient == "corners" and corners.sum() >= 3 and not side.all():
-        side = ~side
-        seed = _first_peak(-x)
-    return _component(side.reshape(grid), int(seed)), seed
+    frames = zip(side.split([h * w for h, w in grids]), grids, strict=True)
+    corners = [part.reshape(grid)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() for part, grid in frames]
+    if orient == "corners" and sum(corners) >= 3 * len(grids) and not side.all():
+        side, x = ~side, -x
+        seed = _first_peak(x)
+    masks, peaks, first = [], [], 0
+    for h, w in grids:
+        part, depth = side[first : first + h * w], x[first : first + h * w]
+        peak = int(seed) - first
+        if not 0 <= peak < h * w:
+            peak = int(_first_peak(depth.where(part, -torch.inf))) if part.any() else -1
+        masks.append(_component(part.reshape(h, w), peak).flatten() if peak >= 0 else part)
+        peaks.append(peak)
+        first += h * w
+    return torch.cat(masks), seed, torch.tensor(peaks)
 
 
 def _component(side: Tensor, seed: int) -> Tensor:

@@ -136,4 +136,4 @@ def initial_mask(fiedler: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tens
     component (TokenCut). With ``orient="corners"`` the other side, if three grid corners or more
     lie in the first (MaskCut); its seed is the patch deepest in it.
     """
-    return _ops.components(fiedler.contiguous(), *grid, orient == "corners")
+    return _ops.components(fiedler.contiguous(), [grid], orient == "corners")[:2]

@@ -425,7 +425,7 @@ def test_memory_of_a_large_image(emulated: ModuleType) -> None:
         scratch = [
             emulated.affinity_scratch(dtype, 1, n, d),
             emulated.fiedler_scratch(1, n, 1, False, 0),
-            emulated.components_scratch(1, n),
+            emulated.components_scratch(1, n, 1),
             emulated.ipo_scratch(dtype, 1, n, d, 0),
         ]
         vectors = 3 * 8 * n  # degrees, the Fiedler vector, masks and the like

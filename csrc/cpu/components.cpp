@@ -1,6 +1,9 @@
-// From the Fiedler vector to the initial mask: TokenCut's rule, and MaskCut's corner rule.
+// From the Fiedler vector to the initial mask: TokenCut's rule, and MaskCut's corner rule; in each
+// of the frames that share the vector.
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <utility>
 #include <vector>
 
 #include "peak.h"
@@ -10,11 +13,11 @@ namespace selfment::cpu {
 
 namespace {
 
-// Keeps the seed's 4-connected component of `side` in `mask`.
-void keep_component(const std::vector<char>& side, int64_t h, int64_t w, int64_t seed, bool* mask) {
-  std::fill_n(mask, h * w, false);
+// Keeps the 4-connected component of `side` that holds patch `seed` in `mask`.
+void keep_component(const char* side, const Grid& grid, int64_t seed, bool* mask) {
+  const auto [h, w] = grid;
   std::vector<int64_t> open;
-  const auto visit = [&](int64_t i) {
+  const auto visit = [&, mask](int64_t i) {
     if (!side[i] || mask[i]) return;
     mask[i] = true;
     open.push_back(i);
@@ -30,8 +33,15 @@ void keep_component(const std::vector<char>& side, int64_t h, int64_t w, int64_t
   }
 }
 
-int64_t initial_mask(const double* x, int64_t h, int64_t w, bool corners, bool* mask) {
-  const int64_t n = h * w;
+// The side of the cut that is the foreground. Its peak is where sign * x is largest.
+struct Foreground {
+  std::vector<char> side;  // (n,)
+  int64_t seed;
+  double sign;
+};
+
+Foreground foreground(const double* x, const ComponentsParams& p) {
+  const int64_t n = p.n;
   double average = 0;
   for (int64_t i = 0; i < n; ++i) average += x[i];
   average /= static_cast<double>(n);
@@ -41,25 +51,50 @@ int64_t initial_mask(const double* x, int64_t h, int64_t w, bool corners, bool* 
     for (auto& s : side) s = !s;
   };
   int64_t seed = first_peak(n, [x](int64_t i) { return std::abs(x[i]); });
-  const bool reversed = !side[seed];
-  if (reversed) complement();
-  if (corners && side[0] + side[w - 1] + side[(h - 1) * w] + side[n - 1] >= 3 &&
-      std::count(side.begin(), side.end(), 0) > 0) {
+  double sign = side[seed] ? 1 : -1;
+  if (sign < 0) complement();
+  if (!p.corners) return {std::move(side), seed, sign};
+  int64_t inside = 0, first = 0;
+  for (int64_t f = 0; f < p.frames; ++f) {
+    const auto [h, w] = p.grids[f];
+    const char* corner = side.data() + first;
+    inside += corner[0] + corner[w - 1] + corner[(h - 1) * w] + corner[h * w - 1];
+    first += h * w;
+  }
+  if (inside >= 3 * p.frames && std::count(side.begin(), side.end(), 0) > 0) {
     // The other side: its seed is the patch that is deepest in it.
     complement();
-    const double sign = reversed ? 1 : -1;
+    sign = -sign;
     seed = first_peak(n, [x, sign](int64_t i) { return sign * x[i]; });
   }
-  keep_component(side, h, w, seed, mask);
-  return seed;
+  return {std::move(side), seed, sign};
+}
+
+void initial_masks(const double* x, const ComponentsParams& p, int64_t image) {
+  const Foreground found = foreground(x, p);
+  bool* mask = p.mask + image * p.n;
+  std::fill_n(mask, p.n, false);
+  p.seed[image] = found.seed;
+  int64_t first = 0;
+  for (int64_t f = 0; f < p.frames; ++f) {
+    const int64_t size = p.grids[f].h * p.grids[f].w;
+    const char* side = found.side.data() + first;
+    int64_t peak = found.seed - first;
+    if (peak < 0 || peak >= size)
+      peak = first_peak(size, [&](int64_t i) {
+        return side[i] ? found.sign * x[first + i] : -std::numeric_limits<double>::infinity();
+      });
+    keep_component(side, p.grids[f], peak, mask + first);
+    p.peaks[image * p.frames + f] = side[peak] ? peak : -1;
+    first += size;
+  }
 }
 
 }  // namespace
 
 void components(const ComponentsParams& p, const Context& context) {
-  const int64_t n = p.h * p.w;
   for_each_image(p.batch, context, [&](int64_t image, Workers&) {
-    p.seed[image] = initial_mask(p.fiedler + image * n, p.h, p.w, p.corners, p.mask + image * n);
+    initial_masks(p.fiedler + image * p.n, p, image);
   });
 }
 

@@ -1,5 +1,5 @@
 // From the Fiedler vector to the initial mask: TokenCut's rule, and MaskCut's corner rule. A block
-// for each image; the components are found by joining the trees of neighbouring patches, each patch
+// for each frame; the components are found by joining the trees of neighbouring patches, each patch
 // at first a tree of its own, whose root is the least index.
 #include "platform.h"
 #include "rows.cuh"
@@ -11,9 +11,32 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 
+// A frame of a vector: its grid and its first patch.
+struct Frame {
+  int first, h, w;
+};
+
+// Grids are known to the host. More than one goes to the device as arguments of kernels, as a copy
+// from pageable memory might wait.
+constexpr int kFramesAtOnce = 64;
+struct FrameArgs {
+  Frame frames[kFramesAtOnce];
+  int count;
+  Frame* target;
+};
+
+__global__ void store_frames(FrameArgs a) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i < a.count) a.target[i] = a.frames[i];
+}
+
 struct Args {
-  ComponentsParams p;
-  int* parents;  // (batch, h * w)
+  ComponentsParams p;  // whose grids are the host's
+  Frame only;
+  const Frame* frames;  // (frames,); nullptr where there is `only` one
+  int* parents;         // (batch, n)
+
+  __device__ Frame frame(int i) const { return frames == nullptr ? only : frames[i]; }
 };
 
 // --- Reductions over a block; all threads get the result ---
@@ -68,14 +91,18 @@ __device__ void join_trees(int* parents, int i, int j) {
   }
 }
 
+// Blocks of frames of one vector all find its side and its seed, in the same way.
 __global__ void __launch_bounds__(kThreads) initial_mask(Args a) {
   unsigned char* shared = shared_memory();
-  const int64_t image = blockIdx.x;
-  const int h = static_cast<int>(a.p.h), w = static_cast<int>(a.p.w), n = h * w;
-  const int thread = static_cast<int>(threadIdx.x);
+  const int frames = static_cast<int>(a.p.frames), n = static_cast<int>(a.p.n);
+  const int64_t image = blockIdx.x / frames;
+  const int own = static_cast<int>(blockIdx.x % frames), thread = static_cast<int>(threadIdx.x);
+  const Frame frame = a.frame(own);
+  const int first = frame.first, w = frame.w, size = frame.h * frame.w;
   const double* x = a.p.fiedler + image * n;
-  bool* mask = a.p.mask + image * n;
-  int* parents = a.parents + image * n;
+  bool* mask = a.p.mask + image * n + first;
+  int* parents = a.parents + image * n + first;
+  int64_t* kept_peak = a.p.peaks + image * frames + own;
   const auto add = [](auto u, auto v) { return u + v; };
 
   double average = 0;
@@ -83,47 +110,86 @@ __global__ void __launch_bounds__(kThreads) initial_mask(Args a) {
   average = reduce(average, 0.0, add, shared) / n;
   int seed = first_peak(n, [=](int i) { return fabs(x[i]); }, shared);
   if (seed < 0) {
-    for (int i = thread; i < n; i += kThreads) mask[i] = false;
-    if (thread == 0) a.p.seed[image] = 0;
+    for (int i = thread; i < size; i += kThreads) mask[i] = false;
+    if (thread == 0) *kept_peak = -1;
+    if (thread == 0 && own == 0) a.p.seed[image] = 0;
     return;
   }
   // A patch is in the foreground iff x > average, or not so where the sides are `swapped`.
-  const bool reversed = !(x[seed] > average);
-  bool swapped = reversed;
+  bool swapped = !(x[seed] > average);
   const auto inside = [&](int i) { return (x[i] > average) != swapped; };
-  if (a.p.corners && inside(0) + inside(w - 1) + inside(n - w) + inside(n - 1) >= 3) {
-    int others = 0;
+  if (a.p.corners) {
+    int corners = 0, others = 0;
+    for (int i = thread; i < frames; i += kThreads) {
+      const Frame f = a.frame(i);
+      const int last = f.first + f.h * f.w - 1;
+      corners +=
+          inside(f.first) + inside(f.first + f.w - 1) + inside(last - f.w + 1) + inside(last);
+    }
     for (int i = thread; i < n; i += kThreads) others += inside(i) ? 0 : 1;
-    if (reduce(others, 0, add, shared) > 0) {
+    corners = reduce(corners, 0, add, shared);
+    others = reduce(others, 0, add, shared);
+    if (corners >= 3 * frames && others > 0) {
       swapped = !swapped;
-      const double sign = reversed ? 1 : -1;
+      const double sign = swapped ? -1 : 1;
       seed = first_peak(n, [=](int i) { return sign * x[i]; }, shared);
     }
   }
 
-  for (int i = thread; i < n; i += kThreads) parents[i] = i;
+  int peak = seed - first;
+  if (peak < 0 || peak >= size) {
+    const double sign = swapped ? -1 : 1;
+    const auto depth = [&](int i) {
+      return inside(first + i) ? sign * x[first + i] : -double{INFINITY};
+    };
+    peak = first_peak(size, depth, shared);
+  }
+  for (int i = thread; i < size; i += kThreads) parents[i] = i;
   __syncthreads();
-  for (int i = thread; i < n; i += kThreads) {
-    if (!inside(i)) continue;
-    if (i % w > 0 && inside(i - 1)) join_trees(parents, i, i - 1);
-    if (i >= w && inside(i - w)) join_trees(parents, i, i - w);
+  for (int i = thread; i < size; i += kThreads) {
+    if (!inside(first + i)) continue;
+    if (i % w > 0 && inside(first + i - 1)) join_trees(parents, i, i - 1);
+    if (i >= w && inside(first + i - w)) join_trees(parents, i, i - w);
   }
   __syncthreads();
-  const int kept = root(parents, seed);
-  for (int i = thread; i < n; i += kThreads) mask[i] = inside(i) && root(parents, i) == kept;
-  if (thread == 0) a.p.seed[image] = seed;
+  const int kept = root(parents, peak);
+  for (int i = thread; i < size; i += kThreads)
+    mask[i] = inside(first + i) && root(parents, i) == kept;
+  if (thread == 0) *kept_peak = inside(first + peak) ? peak : -1;
+  if (thread == 0 && own == 0) a.p.seed[image] = seed;
+}
+
+int64_t frames_size(int64_t frames) {
+  return frames > 1 ? frames * static_cast<int64_t>(sizeof(Frame)) : 0;
 }
 
 }  // namespace
 
-int64_t components_scratch(int64_t batch, int64_t n) {
-  return batch * n * static_cast<int64_t>(sizeof(int));
+int64_t components_scratch(int64_t batch, int64_t n, int64_t frames) {
+  return frames_size(frames) + batch * n * static_cast<int64_t>(sizeof(int));
 }
 
 void components(const ComponentsParams& p, const Context& context) {
-  Args a{p, static_cast<int*>(context.scratch)};
-  launch("components", initial_mask, p.batch, kThreads, kWarps * int64_t{sizeof(double)},
-         static_cast<cudaStream_t>(context.stream), a);
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  auto* frames = p.frames > 1 ? static_cast<Frame*>(context.scratch) : nullptr;
+  auto* parents =
+      reinterpret_cast<int*>(static_cast<unsigned char*>(context.scratch) + frames_size(p.frames));
+  Frame frame{0, static_cast<int>(p.grids[0].h), static_cast<int>(p.grids[0].w)};
+  const Args a{p, frame, frames, parents};
+  for (int64_t done = 0; frames != nullptr && done < p.frames; done += kFramesAtOnce) {
+    FrameArgs some{};
+    some.target = frames + done;
+    for (; some.count < std::min<int64_t>(kFramesAtOnce, p.frames - done); ++some.count) {
+      const Grid& grid = p.grids[done + some.count];
+      frame.h = static_cast<int>(grid.h);
+      frame.w = static_cast<int>(grid.w);
+      some.frames[some.count] = frame;
+      frame.first += frame.h * frame.w;
+    }
+    launch("components", store_frames, 1, kFramesAtOnce, 0, stream, some);
+  }
+  launch("components", initial_mask, p.batch * p.frames, kThreads, kWarps * int64_t{sizeof(double)},
+         stream, a);
 }
 
 }  // namespace selfment::cuda
