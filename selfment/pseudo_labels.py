@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from ._arrays import Grid, as_features
 from .graph import Graph, build
 from .optimization import refine
 from .spectral import Eigenpairs, eigenpairs, initial_mask
+
+if TYPE_CHECKING:
+    from .joint import JointLabels
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,36 @@ class PseudoLabels:
     seed: Any  #: (B,) int64, flat index of the seed patch
     lanczos_iters: Any  #: (B,) int64, products with the graph that the eigenvector took
     ipo_iters: Any  #: (B,) int64, IPO steps taken, the one that changed nothing included
+
+
+@overload
+def pseudo_label(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    joint: Literal[False] = False,
+    tau: float = ...,
+    eps: float = ...,
+    graph: str = ...,
+    orient: str = ...,
+    ipo_iters: int = ...,
+    ipo_min_count: int = ...,
+) -> PseudoLabels: ...
+
+
+@overload
+def pseudo_label(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    joint: Literal[True],
+    tau: float = ...,
+    eps: float = ...,
+    graph: str = ...,
+    orient: str = ...,
+    ipo_iters: int = ...,
+    ipo_min_count: int = ...,
+) -> JointLabels: ...
 
 
 def pseudo_label(

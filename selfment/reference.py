@@ -97,7 +97,7 @@ def pseudo_label(
     orient: str = "seed",
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
-) -> PseudoLabels:
+) -> Any:
     """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)

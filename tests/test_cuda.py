@@ -65,7 +65,7 @@ def on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.cpu()
     if isinstance(value, PseudoLabels):
-        return PseudoLabels(*map(on_cpu, vars(value).values()))
+        return type(value)(**{name: on_cpu(part) for name, part in vars(value).items()})
     return tuple(map(on_cpu, value)) if isinstance(value, tuple | list) else value
 
 
@@ -564,7 +564,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     }
     few = "isolated or outlier or tiny or deep"
     tests = f"(test_graph or test_labels or test_ipo) and ({few}) or test_dtypes or list_holds"
-    tests += " or long_rows or turn_over or a_graph_that or nearly_zero"
+    tests += " or long_rows or turn_over or a_graph_that or nearly_zero or joint"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
         [*command, "-k", f"emulated and ({tests})", f"--basetemp={tmp_path / 'inner'}"],
@@ -632,6 +632,50 @@ def test_one_patch(target: Target, value: float) -> None:
     assert label.residual[1].isnan().item() == (not finite)
 
 
+FRAMES = [(5, 7), (9, 4), (1, 6), (12, 12), *[(1, 2)] * 140]
+
+
+@BOTH
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("orient", ORIENTS)
+def test_joint_labels(target: Target, graph: str, orient: str) -> None:
+    rows = smooth(1, sum(h * w for h, w in FRAMES), 32)
+    options = {"grid": FRAMES, "joint": True, "graph": graph, "orient": orient}
+    ours = target(selfment.pseudo_label, rows, **options)
+    expected = selfment.pseudo_label(rows, **options)
+    for name in ("mask", "ncut_mask"):
+        assert all(map(torch.equal, getattr(ours, name), getattr(expected, name))), name
+    for name in ("seed", "peaks", "ipo_iters"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name)), name
+    torch.testing.assert_close(ours.eigenvalue, expected.eigenvalue, rtol=0, atol=1e-7)
+
+
+@BOTH
+def test_joint_masks_of_vectors_with_equal_values(target: Target) -> None:
+    for trial in range(24):
+        rng = generator(trial)
+        count = 130 if trial % 8 == 0 else trial % 5 + 1
+        grids = [(h, w) for h, w in torch.randint(1, 7, (count, 2), generator=rng).tolist()]
+        n, levels = sum(h * w for h, w in grids), trial % 8 + 1
+        x = torch.randint(-levels, levels + 1, (3, n), generator=rng).double() / 8
+        for corners in (False, True):
+            found = target(_ops.components, x, grids=grids, corners=corners)
+            wanted = _ops.components(x, grids, corners)
+            assert all(map(torch.equal, found, wanted)), (trial, corners)
+
+
+@BOTH
+def test_joint_frames_that_are_not_finite_are_marked(target: Target) -> None:
+    rows = batch_of(3, 6, 9, 20)
+    rows[1, 17, 3] = float("nan")
+    label = target(selfment.pseudo_label, rows, grid=(6, 9), joint=True)
+    assert not label.mask.any()
+    assert not label.ncut_mask.any()
+    assert label.peaks.tolist() == [-1] * 3
+    assert label.eigenvalue.isnan()
+    assert label.fiedler.isnan().all()
+
+
 @BOTH
 def test_the_rules_for_ties_are_the_same(target: Target) -> None:
     module = target.emulated or _native.cuda()
@@ -657,6 +701,7 @@ def every_operation(rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
     graph = selfment.affinity(rows, graph="weighted")
     return [
         *vars(labels).values(),
+        *vars(selfment.pseudo_label(rows, grid, joint=True)).values(),
         *selfment.ncut(rows, k=2),
         selfment.ipo(rows, start),
         graph.degrees,

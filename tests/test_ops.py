@@ -40,6 +40,12 @@ CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
             )
         ).values()
     ),
+    "joint pseudo_label": lambda f: tuple(
+        vars(selfment.pseudo_label(f, (6, 9), joint=True)).values()
+    ),
+    "joint pseudo_label of a list": lambda f: tuple(
+        selfment.pseudo_label(f.flatten(0, 1)[:108], [(6, 9), (54, 1)], joint=True).mask
+    ),
     "ncut": lambda f: selfment.ncut(f, k=3, tau=0.3),
     "ipo": lambda f: (selfment.ipo(f, (f[..., 0] > 0).int(), iters=5),),
 }
@@ -51,6 +57,9 @@ def test_operators_are_what_they_claim(dtype: torch.dtype) -> None:
     opcheck(OPS.pseudo_label.default, (rows, 6, 9, *GRAPH, "seed", 20, 10))
     opcheck(OPS.pseudo_label.default, (rows[:, ::2], 3, 9, 0.2, 0.1, "weighted", "corners", 0, 1))
     opcheck(OPS.pseudo_label.default, (rows[:, :1], 1, 1, *GRAPH, "seed", 20, 10))
+    opcheck(OPS.joint_label.default, (rows[0], [6, 9], *GRAPH, "seed", 20, 10))
+    sides = [5, 4, 1, 7]
+    opcheck(OPS.joint_label.default, (rows[0, ::2], sides, 0.2, 0.1, "weighted", "corners", 0, 1))
     opcheck(OPS.ncut.default, (rows, 2, *GRAPH))
     opcheck(OPS.ipo.default, (rows, labels(), 20, 10))
     opcheck(OPS.ipo.default, (rows, labels().to(dtype), 20, 10))
