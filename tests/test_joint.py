@@ -262,6 +262,7 @@ def test_numpy_in_numpy_out() -> None:
                 assert isinstance(part, np.ndarray | np.generic), field.name
         assert_same(label, torch_label, JointLabels)
         assert label.frame(2).mask.shape == (1, 6)
+        assert label.frame(2).seed == label.peaks[2] != label.seed
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -352,6 +353,8 @@ def test_initial_masks_of_any_vector() -> None:
             )
             assert mask[0].tolist() == wanted[0].tolist()
             assert (seed.item(), peaks[0].tolist()) == wanted[1:]
+            dense = reference._initial_masks(torch.from_numpy(x), grids, orient)
+            assert all(map(torch.equal, dense, (mask[0], seed[0], peaks[0])))
             met.add((orient, x[wanted[1]] > x.mean(), -1 in wanted[2]))
     assert len(met) == 8
 
