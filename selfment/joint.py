@@ -50,6 +50,9 @@ class JointLabels(PseudoLabels):
         return PseudoLabels(**{**values, "seed": self.peaks[index]})
 
 
+_FIELDS = tuple(field.name for field in fields(JointLabels))
+
+
 def as_frames(
     features: Any, grid: Any, *, devices: tuple[str, ...] | None = ("cpu", "cuda")
 ) -> tuple[Features, list[Grid]]:
@@ -134,8 +137,7 @@ def joint_label(
             int(ipo_iters),
             int(ipo_min_count),
         )
-        names = [field.name for field in fields(JointLabels)]
-        return give(given, grids, dict(zip(names, found, strict=True)))
+        return give(given, grids, dict(zip(_FIELDS, found, strict=True)))
 
 
 def _joint_label_impl(
@@ -183,7 +185,7 @@ def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[
 _joint_label = _ops.register(
     "joint_label(Tensor features, SymInt[] sides, float tau, float eps, str graph, str orient, "
     "SymInt ipo_iters, SymInt ipo_min_count) -> "
-    f"({', '.join(f'Tensor {field.name}' for field in fields(JointLabels))})",
+    f"({', '.join(f'Tensor {name}' for name in _FIELDS)})",
     _joint_label_impl,
     _joint_label_fake,
 )
