@@ -36,6 +36,23 @@ def process_group(device: torch.device) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def restarted() -> bool:
+    """Whether ``torchrun`` has started the processes again, after one of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def any_failed(count: int) -> bool:
+    """Whether the ``count`` of any process is positive.
+
+    ``torchrun`` ends all processes when one ends with an error: each waits here for the others, so
+    that a broken image does not end their work. Other launchers do not, and nothing waits.
+    """
+    if not distributed.is_torchelastic_launched():
+        return count > 0
+    with process_group(torch.device("cpu")):
+        return any(gathered(count))
+
+
 def gathered(value: Any) -> list[Any]:
     """What every process passed, by rank; waits for all of them."""
     if not distributed.is_initialized():

@@ -177,10 +177,11 @@ class Pipeline(ABC, Generic[Result]):
         record = self.records.get(image)
         if record.get("settings") != self.settings or record.get("error") is not None:
             return False
-        for file in self._wanted(record):
-            if not file or not os.path.isfile(os.path.join(self.folder, file)):
-                return False
         try:
+            for file in self._wanted(record):
+                # A power failure can leave an empty file at a name that had just been given.
+                if not file or not os.path.getsize(os.path.join(self.folder, file)):
+                    return False
             stat = os.stat(image)
         except OSError:
             return False
