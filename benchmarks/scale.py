@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from inputs import machine, photographs
@@ -149,7 +149,7 @@ def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | No
     if vit is not None:
         import timm
 
-        model = timm.create_model(vit, pretrained=False, num_classes=0, dynamic_img_size=True)
+        model: Any = timm.create_model(vit, pretrained=False, num_classes=0, dynamic_img_size=True)
         image = torch.rand(1, 3, size, size)
         with torch.inference_mode():
             for _ in range(3):

@@ -123,8 +123,8 @@ class Records:
     def _merge(self) -> None:
         with atomic_file(self.path) as file:
             file.writelines(line.encode() + b"\n" for line in self._lines.values())
-        for file in self._parts():
-            file.unlink()
+        for part in self._parts():
+            part.unlink()
 
     def _release(self) -> None:
         self._file.close()
