@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 
 def world() -> tuple[int, int]:
@@ -29,11 +33,61 @@ def process_group(device: torch.device) -> Iterator[None]:
         torch.cuda.set_device(device)
     # One may label for long while the others wait; torchrun ends all if one fails.
     backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=timedelta(days=7))
+    timeout = timedelta(days=7)
+    store, rank, size = next(rendezvous("env://", timeout=timeout))
+    store = distributed.PrefixStore(_agreed(store, rank, size), store)
+    distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=size, timeout=timeout
+    )
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _agreed(store: Any, rank: int, size: int) -> str:
+    """A name that the processes of this start share, and those of an earlier one never had.
+
+    The store of ``torchrun`` outlives a restart, and nodes count their restarts differently:
+    without such a name a process may take the address of one that was killed for its peer's.
+    The first process lists who is there until all have seen the same list, themselves on it.
+    """
+    own = uuid.uuid4().hex
+    store.set(f"here/{rank}", own)
+    while True:
+        if rank == 0:
+            store.set("all", ",".join(store.get(f"here/{r}").decode() for r in range(size)))
+        everyone = store.get("all")
+        if own in everyone.decode().split(","):
+            name = hashlib.sha256(everyone).hexdigest()
+            store.set(f"seen/{rank}", name)
+            if rank == 0 and all(_read(store, f"seen/{r}") == name for r in range(size)):
+                store.set("go", name)
+            if _read(store, "go") == name:
+                return name
+        time.sleep(0.02)
+
+
+def _read(store: Any, key: str) -> str:
+    """The value of a key; empty if there is none."""
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def restarted() -> bool:
+    """Whether ``torchrun`` has started the processes again, after one of them had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def any_failed(count: int) -> bool:
+    """Whether the ``count`` of any process is positive.
+
+    ``torchrun`` ends all processes when one ends with an error: each waits here for the others, so
+    that a broken image does not end their work. Other launchers do not, and nothing waits.
+    """
+    if not distributed.is_torchelastic_launched():
+        return count > 0
+    with process_group(torch.device("cpu")):
+        return any(gathered(count))
 
 
 def gathered(value: Any) -> list[Any]:

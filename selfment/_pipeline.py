@@ -134,14 +134,21 @@ class Pipeline(ABC, Generic[Result]):
 
     def _plan(self, entries: Sequence[ImageEntry]) -> list[Job]:
         """The jobs that are left to do in this process; names are given to all, alike in each."""
-        sources = {os.path.realpath(entry.path) for entry in entries}
         rank, world = self.shard
+        real = _RealPaths()
+        folder = os.fspath(self.folder)
+        sources = set()
+        for entry in entries:
+            path = os.fspath(entry.path)
+            sources.add(real(path))
+            if os.path.islink(path):
+                sources.add(os.path.realpath(path))
         jobs = []
         for index, entry in enumerate(entries):
             image = str(entry.path)
             name = self.records.get(image).get(self.key) or self._name(entry)
             for output in self._files(name):
-                if os.path.realpath(self.folder / output) in sources:
+                if real(os.path.join(folder, output)) in sources:
                     raise ValueError(
                         f"`out` must not hold the inputs: {output} would replace an input image "
                         f"in {self.folder}"
@@ -160,17 +167,21 @@ class Pipeline(ABC, Generic[Result]):
     def _taken(self, name: str, image: str) -> bool:
         """Whether another image owns the file, or one lies there that no run has recorded."""
         known = self.records.owns(name)
+        folder = os.fspath(self.folder)
         return self.records.claim(name, image) != image or (
-            not known and any((self.folder / file).exists() for file in self._files(name))
+            not known
+            and any(os.path.exists(os.path.join(folder, file)) for file in self._files(name))
         )
 
     def _is_done(self, image: str) -> bool:
         record = self.records.get(image)
         if record.get("settings") != self.settings or record.get("error") is not None:
             return False
-        if not all(file and (self.folder / file).is_file() for file in self._wanted(record)):
-            return False
         try:
+            for file in self._wanted(record):
+                # A power failure can leave an empty file at a name that had just been given.
+                if not file or not os.path.getsize(os.path.join(self.folder, file)):
+                    return False
             stat = os.stat(image)
         except OSError:
             return False
@@ -309,3 +320,19 @@ class Pipeline(ABC, Generic[Result]):
         self.failed += 1
         tqdm.write(sentence, file=sys.stderr)
         self.bar.update()
+
+
+class _RealPaths:
+    """Paths without the links on the way to them; each folder is looked up once.
+
+    A link that is itself the last part stays: a result takes its place, not that of its target.
+    """
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)

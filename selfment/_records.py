@@ -20,7 +20,7 @@ except ImportError:  # not a POSIX system
 
 Record = dict[str, Any]
 
-_PATIENCE = 10.0  # seconds that a process of many waits for one that merges the records
+_PATIENCE = 60.0  # seconds that a process of many waits for one that merges the records
 
 
 @contextmanager
@@ -47,7 +47,8 @@ class Records:
     """The records of a folder of results, by source image.
 
     Each is appended and flushed when it is added, so that a run that is killed loses nothing;
-    :meth:`close` rewrites the file with one line per image.
+    :meth:`close` rewrites the file with one line per image. In memory they are lines of text, a
+    fifth of what dictionaries take.
 
     The processes of a sharded run append to files of their own, ``labels-rank0.jsonl`` beside
     ``labels.jsonl``. Every run reads all of them; the last process to end, or the next run that is
@@ -64,7 +65,7 @@ class Records:
         rank, world = shard
         self.path = path
         self._key = key
-        self._records: dict[str, Record] = {}
+        self._lines: dict[str, str] = {}
         self._owners: dict[str, str] = {}
         # Shared among the processes of one run, so that no other run starts meanwhile.
         self._main = _opened(path, shared=world > 1)
@@ -81,7 +82,9 @@ class Records:
 
     def get(self, image: str) -> Record:
         """The latest record of a source image; empty if there is none."""
-        return self._records.get(image, {})
+        line = self._lines.get(image)
+        record: Record = {} if line is None else json.loads(line)
+        return record
 
     def owns(self, name: str) -> bool:
         """Whether the file ``name`` belongs to a source image."""
@@ -92,10 +95,15 @@ class Records:
         return self._owners.setdefault(name, image)
 
     def add(self, record: Record) -> None:
-        """Keeps and appends one record, with the time in seconds since 1970."""
-        record = {**record, "time": round(time.time(), 3)}
-        self._keep(record)
-        self._file.write(json.dumps(record) + "\n")
+        """Keeps and appends one record, with the time in seconds since 1970.
+
+        It is later than the record that it replaces, whatever the clocks of several machines say.
+        """
+        now = max(time.time(), self.get(record["image"]).get("time", 0) + 0.001)
+        record = {**record, "time": round(now, 3)}
+        line = json.dumps(record)
+        self._keep(record, line)
+        self._file.write(line + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -113,10 +121,10 @@ class Records:
             self._release()
 
     def _merge(self) -> None:
-        text = "".join(f"{json.dumps(record)}\n" for record in self._records.values())
-        write_atomically(self.path, lambda file: file.write(text.encode()))
-        for file in self._parts():
-            file.unlink()
+        with atomic_file(self.path) as file:
+            file.writelines(line.encode() + b"\n" for line in self._lines.values())
+        for part in self._parts():
+            part.unlink()
 
     def _release(self) -> None:
         self._file.close()
@@ -126,19 +134,20 @@ class Records:
         return sorted(self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}"))
 
     def _read_all(self) -> None:
-        for file in (self.path, *self._parts()):
-            latest: dict[str, Record] = {}
-            for record in _read(file):
-                latest[record["image"]] = record
+        for path in (self.path, *self._parts()):
+            latest: dict[str, str] = {}
+            for record, line in _read(path):
+                latest[record["image"]] = line
                 self._own(record)
             # Within a file the last line is the latest; between files the time says.
-            for image, record in latest.items():
-                if record.get("time", 0) >= self.get(image).get("time", 0):
-                    self._keep(record)
+            for image, line in latest.items():
+                other = self._lines.get(image)
+                if other is None or _time(line) >= _time(other):
+                    self._lines[image] = line
 
-    def _keep(self, record: Record) -> None:
+    def _keep(self, record: Record, line: str) -> None:
         self._own(record)
-        self._records[record["image"]] = record
+        self._lines[record["image"]] = line
 
     def _own(self, record: Record) -> None:
         if record.get(self._key):
@@ -188,31 +197,37 @@ def _last(main: IO[str]) -> bool:
     return True
 
 
-def _read(path: Path) -> Iterator[Record]:
-    """The records of a file, less a last one that is cut off; raises ``ValueError``."""
-    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(lines, 1):
-        record = _parsed(line)
-        if record is not None:
-            yield record
-        elif line.strip() and not line.startswith('{"image": '):
-            # Not even a record that a killed run cut off: this is another's file.
-            raise ValueError(
-                f"`out` must hold no file {path.name} of another kind: line {number} of {path} "
-                "is not a record of selfment"
-            )
-    record = _parsed(rest)
-    if record is not None:
-        yield record
+def _read(path: Path) -> Iterator[tuple[Record, str]]:
+    """The records of a file and their lines, less a last one that is cut off.
+
+    Raises ``ValueError``.
+    """
+    with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+        for number, text in enumerate(file, 1):
+            line = text.rstrip("\n")
+            record = _parsed(line)
+            if record is not None:
+                yield record, line
+            elif text.endswith("\n") and line.strip() and not line.startswith('{"image": '):
+                # Not even a record that a killed run cut off: this is another's file.
+                raise ValueError(
+                    f"`out` must hold no file {path.name} of another kind: line {number} of {path} "
+                    "is not a record of selfment"
+                )
+
+
+def _time(line: str) -> float:
+    seconds: float = json.loads(line).get("time", 0)
+    return seconds
 
 
 def _end_line(file: IO[str]) -> None:
     """Ends a line that was cut off, so that the next record begins one."""
-    size = file.seek(0, os.SEEK_END)
-    if size:
-        file.seek(0)
-        if not file.read().endswith("\n"):
-            file.write("\n")
+    with open(file.fileno(), "rb", closefd=False) as data:
+        if data.seek(0, os.SEEK_END):
+            data.seek(-1, os.SEEK_END)
+            if data.read() != b"\n":
+                file.write("\n")
 
 
 def _parsed(line: str) -> Record | None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NoReturn
 
 import torch
@@ -23,7 +26,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C).
+    """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C or SIGTERM).
 
     1: images failed, or a data set that is there is not whole.
     """
@@ -44,10 +47,13 @@ def _label(arguments: argparse.Namespace) -> int:
     images = _images(arguments)
     labeler = _labeler(arguments)
     shard = _distributed.world()
-    summary = label_images(images, arguments.out, labeler, overlays=arguments.overlay, shard=shard)
+    with _terminable():
+        summary = label_images(
+            images, arguments.out, labeler, overlays=arguments.overlay, shard=shard
+        )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return 1 if _distributed.any_failed(summary.failed) else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -70,7 +76,7 @@ def _train(arguments: argparse.Namespace) -> int:
         use_cache=not arguments.no_cache,
         cache_limit=None if limit is None else round(limit * 1e9),
         feature_dtype=arguments.feature_dtype,
-        resume=arguments.resume,
+        resume=arguments.resume or _distributed.restarted(),
     )
     if _distributed.world()[0] > 0:
         return 0  # the first process speaks for all
@@ -99,18 +105,32 @@ def _predict(arguments: argparse.Namespace) -> int:
     )
     if segmenter.note:
         print(segmenter.note, file=sys.stderr)
-    summary = predict_images(
-        inputs,
-        arguments.out,
-        segmenter,
-        overlays=arguments.overlay,
-        binary=arguments.binary,
-        shard=_distributed.world(),
-    )
+    with _terminable():
+        summary = predict_images(
+            inputs,
+            arguments.out,
+            segmenter,
+            overlays=arguments.overlay,
+            binary=arguments.binary,
+            shard=_distributed.world(),
+        )
     counts = f"{summary.predicted} segmented, {summary.skipped} already done"
     where = f"{arguments.out}/predictions.jsonl"
     print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return 1 if _distributed.any_failed(summary.failed) else 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, which torchrun and schedulers send, ends the run as Ctrl-C does: in good order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _set_threads(threads: int | None) -> None:
@@ -280,7 +300,8 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--cache-limit", type=float, metavar="GB", help="let the cache take so much (no limit)")
     kind = "train on features of this precision (%(default)s)"
     add("--feature-dtype", default="float32", choices=DTYPES, help=kind)
-    add("--resume", action="store_true", help="go on after the last epoch in RUN")
+    again = "go on after the last epoch in RUN, as a restart by torchrun does unasked"
+    add("--resume", action="store_true", help=again)
     parser.set_defaults(run=_train)
 
 

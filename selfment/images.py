@@ -8,7 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ def find_images(
     if not paths:
         raise ValueError("`inputs` must name at least one image: got none")
     base = os.path.commonpath(roots)
-    names = _mask_names([Path(os.path.relpath(path, base)).as_posix() for path in paths])
+    names = _mask_names([os.path.relpath(path, base).replace(os.sep, "/") for path in paths])
     return [ImageEntry(Path(path), name) for path, name in zip(paths, names, strict=True)]
 
 
@@ -154,7 +154,7 @@ def _walk(folder: str, skip: str | None, suffixes: Sequence[str]) -> list[str]:
             os.path.join(parent, name)
             for name in sorted(files)
             if not name.startswith(".")
-            and Path(name).suffix.lower() in suffixes
+            and os.path.splitext(name)[1].lower() in suffixes
             and os.path.isfile(os.path.join(parent, name))
         ]
     return found
@@ -171,7 +171,7 @@ def _inside(path: str, folder: str) -> bool:
 
 def _mask_names(names: Sequence[str]) -> list[str]:
     """A unique ``.png`` path for each of the unique relative ``names``."""
-    masks = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
+    masks = [f"{os.path.splitext(name)[0]}.png" for name in names]
     # A suffix that is kept may meet another image's short name, "a.jpg.gif": repeat until it ends.
     while True:
         counts = Counter(masks)

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import PurePosixPath
 
 from PIL import Image
 from torch import Tensor
@@ -111,4 +110,4 @@ class _Run(Pipeline[PseudoLabels]):
 
 def _overlay_name(mask: str) -> str:
     """The overlay of a mask; masks are PNG files, so that no overlay can take a mask's place."""
-    return str(PurePosixPath("overlays") / PurePosixPath(mask).with_suffix(".jpg"))
+    return f"overlays/{mask.removesuffix('.png')}.jpg"

@@ -182,6 +182,12 @@ def train(
             kept = folder / "cache" if cache is None else Path(cache).absolute()
             store = TensorCache(kept, cache_limit, world)
         with _distributed.process_group(device):
+            seen = _distributed.gathered(run.finished)
+            if len(set(seen)) > 1:
+                raise ValueError(
+                    "`out` must be the same folder for all processes: they found checkpoints of "
+                    f"{', '.join(map(str, seen))} epochs"
+                )
             source = Source(paths, labeler, store, feature_dtype)
             failed = source.prepare(progress and rank == 0)
             if not len(source):

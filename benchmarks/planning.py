@@ -1,0 +1,97 @@
+"""What a run over many images costs before and beside the labels: listing, planning, records.
+
+Empty files stand in for images and masks; no image is labelled. The second run finds all done.
+
+    python benchmarks/planning.py --count 200000
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from inputs import machine
+
+from selfment import PseudoLabeler
+from selfment.images import find_images
+from selfment.labeling import _Run
+
+IN_A_FOLDER = 1000
+
+
+def resident() -> float:
+    """MiB of this process."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+def run(folder: Path, resumed: bool) -> None:
+    """Lists and plans, and records every image unless it is recorded already; prints a table."""
+    out = folder / "out"
+    count = 0
+
+    def tell(what: str, since: float, before: float) -> None:
+        seconds, mib = time.perf_counter() - since, resident() - before
+        print(f"| {what} | {1e6 * seconds / count:.1f} us | {mib * 2**20 / count:.0f} B |")
+
+    print(
+        f"\n{'Second' if resumed else 'First'} run\n| | time of an image | memory |\n|---|---|---|"
+    )
+    start, before = time.perf_counter(), resident()
+    entries = find_images([folder / "photos"], out=out)
+    count = len(entries)
+    tell("list (find_images)", start, before)
+    start, before = time.perf_counter(), resident()
+    pipeline = _Run(out, PseudoLabeler(), False, (0, 1))
+    tell("read the records", start, before)
+    start, before = time.perf_counter(), resident()
+    jobs = pipeline._plan(entries)
+    tell("plan", start, before)
+    assert len(jobs) == (0 if resumed else count)
+    start, before = time.perf_counter(), resident()
+    numbers = {"eigenvalue": 0.9876543210123456, "gap": 0.0123456789012345, "foreground": 0.25}
+    steps = {"residual": 1.23456789012345e-12, "lanczos_iters": 14, "ipo_iters": 9}
+    for job in jobs:
+        job.stat()
+        (out / job.name).parent.mkdir(exist_ok=True)
+        (out / job.name).write_bytes(b"mask")
+        pipeline._begin(job)
+        record = {**pipeline._record(job), **numbers, **steps, "seconds": 0.1234}
+        pipeline.records.add({**record, "mask": job.name})
+    if jobs:
+        tell("record", start, before)
+        size = (out / "labels.jsonl").stat().st_size / count
+        print(f"| labels.jsonl while it runs | {size:.0f} B on disk | |")
+    start, before = time.perf_counter(), resident()
+    pipeline.records.close()
+    tell("merge the records", start, before)
+    size = (out / "labels.jsonl").stat().st_size / count
+    print(f"| labels.jsonl | {size:.0f} B on disk | |")
+
+
+def main() -> None:
+    """Runs it twice, each in a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200_000, help="images (%(default)s)")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.folder is not None:
+        run(arguments.folder, (arguments.folder / "out").exists())
+        return
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    with tempfile.TemporaryDirectory() as name:
+        for index in range(arguments.count):
+            file = Path(name, f"photos/{index // IN_A_FOLDER:06}/{index:09}.jpg")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+        for _ in range(2):
+            sys.stdout.flush()
+            subprocess.run([sys.executable, __file__, "--folder", name], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,228 @@
+"""How labelling scales: images per second with more processes, and what a label costs in stages.
+
+    python benchmarks/scale.py photos/ --count 100      # one process, torchrun, Ray
+    python benchmarks/scale.py photos/ --stages         # the table of docs/scale.md
+
+The first runs `selfment label` with one process and as many threads as cores, `torchrun` with one
+process of one thread for each core, and examples/ray_label.py likewise, on links to the same
+photographs; masks are compared before anything is printed. The rate is that of the files that
+appear, first to last; the wall time has the start of the processes in it.
+
+`--stages` times the stages of one image on one thread, measures what is stored of it, and extends
+that to 10 million and 1 billion images. `--vit` adds the forward pass of a timm model with random
+weights. `--price` is that of an hour of one core, in any currency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from inputs import machine, photographs
+
+from selfment import PseudoLabeler
+from selfment.images import load_image
+from selfment.visualize import mask_image
+
+T = TypeVar("T")
+
+RAY_LABEL = Path(__file__).resolve().parent.parent / "examples" / "ray_label.py"
+MANY = (10_000_000, 1_000_000_000)
+
+
+def links(photos: Sequence[Path], folder: Path, count: int) -> Path:
+    """A folder with so many names for the photographs."""
+    folder.mkdir()
+    for index, photo in enumerate(islice(cycle(photos), count)):
+        (folder / f"{index:06}{photo.suffix}").symlink_to(photo.resolve())
+    return folder
+
+
+def masks_of(out: Path) -> dict[str, Path]:
+    """The masks under a folder of results, by name."""
+    return {path.name: path for path in out.rglob("[!.]*.png")}
+
+
+def throughput(photos: Sequence[Path], count: int, size: int, rounds: int) -> None:
+    """Prints images per second of the three ways, by turns."""
+    cores = os.cpu_count() or 1
+    module, elastic = [sys.executable, "-m", "selfment"], "torch.distributed.run"
+    launch = [sys.executable, "-m", elastic, "--standalone", "--nproc-per-node", str(cores)]
+    ways = {
+        f"one process, {cores} threads": [*module, "label", "--threads", str(cores)],
+        f"torchrun, {cores} processes of 1 thread": [
+            *launch,
+            *("-m", "selfment", "label", "--threads", "1"),
+        ],
+        f"Ray, {cores} workers of 1 thread": [
+            *(sys.executable, str(RAY_LABEL), "--workers", str(cores), "--block", "8")
+        ],
+    }
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    walls: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = links(photos, Path(name, "photos"), count)
+            reference: dict[str, bytes] = {}
+            for number, (way, command) in enumerate(ways.items()):
+                out = Path(name, str(number))
+                start = time.perf_counter()
+                subprocess.run(
+                    [*command, str(folder), "--out", str(out), "--size", str(size)],
+                    env={**os.environ, "OMP_NUM_THREADS": str(cores if number == 0 else 1)},
+                    capture_output=True,
+                    check=True,
+                )
+                walls[way].append(time.perf_counter() - start)
+                masks = masks_of(out)
+                found = {mask: path.read_bytes() for mask, path in masks.items()}
+                reference = reference or found
+                if len(found) != count or found != reference:
+                    sys.exit(f"error: the masks of {way} are not those of one process")
+                times = sorted(path.stat().st_mtime for path in masks.values())
+                rates[way].append((count - 1) / (times[-1] - times[0]))
+    print(f"\n{count} images at {size} x {size}, {rounds} rounds; masks are equal")
+    print("| | images/s | ratio | wall time |\n|---|---|---|---|")
+    first = statistics.median(next(iter(rates.values())))
+    for way in ways:
+        rate, wall = statistics.median(rates[way]), statistics.median(walls[way])
+        spread = f"{min(rates[way]):.2f} to {max(rates[way]):.2f}"
+        print(f"| {way} | {rate:.2f} ({spread}) | {rate / first:.2f} | {wall:.0f} s |")
+
+
+class Stages:
+    """Seconds of named stages, of several images."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, list[float]] = {}
+
+    def __call__(self, name: str, run: Callable[[], T]) -> T:
+        """What ``run`` returns; its time is noted."""
+        start = time.perf_counter()
+        value = run()
+        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return value
+
+    def medians(self) -> dict[str, float]:
+        """Of each stage."""
+        return {name: statistics.median(times) for name, times in self.seconds.items()}
+
+
+def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | None) -> None:
+    """Prints the times and bytes of an image, and those of many."""
+    torch.set_num_threads(1)
+    labeler = PseudoLabeler(size=size)
+    timed = Stages()
+    bytes_of: dict[str, list[int]] = {"image": [], "mask": [], "record": []}
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name)
+        labeler(photos[0])
+        for index, photo in enumerate(photos):
+            picture = timed("decode", lambda photo=photo: load_image(photo)[0])  # type: ignore[misc]
+            pixels = timed("resize", lambda picture=picture: labeler.preprocess(picture))  # type: ignore[misc]
+            tokens = timed("backbone", lambda x=pixels: labeler.backbone(x[None]))  # type: ignore[misc]
+            labels = timed("graph, cut, IPO", lambda x=tokens: labeler.label_features(x))  # type: ignore[misc]
+            mask = out / f"{index}.png"
+            timed(
+                "write",
+                lambda mask=mask, labels=labels, size=picture.size: (  # type: ignore[misc]
+                    mask_image(labels.mask[0], size).save(mask)
+                ),
+            )
+            bytes_of["image"].append(photo.stat().st_size)
+            bytes_of["mask"].append(mask.stat().st_size)
+        _label_all(photos, out / "run", size)
+        lines = (out / "run/labels.jsonl").read_text().splitlines()
+        bytes_of["record"] = [len(line) + 1 for line in lines]
+    if vit is not None:
+        import timm
+
+        model: Any = timm.create_model(vit, pretrained=False, num_classes=0, dynamic_img_size=True)
+        image = torch.rand(1, 3, size, size)
+        with torch.inference_mode():
+            for _ in range(3):
+                timed(f"{vit}, random weights", lambda: model.eval().forward_features(image))
+    seconds = timed.medians()
+    print(f"\nOne image of {len(photos)} at {size} x {size}, one thread: median")
+    print("| stage | ms | share |\n|---|---|---|")
+    own = {name: value for name, value in seconds.items() if not name.startswith(vit or "\0")}
+    total = sum(own.values())
+    for name, value in own.items():
+        print(f"| {name} | {1e3 * value:.1f} | {value / total:.0%} |")
+    print(f"| together | {1e3 * total:.1f} | |")
+    for name in seconds.keys() - own.keys():
+        print(f"| {name}, instead of the backbone | {1e3 * seconds[name]:.0f} | |")
+        own[name] = seconds[name]
+    h, w = labeler.backbone.grid(size)
+    mean = {name: statistics.mean(values) for name, values in bytes_of.items()}
+    features = 2 * h * w * labeler.backbone.dim
+    print("\n| | one image | 10 million | 1 billion |\n|---|---|---|---|")
+    _row("core-hours, all stages", total / 3600, lambda value: f"{value:,.0f} h")
+    if price is not None:
+        _row("their price", price * total / 3600, lambda value: f"{value:,.0f}")
+    for name, size_of in (
+        ("images read", mean["image"]),
+        ("masks (PNG)", mean["mask"]),
+        ("records (JSON lines)", mean["record"]),
+        (f"features, float16, {h * w} x {labeler.backbone.dim}", features),
+    ):
+        _row(name, size_of, _bytes)
+    print(
+        f"\nprice of a million labels = P x 1e6 x {total:.4f} s / 3600 s = "
+        f"{1e6 * total / 3600:.0f} P, with P the price of a core-hour"
+    )
+
+
+def _row(name: str, one: float, text: Callable[[float], str]) -> None:
+    print(f"| {name} | {_small(one, text)} | " + " | ".join(text(n * one) for n in MANY) + " |")
+
+
+def _small(one: float, text: Callable[[float], str]) -> str:
+    return text(one) if one >= 1 else f"{one:.2g}"
+
+
+def _bytes(size: float) -> str:
+    power = min(5, int(math.log(max(size, 1), 1000)))
+    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
+
+
+def _label_all(photos: Sequence[Path], out: Path, size: int) -> None:
+    command = [sys.executable, "-m", "selfment", "label", *map(str, photos), "--out", str(out)]
+    subprocess.run([*command, "--size", str(size)], capture_output=True, check=True)
+
+
+def main() -> None:
+    """Prints what was asked for."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("images", nargs="*", help="files, folders, globs (default: samples)")
+    add("--count", type=int, default=100, help="names for the images (%(default)s)")
+    add("--size", type=int, default=768, help="(%(default)s)")
+    add("--rounds", type=int, default=1, help="(%(default)s)")
+    add("--stages", action="store_true", help="times and bytes of an image's stages")
+    add("--vit", metavar="NAME", help="with --stages: also a timm ViT with random weights")
+    add("--price", type=float, metavar="P", help="with --stages: of a core-hour")
+    arguments = parser.parse_args()
+    photos = photographs(arguments.images)
+    print(json.dumps(machine()))
+    if arguments.stages:
+        stages(photos, arguments.size, arguments.vit, arguments.price)
+    else:
+        throughput(photos, arguments.count, arguments.size, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
