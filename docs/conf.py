@@ -36,7 +36,9 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!selfment\b).*|selfment\._.*")]
 
 
-def escape_bars(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+def escape_bars(
+    app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
+) -> None:
     """Outside literals, | is part of a norm, and starts no substitution."""
     for index, line in enumerate(lines):
         parts = line.split("``")
@@ -60,7 +62,7 @@ def public_names() -> set[str]:
 
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Warns of every public name that is on no page."""
-    for name in sorted(public_names() - set(env.get_domain("py").objects)):  # type: ignore[attr-defined]
+    for name in sorted(public_names() - set(env.get_domain("py").objects)):
         getLogger(__name__).warning("%s is on no page: it needs a docstring", name)
 
 
