@@ -1,0 +1,56 @@
+"""The package as a whole: what importing it brings along, and the extras that messages name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import selfment
+
+PACKAGE = Path(selfment.__file__).parent
+OPTIONAL = {
+    *("av", "cv2", "huggingface_hub", "py_sod_metrics", "pycocotools", "ray", "scipy", "skimage"),
+    *("sklearn", "tensorboard", "timm", "torchvision"),
+}
+
+
+def brought_by(statement: str) -> set[str]:
+    """The third-party packages that ``statement`` imports in a new interpreter, after torch."""
+    script = f"""
+import sys, torch
+before = set(sys.modules)
+{statement}
+new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+print(*sorted(new - set(sys.stdlib_module_names)))
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_imports_torch_and_nothing_else() -> None:
+    assert brought_by("import selfment") == {"selfment"}
+
+
+def test_what_only_some_uses_need_is_not_imported_before() -> None:
+    found = brought_by(f"from selfment import cli, {', '.join(selfment.__all__)}")
+    assert found & OPTIONAL == set()
+    assert "PIL" in found
+
+
+def test_names_that_are_loaded_when_used_are_listed() -> None:
+    assert set(selfment.__all__) - set(dir(selfment)) == set()
+    for name in selfment.__all__:
+        assert getattr(selfment, name).__doc__, name
+
+
+def test_every_extra_that_a_message_names_exists() -> None:
+    files = sorted(PACKAGE.glob("**/*.py"))
+    named = {
+        extra for file in files for extra in re.findall(r"selfment\[(\w+)\]", file.read_text())
+    }
+    assert "video" in named
+    assert named - {*metadata.metadata("selfment").get_all("Provides-Extra", [])} == set()
