@@ -225,7 +225,9 @@ def dsm(features: Tensor, grid: Grid) -> PseudoLabels:
     # Without edges below the smallest tau, and so small an eps, A is max(cosine, 0).
     graph: dict[str, Any] = {"tau": sys.float_info.min, "eps": 1e-30, "graph": "weighted"}
     labels = pseudo_label(features, grid, **graph, ipo_iters=0)
-    x = labels.fiedler
+    # A patch without edges, even to itself, has an entry of 0; with eps it would have a mean.
+    empty = (features == 0).all(dim=-1).unflatten(1, grid)
+    x = labels.fiedler.masked_fill(empty & (features.shape[1] > 1), 0)
     share = (x > 0).flatten(1).double().mean(dim=1)
     x = torch.where(((share > 0.5) & (share < 1))[:, None, None], -x, x)
     return replace(

@@ -20,7 +20,8 @@ from .spectral import Eigenpairs, eigenpairs, initial_mask
 class PseudoLabels:
     """What :func:`pseudo_label` finds, B images of h x w patches, in the caller's kind of array.
 
-    There is no axis B where the features had none.
+    There is no axis B where the features had none. For labels of other methods see
+    :func:`selfment.methods.label`.
     """
 
     mask: Any  #: (B, h, w) bool, the label: the foreground after IPO
