@@ -58,6 +58,10 @@ class ImageModel:
             self._backbone, self._loaded = backbone, state
         return self._backbone
 
+    def share(self, other: ImageModel) -> None:
+        """Takes the backbone of ``other``, a model of the same arguments for it."""
+        self._backbone, self._loaded = other.backbone, other._loaded
+
     @property
     def torch_device(self) -> torch.device:
         """Where the backbone runs. Raises ``ValueError`` for a device that does not exist."""

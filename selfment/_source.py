@@ -31,6 +31,8 @@ class Source:
         cache: TensorCache | None,
         dtype: str,
     ) -> None:
+        if labeler.needs:
+            raise ValueError(f"{labeler.needs}: got patch features alone, which training keeps")
         self.paths = paths
         self.labeler = labeler
         self.cache = cache

@@ -1,4 +1,4 @@
-"""A report as text: for a terminal, JSON, CSV, Markdown and LaTeX."""
+"""Reports, and comparisons of them, as text: for a terminal, JSON, CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .comparison import Comparison
     from .evaluation import Report
 
 _NAMED = 5  # files that a sentence lists at most
@@ -102,22 +103,117 @@ def to_csv(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """See :meth:`selfment.evaluation.Report.to_markdown`."""
-    names, line = (" | ".join(cells) for cells in (report.scores, ["---:"] * len(report.scores)))
-    values = " | ".join(map(number, report.scores.values()))
-    return f"Scores: {title(report)}\n\n| {names} |\n| {line} |\n| {values} |\n"
+    return _markdown(title(report), [], list(report.scores), [_values(report)])
 
 
 def to_latex(report: Report) -> str:
     """See :meth:`selfment.evaluation.Report.to_latex`."""
-    names = " & ".join(key.replace("_", r"\_") for key in report.scores)
-    values = " & ".join(map(number, report.scores.values()))
+    return _latex(title(report), [], list(report.scores), [_values(report)])
+
+
+_VARIANT = ["method", "initial split"]
+
+
+def variant_name(variant: tuple[str, str]) -> str:
+    """A method, with its initial split where that is not the normalised cut."""
+    method, init = variant
+    return method if init == "ncut" else f"{method}-{init}"
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """See :meth:`selfment.comparison.Comparison.to_text`."""
+    names, rows = _compared(comparison)
+    lines = [[*_VARIANT, *names], *rows]
+    wide = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(
+            cell.ljust(width) if i < len(_VARIANT) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, wide, strict=True))
+        )
+        for line in lines
+    ]
+    notes = [f"note: {note}" for note in comparison.notes]
+    return "\n".join([_over(comparison), *text, *notes]) + "\n"
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """See :meth:`selfment.comparison.Comparison.to_json`."""
+    content = {
+        "protocol": _first(comparison).protocol,
+        "rows": [
+            {
+                "method": method,
+                "init": init if method == "selfment" else None,
+                "images": len(report.images),
+                "scores": _numbers(report.scores),
+            }
+            for (method, init), report in comparison.reports.items()
+        ],
+        "notes": comparison.notes,
+    }
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """See :meth:`selfment.comparison.Comparison.to_csv`."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    names, rows = _compared(comparison)
+    writer.writerow(["protocol", *_VARIANT, "images", *names])
+    for row, report in zip(rows, comparison.reports.values(), strict=True):
+        variant, scores = row[: len(_VARIANT)], map(repr, report.scores.values())
+        writer.writerow([report.protocol, *variant, len(report.images), *scores])
+    return file.getvalue()
+
+
+def comparison_markdown(comparison: Comparison) -> str:
+    """See :meth:`selfment.comparison.Comparison.to_markdown`."""
+    return _markdown(_over(comparison), _VARIANT, *_compared(comparison))
+
+
+def comparison_latex(comparison: Comparison) -> str:
+    """See :meth:`selfment.comparison.Comparison.to_latex`."""
+    return _latex(_over(comparison), _VARIANT, *_compared(comparison))
+
+
+def _first(comparison: Comparison) -> Report:
+    return next(iter(comparison.reports.values()))
+
+
+def _over(comparison: Comparison) -> str:
+    return title(_first(comparison))
+
+
+def _compared(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """The names of the scores, and the cells of each row."""
+    rows = [
+        [method, init if method == "selfment" else "", *_values(report)]
+        for (method, init), report in comparison.reports.items()
+    ]
+    return list(_first(comparison).scores), rows
+
+
+def _values(report: Report) -> list[str]:
+    return [number(value) for value in report.scores.values()]
+
+
+def _markdown(over: str, texts: list[str], names: list[str], rows: list[list[str]]) -> str:
+    """A table with columns of text and then of numbers."""
+    line = ["---"] * len(texts) + ["---:"] * len(names)
+    lines = [f"| {' | '.join(cells)} |" for cells in ([*texts, *names], line, *rows)]
+    return "\n".join([f"Scores: {over}", "", *lines]) + "\n"
+
+
+def _latex(over: str, texts: list[str], names: list[str], rows: list[list[str]]) -> str:
+    """A table with columns of text and then of numbers."""
+    head = " & ".join([*texts, *names]).replace("_", r"\_")
     lines = [
-        f"% {title(report)}",
-        rf"\begin{{tabular}}{{{'r' * len(report.scores)}}}",
+        f"% {over}",
+        rf"\begin{{tabular}}{{{'l' * len(texts)}{'r' * len(names)}}}",
         r"\hline",
-        rf"{names} \\",
+        rf"{head} \\",
         r"\hline",
-        rf"{values} \\",
+        *(rf"{' & '.join(row)} \\" for row in rows),
         r"\hline",
         r"\end{tabular}",
     ]

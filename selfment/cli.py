@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
@@ -18,6 +18,7 @@ from .backbones import DTYPES, FEATURES, WeightsError
 from .images import ImageEntry, find_images, sample_images
 from .labeler import PseudoLabeler
 from .labeling import label_images
+from .methods import INITS, METHODS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -150,22 +151,45 @@ def _images(arguments: argparse.Namespace) -> list[ImageEntry]:
 
 
 def _labeler(arguments: argparse.Namespace) -> PseudoLabeler:
-    labeler = PseudoLabeler(
-        arguments.backbone,
-        arguments.size,
-        features=arguments.features,
-        weights=arguments.weights,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        tau=arguments.tau,
-        eps=arguments.eps,
-        graph=arguments.graph,
-        orient=arguments.orient,
-        batch_size=arguments.batch,
-    )
+    options = _label_options(arguments)
+    labeler = PseudoLabeler(**options, method=arguments.method, init=arguments.init)
     if labeler.note:
         print(labeler.note, file=sys.stderr)
     return labeler
+
+
+def _label_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "backbone": arguments.backbone,
+        "size": arguments.size,
+        "features": arguments.features,
+        "weights": arguments.weights,
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "tau": arguments.tau,
+        "eps": arguments.eps,
+        "graph": arguments.graph,
+        "orient": arguments.orient,
+        "batch_size": arguments.batch,
+    }
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from .comparison import compare
+
+    found = compare(
+        _images(arguments),
+        arguments.gt,
+        arguments.out,
+        methods=arguments.methods,
+        inits=arguments.inits,
+        allow_missing=arguments.allow_missing,
+        workers=arguments.workers,
+        **_label_options(arguments),
+    )
+    print(found.to_text(), end="")
+    print(f"see {arguments.out}/comparison.md, .csv, .json and .tex", file=sys.stderr)
+    return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -241,6 +265,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     label = commands.add_parser("label", help="write a mask for each image")
     _add_labels(label, "label")
+    _add_method(label)
     label.add_argument("--out", required=True, metavar="DIR", help="folder for masks and records")
     label.add_argument(
         "--overlay", action="store_true", help="also draw image, Fiedler vector and masks"
@@ -248,6 +273,7 @@ def _parser() -> argparse.ArgumentParser:
     label.set_defaults(run=_label)
     _add_training(commands.add_parser("train", help="train a segmentation head on pseudo-labels"))
     _add_prediction(commands.add_parser("predict", help="write the saliency of images and videos"))
+    _add_comparison(commands.add_parser("compare", help="label by several methods, and score them"))
     _add_evaluation(commands.add_parser("eval", help="score predictions against ground truth"))
     _add_data(commands.add_parser("data", help="say which data sets are there"))
     _add_reproduce(commands.add_parser("reproduce", help="train and score as a recipe says"))
@@ -285,8 +311,30 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
 
 
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--method", default="selfment", choices=METHODS, help="whose labels (%(default)s)")
+    split = "what Selfment's IPO starts from (%(default)s)"
+    add("--init", default="ncut", choices=INITS, help=split)
+
+
+def _add_comparison(parser: argparse.ArgumentParser) -> None:
+    _add_labels(parser, "label")
+    add = parser.add_argument
+    add("--gt", required=True, metavar="DIR", help="folder of ground truth of the same names")
+    add("--out", required=True, metavar="DIR", help="folder for the masks and the table")
+    whose = "whose labels (all that the backbone allows)"
+    add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=whose)
+    splits = "what Selfment's IPO starts from (all that the backbone allows)"
+    add("--inits", nargs="+", choices=INITS, metavar="NAME", help=splits)
+    add("--allow-missing", action="store_true", help="score what has both files")
+    add("--workers", type=int, default=1, metavar="N", help="processes that score (%(default)s)")
+    parser.set_defaults(run=_compare)
+
+
 def _add_training(parser: argparse.ArgumentParser) -> None:
     _add_labels(parser, "train on")
+    _add_method(parser)
     add = parser.add_argument
     add("--out", required=True, metavar="RUN", help="folder for the head, checkpoints and records")
     add("--epochs", type=int, default=3, metavar="N", help="(%(default)s)")

@@ -12,18 +12,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import _native
+from . import _native, methods
 from . import _params as params
 from ._model import ImageModel
-from .backbones import backbone_class
+from .backbones import Attended, Backbone, backbone_class
 from .images import ImageLike, load_image
-from .pseudo_labels import PseudoLabels, pseudo_label
+from .pseudo_labels import PseudoLabels
 
 _FIELDS = tuple(field.name for field in fields(PseudoLabels))
 
 
 class PseudoLabeler(ImageModel):
     """Labels images: resize to ``size`` x ``size``, backbone, graph, cut, initial mask, IPO.
+
+    Or by another method, see :mod:`selfment.methods`.
 
     The backbone is loaded at the first use, and left out when the labeler is pickled, so that a
     labeler can be sent to workers. Threads are torch's (``torch.set_num_threads``). Results lie on
@@ -46,14 +48,22 @@ class PseudoLabeler(ImageModel):
         ipo_iters: int = params.IPO_ITERS,
         ipo_min_count: int = params.IPO_MIN_COUNT,
         batch_size: int = 8,
+        method: str = "selfment",
+        init: str = "ncut",
     ) -> None:
         """``backbone`` to ``dtype`` as in :func:`selfment.backbones.load_backbone`, the rest as in
         :func:`selfment.pseudo_label`.
 
         ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there is one
         where the labeler is used. ``orient`` None: the backbone's own. ``batch_size``: images per
-        pass. Raises ``ValueError``.
+        pass. ``method``, and ``init``, the split that ``"selfment"`` starts from: as in
+        :mod:`selfment.methods`; other methods take none of ``tau`` to ``init``. Raises
+        ``ValueError``.
         """
+        given = {"tau": tau, "eps": eps, "graph": graph, "orient": orient}
+        given |= {"ipo_iters": ipo_iters, "ipo_min_count": ipo_min_count}
+        methods.check(method, init, given)
+        methods.check_backbone(method, init, backbone_class(backbone), backbone)
         params.check_graph(tau, eps, graph)
         params.check_ipo(ipo_iters, ipo_min_count)
         if orient is not None:
@@ -66,7 +76,27 @@ class PseudoLabeler(ImageModel):
             "graph": graph,
             "ipo_iters": int(ipo_iters),
             "ipo_min_count": int(ipo_min_count),
+            "method": method,
+            "init": init,
         }
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone, loaded at the first use.
+
+        Raises ``ValueError``, also where the method needs more than it gives, or
+        :class:`selfment.backbones.WeightsError`.
+        """
+        backbone = super().backbone
+        methods.check_backbone(
+            self.options["method"], self.options["init"], backbone, self.backbone_name
+        )
+        return backbone
+
+    @property
+    def needs(self) -> str | None:
+        """What the method needs besides patch features, as an error says it."""
+        return methods.needs(self.options["method"], self.options["init"])
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -104,21 +134,23 @@ class PseudoLabeler(ImageModel):
 
         Raises ``ValueError`` for features that are not finite.
         """
-        return self.label_features(self.backbone(batch))
+        backbone = self.backbone
+        return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
 
-    def label_features(self, features: Tensor) -> PseudoLabels:
+    def label_features(self, features: Tensor | Attended) -> PseudoLabels:
         """Labels of the backbone's (B, N, d) features of images of this size.
 
         Labelled where they lie, if there are kernels for that device. Raises ``ValueError`` for
-        features that are not finite.
+        features that are not finite, and where :attr:`needs` asks for what ``attend`` gives.
         """
         if not features.is_cuda or _native.cuda_obstacles():
             features = features.cpu()
         grid = self.backbone.grid(self.size)
-        labels = pseudo_label(features, grid, orient=self.orient, **self.options)
+        labels = methods.label(features, grid, orient=self.orient, **self.options)
         labels = PseudoLabels(**{name: getattr(labels, name).cpu() for name in _FIELDS})
         bad = labels.eigenvalue.isnan()
-        if bad.any():  # a CUDA device could not raise
+        # A CUDA device could not raise.
+        if bad.any() and methods.has_vector(self.options["method"], self.options["init"]):
             image = int(bad.int().argmax())
             raise ValueError(
                 "`features` must be finite, and so must their norms: got NaN, infinity or an "

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class PseudoLabels:
     """What :func:`pseudo_label` finds, B images of h x w patches, in the caller's kind of array.
 
-    There is no axis B where the features had none.
+    There is no axis B where the features had none. For labels of other methods see
+    :func:`selfment.methods.label`.
     """
 
     mask: Any  #: (B, h, w) bool, the label: the foreground after IPO

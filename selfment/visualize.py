@@ -22,10 +22,11 @@ def overlay(image: ImageLike, labels: PseudoLabels, *, max_side: int = 768) -> I
     """Four RGB panels in a row: image, Fiedler vector, initial mask and IPO mask on the image.
 
     ``labels``: those of this one image, without a batch axis. The Fiedler vector runs from dark
-    blue (its minimum) to light yellow (its maximum). Panels are the image's size, or smaller so
-    that no side exceeds ``max_side`` pixels. Raises ``ValueError`` for batched labels.
+    blue (its minimum) to light yellow (its maximum); where there is none, its panel is dark. Panels
+    are the image's size, or smaller so that no side exceeds ``max_side`` pixels. Raises
+    ``ValueError`` for batched labels.
     """
-    fiedler = np.asarray(labels.fiedler, dtype=np.float64)
+    fiedler = np.nan_to_num(np.asarray(labels.fiedler, dtype=np.float64))
     if fiedler.ndim != 2:
         raise ValueError(
             "`labels` must be those of one image, fields (h, w): "

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from selfment import pseudo_label
+from selfment import PseudoLabeler, pseudo_label
 from selfment.backbones import WeightsError, load_backbone
 
 timm = pytest.importorskip("timm")
@@ -88,6 +88,74 @@ def test_keys_are_those_of_the_last_attention(checkpoint, name):
         keys = seen["out"]
     found = load_backbone(name, weights=file, features="keys")(batch)
     assert torch.allclose(found, keys[:, model.num_prefix_tokens :], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "keys"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_cls_tokens_feature_and_its_attention(checkpoint, name, kind):
+    model, file = checkpoint(name)
+    batch = images(MODELS[name])
+    prefix = model.num_prefix_tokens
+    attention = model.blocks[-1].attn
+    seen = {}
+    attention.fused_attn = False  # then the softmax passes through a module of its own
+    hook = attention.attn_drop.register_forward_pre_hook(
+        lambda _, args: seen.update(softmax=args[0])
+    )
+    with torch.no_grad():
+        tokens = model.fc_norm(model.forward_features(batch))
+    hook.remove()
+    attention.fused_attn = True
+    backbone = load_backbone(name, weights=file, features=kind)
+    assert backbone.attends
+    plain, given = backbone(batch), backbone.attend(batch)
+    assert torch.equal(given.features, plain)
+    assert torch.equal(backbone(batch), plain)
+    heads = attention.num_heads
+    assert given.attention.shape == (2, heads, plain.shape[1])
+    assert given.attention.dtype == torch.float32
+    expected = seen["softmax"][:, :, 0, prefix:]
+    assert expected.std() > 1e-4
+    assert torch.allclose(given.attention, expected, atol=1e-6)
+    assert given.by_head is (kind == "keys")
+    if kind == "tokens":
+        assert torch.allclose(given.cls, tokens[:, 0], atol=1e-4)
+    else:
+        # Keys of the CLS token are made as those of the patches are.
+        whole = backbone._tokens(batch)
+        assert torch.equal(given.cls, whole[:, 0])
+        assert torch.equal(given.features, whole[:, prefix:])
+
+
+def test_one_pass_gives_all(checkpoint):
+    backbone = load_backbone(DINOV3, weights=checkpoint(DINOV3)[1])
+    calls = []
+    backbone.model.blocks[-1].register_forward_hook(lambda *_: calls.append(1))
+    given = backbone.attend(images(64))
+    assert calls == [1]
+    assert given.cpu().features is given.features
+    assert not given.is_cuda
+
+
+def test_attention_under_autocast(checkpoint):
+    file = checkpoint(DINOV3)[1]
+    exact = load_backbone(DINOV3, weights=file).attend(images(64))
+    fast = load_backbone(DINOV3, weights=file, dtype="bfloat16").attend(images(64))
+    assert fast.attention.dtype == fast.cls.dtype == torch.float32
+    assert torch.allclose(fast.attention, exact.attention, rtol=0.2, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "vit_little_patch16_reg1_gap_256"])
+def test_models_that_do_not_attend(checkpoint, name):
+    backbone = load_backbone(name, weights=checkpoint(name)[1])
+    assert not backbone.attends  # no attention of its own, or no CLS token
+    for one in (backbone, load_backbone("classic")):
+        message = f"the backbone must be a ViT with a CLS token: got '{one.name}'"
+        with pytest.raises(ValueError, match=message):
+            one.attend(images(64))
+    labeler = PseudoLabeler(name, 64, weights=checkpoint(name)[1], method="found")
+    with pytest.raises(ValueError, match=f"needs a ViT's attention: got the backbone '{name}'"):
+        _ = labeler.backbone
 
 
 def test_safetensors_and_other_sizes(checkpoint, tmp_path):

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from .._params import choice
-from .base import Backbone, WeightsError
+from .base import Attended, Backbone, WeightsError
 from .classic import Classic
 
 __all__ = [
     "DTYPES",
     "FEATURES",
+    "Attended",
     "Backbone",
     "WeightsError",
     "as_dtype",

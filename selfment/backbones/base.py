@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,6 +16,25 @@ class WeightsError(RuntimeError):
     """Weights that cannot be had, read or used: one sentence with the model and the way out."""
 
 
+@dataclass(frozen=True)
+class Attended:
+    """The patch features of B images with what their CLS tokens know, float32, on one device."""
+
+    features: Tensor  #: (B, N, d), what the backbone gives when it is called
+    cls: Tensor  #: (B, d), the CLS token's feature of the same kind
+    attention: Tensor  #: (B, heads, N), of the CLS token to the patches in the last block
+    by_head: bool  #: whether a feature is the heads' features side by side, as a key is
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether they lie on a CUDA device."""
+        return self.features.is_cuda
+
+    def cpu(self) -> Attended:
+        """The same on the CPU."""
+        return Attended(self.features.cpu(), self.cls.cpu(), self.attention.cpu(), self.by_head)
+
+
 class Backbone(ABC):
     """From images to patch features."""
 
@@ -22,6 +42,7 @@ class Backbone(ABC):
     patch_size: int  #: side of a patch in pixels
     dim: int  #: d, the length of a patch feature
     orient: str = "seed"  #: the orientation rule that suits the features
+    attends: bool = True  #: whether it has a CLS token that attends: see :meth:`attend`
     note: str | None = None  #: one line that its user should know
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  #: of the RGB input in [0, 1]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)  #: of the RGB input in [0, 1]
@@ -73,3 +94,10 @@ class Backbone(ABC):
 
         The batch may lie on any device. Patches run row by row over ``grid(H, W)``.
         """
+
+    def attend(self, batch: Tensor) -> Attended:
+        """The features of a batch, as a call gives them, with CLS tokens and their attention.
+
+        One pass. Raises ``ValueError`` for a backbone that does not ``attends``.
+        """
+        raise ValueError(f"the backbone must be a ViT with a CLS token: got {self.name!r}")

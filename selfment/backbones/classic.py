@@ -39,6 +39,7 @@ class Classic(Backbone):
     patch_size = 16
     dim = 384
     orient = "corners"
+    attends = False
     note = (
         "note: the classic backbone is hand-made and needs no weights; for the paper's quality "
         "use a DINO backbone, such as --backbone vit_small_patch16_dinov3.lvd1689m"

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from typing import Any
 
 import timm
 import torch
-from timm.models.eva import Eva
+from timm.layers.attention import Attention, AttentionRope
+from timm.models.eva import Eva, EvaAttention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from .base import Backbone, WeightsError
+from .base import Attended, Backbone, WeightsError
 
 _MODULES = ("vision_transformer", "deit", "eva")
 
@@ -41,17 +44,36 @@ class TimmViT(Backbone):
         self.mean, self.std = (self.model.pretrained_cfg[stat] for stat in ("mean", "std"))
         self.patch_size = self.model.patch_embed.patch_size[0]
         self.dim = self.model.embed_dim
+        attention = _last_attention(self.model)
+        self.attends = self.model.cls_token is not None and _is_plain(attention)
+        if self.attends:
+            attention.fused_attn = True  # whatever TIMM_FUSED_ATTN says: see _LastAttention
         self._key_input: Tensor | None = None
         self._keys: tuple[Tensor, Tensor | None] | None = None
         if features == "keys":
-            attention = _last_attention(self.model)
             self._keys = _key_projection(name, attention)
             self.dim = self._keys[0].shape[0]
             attention.register_forward_pre_hook(self._keep_input)
 
-    @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         """(B, N, d) float32 of a (B, 3, H, W) batch; prefix and register tokens are left out."""
+        patches: Tensor = self._tokens(batch)[:, self.model.num_prefix_tokens :].float()
+        return patches
+
+    def attend(self, batch: Tensor) -> Attended:
+        """See :meth:`Backbone.attend`: float32 softmax of the last block's queries and keys."""
+        if not self.attends:
+            return super().attend(batch)
+        with _LastAttention() as last:
+            tokens = self._tokens(batch)
+        first = self.model.num_prefix_tokens
+        features, cls = tokens[:, first:].float(), tokens[:, 0].float()
+        by_head = self._keys is not None
+        return Attended(features, cls, last.of_cls()[..., first:], by_head)
+
+    @torch.no_grad()
+    def _tokens(self, batch: Tensor) -> Tensor:
+        """(B, prefix + N, d) of all tokens, the CLS token first where there is one."""
         self.grid(*batch.shape[-2:])
         kind = self.device.type
         with torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
@@ -61,11 +83,36 @@ class TimmViT(Backbone):
                 assert self._key_input is not None
                 tokens = functional.linear(self._key_input, *self._keys)
                 self._key_input = None
-        patches: Tensor = tokens[:, self.model.num_prefix_tokens :].float()
-        return patches
+        found: Tensor = tokens
+        return found
 
     def _keep_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         self._key_input = args[0]
+
+
+class _LastAttention(TorchFunctionMode):
+    """Keeps the queries and keys of the last fused attention that runs under it.
+
+    They have been normalised and rotated by then, and the tokens stay what they are without it:
+    asking the module for its weights would make it attend by other kernels.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            self._queries, self._keys = args[:2]
+        return func(*args, **(kwargs or {}))
+
+    def of_cls(self) -> Tensor:
+        """(B, heads, tokens) float32: the attention of the first token."""
+        query, keys = self._queries[:, :, :1].float(), self._keys.float()
+        scores = query @ keys.transpose(-2, -1) / math.sqrt(query.shape[-1])
+        return torch.softmax(scores[:, :, 0], dim=-1)
 
 
 def _check_name(name: str) -> None:
@@ -140,6 +187,13 @@ def _from_file(name: str, file: str) -> Any:
 
 def _last_attention(model: Any) -> Any:
     return getattr(model.blocks[-1], "attn", None)
+
+
+def _is_plain(attention: Any) -> bool:
+    """Whether the module is one softmax of queries and keys, with as many heads of each."""
+    if not isinstance(attention, Attention | AttentionRope | EvaAttention):
+        return False
+    return getattr(attention, "num_kv_heads", attention.num_heads) == attention.num_heads
 
 
 def _key_projection(name: str, attention: Any) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,158 @@
+"""The paper's comparison of methods, and its ablation of the initial split, over one folder."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import _tables
+from ._records import atomic_file
+from .evaluation import Report, evaluate
+from .images import ImageEntry
+from .labeler import PseudoLabeler
+from .labeling import label_images
+from .methods import INITS, METHODS, OPTIONS, needs
+
+Variant = tuple[str, str]  # method and initial split
+
+#: The files of a comparison, by what they hold.
+FILES = {
+    "text": "comparison.txt",
+    "json": "comparison.json",
+    "csv": "comparison.csv",
+    "markdown": "comparison.md",
+    "latex": "comparison.tex",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The scores of methods, and of initial splits, on the same images, in the paper's protocol."""
+
+    reports: dict[Variant, Report]  #: by method and initial split; "ncut" for other methods
+    notes: list[str] = field(default_factory=list)  #: what was left out
+
+    def to_text(self) -> str:
+        """A table for a terminal, under a line with the protocol, and the notes."""
+        return _tables.comparison_text(self)
+
+    def to_json(self) -> str:
+        """A JSON object: protocol, notes, and the scores of each row."""
+        return _tables.comparison_json(self)
+
+    def to_csv(self) -> str:
+        """A row for each method, with all digits, under a header."""
+        return _tables.comparison_csv(self)
+
+    def to_markdown(self) -> str:
+        """A Markdown table, under a line with the protocol."""
+        return _tables.comparison_markdown(self)
+
+    def to_latex(self) -> str:
+        """A LaTeX ``tabular``, under a comment with the protocol."""
+        return _tables.comparison_latex(self)
+
+
+def compare(
+    images: Sequence[ImageEntry],
+    gt: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    backbone: str = "classic",
+    size: int = 768,
+    *,
+    methods: Sequence[str] | None = None,
+    inits: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    workers: int = 1,
+    progress: bool = True,
+    **options: Any,
+) -> Comparison:
+    """Labels the images by each method, and scores the masks against those in the folder ``gt``.
+
+    ``images``: from :func:`selfment.images.find_images`. ``methods`` and ``inits``: see
+    :mod:`selfment.methods`; the splits are those of ``"selfment"``. Without either all that the
+    backbone allows are compared. ``options``: of :class:`selfment.PseudoLabeler`; those that only
+    the method ``"selfment"`` takes do not reach the others. ``allow_missing`` and ``workers``: of
+    :func:`selfment.evaluate`.
+
+    ``out`` gets a folder of masks for each row of the table, as :func:`label_images` writes it and
+    goes on with it, and the table in :data:`FILES`. The backbone is loaded once and runs once for
+    each row. Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for
+    an ``out`` that holds masks of other images, and whatever labelling and evaluation raise.
+    """
+    folder = Path(out).absolute()
+    chosen = [(method, "ncut") for method in methods or ()]
+    chosen += [("selfment", init) for init in inits or ()]
+    whole = methods is None and inits is None
+    if whole:
+        chosen = [*(("selfment", i) for i in INITS), *((method, "ncut") for method in METHODS)]
+    if not chosen:
+        raise ValueError("`methods` or `inits` must name one at least: got none")
+    first = PseudoLabeler(backbone, size, **options)
+    if progress and first.note:
+        print(first.note, file=sys.stderr)
+    labelers: dict[Variant, PseudoLabeler] = {}
+    left_out = []
+    for method, init in dict.fromkeys(chosen):
+        need = needs(method, init)
+        if whole and need and not first.backbone.attends:
+            left_out.append(f"{need}, left out")
+            continue
+        own = {k: v for k, v in options.items() if method == "selfment" or k not in OPTIONS}
+        labeler = PseudoLabeler(backbone, size, method=method, init=init, **own)
+        labeler.share(first)
+        labelers[method, init] = labeler
+    reports = {}
+    for variant, labeler in labelers.items():
+        name = _tables.variant_name(variant)
+        if progress:
+            print(name, file=sys.stderr)
+        reports[variant] = _score(
+            labeler, images, gt, folder / name, allow_missing, workers, progress
+        )
+    comparison = Comparison(reports, left_out)
+    for kind, file in FILES.items():
+        content = str(getattr(comparison, f"to_{kind}")()).encode()
+        with atomic_file(folder / file) as stream:
+            stream.write(content)
+    return comparison
+
+
+def _score(
+    labeler: PseudoLabeler,
+    images: Sequence[ImageEntry],
+    gt: str | os.PathLike[str],
+    folder: Path,
+    allow_missing: bool,
+    workers: int,
+    progress: bool,
+) -> Report:
+    """Labels what is left to label, and scores the folder."""
+    summary = label_images(images, folder, labeler, progress=progress)
+    if summary.failed:
+        raise ValueError(
+            f"all images must be labelled to be compared: {summary.failed} of {len(images)} "
+            f"failed, see {folder}/labels.jsonl"
+        )
+    report = evaluate(
+        folder,
+        gt,
+        protocol="paper",
+        workers=workers,
+        allow_missing=allow_missing,
+        suffix="",
+        progress=progress,
+    )
+    masks = len(report.images) + len(report.extra) + len(report.failed)
+    if masks != len(images):
+        raise ValueError(
+            f"`out` must hold the masks of these images alone: got {masks} masks in {folder} for "
+            f"{len(images)} images"
+        )
+    if report.failed:
+        raise ValueError(f"all masks must be scored to be compared: {report.failed[0]}")
+    return report

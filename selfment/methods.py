@@ -1,0 +1,371 @@
+"""The methods that the paper compares with, and the splits that its IPO starts from.
+
+All take patch features, and some the CLS token besides; all give a mask on the patch grid, without
+the post-processing of the image (dense CRF, bilateral solver) that some authors add.
+
+``selfment``
+    Affinity graph, normalised cut, the seed's component, IPO. ``init`` puts another split in the
+    place of the cut, as the paper's ablation does; IPO follows, and no component is taken, for
+    these splits have no seed:
+
+    - ``kmeans``: 2-means of the unit rows. The foreground is the cluster with fewer patches on the
+      border of the grid; of equals the smaller one, then the one without the first patch.
+    - ``cls``: patches whose cosine with the CLS token exceeds its mean over the patches.
+``tokencut``
+    TokenCut (Wang et al., CVPR 2022) at its defaults, tau = 0.2: the seed's component, no IPO.
+``maskcut``
+    MaskCut (Wang et al., CVPR 2023) at its defaults, tau = 0.15 and three rounds: the union of
+    their masks, which is what a mask of all salient objects is compared with. The initial mask is
+    that of the first round, its setting for a single object.
+``dsm``
+    Deep Spectral Methods (Melas-Kyriazi et al., CVPR 2022): the first nontrivial generalised
+    eigenvector of the cosine graph without negative weights, negated if it is positive for more
+    than half of the patches but not for all; the foreground is where it is > 0. No colour
+    affinities, its default.
+``selfmask``
+    The candidates and the vote of SelfMask (Shin et al., CVPRW 2022), without the network that it
+    trains on them: see :func:`selfmask`.
+``found``
+    The background discovery of FOUND (Siméoni et al., CVPR 2023), without the 1 x 1 convolution
+    that it trains on it: see :func:`found`.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import _params as params
+from ._arrays import Grid
+from .backbones import Attended, Backbone
+from .optimization import refine
+from .pseudo_labels import PseudoLabels, pseudo_label
+
+Mask = NDArray[np.bool_]
+
+METHODS = ("selfment", "tokencut", "maskcut", "dsm", "selfmask", "found")
+INITS = ("ncut", "kmeans", "cls")
+
+#: What the method "selfment" is told; the others have values of their own. These are the defaults.
+OPTIONS: Mapping[str, Any] = {
+    "tau": params.TAU,
+    "eps": params.EPS,
+    "graph": "binary",
+    "orient": None,
+    "ipo_iters": params.IPO_ITERS,
+    "ipo_min_count": params.IPO_MIN_COUNT,
+}
+
+_CLUSTERS = (2, 3, 4)  # SelfMask's numbers of clusters
+_STARTS = 10  # of k-means
+_BACKGROUND = 0.3  # FOUND's least cosine with the reference patch
+_ROUNDS = 3  # MaskCut's
+_ROWS = 512  # of similarities at a time
+_DENSE = 64  # patches up to which all eigenvectors are computed
+
+
+def check(method: str, init: str, options: Mapping[str, Any]) -> None:
+    """Checks a method, its split, and that it gets no ``OPTIONS`` but its own.
+
+    Raises ``ValueError``.
+    """
+    params.choice("method", method, METHODS)
+    params.choice("init", init, INITS)
+    if method != "selfment":
+        given = {"init": init, **options}
+        for name, default in {"init": "ncut", **OPTIONS}.items():
+            if given.get(name, default) != default:
+                raise ValueError(
+                    f"`{name}` must be left alone unless `method` is 'selfment': got "
+                    f"{given[name]!r} for {method!r}"
+                )
+
+
+def needs(method: str, init: str) -> str | None:
+    """What of the CLS token is needed besides patch features, as a sentence names it."""
+    if method == "found":
+        return "`method` 'found' needs a ViT's attention"
+    return "`init` 'cls' needs a ViT's CLS token" if init == "cls" else None
+
+
+def has_vector(method: str, init: str) -> bool:
+    """Whether the labels come from one Fiedler vector, and with it."""
+    return init == "ncut" and method not in ("selfmask", "found")
+
+
+def check_backbone(method: str, init: str, backbone: Backbone | type[Backbone], name: str) -> None:
+    """Raises ``ValueError`` if the backbone ``name`` does not have what is needed."""
+    need = needs(method, init)
+    if need and not backbone.attends:
+        raise ValueError(f"{need}: got the backbone {name!r}")
+
+
+def label(
+    features: Tensor | Attended,
+    grid: Grid,
+    method: str = "selfment",
+    init: str = "ncut",
+    *,
+    orient: str = "seed",
+    **options: Any,
+) -> PseudoLabels:
+    """Labels of (B, N, d) patch features by a method; see the module, which describes them.
+
+    ``orient`` and ``options`` are those of :func:`selfment.pseudo_label`, for the method
+    ``"selfment"``. Of labels without a Fiedler vector it, ``eigenvalue``, ``gap`` and ``residual``
+    are NaN and ``lanczos_iters`` is 0; without a seed ``seed`` is -1. A single patch is foreground.
+    Raises ``ValueError`` for features that are not finite, and where features alone are given to a
+    method that needs more.
+    """
+    need = needs(method, init)
+    if need and not isinstance(features, Attended):
+        raise ValueError(f"{need}: got patch features alone")
+    rows = features.features if isinstance(features, Attended) else features
+    if method == "selfment" and init == "ncut":
+        return pseudo_label(rows, grid, orient=orient, **options)
+    if method == "tokencut":
+        return pseudo_label(rows, grid, ipo_iters=0)
+    if method == "maskcut":
+        return maskcut(rows, grid)
+    if method == "dsm":
+        return dsm(rows, grid)
+    masks = []
+    for image, patches in enumerate(rows):
+        if len(patches) == 1:
+            mask = np.ones(1, dtype=bool)
+        elif method == "selfmask":
+            mask = selfmask(patches, grid)
+        elif init == "kmeans":
+            mask = kmeans_split(patches, grid)
+        else:
+            assert isinstance(features, Attended)
+            if method == "found":
+                mask = found(patches, features.attention[image], by_head=features.by_head)
+            else:
+                mask = cls_split(patches, features.cls[image])
+        masks.append(torch.from_numpy(mask))
+    start = torch.stack(masks).to(rows.device)
+    label, steps = start, torch.zeros(len(start), dtype=torch.int64)
+    if method == "selfment":
+        iters = options.get("ipo_iters", params.IPO_ITERS)
+        least = options.get("ipo_min_count", params.IPO_MIN_COUNT)
+        label, steps = refine(rows.contiguous(), start, iters, least)
+    nan = torch.full((len(start),), torch.nan, dtype=torch.float64)
+    return PseudoLabels(
+        mask=label.unflatten(1, grid),
+        ncut_mask=start.unflatten(1, grid),
+        fiedler=nan.float()[:, None, None].expand(-1, *grid),
+        eigenvalue=nan,
+        gap=nan,
+        residual=nan,
+        seed=torch.full_like(steps, -1),
+        lanczos_iters=torch.zeros_like(steps),
+        ipo_iters=steps,
+    )
+
+
+def kmeans_split(features: Tensor, grid: Grid) -> Mask:
+    """The foreground (N,) of 2-means of (N, d) rows, N >= 2; all of it where they are equal.
+
+    scikit-learn's k-means, the best of ten starts, which are always the same.
+    """
+    f = _unit(features).float().numpy()
+    if np.array_equal(f.min(axis=0), f.max(axis=0)):
+        return np.ones(len(f), dtype=bool)
+    side = _kmeans(f, 2) == 1
+    inner = np.zeros(grid, dtype=bool)
+    inner[1:-1, 1:-1] = True
+    border = ~inner.ravel()
+
+    def background(part: Mask) -> tuple[int, ...]:
+        return int((part & border).sum()), int(part.sum()), int(part[0])
+
+    return min(side, ~side, key=background)
+
+
+def cls_split(features: Tensor, cls: Tensor) -> Mask:
+    """The foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
+    cosine = _unit(features) @ _unit(cls[None])[0]
+    return np.asarray((cosine > cosine.mean()).numpy())
+
+
+def found(features: Tensor, attention: Tensor, *, by_head: bool) -> Mask:
+    """FOUND's foreground (N,): patches whose cosine with the reference patch is <= 0.3.
+
+    The reference is the patch that the CLS token attends to least, over the sum of the heads. Where
+    the features (N, d) are those of the heads side by side (``by_head``), as keys are, heads and
+    their features are weighted first: with q_h the share of patches to which head h attends more
+    than the mean over all heads and patches, by log(sum q / q_h). The authors' weights are for
+    keys; other features go without, which their code allows.
+
+    ``attention``: (heads, N), of the CLS token in the last block.
+    """
+    heads = attention.detach().cpu().double()
+    rows = features
+    if by_head:
+        share = (heads > heads.mean()).double().mean(dim=1) + 1e-10
+        weights = (share.sum() / share).log()
+        heads = heads * weights[:, None]
+        parts = features.detach().cpu().double().unflatten(1, (len(heads), -1))
+        rows = (parts * weights[:, None]).flatten(1)
+    f = _unit(rows)
+    return np.asarray((f @ f[heads.sum(dim=0).argmin()] <= _BACKGROUND).numpy())
+
+
+def dsm(features: Tensor, grid: Grid) -> PseudoLabels:
+    """Deep Spectral Methods' labels of (B, N, d) features."""
+    # Without edges below the smallest tau, and so small an eps, A is max(cosine, 0).
+    graph: dict[str, Any] = {"tau": sys.float_info.min, "eps": 1e-30, "graph": "weighted"}
+    labels = pseudo_label(features, grid, **graph, ipo_iters=0)
+    # A patch without edges, even to itself, has an entry of 0; with eps it would have a mean.
+    empty = (features == 0).all(dim=-1).unflatten(1, grid)
+    x = labels.fiedler.masked_fill(empty & (features.shape[1] > 1), 0)
+    share = (x > 0).flatten(1).double().mean(dim=1)
+    x = torch.where(((share > 0.5) & (share < 1))[:, None, None], -x, x)
+    return replace(
+        labels, mask=x > 0, ncut_mask=x > 0, fiedler=x, seed=torch.full_like(labels.seed, -1)
+    )
+
+
+def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
+    """MaskCut's labels of (B, N, d) features: the union of three rounds.
+
+    Each cuts the features that earlier masks have painted over with zeros. From the second on a
+    mask is emptied if its intersection over union with the one before is > 0.5, or if it covers 1 %
+    of the grid or less.
+    """
+    rule: dict[str, Any] = {"tau": 0.15, "orient": "corners", "ipo_iters": 0}
+    rows = features
+    labels = pseudo_label(rows, grid, **rule)
+    mask = union = labels.mask.flatten(1)
+    for _ in range(_ROUNDS - 1):
+        rows = rows.masked_fill(mask[..., None], 0)
+        last, mask = mask, pseudo_label(rows, grid, **rule).mask.flatten(1)
+        overlap, either = (mask & last).sum(dim=1), (mask | last).sum(dim=1)
+        void = (2 * overlap > either) | (100 * mask.sum(dim=1) <= mask.shape[1])
+        mask = mask & ~void[:, None]
+        union = union | mask
+    return replace(labels, mask=union.unflatten(1, grid))
+
+
+def selfmask(features: Tensor, grid: Grid, others: Sequence[tuple[Tensor, Grid]] = ()) -> Mask:
+    """SelfMask's pseudo-mask (N,) of (N, d) features: the candidate that most others agree with.
+
+    Candidates are all clusters of k-means on the k eigenvectors of smallest eigenvalue of
+    (D - A) x = lambda D x, the constant one included, for k = 2, 3, 4; A holds the cosines, scaled
+    to reach from 0 to 1. Of candidates that reach from the first row or column to the last (the
+    framing prior) none takes part unless all do so. The winner has the largest sum of intersections
+    over union with all candidates; of equals the first.
+
+    ``others``: features of the same image by other backbones, each with its grid, whose candidates
+    vote too, at the nearest patch. The authors enlarge the feature map twofold first; here clusters
+    are found on the grid that the mask has.
+    """
+    candidates = []
+    for rows, own in ((features, grid), *others):
+        (h, w), (height, width) = own, grid
+        nearest = np.ix_(
+            (2 * np.arange(height) + 1) * h // (2 * height),
+            (2 * np.arange(width) + 1) * w // (2 * width),
+        )
+        candidates += [cluster.reshape(own)[nearest] for cluster in _clusters(rows)]
+    candidates = [mask for mask in candidates if mask.any()]
+    framed = [mask for mask in candidates if not _spans(mask) and not _spans(mask.T)]
+    masks = np.stack(framed or candidates).reshape(-1, grid[0] * grid[1])
+    area = masks.sum(axis=1)
+    overlap = masks.astype(np.float64) @ masks.T
+    score = (overlap / (area[:, None] + area - overlap)).sum(axis=1)
+    winner: Mask = masks[np.argmax(score >= score.max() - 1e-9)]
+    return winner
+
+
+def _spans(mask: Mask) -> bool:
+    return bool(mask[0].any() and mask[-1].any())
+
+
+def _clusters(features: Tensor) -> Iterator[Mask]:
+    vectors = _cosine_vectors(_unit(features), max(_CLUSTERS))
+    for k in _CLUSTERS:
+        if k <= len(vectors):
+            assigned = _kmeans(vectors[:, :k], k)
+            yield from (assigned == cluster for cluster in range(k))
+
+
+def _kmeans(rows: NDArray[Any], k: int) -> NDArray[np.int32]:
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # of scikit-learn
+
+    # On one thread: the order of its sums, and so the clusters, depend on how many there are.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Fewer rows that differ than clusters: those that are left are empty.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        assigned: NDArray[np.int32] = KMeans(k, n_init=_STARTS, random_state=0).fit_predict(rows)
+    return assigned
+
+
+def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:
+    """(N, min(k, N)) eigenvectors x of smallest eigenvalue, x^T D x = 1, of unit rows (N, d).
+
+    A = (F F^T - m) / (M - m) with m and M the least and the largest of F F^T is never formed: it is
+    of rank d + 1 at most, and its product with a vector takes 2 N d multiplications.
+    """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    n = len(f)
+    least, most = _range_of_products(f)
+    if most - least < 1e-6:  # what is left is rounding
+        return np.ones((n, min(k, n)))
+
+    def affinity(x: NDArray[Any]) -> NDArray[Any]:
+        columns = torch.from_numpy(x)
+        return np.asarray((f @ (f.T @ columns) - least * columns.sum(dim=0)) / (most - least))
+
+    degree = affinity(np.ones((n, 1)))
+    scale = np.where(degree > 1e-12, degree, 1.0) ** -0.5
+
+    def normalised(x: NDArray[Any]) -> NDArray[Any]:
+        product: NDArray[np.float64] = scale * affinity(scale * x.reshape(n, -1))
+        return product
+
+    if n <= _DENSE:
+        vectors = np.linalg.eigh(normalised(np.eye(n)))[1]
+    else:
+        operator = LinearOperator((n, n), matvec=normalised, matmat=normalised, dtype=np.float64)
+        start = np.random.RandomState(0).standard_normal(n)
+        theta, vectors = eigsh(operator, k, which="LA", v0=start)
+        vectors = vectors[:, np.argsort(theta)]
+    return np.ascontiguousarray((scale * vectors)[:, ::-1][:, :k])
+
+
+def _range_of_products(f: Tensor) -> tuple[float, float]:
+    """The least and the largest inner product of two rows (N, d), found in float32."""
+    rows = f.float()
+    least, pair = torch.inf, (0, 0)
+    for start in range(0, len(rows), _ROWS):
+        products = rows[start : start + _ROWS] @ rows[start:].T
+        smallest, at = products.flatten().min(dim=0)
+        if smallest < least:
+            i, j = divmod(int(at), products.shape[1])
+            least, pair = float(smallest), (start + i, start + j)
+    return float(f[pair[0]] @ f[pair[1]]), float((f * f).sum(dim=1).max())
+
+
+def _unit(rows: Tensor) -> Tensor:
+    """(N, d) rows of norm 1 in float64, on the CPU; raises ``ValueError``."""
+    values = rows.detach().cpu().double()
+    norms = values.norm(dim=1, keepdim=True)
+    if not norms.isfinite().all():
+        raise ValueError(
+            "`features` must be finite, and so must their norms: got NaN, infinity or an overflow"
+        )
+    unit: Tensor = values / norms.clamp(min=1e-12)
+    return unit
