@@ -131,15 +131,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, int threads) {
+         int64_t min_count, Address labels, Address steps, Address separation, int threads) {
         return run(threads, [&](const selfment::Context& context) {
           return selfment::cpu::ipo(
               {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d, iters,
-               min_count, at<bool>(labels), at<int64_t>(steps)},
+               min_count, at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
               context);
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("threads"));
+      py::arg("separation"), py::arg("threads"));
 }

@@ -150,15 +150,16 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, Address scratch, int device,
-         Address stream) {
+         int64_t min_count, Address labels, Address steps, Address separation, Address scratch,
+         int device, Address stream) {
         run(device, [&] {
-          selfment::cuda::ipo({at<const void>(features), static_cast<Dtype>(dtype), batch, n, d,
-                               iters, min_count, at<bool>(labels), at<int64_t>(steps)},
-                              {at<void>(scratch), at<void>(stream)});
+          selfment::cuda::ipo(
+              {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, iters, min_count,
+               at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
+              {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("separation"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
 }

@@ -124,6 +124,8 @@ struct IpoParams {
   int64_t iters, min_count;
   bool* labels;    // in and out: (batch, n)
   int64_t* steps;  // out: (batch,), steps taken
+  // out: (batch,), the distance of the final labels' class means; 0 where a class is empty
+  double* separation;
 };
 
 // The operations. affinity and ipo return the first row, of the batch * n, that holds a value that
@@ -140,7 +142,7 @@ const char* isa();  // the instruction set in use, as SELFMENT_ISA names it
 
 // The CUDA twin. All addresses are of device memory; operations only enqueue work on a stream. Rows
 // that are not finite cannot be reported without waiting for the device: NaN degrees and vectors
-// and empty labels mark their image.
+// and empty labels, with a NaN for the separation, mark their image.
 namespace cuda {
 
 // In weighted mode the weights of an image are 64 x 64 tiles on and above the diagonal, row by row

@@ -118,7 +118,7 @@ def _pseudo_label_impl(
         pairs = _cut(build(rows, tau, eps, graph, first=first))
         x = pairs.vectors[:, 0]
         mask, seed = initial_mask(x, grid, orient)
-        label, steps = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
+        label, steps, _ = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
         found = PseudoLabels(
             mask=label.unflatten(1, grid),
             ncut_mask=mask.unflatten(1, grid),

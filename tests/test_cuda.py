@@ -234,10 +234,11 @@ def test_ipo(target: Target, name: str) -> None:
     labels = torch.stack([torch.rand(len(rows), generator=generator(s)) < 0.4 for s in range(4)])
     batch = rows.expand(4, -1, -1).contiguous()
     for iters, min_count in ((20, 10), (1, 1), (0, 1), (200, 1)):
-        ours, steps = target(refine, batch, labels, iters=iters, min_count=min_count)
-        expected, taken = refine(batch, labels, iters, min_count)
+        ours, steps, apart = target(refine, batch, labels, iters=iters, min_count=min_count)
+        expected, taken, distance = refine(batch, labels, iters, min_count)
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
+        torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
 
 
 @BOTH
@@ -247,10 +248,11 @@ def test_ipo_of_long_rows(target: Target, dtype: str) -> None:
     for d in (1216, 1203):
         rows = batch_of(3, 5, 12, d).to(getattr(torch, dtype))
         labels = torch.rand(3, 60, generator=generator(d)) < 0.4
-        ours, steps = target(refine, rows, labels, iters=50, min_count=1)
-        expected, taken = refine(rows, labels, 50, 1)
+        ours, steps, apart = target(refine, rows, labels, iters=50, min_count=1)
+        expected, taken, distance = refine(rows, labels, 50, 1)
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
+        torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
 
 
 @BOTH
@@ -259,10 +261,11 @@ def test_ipo_whose_means_turn_over(target: Target) -> None:
     rng = generator(0)
     rows = torch.randn(1000, 12, 2, generator=rng)
     labels = torch.rand(1000, 12, generator=rng) < 0.5
-    ours, steps = target(refine, rows, labels, iters=200, min_count=1)
-    expected, taken = refine(rows, labels, 200, 1)
+    ours, steps, apart = target(refine, rows, labels, iters=200, min_count=1)
+    expected, taken, distance = refine(rows, labels, 200, 1)
     assert torch.equal(ours, expected)
     assert torch.equal(steps, taken)
+    torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
 
 
 def test_ipo_leaves_rows_unread(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +283,7 @@ def test_ipo_leaves_rows_unread(emulated: ModuleType, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "empty", keep)
     for iters in range(1, 7):
-        _, steps = target(refine, rows[None], labels[None], iters=iters, min_count=1)
+        _, steps, _ = target(refine, rows[None], labels[None], iters=iters, min_count=1)
         assert steps.item() == iters
     unread = [(one == two).float().mean() for one, two in pairwise(known)]
     assert unread[0] < unread[-1]
@@ -615,9 +618,10 @@ def test_an_image_that_is_not_finite_is_marked(target: Target, graph: str, value
     assert vectors[1].isnan().all()
     assert target(edges, rows, graph=graph)[1][1, 17].isnan()
     start = torch.rand(3, 54, generator=generator(0)) < 0.5
-    refined = target(selfment.ipo, rows, start)
+    refined, _, separation = target(refine, rows, start, iters=20, min_count=10)
     assert not refined[1].any()
     assert torch.equal(refined[::2], selfment.ipo(clean, start)[::2])
+    assert separation.isnan().tolist() == [False, True, False]
 
 
 @BOTH
