@@ -83,7 +83,8 @@ struct AffinityParams {
   const void* features;  // (batch, n, d)
   Dtype dtype;
   int64_t batch, n, d;
-  double tau, eps;
+  const double* taus;  // (batch,)
+  double eps;
   bool weighted;
   uint64_t* bits;        // out: (batch, words, rows)
   double* degrees;       // out: (batch, n), the row sums of A
@@ -168,7 +169,8 @@ struct AffinityParams {
   const void* features;  // (batch, n, d), aligned to 16 bytes
   Dtype dtype;
   int64_t batch, n, d;
-  double tau, eps;
+  const double* taus;  // (batch,)
+  double eps;
   uint64_t* bits;   // out: (batch, words, rows)
   float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
   double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite

@@ -122,9 +122,11 @@ def images_at_once(rows: Tensor, weighted: bool) -> int:
 
 
 def affinity(
-    rows: Tensor, tau: float, eps: float, weighted: bool
+    rows: Tensor, taus: Tensor, eps: float, weighted: bool
 ) -> tuple[Tensor, Tensor, Any, int]:
     """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
+
+    ``taus``: (B,) float64, contiguous.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -142,7 +144,7 @@ def affinity(
         batch=batch,
         n=n,
         d=d,
-        tau=tau,
+        taus=taus,
         eps=eps,
         weights=weights,
         bits=bits,

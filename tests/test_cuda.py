@@ -27,7 +27,7 @@ from selfment.spectral import eigenpairs, initial_mask
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")
-EXACT = ("mask", "ncut_mask", "seed", "ipo_iters")
+EXACT = ("mask", "ncut_mask", "seed", "ipo_iters", "rejected", "tau")
 
 # Next to multiples of the kernels' tiles, and the size of a photograph.
 EDGES: dict[str, Case] = {
@@ -121,6 +121,8 @@ def assert_close(ours: PseudoLabels, expected: PseudoLabels, graph: str = "binar
         assert getattr(ours, field.name).dtype == getattr(expected, field.name).dtype
     torch.testing.assert_close(ours.eigenvalue, expected.eigenvalue, rtol=0, atol=1e-7)
     torch.testing.assert_close(ours.gap, expected.gap, rtol=0.05, atol=1e-5)
+    torch.testing.assert_close(ours.separation, expected.separation, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.confidence, expected.confidence, rtol=0.02, atol=1e-5)
     assert ours.residual.max() < 1e-7
     scale = expected.fiedler.abs().max().item()
     gap = expected.gap.min().item()
@@ -298,6 +300,25 @@ def test_shape_and_dtype_of_the_labels(target: Target, dtype: torch.dtype) -> No
     ours = target(selfment.ipo, rows, labels.reshape(6, 8))
     assert ours.dtype == dtype
     assert torch.equal(ours.flatten(), selfment.ipo(rows, labels))
+
+
+@BOTH
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_threshold_for_each_image(target: Target, graph: str, dtype: torch.dtype) -> None:
+    rows = batch_of(5, 9, 15, 24)
+    rows += torch.arange(5)[:, None, None] * 0.3  # what the patches of an image have in common
+    rows = rows.to(dtype)
+    options = {"grid": (9, 15), "graph": graph, "tau": "auto", "min_confidence": 0.4}
+    ours = target(selfment.pseudo_label, rows, **options)
+    assert len(set(ours.tau.tolist())) == 5
+    assert 0 < ours.rejected.sum() < 5
+    for image, tau in enumerate(ours.tau.tolist()):
+        one = target(edges, rows[image], tau=tau, graph=graph)
+        assert torch.equal(one[0], edges(rows[image], tau=tau, graph=graph)[0])
+        single = target(selfment.pseudo_label, rows[image], **options)
+        assert_same(PseudoLabels(*(v[image] for v in vars(ours).values())), single)
+    assert_close(ours, selfment.pseudo_label(rows, **options), graph)
 
 
 @BOTH
@@ -603,15 +624,15 @@ def test_an_image_that_is_not_finite_is_marked(target: Target, graph: str, value
     clean = batch_of(3, 6, 9, 20).double()
     rows = clean.clone()
     rows[1, 17, 3] = value
-    options = {"grid": (6, 9), "graph": graph}
+    options = {"grid": (6, 9), "graph": graph, "tau": "auto", "min_confidence": 0.1}
     label = target(selfment.pseudo_label, rows, **options)
     expected = target(selfment.pseudo_label, clean, **options)
     for image in (0, 2):
         ours, theirs = ([v[image] for v in vars(found).values()] for found in (label, expected))
         assert_same(PseudoLabels(*ours), PseudoLabels(*theirs))
-    for field in ("eigenvalue", "gap", "residual", "fiedler"):
+    for field in ("eigenvalue", "gap", "residual", "fiedler", "separation", "confidence"):
         assert getattr(label, field)[1].isnan().all(), field
-    for field in ("mask", "ncut_mask", "lanczos_iters", "ipo_iters"):
+    for field in ("mask", "ncut_mask", "lanczos_iters", "ipo_iters", "rejected"):
         assert not getattr(label, field)[1].any(), field
     values, vectors = target(selfment.ncut, rows, k=2, graph=graph)
     assert values[1].isnan().all()
@@ -656,7 +677,7 @@ def problem() -> Case:
 
 
 def every_operation(rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-    labels = selfment.pseudo_label(rows, grid)
+    labels = selfment.pseudo_label(rows, grid, tau="auto", min_confidence=0.3)
     start = (rows[..., 0] > 0).int()
     graph = selfment.affinity(rows, graph="weighted")
     return [

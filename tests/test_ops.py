@@ -36,11 +36,16 @@ CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "pseudo_label of maps": lambda f: tuple(
         vars(
             selfment.pseudo_label(
-                f.transpose(1, 2).unflatten(2, (6, 9)), graph="weighted", orient="corners"
+                f.transpose(1, 2).unflatten(2, (6, 9)),
+                graph="weighted",
+                orient="corners",
+                tau="auto",
+                min_confidence=0.5,
             )
         ).values()
     ),
     "ncut": lambda f: selfment.ncut(f, k=3, tau=0.3),
+    "ncut at its own threshold": lambda f: selfment.ncut(f, tau="auto"),
     "ipo": lambda f: (selfment.ipo(f, (f[..., 0] > 0).int(), iters=5),),
 }
 
@@ -51,6 +56,7 @@ def test_operators_are_what_they_claim(dtype: torch.dtype) -> None:
     opcheck(OPS.pseudo_label.default, (rows, 6, 9, *GRAPH, "seed", 20, 10))
     opcheck(OPS.pseudo_label.default, (rows[:, ::2], 3, 9, 0.2, 0.1, "weighted", "corners", 0, 1))
     opcheck(OPS.pseudo_label.default, (rows[:, :1], 1, 1, *GRAPH, "seed", 20, 10))
+    opcheck(OPS.pseudo_label.default, (rows, 6, 9, None, 1e-5, "binary", "seed", 20, 10, 0.5))
     opcheck(OPS.ncut.default, (rows, 2, *GRAPH))
     opcheck(OPS.ipo.default, (rows, labels(), 20, 10))
     opcheck(OPS.ipo.default, (rows, labels().to(dtype), 20, 10))
