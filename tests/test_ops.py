@@ -45,7 +45,7 @@ CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
         ).values()
     ),
     "ncut": lambda f: selfment.ncut(f, k=3, tau=0.3),
-    "ncut at its own threshold": lambda f: selfment.ncut(f, tau="auto"),
+    "ncut at its own threshold": lambda f: selfment.ncut(f, k=3, tau="auto"),
     "ipo": lambda f: (selfment.ipo(f, (f[..., 0] > 0).int(), iters=5),),
 }
 
