@@ -117,7 +117,7 @@ def stages(
     pairs = eigenpairs(graph, 1)
     x = pairs.vectors[:, 0].contiguous()
     mask, _ = initial_mask(x, grid, "seed")
-    _, steps = refine(sets[0], mask, 20, 10)
+    _, steps, _ = refine(sets[0], mask, 20, 10)
     features = sets[0].nbytes / limit.bytes
     half_product = batch * n * (n + 1) * d / limit.operations
     bits = graph.bits.nbytes / limit.bytes

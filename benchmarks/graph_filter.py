@@ -51,13 +51,14 @@ def compare(features: Tensor) -> tuple[int, float]:
     bits = torch.empty(native.bits_size(n), dtype=torch.int64)
     degrees = torch.empty(n, dtype=torch.float64)
     undecided = torch.zeros(1, dtype=torch.int64)
+    taus = torch.tensor([TAU], dtype=torch.float64)
     native.affinity(
         features=features.data_ptr(),
         dtype=native.DTYPES.index(str(features.dtype).removeprefix("torch.")),
         batch=1,
         n=n,
         d=d,
-        tau=TAU,
+        taus=taus.data_ptr(),
         eps=EPS,
         weights=None,
         bits=bits.data_ptr(),

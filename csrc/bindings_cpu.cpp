@@ -81,18 +81,19 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "affinity",
-      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, double tau, double eps,
+      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
          Weights* weights, Address bits, Address degrees, int threads, Address undecided) {
         return run(threads, [&](const selfment::Context& context) {
           return selfment::cpu::affinity(
-              {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d, tau, eps,
-               weights != nullptr, at<uint64_t>(bits), at<double>(degrees),
-               weights == nullptr ? nullptr : weights->images.data(), at<int64_t>(undecided)},
+              {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d,
+               at<const double>(taus), eps, weights != nullptr, at<uint64_t>(bits),
+               at<double>(degrees), weights == nullptr ? nullptr : weights->images.data(),
+               at<int64_t>(undecided)},
               context);
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
-      py::arg("tau"), py::arg("eps"), py::arg("weights").none(true), py::arg("bits"),
+      py::arg("taus"), py::arg("eps"), py::arg("weights").none(true), py::arg("bits"),
       py::arg("degrees"), py::arg("threads"), py::arg("undecided") = Address{0});
 
   m.def(
@@ -143,15 +144,15 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, int threads) {
+         int64_t min_count, Address labels, Address steps, Address separation, int threads) {
         return run(threads, [&](const selfment::Context& context) {
           return selfment::cpu::ipo(
               {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d, iters,
-               min_count, at<bool>(labels), at<int64_t>(steps)},
+               min_count, at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
               context);
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("threads"));
+      py::arg("separation"), py::arg("threads"));
 }

@@ -82,18 +82,18 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def(
       "affinity",
-      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, double tau, double eps,
+      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
          Address weights, Address bits, Address degrees, Address scratch, int device,
          Address stream) {
         run(device, [&] {
-          selfment::cuda::affinity(
-              {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, tau, eps,
-               at<uint64_t>(bits), at<float>(weights), at<double>(degrees)},
-              {at<void>(scratch), at<void>(stream)});
+          selfment::cuda::affinity({at<const void>(features), static_cast<Dtype>(dtype), batch, n,
+                                    d, at<const double>(taus), eps, at<uint64_t>(bits),
+                                    at<float>(weights), at<double>(degrees)},
+                                   {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
-      py::arg("tau"), py::arg("eps"), py::arg("weights"), py::arg("bits"), py::arg("degrees"),
+      py::arg("taus"), py::arg("eps"), py::arg("weights"), py::arg("bits"), py::arg("degrees"),
       py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def(
@@ -165,15 +165,16 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, Address scratch, int device,
-         Address stream) {
+         int64_t min_count, Address labels, Address steps, Address separation, Address scratch,
+         int device, Address stream) {
         run(device, [&] {
-          selfment::cuda::ipo({at<const void>(features), static_cast<Dtype>(dtype), batch, n, d,
-                               iters, min_count, at<bool>(labels), at<int64_t>(steps)},
-                              {at<void>(scratch), at<void>(stream)});
+          selfment::cuda::ipo(
+              {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, iters, min_count,
+               at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
+              {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("separation"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
 }

@@ -83,7 +83,8 @@ struct AffinityParams {
   const void* features;  // (batch, n, d)
   Dtype dtype;
   int64_t batch, n, d;
-  double tau, eps;
+  const double* taus;  // (batch,)
+  double eps;
   bool weighted;
   uint64_t* bits;        // out: (batch, words, rows)
   double* degrees;       // out: (batch, n), the row sums of A
@@ -135,6 +136,8 @@ struct IpoParams {
   int64_t iters, min_count;
   bool* labels;    // in and out: (batch, n)
   int64_t* steps;  // out: (batch,), steps taken
+  // out: (batch,), the distance of the final labels' class means; 0 where a class is empty
+  double* separation;
 };
 
 // The operations. affinity and ipo return the first row, of the batch * n, that holds a value that
@@ -151,7 +154,7 @@ const char* isa();  // the instruction set in use, as SELFMENT_ISA names it
 
 // The CUDA twin. All addresses are of device memory; operations only enqueue work on a stream. Rows
 // that are not finite cannot be reported without waiting for the device: NaN degrees and vectors
-// and empty labels mark their image.
+// and empty labels, with a NaN for the separation, mark their image.
 namespace cuda {
 
 // In weighted mode the weights of an image are 64 x 64 tiles on and above the diagonal, row by row
@@ -177,7 +180,8 @@ struct AffinityParams {
   const void* features;  // (batch, n, d), aligned to 16 bytes
   Dtype dtype;
   int64_t batch, n, d;
-  double tau, eps;
+  const double* taus;  // (batch,)
+  double eps;
   uint64_t* bits;   // out: (batch, words, rows)
   float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
   double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite

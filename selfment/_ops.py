@@ -123,9 +123,11 @@ def images_at_once(rows: Tensor, weighted: bool) -> int:
 
 
 def affinity(
-    rows: Tensor, tau: float, eps: float, weighted: bool
+    rows: Tensor, taus: Tensor, eps: float, weighted: bool
 ) -> tuple[Tensor, Tensor, Any, int]:
     """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
+
+    ``taus``: (B,) float64, contiguous.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -143,7 +145,7 @@ def affinity(
         batch=batch,
         n=n,
         d=d,
-        tau=tau,
+        taus=taus,
         eps=eps,
         weights=weights,
         bits=bits,
@@ -223,12 +225,18 @@ def components(
     return mask, seed, peaks
 
 
-def ipo(rows: Tensor, labels: Tensor, iters: int, min_count: int) -> tuple[Tensor, Tensor, int]:
-    """New labels (B, N) bool, steps (B,) int64, and the first row that is not finite, or -1."""
+def ipo(
+    rows: Tensor, labels: Tensor, iters: int, min_count: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `refine`.
+
+    The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
+    """
     batch, n, d = rows.shape
     twin = _twin(rows.device)
     refined = labels.clone(memory_format=torch.contiguous_format)
     steps = rows.new_empty(batch, dtype=torch.int64)
+    separation = rows.new_empty(batch, dtype=torch.float64)
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "ipo",
@@ -242,8 +250,9 @@ def ipo(rows: Tensor, labels: Tensor, iters: int, min_count: int) -> tuple[Tenso
         min_count=min_count,
         labels=refined,
         steps=steps,
+        separation=separation,
     )
-    return refined, steps, -1 if bad is None else bad
+    return refined, steps, separation, -1 if bad is None else bad
 
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, 1.4 s and 150 MiB.

@@ -7,6 +7,7 @@ from numbers import Integral, Real
 from typing import Any
 
 TAU = 0.2
+AUTO = "auto"  # tau: a threshold for each image, see threshold.py
 EPS = 1e-5
 IPO_ITERS = 20
 IPO_MIN_COUNT = 10
@@ -39,12 +40,25 @@ def number(name: str, value: Any, rule: str, holds: bool) -> None:
         raise ValueError(f"`{name}` must be {rule}: got {value!r}")
 
 
-def check_graph(tau: float, eps: float, graph: str) -> None:
+def fixed(tau: float | str) -> float | None:
+    """The checked ``tau`` as the operators take it: None stands for "auto"."""
+    return None if isinstance(tau, str) else float(tau)
+
+
+def check_min_confidence(value: float) -> None:
+    """Checks the least confidence of a label that is kept; raises ``ValueError``."""
+    number("min_confidence", value, "in [0, 1]", _finite(value) and 0 <= value <= 1)
+
+
+def check_graph(tau: float | str, eps: float, graph: str) -> None:
     """Checks the three parameters of the affinity graph; raises ``ValueError``."""
     choice("graph", graph, GRAPHS)
-    number("tau", tau, "a finite number", _finite(tau))
+    if not isinstance(tau, str):
+        number("tau", tau, "a finite number", _finite(tau))
+    elif tau != AUTO:
+        raise ValueError(f"`tau` must be a finite number or {AUTO!r}: got {tau!r}")
     number("eps", eps, "in [1e-30, 1)", _finite(eps) and 1e-30 <= eps < 1)
-    if graph == "weighted":
+    if graph == "weighted" and not isinstance(tau, str):
         number("tau", tau, "> 0 in the weighted graph, whose degrees must be", tau > 0)
 
 

@@ -15,6 +15,7 @@ import torch
 from . import __version__, _distributed, _native
 from . import _params as params
 from .backbones import DTYPES, FEATURES, WeightsError
+from .confidence import RECOMMENDED_MIN_CONFIDENCE
 from .images import ImageEntry, find_images, sample_images
 from .labeler import PseudoLabeler
 from .labeling import label_images
@@ -150,6 +151,13 @@ def _images(arguments: argparse.Namespace) -> list[ImageEntry]:
     return find_images(arguments.inputs, out=arguments.out)
 
 
+def _tau(text: str) -> float | str:
+    try:
+        return text if text == params.AUTO else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or 'auto': got {text!r}") from None
+
+
 def _labeler(arguments: argparse.Namespace) -> PseudoLabeler:
     options = _label_options(arguments)
     labeler = PseudoLabeler(**options, method=arguments.method, init=arguments.init)
@@ -170,6 +178,7 @@ def _label_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "eps": arguments.eps,
         "graph": arguments.graph,
         "orient": arguments.orient,
+        "min_confidence": arguments.min_confidence,
         "batch_size": arguments.batch,
     }
 
@@ -298,14 +307,16 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
     side = "side the image is resized to (%(default)s)"
     add("--size", type=int, default=768, metavar="S", help=side)
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
-    similarity = "similarity of an edge (%(default)s)"
-    add("--tau", type=float, default=params.TAU, metavar="T", help=similarity)
+    similarity = "similarity of an edge, or auto: one for each image (%(default)s)"
+    add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
     add(
         "--eps", type=float, default=params.EPS, metavar="E", help="weight of no edge (%(default)s)"
     )
     add("--graph", default="binary", choices=params.GRAPHS, help="edge weights (%(default)s)")
     orient = "how foreground is chosen (the backbone's default)"
     add("--orient", choices=params.ORIENTS, help=orient)
+    least = f"below this confidence masks are empty, as {RECOMMENDED_MIN_CONFIDENCE} (%(default)s)"
+    add("--min-confidence", type=float, default=0.0, metavar="C", help=least)
     add("--device", help="torch device of the backbone (CUDA where there is one)")
     add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
     add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")

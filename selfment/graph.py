@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _ops
 from . import _params as params
 from ._arrays import TORCH, Kind, as_features, as_tensor, check_device
+from .threshold import auto_tau
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,7 @@ class Graph:
     bits: Tensor  #: (B, words * rows) int64; the layout is in csrc/params.h
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
+    taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
     batched: bool = True  #: whether answers have the axis B
     kind: Kind = TORCH  #: the kind of array that answers come in
 
@@ -63,7 +65,7 @@ class Graph:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
         with self.kind.stream():
             eye = torch.eye(self.n, dtype=torch.float64, device=self.degree.device)
-            plain = Graph(self.eps, self.n, self.bits, self.weights, self.degree)
+            plain = replace(self, batched=True, kind=TORCH)
             return self.give(plain.matvec(eye.expand(len(self.degree), -1, -1)))
 
     def give(self, result: Tensor) -> Any:
@@ -74,7 +76,7 @@ class Graph:
 def affinity(
     features: Any,
     *,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> Graph:
@@ -84,7 +86,9 @@ def affinity(
         features: (N, d), (B, N, d) or (B, d, h, w) in float16, bfloat16, float32 or float64; torch,
             numpy or DLPack (cupy, jax), on the CPU or a CUDA device, where the answers then are.
             Rows are normalised in float64 and rounded to float32.
-        tau: the threshold on the similarity, the float64 inner product of two such rows.
+        tau: the threshold on the similarity, the float64 inner product of two such rows; or "auto",
+            one for each image from a sample of its similarities, see
+            :func:`selfment.threshold.auto_tau`.
         eps: A where there is no edge, in [1e-30, 1).
         graph: "binary", A = 1 where the similarity is > tau (TokenCut, and Selfment's code), or
             "weighted", A = the similarity where it is >= tau (Selfment's equation 1).
@@ -101,28 +105,29 @@ def affinity(
     params.check_graph(tau, eps, graph)
     given = as_features(features)
     with given.kind.stream():
-        made = build(given.tensor.contiguous(), tau, eps, graph)
+        made = build(given.tensor.contiguous(), params.fixed(tau), eps, graph)
     return replace(made, batched=given.batched, kind=given.kind)
 
 
 def build(
     rows: Tensor,
-    tau: float,
+    tau: float | None,
     eps: float,
     graph: str,
     *,
     first: int = 0,
     frames: Sequence[int] = (),
 ) -> Graph:
-    """The graph of checked, contiguous (B, N, d) rows.
+    """The graph of checked, contiguous (B, N, d) rows; ``tau`` None is "auto".
 
     For errors: ``first`` is the first image's number, and ``frames`` are the numbers of patches of
     the frames that a single graph is of.
     """
-    n = rows.shape[1]
-    bits, degree, weights, bad = _ops.affinity(rows, tau, eps, graph == "weighted")
+    batch, n, _ = rows.shape
+    taus = auto_tau(rows) if tau is None else rows.new_full((batch,), tau, dtype=torch.float64)
+    bits, degree, weights, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
     check_finite(bad, n, first, frames)
-    return Graph(eps, n, bits, weights, degree)
+    return Graph(eps, n, bits, weights, degree, taus)
 
 
 def check_finite(bad: int, n: int, first: int, frames: Sequence[int] = ()) -> None:

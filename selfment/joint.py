@@ -25,6 +25,7 @@ from torch import Tensor
 
 from . import _ops
 from ._arrays import Features, Grid, as_features, as_grid
+from .confidence import confidence
 from .graph import build
 from .optimization import refine
 from .pseudo_labels import PseudoLabels, _cut
@@ -117,12 +118,13 @@ def give(given: Features, grids: Sequence[Grid], found: dict[str, Tensor]) -> Jo
 def joint_label(
     features: Any,
     grid: Any,
-    tau: float,
+    tau: float | None,
     eps: float,
     graph: str,
     orient: str,
     ipo_iters: int,
     ipo_min_count: int,
+    min_confidence: float,
 ) -> JointLabels:
     """:func:`selfment.pseudo_label` with ``joint=True``, of checked parameters."""
     given, grids = as_frames(features, grid)
@@ -130,12 +132,13 @@ def joint_label(
         found = _joint_label(
             given.tensor.flatten(0, 1),
             [side for sides in grids for side in sides],
-            float(tau),
-            float(eps),
+            tau,
+            eps,
             graph,
             orient,
-            int(ipo_iters),
-            int(ipo_min_count),
+            ipo_iters,
+            ipo_min_count,
+            min_confidence,
         )
         return give(given, grids, dict(zip(_FIELDS, found, strict=True)))
 
@@ -143,22 +146,26 @@ def joint_label(
 def _joint_label_impl(
     features: Tensor,
     sides: Sequence[int],
-    tau: float,
+    tau: float | None,
     eps: float,
     graph: str,
     orient: str,
     ipo_iters: int,
     ipo_min_count: int,
+    min_confidence: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """The fields of :class:`JointLabels` for (N, d) features, maps being (N,)."""
     grids = list(zip(sides[::2], sides[1::2], strict=True))
     rows = features.contiguous()[None]
-    pairs = _cut(build(rows, tau, eps, graph, frames=[h * w for h, w in grids]))
+    made = build(rows, tau, eps, graph, frames=[h * w for h, w in grids])
+    pairs = _cut(made)
     x = pairs.vectors[:, 0]
     mask, seed, peaks = _ops.components(x.contiguous(), grids, orient == "corners")
-    label, steps = refine(rows, mask, ipo_iters, ipo_min_count)
+    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count)
+    sure = confidence(pairs.values[:, 0], pairs.gaps[:, 0], separation, label, grids)
+    rejected = sure < min_confidence
     found = JointLabels(
-        mask=label,
+        mask=label & ~rejected[:, None],
         ncut_mask=mask,
         fiedler=x.float(),
         eigenvalue=pairs.values[:, 0],
@@ -167,6 +174,10 @@ def _joint_label_impl(
         seed=seed,
         lanczos_iters=pairs.iterations,
         ipo_iters=steps,
+        separation=separation,
+        confidence=sure,
+        rejected=rejected,
+        tau=made.taus,
         peaks=peaks,
     )
     return tuple(value[0] for value in vars(found).values())
@@ -174,7 +185,8 @@ def _joint_label_impl(
 
 def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
     maps = (torch.bool, torch.bool, torch.float32)
-    numbers = (*[torch.float64] * 3, *[torch.int64] * 3)
+    numbers = (*[torch.float64] * 3, *[torch.int64] * 3, *[torch.float64] * 2)
+    numbers += (torch.bool, torch.float64)
     return (
         *(features.new_empty(len(features), dtype=dtype) for dtype in maps),
         *(features.new_empty((), dtype=dtype) for dtype in numbers),
@@ -183,8 +195,8 @@ def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[
 
 
 _joint_label = _ops.register(
-    "joint_label(Tensor features, SymInt[] sides, float tau, float eps, str graph, str orient, "
-    "SymInt ipo_iters, SymInt ipo_min_count) -> "
+    "joint_label(Tensor features, SymInt[] sides, float? tau, float eps, str graph, "
+    "str orient, SymInt ipo_iters, SymInt ipo_min_count, float min_confidence=0.0) -> "
     f"({', '.join(f'Tensor {name}' for name in _FIELDS)})",
     _joint_label_impl,
     _joint_label_fake,

@@ -41,12 +41,13 @@ class PseudoLabeler(ImageModel):
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
-        tau: float = params.TAU,
+        tau: float | str = params.TAU,
         eps: float = params.EPS,
         graph: str = "binary",
         orient: str | None = None,
         ipo_iters: int = params.IPO_ITERS,
         ipo_min_count: int = params.IPO_MIN_COUNT,
+        min_confidence: float = 0.0,
         batch_size: int = 8,
         method: str = "selfment",
         init: str = "ncut",
@@ -62,22 +63,25 @@ class PseudoLabeler(ImageModel):
         """
         given = {"tau": tau, "eps": eps, "graph": graph, "orient": orient}
         given |= {"ipo_iters": ipo_iters, "ipo_min_count": ipo_min_count}
-        methods.check(method, init, given)
-        methods.check_backbone(method, init, backbone_class(backbone), backbone)
+        given |= {"min_confidence": min_confidence}
         params.check_graph(tau, eps, graph)
         params.check_ipo(ipo_iters, ipo_min_count)
+        params.check_min_confidence(min_confidence)
+        methods.check(method, init, given)
+        methods.check_backbone(method, init, backbone_class(backbone), backbone)
         if orient is not None:
             params.choice("orient", orient, params.ORIENTS)
         super().__init__(backbone, size, features, weights, device, dtype, batch_size)
         self.orient = orient or backbone_class(backbone).orient
         self.options: dict[str, Any] = {
-            "tau": float(tau),
+            "tau": tau if isinstance(tau, str) else float(tau),
             "eps": float(eps),
             "graph": graph,
             "ipo_iters": int(ipo_iters),
             "ipo_min_count": int(ipo_min_count),
             "method": method,
             "init": init,
+            "min_confidence": float(min_confidence),
         }
 
     @property

@@ -39,12 +39,12 @@ def label_images(
     """Writes a mask for each image under ``out``, and a line for each in ``out/labels.jsonl``.
 
     ``images``: from :func:`selfment.images.find_images`. Masks are 8-bit PNG files, 0 or 255, at
-    the upright image's own size (nearest neighbour); ``overlays`` adds a JPEG file of
-    :func:`selfment.visualize.overlay` under ``out/overlays``. Images that an earlier run labelled
-    with the same settings are skipped unless the file has changed since; failed ones are tried
-    again. An image keeps the mask name it has in ``labels.jsonl``, and never gets that of another
-    image, or of a file that no run has written. What fails is reported on stderr and in
-    ``labels.jsonl``, and the run goes on.
+    the upright image's own size (nearest neighbour), and all 0 where the record has ``rejected``;
+    ``overlays`` adds a JPEG file of :func:`selfment.visualize.overlay` under ``out/overlays``.
+    Images that an earlier run labelled with the same settings are skipped unless the file has
+    changed since; failed ones are tried again. An image keeps the mask name it has in
+    ``labels.jsonl``, and never gets that of another image, or of a file that no run has written.
+    What fails is reported on stderr and in ``labels.jsonl``, and the run goes on.
     ``progress``: a bar on stderr. ``shard``: the rank of this process and how many there are; each
     takes its share of the images and counts that, and the last to end merges the records that
     they kept in ``out/labels-rank<r>.jsonl``. Raises ``ValueError`` when ``out`` cannot be written
@@ -93,11 +93,12 @@ class _Run(Pipeline[PseudoLabels]):
             write_atomically(
                 self.folder / record["overlay"], lambda file: panels.save(file, "JPEG", quality=90)
             )
-        for name in ("eigenvalue", "gap", "residual"):
+        for name in ("eigenvalue", "gap", "residual", "separation", "confidence", "tau"):
             value = float(getattr(result, name))
             record[name] = value if math.isfinite(value) else None
         for name in ("lanczos_iters", "ipo_iters"):
             record[name] = int(getattr(result, name))
+        record["rejected"] = bool(result.rejected)
         record["foreground"] = float(result.mask.float().mean())
         return record
 

@@ -62,6 +62,7 @@ OPTIONS: Mapping[str, Any] = {
     "orient": None,
     "ipo_iters": params.IPO_ITERS,
     "ipo_min_count": params.IPO_MIN_COUNT,
+    "min_confidence": 0.0,
 }
 
 _CLUSTERS = (2, 3, 4)  # SelfMask's numbers of clusters
@@ -87,6 +88,11 @@ def check(method: str, init: str, options: Mapping[str, Any]) -> None:
                     f"`{name}` must be left alone unless `method` is 'selfment': got "
                     f"{given[name]!r} for {method!r}"
                 )
+    elif init != "ncut" and options.get("min_confidence"):
+        raise ValueError(
+            "`min_confidence` must be left alone unless `init` is 'ncut', whose cut it is of: got "
+            f"{options['min_confidence']!r} for {init!r}"
+        )
 
 
 def needs(method: str, init: str) -> str | None:
@@ -120,8 +126,9 @@ def label(
     """Labels of (B, N, d) patch features by a method; see the module, which describes them.
 
     ``orient`` and ``options`` are those of :func:`selfment.pseudo_label`, for the method
-    ``"selfment"``. Of labels without a Fiedler vector it, ``eigenvalue``, ``gap`` and ``residual``
-    are NaN and ``lanczos_iters`` is 0; without a seed ``seed`` is -1. A single patch is foreground.
+    ``"selfment"``. Of labels without a Fiedler vector it, ``eigenvalue``, ``gap``, ``residual`` and
+    ``tau`` are NaN and ``lanczos_iters`` is 0; without a seed ``seed`` is -1. ``confidence`` is NaN
+    of masks that are not of one cut and IPO. A single patch is foreground.
     Raises ``ValueError`` for features that are not finite, and where features alone are given to a
     method that needs more.
     """
@@ -153,11 +160,9 @@ def label(
                 mask = cls_split(patches, features.cls[image])
         masks.append(torch.from_numpy(mask))
     start = torch.stack(masks).to(rows.device)
-    label, steps = start, torch.zeros(len(start), dtype=torch.int64)
-    if method == "selfment":
-        iters = options.get("ipo_iters", params.IPO_ITERS)
-        least = options.get("ipo_min_count", params.IPO_MIN_COUNT)
-        label, steps = refine(rows.contiguous(), start, iters, least)
+    iters = options.get("ipo_iters", params.IPO_ITERS) if method == "selfment" else 0
+    least = options.get("ipo_min_count", params.IPO_MIN_COUNT)
+    label, steps, separation = refine(rows.contiguous(), start, iters, least)
     nan = torch.full((len(start),), torch.nan, dtype=torch.float64)
     return PseudoLabels(
         mask=label.unflatten(1, grid),
@@ -169,6 +174,10 @@ def label(
         seed=torch.full_like(steps, -1),
         lanczos_iters=torch.zeros_like(steps),
         ipo_iters=steps,
+        separation=separation,
+        confidence=nan,
+        rejected=torch.zeros_like(steps, dtype=torch.bool),
+        tau=nan,
     )
 
 
@@ -230,9 +239,8 @@ def dsm(features: Tensor, grid: Grid) -> PseudoLabels:
     x = labels.fiedler.masked_fill(empty & (features.shape[1] > 1), 0)
     share = (x > 0).flatten(1).double().mean(dim=1)
     x = torch.where(((share > 0.5) & (share < 1))[:, None, None], -x, x)
-    return replace(
-        labels, mask=x > 0, ncut_mask=x > 0, fiedler=x, seed=torch.full_like(labels.seed, -1)
-    )
+    labels = replace(labels, ncut_mask=x > 0, fiedler=x, seed=torch.full_like(labels.seed, -1))
+    return _with_mask(labels, features, x > 0)
 
 
 def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
@@ -253,7 +261,14 @@ def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
         void = (2 * overlap > either) | (100 * mask.sum(dim=1) <= mask.shape[1])
         mask = mask & ~void[:, None]
         union = union | mask
-    return replace(labels, mask=union.unflatten(1, grid))
+    return _with_mask(labels, features, union.unflatten(1, grid))
+
+
+def _with_mask(labels: PseudoLabels, features: Tensor, mask: Tensor) -> PseudoLabels:
+    """``labels`` of (B, N, d) features with another mask (B, h, w) than that of their cut."""
+    separation = refine(features.contiguous(), mask.flatten(1), 0, 1)[2]
+    unknown = torch.full_like(separation, torch.nan)
+    return replace(labels, mask=mask, separation=separation, confidence=unknown)
 
 
 def selfmask(features: Tensor, grid: Grid, others: Sequence[tuple[Tensor, Grid]] = ()) -> Mask:

@@ -83,11 +83,13 @@ _ipo = _ops.register(
 
 def refine(
     rows: Tensor, labels: Tensor, iters: int, min_count: int, *, first: int = 0
-) -> tuple[Tensor, Tensor]:
-    """New labels (B, N) bool and steps taken (B,) of (B, N, d) checked, contiguous rows.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New labels (B, N) bool, steps taken (B,) int64 and separation (B,) float64.
 
+    Of (B, N, d) checked, contiguous rows. The separation is the distance of the two class means
+    under the new labels; 0 where a class is empty, NaN where a CUDA image is not finite.
     ``first`` is the number of the first image, for errors.
     """
-    refined, steps, bad = _ops.ipo(rows, labels, iters, min_count)
+    refined, steps, separation, bad = _ops.ipo(rows, labels, iters, min_count)
     check_finite(bad, rows.shape[1], first)
-    return refined, steps
+    return refined, steps, separation

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import _ops
 from . import _params as params
 from ._arrays import Grid, as_features
+from .confidence import confidence
 from .graph import Graph, build
 from .optimization import refine
 from .spectral import Eigenpairs, eigenpairs, initial_mask
@@ -37,6 +38,10 @@ class PseudoLabels:
     seed: Any  #: (B,) int64, flat index of the seed patch
     lanczos_iters: Any  #: (B,) int64, products with the graph that the eigenvector took
     ipo_iters: Any  #: (B,) int64, IPO steps taken, the one that changed nothing included
+    separation: Any  #: (B,) float64, distance of the mean unit rows of the two classes after IPO
+    confidence: Any  #: (B,) float64 in [0, 1], see :func:`selfment.confidence.confidence`
+    rejected: Any  #: (B,) bool, whether that is below ``min_confidence``, and so the mask empty
+    tau: Any  #: (B,) float64, the threshold on similarities
 
 
 @overload
@@ -45,12 +50,13 @@ def pseudo_label(
     grid: Grid | Sequence[Grid] | None = None,
     *,
     joint: Literal[False] = False,
-    tau: float = ...,
+    tau: float | str = ...,
     eps: float = ...,
     graph: str = ...,
     orient: str = ...,
     ipo_iters: int = ...,
     ipo_min_count: int = ...,
+    min_confidence: float = ...,
 ) -> PseudoLabels: ...
 
 
@@ -60,12 +66,13 @@ def pseudo_label(
     grid: Grid | Sequence[Grid] | None = None,
     *,
     joint: Literal[True],
-    tau: float = ...,
+    tau: float | str = ...,
     eps: float = ...,
     graph: str = ...,
     orient: str = ...,
     ipo_iters: int = ...,
     ipo_min_count: int = ...,
+    min_confidence: float = ...,
 ) -> JointLabels: ...
 
 
@@ -74,12 +81,13 @@ def pseudo_label(
     grid: Grid | Sequence[Grid] | None = None,
     *,
     joint: bool = False,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
     orient: str = "seed",
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
+    min_confidence: float = 0.0,
 ) -> PseudoLabels:
     """Selfment's pseudo-labels: affinity graph, normalised cut, initial mask, IPO.
 
@@ -91,7 +99,8 @@ def pseudo_label(
             features a list of them, one for each frame.
         joint: whether one cut is to go through all images, the frames of a video, say: a graph of
             all their patches, see :mod:`selfment.joint`.
-        tau: the threshold on the similarity of two patches.
+        tau: the threshold on the similarity of two patches, or "auto", see
+            :func:`selfment.affinity`.
         eps: the affinity below it, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
         orient: which side of the cut is the foreground. "seed": the one with the patch of largest
@@ -99,6 +108,9 @@ def pseudo_label(
             that (MaskCut), for features that do not mark objects by themselves.
         ipo_iters: IPO steps at most; 0 leaves the initial mask.
         ipo_min_count: IPO stops while a side has fewer patches than this.
+        min_confidence: an image whose ``confidence`` is below this is ``rejected``: it has no
+            object, and ``mask`` is empty. All else stays what it is. 0 rejects none, and 0.25 is
+            recommended where images may show nothing.
 
     Returns:
         The labels and what is known of the cut, in the caller's kind of array; without B for
@@ -110,8 +122,8 @@ def pseudo_label(
 
     On a CUDA device the work is queued on the current stream of torch, or of cupy for its arrays,
     and nothing waits for it; it can be captured in a CUDA graph. Features that are not finite are
-    then no error: their image gets NaN for eigenvalue, gap, residual and Fiedler vector, empty
-    masks and no iterations, and the other images what they get without it.
+    then no error: their image gets NaN for eigenvalue, gap, residual, separation, confidence and
+    Fiedler vector, empty masks and no iterations, and the other images what they get without it.
 
     Raises:
         TypeError: a wrong kind of array or dtype.
@@ -121,23 +133,35 @@ def pseudo_label(
     """
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)
+    params.check_min_confidence(min_confidence)
     params.choice("orient", orient, params.ORIENTS)
     if joint:
         from .joint import joint_label  # it builds on this module
 
-        return joint_label(features, grid, tau, eps, graph, orient, ipo_iters, ipo_min_count)
+        return joint_label(
+            features,
+            grid,
+            params.fixed(tau),
+            float(eps),
+            graph,
+            orient,
+            int(ipo_iters),
+            int(ipo_min_count),
+            float(min_confidence),
+        )
     given = as_features(features, grid, needs_grid=True)
     assert given.grid is not None
     with given.kind.stream():
         found = _pseudo_label(
             given.tensor,
             *given.grid,
-            float(tau),
+            params.fixed(tau),
             float(eps),
             graph,
             orient,
             int(ipo_iters),
             int(ipo_min_count),
+            float(min_confidence),
         )
         return PseudoLabels(*(given.give(field) for field in found))
 
@@ -146,12 +170,13 @@ def _pseudo_label_impl(
     features: Tensor,
     h: int,
     w: int,
-    tau: float,
+    tau: float | None,
     eps: float,
     graph: str,
     orient: str,
     ipo_iters: int,
     ipo_min_count: int,
+    min_confidence: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """The fields of :class:`PseudoLabels` for (B, N, d) features."""
     grid = (h, w)
@@ -159,12 +184,15 @@ def _pseudo_label_impl(
     first = 0
     for chunk in features.split(_ops.images_at_once(features, graph == "weighted")):
         rows = chunk.contiguous()
-        pairs = _cut(build(rows, tau, eps, graph, first=first))
+        made = build(rows, tau, eps, graph, first=first)
+        pairs = _cut(made)
         x = pairs.vectors[:, 0]
         mask, seed = initial_mask(x, grid, orient)
-        label, steps = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
+        label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
+        sure = confidence(pairs.values[:, 0], pairs.gaps[:, 0], separation, label, [grid])
+        rejected = sure < min_confidence
         found = PseudoLabels(
-            mask=label.unflatten(1, grid),
+            mask=(label & ~rejected[:, None]).unflatten(1, grid),
             ncut_mask=mask.unflatten(1, grid),
             fiedler=x.float().unflatten(1, grid),
             eigenvalue=pairs.values[:, 0],
@@ -173,6 +201,10 @@ def _pseudo_label_impl(
             seed=seed,
             lanczos_iters=pairs.iterations,
             ipo_iters=steps,
+            separation=separation,
+            confidence=sure,
+            rejected=rejected,
+            tau=made.taus,
         )
         parts.append(tuple(vars(found).values()))
         first += len(rows)
@@ -182,7 +214,8 @@ def _pseudo_label_impl(
 def _pseudo_label_fake(features: Tensor, h: int, w: int, *_: Any) -> tuple[Tensor, ...]:
     batch = features.shape[0]
     maps = (torch.bool, torch.bool, torch.float32)
-    numbers = (*[torch.float64] * 3, *[torch.int64] * 3)
+    numbers = (*[torch.float64] * 3, *[torch.int64] * 3, *[torch.float64] * 2)
+    numbers += (torch.bool, torch.float64)
     return (
         *(features.new_empty((batch, h, w), dtype=dtype) for dtype in maps),
         *(features.new_empty(batch, dtype=dtype) for dtype in numbers),
@@ -190,8 +223,8 @@ def _pseudo_label_fake(features: Tensor, h: int, w: int, *_: Any) -> tuple[Tenso
 
 
 _pseudo_label = _ops.register(
-    "pseudo_label(Tensor features, SymInt h, SymInt w, float tau, float eps, str graph, "
-    "str orient, SymInt ipo_iters, SymInt ipo_min_count) -> "
+    "pseudo_label(Tensor features, SymInt h, SymInt w, float? tau, float eps, str graph, "
+    "str orient, SymInt ipo_iters, SymInt ipo_min_count, float min_confidence=0.0) -> "
     f"({', '.join(f'Tensor {field.name}' for field in fields(PseudoLabels))})",
     _pseudo_label_impl,
     _pseudo_label_fake,

@@ -19,8 +19,10 @@ from torch import Tensor
 
 from . import _params as params
 from ._arrays import Grid, as_features, as_tensor
+from .confidence import confidence
 from .joint import as_frames, give
 from .pseudo_labels import PseudoLabels
+from .threshold import auto_tau
 
 
 def normalize(features: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def normalize(features: Tensor) -> Tensor:
 def affinity(
     features: Any,
     *,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> Any:
@@ -44,14 +46,16 @@ def affinity(
     """
     params.check_graph(tau, eps, graph)
     given = as_features(features, devices=None)
-    return given.give(torch.stack([_affinity(f, tau, eps, graph) for f in given.tensor]))
+    return given.give(
+        torch.stack([_affinity(f, _threshold(f, tau), eps, graph) for f in given.tensor])
+    )
 
 
 def ncut(
     features: Any,
     *,
     k: int = 1,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> tuple[Any, Any]:
@@ -62,7 +66,7 @@ def ncut(
     params.check_graph(tau, eps, graph)
     given = as_features(features, devices=None)
     params.check_k(k, given.tensor.shape[1])
-    pairs = [_eigenpairs(_affinity(f, tau, eps, graph)) for f in given.tensor]
+    pairs = [_eigenpairs(_affinity(f, _threshold(f, tau), eps, graph)) for f in given.tensor]
     values = torch.stack([values[1 : k + 1] for values, _ in pairs])
     vectors = torch.stack([_signed(vectors[:, 1 : k + 1]) for _, vectors in pairs])
     return given.give(values), given.give(vectors)
@@ -91,36 +95,47 @@ def pseudo_label(
     grid: Grid | Sequence[Grid] | None = None,
     *,
     joint: bool = False,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
     orient: str = "seed",
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
+    min_confidence: float = 0.0,
 ) -> Any:
     """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)
+    params.check_min_confidence(min_confidence)
     params.choice("orient", orient, params.ORIENTS)
 
     def label(f: Tensor, grids: Sequence[Grid]) -> dict[str, Tensor]:
         """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
-        values, vectors = _eigenpairs(_affinity(f, tau, eps, graph))
+        threshold = _threshold(f, tau)
+        values, vectors = _eigenpairs(_affinity(f, threshold, eps, graph))
         # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
         index = min(1, len(values) - 1)
         x = _signed(vectors[:, index : index + 1])[:, 0]
         ncut_mask, seed, peaks = _initial_masks(x, grids, orient)
         mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
+        gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
+        separation = _separation(f, mask)
+        numbers = (values[index], gap, separation, mask)
+        sure = confidence(*(number[None] for number in numbers), grids)[0]
         return {
-            "mask": mask,
+            "mask": mask & (sure >= min_confidence),
             "ncut_mask": ncut_mask,
             "fiedler": x.float(),
             "eigenvalue": values[index],
-            "gap": values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf),
+            "gap": gap,
             "residual": values.new_tensor(0.0),
             "seed": seed,
             "lanczos_iters": torch.tensor(0),
             "ipo_iters": torch.tensor(steps),
+            "separation": separation,
+            "confidence": sure,
+            "rejected": sure < min_confidence,
+            "tau": torch.tensor(threshold, dtype=torch.float64),
             "peaks": peaks,
         }
 
@@ -135,6 +150,10 @@ def pseudo_label(
     for name in ("mask", "ncut_mask", "fiedler"):
         stacked[name] = stacked[name].unflatten(1, given.grid)
     return PseudoLabels(**{name: given.give(values) for name, values in stacked.items()})
+
+
+def _threshold(features: Tensor, tau: float | str) -> float:
+    return auto_tau(features[None]).item() if isinstance(tau, str) else float(tau)
 
 
 def _affinity(features: Tensor, tau: float, eps: float, graph: str) -> Tensor:
@@ -210,6 +229,15 @@ def _component(side: Tensor, seed: int) -> Tensor:
             component[row, col] = True
             stack += [(row - 1, col), (row + 1, col), (row, col - 1), (row, col + 1)]
     return component
+
+
+def _separation(features: Tensor, label: Tensor) -> Tensor:
+    """The distance of the class means of the unit rows; 0 where a class is empty."""
+    f = normalize(features).double()
+    if label.all() or not label.any():
+        return f.new_tensor(0.0)
+    distance: Tensor = (f[label].mean(0) - f[~label].mean(0)).norm()
+    return distance
 
 
 def _ipo(features: Tensor, label: Tensor, iters: int, min_count: int) -> tuple[Tensor, int]:

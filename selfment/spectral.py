@@ -33,7 +33,7 @@ def ncut(
     features: Any,
     *,
     k: int = 1,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> tuple[Any, Any]:
@@ -70,7 +70,7 @@ def ncut(
     given = as_features(features)
     params.check_k(k, given.tensor.shape[1])
     with given.kind.stream():
-        values, vectors = _ncut(given.tensor, int(k), float(tau), float(eps), graph)
+        values, vectors = _ncut(given.tensor, int(k), params.fixed(tau), float(eps), graph)
         return given.give(values), given.give(vectors)
 
 
@@ -80,13 +80,13 @@ def _of_graph(graph: Graph, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _ncut_impl(
-    features: Tensor, k: int, tau: float, eps: float, graph: str
+    features: Tensor, k: int, tau: float | None, eps: float, graph: str
 ) -> tuple[Tensor, Tensor]:
     return _of_graph(build(features.contiguous(), tau, eps, graph), k)
 
 
 def _ncut_fake(
-    features: Tensor, k: int, tau: float, eps: float, graph: str
+    features: Tensor, k: int, tau: float | None, eps: float, graph: str
 ) -> tuple[Tensor, Tensor]:
     batch, n, _ = features.shape
     values = features.new_empty((batch, k), dtype=torch.float64)
@@ -94,7 +94,7 @@ def _ncut_fake(
 
 
 _ncut = _ops.register(
-    "ncut(Tensor features, SymInt k, float tau, float eps, str graph) "
+    "ncut(Tensor features, SymInt k, float? tau, float eps, str graph) "
     "-> (Tensor eigenvalues, Tensor eigenvectors)",
     _ncut_impl,
     _ncut_fake,

@@ -160,6 +160,7 @@ def train(
     ``epoch-NNN.pt`` after each epoch and the finished ``head/``. ``resume`` goes on after the last
     epoch that is there, to the same result. Images that cannot be labelled are reported on stderr
     and left out; one that has labels but cannot be read again ends the run, which can be resumed.
+    An image that the labeler rejects is trained on as one that is all background.
     Raises ``ValueError`` for wrong arguments, an ``out`` that holds another training,
     and when no image is left, and whatever the backbone raises when it cannot be loaded.
     """

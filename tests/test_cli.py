@@ -67,6 +67,21 @@ def test_options_reach_the_labeler(capsys, photo, tmp_path):
     assert found["eigenvalue"] == expected(photo).eigenvalue.item()
 
 
+def test_automatic_threshold_and_rejection(capsys, photo, tmp_path):
+    options = ("--size", 96, "--tau", "auto", "--min-confidence", 0.9)
+    assert call(capsys, "label", photo, "--out", tmp_path / "out", *options)[0] == 0
+    expected = selfment.PseudoLabeler(size=96, tau="auto")(photo)
+    found = json.loads((tmp_path / "out/labels.jsonl").read_text())
+    assert found["tau"] == expected.tau.item()
+    assert found["confidence"] == expected.confidence.item() < 0.9
+    assert found["rejected"]
+    assert not np.asarray(Image.open(tmp_path / "out/photo.png")).any()
+    options = ("--size", 96, "--min-confidence", 2)
+    code, _, err = call(capsys, "label", photo, "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert "`min_confidence` must be in [0, 1]: got 2.0" in err
+
+
 def test_a_failed_image_is_exit_code_1(capsys, photo, tmp_path):
     (tmp_path / "bad.png").write_text("not an image")
     code, _, err = call(
@@ -97,7 +112,10 @@ def test_a_local_checkpoint(capsys, photo, tmp_path):
         (["label", "absent", "--out", "OUT"], "no such file or folder: 'absent'"),
         (["label", "PHOTO", "--out", "PHOTO/out"], "`out` must be a folder that can be written"),
         (["label", "PHOTO", "--out", "OUT", "--size", "100"], "`size` must be a multiple of 16"),
-        (["label", "PHOTO", "--out", "OUT", "--tau", "x"], "argument --tau: invalid float value"),
+        (
+            ["label", "PHOTO", "--out", "OUT", "--tau", "x"],
+            "argument --tau: must be a number or 'auto': got 'x'",
+        ),
         (["label", "PHOTO", "--out", "OUT", "--eps", "2"], "`eps` must be in [1e-30, 1): got 2.0"),
         (["label", "PHOTO", "--out", "OUT", "--threads", "0"], "`threads` must be an integer >= 1"),
         (["label", "PHOTO", "--out", "OUT", "--graph", "full"], "argument --graph: invalid choice"),

@@ -27,7 +27,7 @@ from selfment.spectral import eigenpairs, initial_mask
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")
-EXACT = ("mask", "ncut_mask", "seed", "ipo_iters")
+EXACT = ("mask", "ncut_mask", "seed", "ipo_iters", "rejected", "tau")
 
 # Next to multiples of the kernels' tiles, and the size of a photograph.
 EDGES: dict[str, Case] = {
@@ -121,6 +121,8 @@ def assert_close(ours: PseudoLabels, expected: PseudoLabels, graph: str = "binar
         assert getattr(ours, field.name).dtype == getattr(expected, field.name).dtype
     torch.testing.assert_close(ours.eigenvalue, expected.eigenvalue, rtol=0, atol=1e-7)
     torch.testing.assert_close(ours.gap, expected.gap, rtol=0.05, atol=1e-5)
+    torch.testing.assert_close(ours.separation, expected.separation, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ours.confidence, expected.confidence, rtol=0.02, atol=1e-5)
     assert ours.residual.max() < 1e-7
     scale = expected.fiedler.abs().max().item()
     gap = expected.gap.min().item()
@@ -234,10 +236,11 @@ def test_ipo(target: Target, name: str) -> None:
     labels = torch.stack([torch.rand(len(rows), generator=generator(s)) < 0.4 for s in range(4)])
     batch = rows.expand(4, -1, -1).contiguous()
     for iters, min_count in ((20, 10), (1, 1), (0, 1), (200, 1)):
-        ours, steps = target(refine, batch, labels, iters=iters, min_count=min_count)
-        expected, taken = refine(batch, labels, iters, min_count)
+        ours, steps, apart = target(refine, batch, labels, iters=iters, min_count=min_count)
+        expected, taken, distance = refine(batch, labels, iters, min_count)
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
+        torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
 
 
 @BOTH
@@ -247,10 +250,11 @@ def test_ipo_of_long_rows(target: Target, dtype: str) -> None:
     for d in (1216, 1203):
         rows = batch_of(3, 5, 12, d).to(getattr(torch, dtype))
         labels = torch.rand(3, 60, generator=generator(d)) < 0.4
-        ours, steps = target(refine, rows, labels, iters=50, min_count=1)
-        expected, taken = refine(rows, labels, 50, 1)
+        ours, steps, apart = target(refine, rows, labels, iters=50, min_count=1)
+        expected, taken, distance = refine(rows, labels, 50, 1)
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
+        torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
 
 
 @BOTH
@@ -259,10 +263,11 @@ def test_ipo_whose_means_turn_over(target: Target) -> None:
     rng = generator(0)
     rows = torch.randn(1000, 12, 2, generator=rng)
     labels = torch.rand(1000, 12, generator=rng) < 0.5
-    ours, steps = target(refine, rows, labels, iters=200, min_count=1)
-    expected, taken = refine(rows, labels, 200, 1)
+    ours, steps, apart = target(refine, rows, labels, iters=200, min_count=1)
+    expected, taken, distance = refine(rows, labels, 200, 1)
     assert torch.equal(ours, expected)
     assert torch.equal(steps, taken)
+    torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
 
 
 def test_ipo_leaves_rows_unread(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,7 +285,7 @@ def test_ipo_leaves_rows_unread(emulated: ModuleType, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "empty", keep)
     for iters in range(1, 7):
-        _, steps = target(refine, rows[None], labels[None], iters=iters, min_count=1)
+        _, steps, _ = target(refine, rows[None], labels[None], iters=iters, min_count=1)
         assert steps.item() == iters
     unread = [(one == two).float().mean() for one, two in pairwise(known)]
     assert unread[0] < unread[-1]
@@ -295,6 +300,25 @@ def test_shape_and_dtype_of_the_labels(target: Target, dtype: torch.dtype) -> No
     ours = target(selfment.ipo, rows, labels.reshape(6, 8))
     assert ours.dtype == dtype
     assert torch.equal(ours.flatten(), selfment.ipo(rows, labels))
+
+
+@BOTH
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_threshold_for_each_image(target: Target, graph: str, dtype: torch.dtype) -> None:
+    rows = batch_of(5, 9, 15, 24)
+    rows += torch.arange(5)[:, None, None] * 0.3  # what the patches of an image have in common
+    rows = rows.to(dtype)
+    options = {"grid": (9, 15), "graph": graph, "tau": "auto", "min_confidence": 0.4}
+    ours = target(selfment.pseudo_label, rows, **options)
+    assert len(set(ours.tau.tolist())) == 5
+    assert 0 < ours.rejected.sum() < 5
+    for image, tau in enumerate(ours.tau.tolist()):
+        one = target(edges, rows[image], tau=tau, graph=graph)
+        assert torch.equal(one[0], edges(rows[image], tau=tau, graph=graph)[0])
+        single = target(selfment.pseudo_label, rows[image], **options)
+        assert_same(PseudoLabels(*(v[image] for v in vars(ours).values())), single)
+    assert_close(ours, selfment.pseudo_label(rows, **options), graph)
 
 
 @BOTH
@@ -600,24 +624,25 @@ def test_an_image_that_is_not_finite_is_marked(target: Target, graph: str, value
     clean = batch_of(3, 6, 9, 20).double()
     rows = clean.clone()
     rows[1, 17, 3] = value
-    options = {"grid": (6, 9), "graph": graph}
+    options = {"grid": (6, 9), "graph": graph, "tau": "auto", "min_confidence": 0.1}
     label = target(selfment.pseudo_label, rows, **options)
     expected = target(selfment.pseudo_label, clean, **options)
     for image in (0, 2):
         ours, theirs = ([v[image] for v in vars(found).values()] for found in (label, expected))
         assert_same(PseudoLabels(*ours), PseudoLabels(*theirs))
-    for field in ("eigenvalue", "gap", "residual", "fiedler"):
+    for field in ("eigenvalue", "gap", "residual", "fiedler", "separation", "confidence"):
         assert getattr(label, field)[1].isnan().all(), field
-    for field in ("mask", "ncut_mask", "lanczos_iters", "ipo_iters"):
+    for field in ("mask", "ncut_mask", "lanczos_iters", "ipo_iters", "rejected"):
         assert not getattr(label, field)[1].any(), field
     values, vectors = target(selfment.ncut, rows, k=2, graph=graph)
     assert values[1].isnan().all()
     assert vectors[1].isnan().all()
     assert target(edges, rows, graph=graph)[1][1, 17].isnan()
     start = torch.rand(3, 54, generator=generator(0)) < 0.5
-    refined = target(selfment.ipo, rows, start)
+    refined, _, separation = target(refine, rows, start, iters=20, min_count=10)
     assert not refined[1].any()
     assert torch.equal(refined[::2], selfment.ipo(clean, start)[::2])
+    assert separation.isnan().tolist() == [False, True, False]
 
 
 @BOTH
@@ -696,7 +721,7 @@ def problem() -> Case:
 
 
 def every_operation(rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
-    labels = selfment.pseudo_label(rows, grid)
+    labels = selfment.pseudo_label(rows, grid, tau="auto", min_confidence=0.3)
     start = (rows[..., 0] > 0).int()
     graph = selfment.affinity(rows, graph="weighted")
     return [

@@ -60,9 +60,29 @@ def test_equals_the_reference_with_its_steps(name: str) -> None:
     for seed in range(6):
         labels = random_labels(len(features), 0.4, seed)
         expected, steps = reference._ipo(features, labels, 20, 10)
-        ours, taken = refine(features[None].contiguous(), labels[None], 20, 10)
+        ours, taken, _ = refine(features[None].contiguous(), labels[None], 20, 10)
         assert torch.equal(ours[0], expected)
         assert taken.item() == steps
+
+
+def distance(features: Tensor, labels: Tensor) -> float:
+    """Of the means of the two classes' unit rows; 0 where a class is empty."""
+    f = reference.normalize(features).double()
+    if labels.all() or not labels.any():
+        return 0.0
+    return (f[labels].mean(0) - f[~labels].mean(0)).norm().item()
+
+
+@pytest.mark.parametrize("name", CASES | DEGENERATE)
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.4, 1.0])
+def test_separation_is_that_of_the_final_labels(name: str, share: float) -> None:
+    """Wherever the loop ends: before its first step, at the limit, at a fixed point, or emptied."""
+    features, _ = (CASES | DEGENERATE)[name]
+    for seed, (iters, min_count) in enumerate([(0, 1), (1, 1), (20, 10), (200, 1), (5, 10**6)]):
+        labels = random_labels(len(features), share, seed)
+        ours, _, separation = refine(features[None].contiguous(), labels[None], iters, min_count)
+        assert (separation.shape, separation.dtype) == ((1,), torch.float64)
+        assert separation.item() == pytest.approx(distance(features, ours[0]), rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -70,7 +90,7 @@ def test_a_long_way_to_the_fixed_point(seed: int) -> None:
     """Many steps, of which the later ones change few labels: most rows are not read again."""
     features = smooth(40, 40, 30, seed=seed)
     start = torch.rand(1600, generator=generator(seed)) < 0.3
-    refined, steps = refine(features[None], start[None], 200, 1)
+    refined, steps, _ = refine(features[None], start[None], 200, 1)
     expected, taken = reference._ipo(features, start, 200, 1)
     assert torch.equal(refined[0], expected)
     assert steps.item() == int(taken) > 6
@@ -103,7 +123,9 @@ def test_complements_labels_whose_means_turned_over(seed: int) -> None:
         if direction(label) @ direction(labels) < 0:
             label, turned = ~label, turned + 1
     assert turned > 0, "the case must need it"
-    assert torch.equal(selfment.ipo(features, labels, min_count=1), label)
+    refined, _, separation = refine(features[None], labels[None], 20, 1)
+    assert torch.equal(refined[0], label)
+    assert separation.item() == pytest.approx(distance(features, label), rel=1e-12)
 
 
 def test_exact_ties_are_background() -> None:
@@ -158,9 +180,12 @@ def test_threads_and_batch_do_not_matter() -> None:
         for threads in (1, 2, 8):
             torch.set_num_threads(threads)
             batch = selfment.ipo(features, labels)
+            separation = refine(features, labels, 20, 10)[2]
             for image in range(5):
                 assert torch.equal(batch[image], selfment.ipo(features[image], labels[image]))
                 assert torch.equal(batch[image], reference.ipo(features[image], labels[image]))
+                alone = refine(features[image : image + 1], labels[image : image + 1], 20, 10)[2]
+                assert separation[image] == alone[0]
     finally:
         torch.set_num_threads(before)
 

@@ -36,7 +36,11 @@ CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "pseudo_label of maps": lambda f: tuple(
         vars(
             selfment.pseudo_label(
-                f.transpose(1, 2).unflatten(2, (6, 9)), graph="weighted", orient="corners"
+                f.transpose(1, 2).unflatten(2, (6, 9)),
+                graph="weighted",
+                orient="corners",
+                tau="auto",
+                min_confidence=0.5,
             )
         ).values()
     ),
@@ -47,6 +51,7 @@ CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
         selfment.pseudo_label(f.flatten(0, 1)[:108], [(6, 9), (54, 1)], joint=True).mask
     ),
     "ncut": lambda f: selfment.ncut(f, k=3, tau=0.3),
+    "ncut at its own threshold": lambda f: selfment.ncut(f, k=3, tau="auto"),
     "ipo": lambda f: (selfment.ipo(f, (f[..., 0] > 0).int(), iters=5),),
 }
 
@@ -60,6 +65,7 @@ def test_operators_are_what_they_claim(dtype: torch.dtype) -> None:
     opcheck(OPS.joint_label.default, (rows[0], [6, 9], *GRAPH, "seed", 20, 10))
     sides = [5, 4, 1, 7]
     opcheck(OPS.joint_label.default, (rows[0, ::2], sides, 0.2, 0.1, "weighted", "corners", 0, 1))
+    opcheck(OPS.pseudo_label.default, (rows, 6, 9, None, 1e-5, "binary", "seed", 20, 10, 0.5))
     opcheck(OPS.ncut.default, (rows, 2, *GRAPH))
     opcheck(OPS.ipo.default, (rows, labels(), 20, 10))
     opcheck(OPS.ipo.default, (rows, labels().to(dtype), 20, 10))

@@ -16,7 +16,7 @@ from selfment import PseudoLabels, reference
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")
-EXACT = ("mask", "ncut_mask", "seed", "ipo_iters")
+EXACT = ("mask", "ncut_mask", "seed", "ipo_iters", "rejected", "tau")
 
 
 def assert_same(a: PseudoLabels, b: PseudoLabels) -> None:
@@ -36,6 +36,8 @@ def test_equals_the_reference(name: str, graph: str, orient: str) -> None:
         assert torch.equal(getattr(ours, field), getattr(expected, field)), field
     assert ours.eigenvalue.item() == pytest.approx(expected.eigenvalue.item(), abs=1e-7)
     assert ours.residual.item() < 1e-7
+    assert ours.separation.item() == pytest.approx(expected.separation.item(), rel=1e-12)
+    assert ours.confidence.item() == pytest.approx(expected.confidence.item(), rel=0.02, abs=1e-5)
     if len(features) > 3:
         assert ours.gap.item() == pytest.approx(expected.gap.item(), rel=0.05, abs=1e-5)
     scale = expected.fiedler.abs().max().item()
@@ -89,6 +91,10 @@ def test_shapes_and_dtypes() -> None:
         "seed": torch.int64,
         "lanczos_iters": torch.int64,
         "ipo_iters": torch.int64,
+        "separation": torch.float64,
+        "confidence": torch.float64,
+        "rejected": torch.bool,
+        "tau": torch.float64,
     }
     for field, dtype in kinds.items():
         map_ = field in ("mask", "ncut_mask", "fiedler")

@@ -116,6 +116,7 @@ class ImageGraph {
         bits_(p.bits + image * bits_size(p.n)),
         degrees_(p.degrees + image * p.n),
         weights_(p.weighted ? &p.weights[image] : nullptr),
+        tau_(p.taus[image]),
         words_(word_count(p.n)),
         norms_(p.n),
         scales_(words_),
@@ -124,8 +125,8 @@ class ImageGraph {
     integers_ = simd_.integer_product != nullptr && !p.weighted && p.d <= kMostIntegers;
     row_bytes_ = integers_ ? depth_ * int64_t{sizeof(int16_t)} : p.d * int64_t{sizeof(float)};
     const double error = product_error(p.d);
-    low_ = std::nextafter(static_cast<float>(p.tau - error), -1e30f);
-    high_ = std::nextafter(static_cast<float>(p.tau + error), 1e30f);
+    low_ = std::nextafter(static_cast<float>(tau_ - error), -1e30f);
+    high_ = std::nextafter(static_cast<float>(tau_ + error), 1e30f);
     group_ = std::max<int64_t>(1, kGroupBytes / (kTile * row_bytes_));
     group_ = std::min(group_, words_);
   }
@@ -188,7 +189,7 @@ class ImageGraph {
         kernels_.round(rows_ + i * p_.d, norms_[i], p_.d, f.data());
         const double error =
             simd_.quantise(f.data(), depth_, least_step(p_.d), integers.data(), &step);
-        margin = std::nextafter(static_cast<float>(row_margin(error, p_.tau)), 1e30f);
+        margin = std::nextafter(static_cast<float>(row_margin(error, tau_)), 1e30f);
       } else {
         std::fill(integers.begin(), integers.end(), int16_t{0});
       }
@@ -212,7 +213,7 @@ class ImageGraph {
     if (integers_) {
       simd_.integer_product(reinterpret_cast<const int16_t*>(a),
                             reinterpret_cast<const int16_t*>(b), depth_, tile.sums);
-      simd_.integer_threshold(tile.sums, scales, scales_[column], static_cast<float>(p_.tau), edges,
+      simd_.integer_threshold(tile.sums, scales, scales_[column], static_cast<float>(tau_), edges,
                               unsure);
     } else {
       simd_.tile_product(left, right, p_.d, tile.floats);
@@ -236,7 +237,7 @@ class ImageGraph {
         } else {
           const TwoDoubles product =
               exact_product(lane_of(left, i, p_.d), lane_of(right, j, p_.d), p_.d, kLane);
-          edge = is_edge(product, p_.tau, p_.weighted);
+          edge = is_edge(product, tau_, p_.weighted);
           tile.floats[i * kTile + j] = static_cast<float>(product.high);
           if (strip == column) tile.floats[j * kTile + i] = tile.floats[i * kTile + j];
         }
@@ -267,11 +268,11 @@ class ImageGraph {
     // Of the rows as they are, in double: f is x / norm, each element rounded by u = 2^-24 of it.
     const double product = kernels_.product(x, y, p_.d) / norms_[i] / norms_[j];
     const double bound = 2.1 * std::ldexp(1.0, -24) + static_cast<double>(p_.d) * 0x1p-52 + 1e-12;
-    if (std::abs(product) <= 2 && std::abs(product - p_.tau) > bound) return product > p_.tau;
+    if (std::abs(product) <= 2 && std::abs(product - tau_) > bound) return product > tau_;
     std::vector<float> f(2 * p_.d);
     kernels_.round(x, norms_[i], p_.d, f.data());
     kernels_.round(y, norms_[j], p_.d, f.data() + p_.d);
-    return is_edge(exact_product(f.data(), f.data() + p_.d, p_.d, 1), p_.tau, false);
+    return is_edge(exact_product(f.data(), f.data() + p_.d, p_.d, 1), tau_, false);
   }
 
   void sum_degrees() {
@@ -297,6 +298,7 @@ class ImageGraph {
   uint64_t* bits_;
   double* degrees_;
   EdgeWeights* weights_;
+  double tau_;
   int64_t words_, group_;
   bool integers_;      // whether the product is of integers
   int64_t depth_;      // elements of a row of integers

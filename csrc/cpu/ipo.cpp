@@ -44,8 +44,9 @@ class Optimizer {
         changed_(kParts) {}
 
   // The first row whose norm is not finite, or -1.
-  int64_t run(int64_t* steps) {
+  int64_t run(int64_t* steps, double* separation) {
     *steps = 0;
+    *separation = 0;
     sum_rows([&](int64_t i, double* foreground, double* background) {
       norms_[i] = kernels_.norm(row(i), p_.d);
       add(i, 1, labels_[i] ? foreground : background);
@@ -59,7 +60,7 @@ class Optimizer {
     while (*steps < p_.iters && std::min(count_, p_.n - count_) >= p_.min_count) {
       ++*steps;
       int64_t changed = step();
-      if (uniform()) break;
+      if (uniform()) return -1;
       set_direction();
       if (simd_.dot(direction_.data(), reference.data(), p_.d) < 0) {
         complement();
@@ -67,6 +68,7 @@ class Optimizer {
       }
       if (changed == 0) break;
     }
+    *separation = length();
     return -1;
   }
 
@@ -107,6 +109,8 @@ class Optimizer {
 
   static double infinity() { return std::numeric_limits<double>::infinity(); }
 
+  double length() const { return std::sqrt(simd_.dot(direction_.data(), direction_.data(), p_.d)); }
+
   // The difference of the class means, and how far it has moved.
   void set_direction() {
     before_ = direction_;
@@ -121,8 +125,7 @@ class Optimizer {
   int64_t step() {
     // |<x, w> / norm - <f, w>| <= u |f| |w|, as f is x / norm with a relative error of u = 2^-24 in
     // each element; twice that, and twice the tie, cover the rounding of the sums in double.
-    const double length = std::sqrt(simd_.dot(direction_.data(), direction_.data(), p_.d));
-    const double margin = std::ldexp(length, -23) + 2 * kIpoTie;
+    const double margin = std::ldexp(length(), -23) + 2 * kIpoTie;
     return sum_rows([&, margin](int64_t i, double* foreground, double* background) {
       // 1.001 covers |f| <= 1 + 2u and the rounding of the way; the last score was off by less than
       // its own margin, and those of all directions, of norm 2 at most, are below this one.
@@ -169,7 +172,8 @@ int64_t ipo(const IpoParams& p, const Context& context) {
   std::vector<int64_t> bad(p.batch);
   for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
     bad[image] = with_dtype(p.dtype, [&](auto* typed) {
-      return Optimizer<std::decay_t<decltype(*typed)>>(p, image, workers).run(p.steps + image);
+      return Optimizer<std::decay_t<decltype(*typed)>>(p, image, workers)
+          .run(p.steps + image, p.separation + image);
     });
   });
   return first_row(bad, p.n);

@@ -22,6 +22,7 @@ constexpr int64_t kBand = 8;  // rows of tiles that blocks take side by side, to
 constexpr int64_t kSlabElements = int64_t{2} * kBlockTile * kSlab;
 constexpr int64_t kTileBytes = kStages * kSlabElements * int64_t{sizeof(uint16_t)};
 constexpr double kUnit = 0x1p-24;
+constexpr auto kTauShare = static_cast<float>(4.04 * kUnit);  // of |tau|, for the comparison
 
 // |sum - exact| of a product of half-precision rows of norm 1 or less, by the tensor cores.
 //
@@ -49,8 +50,7 @@ struct Args {
   float* errors;   // (batch, n), of that, in norm, or what stands for one
   uint16_t* copy;  // the operand, where it is not the features
   PairList undecided;
-  float tau, margin;  // margin: what all pairs have in common
-  bool zero_joins;    // whether a product of 0 is an edge
+  float margin;  // what all pairs have in common, but for tau's share
   int64_t words, tiles, blocks;
   int64_t weights_each;  // floats of an image
 };
@@ -130,7 +130,7 @@ __device__ bool settle_pair(const Args& a, int64_t image, int64_t i, int64_t j, 
   const T* x = static_cast<const T*>(a.p.features) + (base + i) * d;
   const T* y = static_cast<const T*>(a.p.features) + (base + j) * d;
   const double norm_x = a.norms[base + i], norm_y = a.norms[base + j];
-  const double inverse_x = 1 / norm_x, inverse_y = 1 / norm_y, tau = a.p.tau;
+  const double inverse_x = 1 / norm_x, inverse_y = 1 / norm_y, tau = a.p.taus[image];
   if (norm_x < 1e15 && norm_y < 1e15) {
     const double product = warp_product(x, y, d, lane) * inverse_x * inverse_y;
     // 8 units are for the rows: those here are not rounded, or to float32 before the division; 1e-9
@@ -273,6 +273,10 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
 
   const float* scales = a.scales + image * n;
   const float* errors = a.errors + image * n;
+  const double exact_tau = a.p.taus[image];
+  const auto tau = static_cast<float>(exact_tau);
+  const bool zero_joins = a.p.weights != nullptr ? 0 >= exact_tau : 0 > exact_tau;
+  const float common = a.margin + fabsf(tau) * kTauShare;
   uint64_t unsure = 0;
 #pragma unroll
   for (int m = 0; m < 4; ++m)
@@ -280,7 +284,7 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
     for (int half = 0; half < 2; ++half) {
       const int64_t i = first_row + row + WarpTile::row(lane, m, 2 * half);
       const float scale = i < n ? scales[i] : 0.0f;
-      const float margin = (i < n ? errors[i] : 0.0f) + a.margin;
+      const float margin = (i < n ? errors[i] : 0.0f) + common;
       uint32_t edges = 0;
 #pragma unroll
       for (int c = 0; c < 4; ++c)
@@ -290,9 +294,9 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
           const int64_t j = first_column + column + at;
           if (i >= n || j >= n || j < i) continue;
           const float s = total.sums[m][c][2 * half + e] * scale * scales[j];
-          const float above = s - a.tau, limit = margin + errors[j];
+          const float above = s - tau, limit = margin + errors[j];
           if (!(limit > 0)) {  // kZeroRow or kNotFinite
-            if (limit < 0 && a.zero_joins) edges |= 1u << at;
+            if (limit < 0 && zero_joins) edges |= 1u << at;
           } else if (fabsf(s) <= 2 && above > limit) {
             edges |= 1u << at;
           } else if (!(fabsf(s) <= 2 && above < -limit)) {
@@ -505,11 +509,8 @@ void affinity(const AffinityParams& p, const Context& context) {
   a.tiles = (p.n + kBlockTile - 1) / kBlockTile;
   a.blocks = tile_blocks(a.tiles);
   a.weights_each = weights_size(p.n);
-  a.tau = static_cast<float>(p.tau);
-  a.zero_joins = p.weights != nullptr ? 0 >= p.tau : 0 > p.tau;
-  // The product; the rounding of the rows, of their scaling, and of the comparison with tau.
-  a.margin =
-      static_cast<float>((product_error(p.d) + 10 * kUnit + fabs(p.tau) * 4 * kUnit + 1e-9) * 1.01);
+  // The product; the rounding of the rows and of their scaling.
+  a.margin = static_cast<float>((product_error(p.d) + 10 * kUnit + 1e-9) * 1.01);
   with_dtype(p.dtype, [&](auto* typed) {
     run<std::decay_t<decltype(*typed)>>(a, static_cast<cudaStream_t>(context.stream));
   });

@@ -55,14 +55,18 @@ class Optimizer {
     rows_ = static_cast<const T*>(a_.p.features) + image * a_.p.n * a_.p.d;
     labels_ = a_.p.labels + image * a_.p.n;
     const int64_t steps = optimize();
-    if (team_.rank() == 0 && threadIdx.x == 0) a_.p.steps[image] = steps;
+    if (team_.rank() == 0 && threadIdx.x == 0) {
+      a_.p.steps[image] = steps;
+      a_.p.separation[image] = sqrt(length_);
+    }
     team_.sync();  // before the memory serves the next image
   }
 
  private:
+  // Steps taken; length_ is then that of the final labels.
   __device__ int64_t optimize() {
     const int64_t n = a_.p.n;
-    way_ = 0;
+    way_ = length_ = 0;
     const auto unread = [](int64_t) { return true; };
     Tally found = tally_rows(unread, [this](int64_t i, Tally& mine) {
       const double norm = norm_of(warp_length(row(i), a_.p.d, lane()));
@@ -77,6 +81,7 @@ class Optimizer {
     });
     if (found.bad > 0) {
       set_labels([](bool) { return false; });
+      length_ = NAN;
       return 0;
     }
     if (uniform(found.foreground)) return 0;
@@ -86,6 +91,7 @@ class Optimizer {
     while (steps < a_.p.iters && min(found.foreground, n - found.foreground) >= a_.p.min_count) {
       ++steps;
       found = score();
+      if (uniform(found.foreground)) length_ = 0;
       if (uniform(found.foreground) || found.changed == 0) break;
       sum_changes(false);
       if (set_direction(found.foreground, false) >= 0) continue;
