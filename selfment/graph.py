@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Graph:
     bits: Tensor  #: (B, words * rows) int64; the layout is in csrc/params.h
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
+    zero_joins: bool = False  #: whether a similarity of 0 is an edge: tau < 0
     batched: bool = True  #: whether answers have the axis B
     kind: Kind = TORCH  #: the kind of array that answers come in
 
@@ -57,6 +59,36 @@ class Graph:
             columns = columns.to(torch.float64).contiguous()
             product = _ops.matvec(self.bits, self.weights, self.n, self.eps, columns)
             return kind.restore(product.transpose(1, 2).reshape(vectors.shape))
+
+    def paint(self, mask: Any) -> Graph:
+        """The graph of the same features with zeros in place of some patches', to the bit.
+
+        Nothing is computed from features: edges of those patches, their own included, are dropped,
+        or all added where tau < 0. This graph stays as it is.
+
+        Args:
+            mask: the patches, (B, N) or (B, h, w), without B for (N, d) features; bool or a number
+                type, where any number but 0 counts; on the graph's device.
+
+        On a CUDA device nothing waits for the work. Raises ``TypeError`` for a wrong kind of array
+        and ``ValueError`` for another shape or device.
+        """
+        painted, kind = as_tensor(mask, "mask")
+        lead = (len(self.degree),) if self.batched else ()
+        own = tuple(painted.shape)[len(lead) :]
+        if painted.shape[: len(lead)] != lead or len(own) not in (1, 2) or prod(own) != self.n:
+            axes = f"{lead[0]}, " if lead else ""
+            raise ValueError(
+                f"`mask` must be ({axes}{self.n}{'' if axes else ','}), or ({axes}h, w) with "
+                f"h*w == {self.n}, for this graph: got {tuple(painted.shape)}"
+            )
+        check_device(painted, "mask", self.degree.device, "the graph")
+        with kind.stream():
+            rows = painted.reshape(self.degree.shape).bool().contiguous()
+            bits, degree, weights = _ops.paint(
+                self.bits, self.weights, self.degree, self.n, self.eps, rows, self.zero_joins
+            )
+            return replace(self, bits=bits, degree=degree, weights=weights)
 
     def to_dense(self) -> Any:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
@@ -116,7 +148,8 @@ def build(
     n = rows.shape[1]
     bits, degree, weights, bad = _ops.affinity(rows, tau, eps, graph == "weighted")
     check_finite(bad, n, first)
-    return Graph(eps, n, bits, weights, degree)
+    zero_joins = graph == "binary" and tau < 0
+    return Graph(eps, n, bits, weights, degree, zero_joins)
 
 
 def check_finite(bad: int, n: int, first: int) -> None:
