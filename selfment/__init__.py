@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .head import PatchHead
     from .labeler import PseudoLabeler
     from .multi_object import Objects, multi_label
+    from .refinement import refine_mask
     from .segmenter import Segmenter
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ncut",
     "pseudo_label",
     "reference",
+    "refine_mask",
 ]
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
@@ -51,6 +53,7 @@ _LAZY = {
     "Segmenter": "segmenter",
     "evaluate": "evaluation",
     "multi_label": "multi_object",
+    "refine_mask": "refinement",
 }
 
 

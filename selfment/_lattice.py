@@ -1,4 +1,4 @@
-"""Lattices in the space of position and colour, as sparse matrices: what edge-aware filters need."""
+"""Lattices in the space of position and colour, as sparse matrices, for edge-aware filters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bilateral_grid(features: Floats) -> Lattice:
 
 
 def permutohedral_lattice(features: Floats) -> Lattice:
-    """The lattice whose cells are simplices: a point lies on d + 1 vertices, by barycentric weights.
+    """The lattice of simplices: a point lies on d + 1 vertices, by barycentric weights.
 
     ``features``: (n, d), in standard deviations; a link per each of d + 1 directions. With
     B_j = 1 + links[j] / 2, the product splat^T B_d ... B_0 splat is about proportional to the

@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 
 from . import __version__, _distributed, _native
 from . import _params as params
 from .backbones import DTYPES, FEATURES, WeightsError
+from .exports import FORMATS
 from .images import ImageEntry, find_images, sample_images
 from .labeler import PseudoLabeler
 from .labeling import label_images
+from .refinement import METHODS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,9 +44,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _label(arguments: argparse.Namespace) -> int:
     images = _images(arguments)
-    labeler = _labeler(arguments)
-    shard = _distributed.world()
-    summary = label_images(images, arguments.out, labeler, overlays=arguments.overlay, shard=shard)
+    labeler = _labeler(arguments, objects=arguments.objects)
+    summary = label_images(
+        images,
+        arguments.out,
+        labeler,
+        overlays=arguments.overlay,
+        formats=",".join(arguments.format or ["png"]).split(","),
+        refine=arguments.refine,
+        fill_holes=arguments.fill_holes,
+        largest_component=arguments.largest_component,
+        shard=_distributed.world(),
+    )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
     return 1 if summary.failed else 0
@@ -129,7 +140,7 @@ def _images(arguments: argparse.Namespace) -> list[ImageEntry]:
     return find_images(arguments.inputs, out=arguments.out)
 
 
-def _labeler(arguments: argparse.Namespace) -> PseudoLabeler:
+def _labeler(arguments: argparse.Namespace, **options: Any) -> PseudoLabeler:
     labeler = PseudoLabeler(
         arguments.backbone,
         arguments.size,
@@ -142,6 +153,7 @@ def _labeler(arguments: argparse.Namespace) -> PseudoLabeler:
         graph=arguments.graph,
         orient=arguments.orient,
         batch_size=arguments.batch,
+        **options,
     )
     if labeler.note:
         print(labeler.note, file=sys.stderr)
@@ -225,6 +237,7 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument(
         "--overlay", action="store_true", help="also draw image, Fiedler vector and masks"
     )
+    _add_outputs(label)
     label.set_defaults(run=_label)
     _add_training(commands.add_parser("train", help="train a segmentation head on pseudo-labels"))
     _add_prediction(commands.add_parser("predict", help="write the saliency of images and videos"))
@@ -263,6 +276,18 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
     add("--device", help="torch device of the backbone (CUDA where there is one)")
     add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
     add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    """What becomes of the labels."""
+    add = parser.add_argument
+    objects = "label up to N objects of each image; masks then hold their numbers"
+    add("--objects", type=int, metavar="N", help=objects)
+    kinds = f"what to write: {', '.join(FORMATS)}, or several, with commas or one by one (png)"
+    add("--format", action="append", metavar="F", help=kinds)
+    add("--refine", choices=METHODS, help="let masks follow the edges of their image")
+    add("--fill-holes", action="store_true", help="fill the holes of masks")
+    add("--largest-component", action="store_true", help="keep the largest component of a mask")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

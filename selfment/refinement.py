@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -53,11 +53,10 @@ def refine_mask(
     """
     values = as_mask(mask)
     picture = load_image(image)[0]
+    check_method(method, options)
     if method is None:
-        check_options(None, options)
         found = resize(values, picture.size) > 0.5
     else:
-        check_options(method, options)
         params.number("max_side", max_side, "an integer >= 1", _whole(max_side) and max_side >= 1)
         shrink = min(1.0, max_side / max(picture.size))
         width, height = (max(1, round(side * shrink)) for side in picture.size)
@@ -77,7 +76,7 @@ def bilateral_solver(
     sigma_space: float = 16,
     sigma_luma: float = 16,
     sigma_chroma: float = 8,
-    smoothness: float = 256,
+    smoothness: float = 64,
 ) -> Floats:
     """The map that is close to ``target`` and smooth wherever the image is.
 
@@ -118,7 +117,8 @@ def bilateral_solver(
         maxiter=200,
         M=sparse.diags_array(1 / system.diagonal()),
     )
-    return (grid.splat.T @ found).reshape(target.shape).clip(0, 1)
+    values: Floats = (grid.splat.T @ found).reshape(target.shape).clip(0, 1)
+    return values
 
 
 def guided_filter(
@@ -140,11 +140,12 @@ def guided_filter(
     params.number("eps", eps, "> 0", eps > 0)
     guided_blur = load_guided_blur()
     step = max(1, min(radius, *target.shape) // 4)
-    # Multiples of the step, so that no window has an even number of samples and lies off its centre.
+    # Multiples of the step: a window of an even number of samples would lie off its centre.
     kernel = tuple(2 * (min(radius, side // 2) // step * step) + 1 for side in target.shape)
     guide = torch.from_numpy(image / 255.0).permute(2, 0, 1)[None]
     found = guided_blur(guide, torch.from_numpy(target)[None, None], kernel, eps, subsample=step)
-    return found[0, 0].clamp(0, 1).numpy()
+    values: Floats = found[0, 0].clamp(0, 1).numpy()
+    return values
 
 
 def dense_crf(
@@ -244,12 +245,17 @@ def as_mask(mask: Any) -> npt.NDArray[Any]:
     return values.astype(np.float64)
 
 
-def check_options(method: str | None, options: dict[str, Any]) -> None:
-    """Raises ``ValueError`` for a method or options that do not exist."""
+def check_method(method: str | None, options: Iterable[str] = ()) -> None:
+    """Checks a method and the names of its options.
+
+    Raises ``ValueError``, and ``ImportError`` for a method whose library is missing.
+    """
     known = []
     if method is not None:
         params.choice("method", method, METHODS)
         known = list(inspect.signature(_FILTERS[method]).parameters)[2:]
+    if method == "guided":
+        load_guided_blur()
     for name in options:
         if name not in known:
             allowed = ", ".join(known) or "none"
@@ -266,7 +272,7 @@ def resize(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
 
 
 def load_guided_blur() -> Any:
-    """kornia's guided filter; raises ``ImportError`` where kornia is missing."""
+    """The guided filter of kornia; raises ``ImportError`` where kornia is missing."""
     try:
         from kornia.filters import guided_blur
     except ImportError as error:
