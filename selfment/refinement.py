@@ -142,10 +142,14 @@ def guided_filter(
     step = max(1, min(radius, *target.shape) // 4)
     # Multiples of the step: a window of an even number of samples would lie off its centre.
     kernel = tuple(2 * (min(radius, side // 2) // step * step) + 1 for side in target.shape)
-    guide = torch.from_numpy(image / 255.0).permute(2, 0, 1)[None]
-    found = guided_blur(guide, torch.from_numpy(target)[None, None], kernel, eps, subsample=step)
-    values: Floats = found[0, 0].clamp(0, 1).numpy()
-    return values
+    # Releases before 0.9 take whole steps only.
+    height, width = target.shape
+    both = np.dstack([image / 255.0, target])
+    both = np.pad(both, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge")
+    guide, values = torch.from_numpy(both).permute(2, 0, 1)[None].split([3, 1], dim=1)
+    found = guided_blur(guide, values, kernel, eps, subsample=step)
+    filtered: Floats = found[0, 0, :height, :width].clamp(0, 1).numpy()
+    return filtered
 
 
 def dense_crf(

@@ -388,6 +388,9 @@ def test_the_labeler_finds_what_multi_label_finds(scenes):
     assert torch.equal(model(paths[0]).masks, expected[0].masks)
     assert model.settings["objects"] == 3
     assert "objects" not in labeler(objects=None).settings
+    name = "vit_small_patch16_224"  # which marks objects by itself
+    orients = [PseudoLabeler(name, 160, objects=count).orient for count in (None, 1)]
+    assert orients == ["seed", "corners"]
 
 
 def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):

@@ -209,7 +209,7 @@ def test_constant_maps_stay_to_rounding():
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
-@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 3), (50, 31)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 3), (50, 31), (67, 82)])
 def test_shapes_and_dtype(method, size):
     image = photo(size)
     mask = np.random.RandomState(4).rand(6, 5)
