@@ -97,6 +97,22 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def(
+      "paint",
+      [](Address bits, Address weights, int64_t batch, int64_t n, double eps, Address mask,
+         bool zero_joins, Address painted_bits, Address painted_weights, Address painted_degrees,
+         int device, Address stream) {
+        run(device, [&] {
+          selfment::cuda::paint(
+              {graphs(bits, weights, batch, n, eps), at<const bool>(mask), zero_joins,
+               at<uint64_t>(painted_bits), at<float>(painted_weights), at<double>(painted_degrees)},
+              {nullptr, at<void>(stream)});
+        });
+      },
+      py::arg("bits"), py::arg("weights"), py::arg("batch"), py::arg("n"), py::arg("eps"),
+      py::arg("mask"), py::arg("zero_joins"), py::arg("painted_bits"), py::arg("painted_weights"),
+      py::arg("painted_degrees"), py::arg("device"), py::arg("stream"));
+
+  m.def(
       "matvec",
       [](Address bits, Address weights, int64_t batch, int64_t n, double eps, Address x, Address y,
          int64_t columns, int device, Address stream) {

@@ -92,6 +92,17 @@ struct AffinityParams {
   int64_t* undecided;    // out: (batch,), pairs i <= j that were taken in double; may be nullptr
 };
 
+// The graph of the features with some rows zeroed, from the graph of the features.
+struct PaintParams {
+  const Graph* graphs;  // (batch,), all of the same n
+  int64_t batch;
+  const bool* mask;      // (batch, n), the rows to zero
+  bool zero_joins;       // whether a similarity of 0 is an edge; never in weighted mode
+  uint64_t* bits;        // out: (batch, words, rows)
+  double* degrees;       // out: (batch, n)
+  EdgeWeights* weights;  // out: (batch,) in weighted mode, else nullptr
+};
+
 struct MatvecParams {
   const Graph* graphs;  // (batch,), all of the same n
   int64_t batch;
@@ -145,6 +156,7 @@ struct IpoParams {
 // case.
 namespace cpu {
 int64_t affinity(const AffinityParams&, const Context&);
+void paint(const PaintParams&, const Context&);
 void matvec(const MatvecParams&, const Context&);
 void fiedler(const FiedlerParams&, const Context&);
 void components(const ComponentsParams&, const Context&);
@@ -187,6 +199,15 @@ struct AffinityParams {
   double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite
 };
 
+struct PaintParams {
+  Graphs graphs;
+  const bool* mask;  // (batch, n)
+  bool zero_joins;
+  uint64_t* bits;   // out: (batch, words, rows)
+  float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
+  double* degrees;  // in: (batch, n), those of the graphs; out: of the painted ones
+};
+
 struct MatvecParams {
   Graphs graphs;
   int64_t columns;
@@ -205,6 +226,7 @@ struct FiedlerParams {
 
 int64_t affinity_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
 void affinity(const AffinityParams&, const Context&);
+void paint(const PaintParams&, const Context&);
 void matvec(const MatvecParams&, const Context&);
 int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted);
 void fiedler(const FiedlerParams&, const Context&);

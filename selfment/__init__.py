@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from .evaluation import Evaluator, evaluate
     from .head import PatchHead
     from .labeler import PseudoLabeler
+    from .multi_object import Objects, multi_label
+    from .refinement import refine_mask
     from .segmenter import Segmenter
 
 __all__ = [
     "Evaluator",
     "Graph",
     "JointLabels",
+    "Objects",
     "PatchHead",
     "PseudoLabeler",
     "PseudoLabels",
@@ -34,20 +37,25 @@ __all__ = [
     "affinity",
     "evaluate",
     "ipo",
+    "multi_label",
     "ncut",
     "pseudo_label",
     "reference",
+    "refine_mask",
 ]
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
 
-# They bring the backbones, the image readers and the scores; features alone need none of them.
+# They bring the backbones, the image readers, the scores and scipy; labels of features need none.
 _LAZY = {
     "Evaluator": "evaluation",
+    "Objects": "multi_object",
     "PatchHead": "head",
     "PseudoLabeler": "labeler",
     "Segmenter": "segmenter",
     "evaluate": "evaluation",
+    "multi_label": "multi_object",
+    "refine_mask": "refinement",
 }
 
 

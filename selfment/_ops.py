@@ -84,8 +84,9 @@ class _Cuda:
         if sizes is not None:
             count = getattr(self.native, f"{operation}_scratch")(*sizes)
             arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
-        if "weights" in arguments and arguments["weights"] is None:
-            arguments["weights"] = 0
+        for name in ("weights", "painted_weights"):
+            if name in arguments and arguments[name] is None:
+                arguments[name] = 0
         function = getattr(self.native, operation)
         return function(**_addresses(arguments), device=self.ordinal, stream=self.stream)
 
@@ -152,6 +153,37 @@ def affinity(
         degrees=degree,
     )
     return bits, degree, weights, -1 if bad is None else bad
+
+
+def paint(
+    bits: Tensor,
+    weights: Any,
+    degree: Tensor,
+    n: int,
+    eps: float,
+    mask: Tensor,
+    zero_joins: bool,
+) -> tuple[Tensor, Tensor, Any]:
+    """Bits, degrees and weights, as ``affinity`` makes them, with rows zeroed: mask (B, N) bool."""
+    batch = len(bits)
+    twin = _twin(bits.device)
+    painted_bits, painted_degree = torch.empty_like(bits), degree.clone()
+    painted_weights = None if weights is None else twin.weights(batch, n)
+    twin.run(
+        "paint",
+        None,
+        bits=bits,
+        weights=weights,
+        batch=batch,
+        n=n,
+        eps=eps,
+        mask=mask,
+        zero_joins=zero_joins,
+        painted_bits=painted_bits,
+        painted_weights=painted_weights,
+        painted_degrees=painted_degree,
+    )
+    return painted_bits, painted_degree, painted_weights
 
 
 def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +98,7 @@ class Pipeline(ABC, Generic[Result]):
                 ) as self.bar:
                     self._run(jobs)
         finally:
-            self.records.close()
+            self.records.close(self._finish)
 
     @abstractmethod
     def _load(self) -> None:
@@ -123,6 +123,10 @@ class Pipeline(ABC, Generic[Result]):
     @abstractmethod
     def _wanted(self, record: Record) -> list[str | None]:
         """The files of a finished image; None for one that this run wants and it lacks."""
+
+    def _finish(self, records: Iterable[Record]) -> None:
+        """Composes files of all records, at the end of a run and in its last process only."""
+        del records
 
     def _name(self, entry: ImageEntry) -> str:
         return entry.mask_name
@@ -315,7 +319,8 @@ class Pipeline(ABC, Generic[Result]):
             sentence = f"cannot {self.verb} {job.image}: {sentence}"
         # A file of an earlier run stays, and stays this image's.
         kept = self.records.get(job.image).get(self.key)
-        name = kept if kept and (self.folder / kept).exists() else None
+        there = kept and any((self.folder / file).exists() for file in self._files(kept))
+        name = kept if there else None
         self.records.add({**self._record(job), self.key: name, "error": sentence})
         self.failed += 1
         tqdm.write(sentence, file=sys.stderr)

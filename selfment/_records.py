@@ -6,7 +6,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -106,17 +106,19 @@ class Records:
         self._file.write(line + "\n")
         self._file.flush()
 
-    def close(self) -> None:
-        """Rewrites the file atomically with one line per image.
+    def close(self, finish: Callable[[Iterable[Record]], object] = list) -> None:
+        """Rewrites the file atomically with one line per image, then calls ``finish`` with them.
 
         A process of a sharded run does so only if it is the last, with the lines of all.
         """
         try:
             if self._file is self._main:
                 self._merge()
+                finish(self._records.values())
             elif _last(self._main):
                 self._read_all()  # what the others have added
                 self._merge()
+                finish(self._records.values())
         finally:
             self._release()
 

@@ -16,10 +16,12 @@ from . import __version__, _distributed, _native
 from . import _params as params
 from .backbones import DTYPES, FEATURES, WeightsError
 from .confidence import RECOMMENDED_MIN_CONFIDENCE
+from .exports import FORMATS
 from .images import ImageEntry, find_images, sample_images
 from .labeler import PseudoLabeler
 from .labeling import label_images
 from .methods import INITS, METHODS
+from .refinement import METHODS as REFINEMENTS
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,11 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _label(arguments: argparse.Namespace) -> int:
     images = _images(arguments)
-    labeler = _labeler(arguments)
-    shard = _distributed.world()
+    labeler = _labeler(arguments, objects=arguments.objects)
     with _terminable():
         summary = label_images(
-            images, arguments.out, labeler, overlays=arguments.overlay, shard=shard
+            images,
+            arguments.out,
+            labeler,
+            overlays=arguments.overlay,
+            formats=",".join(arguments.format or ["png"]).split(","),
+            refine=arguments.refine,
+            fill_holes=arguments.fill_holes,
+            largest_component=arguments.largest_component,
+            shard=_distributed.world(),
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
@@ -158,8 +167,8 @@ def _tau(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"must be a number or 'auto': got {text!r}") from None
 
 
-def _labeler(arguments: argparse.Namespace) -> PseudoLabeler:
-    options = _label_options(arguments)
+def _labeler(arguments: argparse.Namespace, **options: Any) -> PseudoLabeler:
+    options |= _label_options(arguments)
     labeler = PseudoLabeler(**options, method=arguments.method, init=arguments.init)
     if labeler.note:
         print(labeler.note, file=sys.stderr)
@@ -279,6 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     label.add_argument(
         "--overlay", action="store_true", help="also draw image, Fiedler vector and masks"
     )
+    _add_outputs(label)
     label.set_defaults(run=_label)
     _add_training(commands.add_parser("train", help="train a segmentation head on pseudo-labels"))
     _add_prediction(commands.add_parser("predict", help="write the saliency of images and videos"))
@@ -341,6 +351,18 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     add("--allow-missing", action="store_true", help="score what has both files")
     add("--workers", type=int, default=1, metavar="N", help="processes that score (%(default)s)")
     parser.set_defaults(run=_compare)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    """What becomes of the labels."""
+    add = parser.add_argument
+    objects = "label up to N objects of each image; masks then hold their numbers"
+    add("--objects", type=int, metavar="N", help=objects)
+    kinds = f"what to write: {', '.join(FORMATS)}, or several, with commas or one by one (png)"
+    add("--format", action="append", metavar="F", help=kinds)
+    add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
+    add("--fill-holes", action="store_true", help="fill the holes of masks")
+    add("--largest-component", action="store_true", help="keep the largest component of a mask")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Graph:
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
     taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
+    zero_joins: bool = False  #: whether a similarity of 0 is an edge: tau < 0
     batched: bool = True  #: whether answers have the axis B
     kind: Kind = TORCH  #: the kind of array that answers come in
 
@@ -60,6 +62,36 @@ class Graph:
             columns = columns.to(torch.float64).contiguous()
             product = _ops.matvec(self.bits, self.weights, self.n, self.eps, columns)
             return kind.restore(product.transpose(1, 2).reshape(vectors.shape))
+
+    def paint(self, mask: Any) -> Graph:
+        """The graph of the same features with zeros in place of some patches', to the bit.
+
+        Nothing is computed from features: edges of those patches, their own included, are dropped,
+        or all added where tau < 0. This graph stays as it is.
+
+        Args:
+            mask: the patches, (B, N) or (B, h, w), without B for (N, d) features; bool or a number
+                type, where any number but 0 counts; on the graph's device.
+
+        On a CUDA device nothing waits for the work. Raises ``TypeError`` for a wrong kind of array
+        and ``ValueError`` for another shape or device.
+        """
+        painted, kind = as_tensor(mask, "mask")
+        lead = (len(self.degree),) if self.batched else ()
+        own = tuple(painted.shape)[len(lead) :]
+        if painted.shape[: len(lead)] != lead or len(own) not in (1, 2) or prod(own) != self.n:
+            axes = f"{lead[0]}, " if lead else ""
+            raise ValueError(
+                f"`mask` must be ({axes}{self.n}{'' if axes else ','}), or ({axes}h, w) with "
+                f"h*w == {self.n}, for this graph: got {tuple(painted.shape)}"
+            )
+        check_device(painted, "mask", self.degree.device, "the graph")
+        with kind.stream():
+            rows = painted.reshape(self.degree.shape).bool().contiguous()
+            bits, degree, weights = _ops.paint(
+                self.bits, self.weights, self.degree, self.n, self.eps, rows, self.zero_joins
+            )
+            return replace(self, bits=bits, degree=degree, weights=weights)
 
     def to_dense(self) -> Any:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
@@ -127,7 +159,8 @@ def build(
     taus = auto_tau(rows) if tau is None else rows.new_full((batch,), tau, dtype=torch.float64)
     bits, degree, weights, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
     check_finite(bad, n, first, frames)
-    return Graph(eps, n, bits, weights, degree, taus)
+    zero_joins = graph == "binary" and tau is not None and tau < 0  # "auto" is positive
+    return Graph(eps, n, bits, weights, degree, taus, zero_joins)
 
 
 def check_finite(bad: int, n: int, first: int, frames: Sequence[int] = ()) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,9 +18,11 @@ from . import _params as params
 from ._model import ImageModel
 from .backbones import Attended, Backbone, backbone_class
 from .images import ImageLike, load_image
+from .multi_object import Objects, multi_label
 from .pseudo_labels import PseudoLabels
 
 _FIELDS = tuple(field.name for field in fields(PseudoLabels))
+_OF_OBJECTS = ("tau", "eps", "graph", "ipo_iters", "ipo_min_count")  # options
 
 
 class PseudoLabeler(ImageModel):
@@ -48,6 +51,7 @@ class PseudoLabeler(ImageModel):
         ipo_iters: int = params.IPO_ITERS,
         ipo_min_count: int = params.IPO_MIN_COUNT,
         min_confidence: float = 0.0,
+        objects: int | None = None,
         batch_size: int = 8,
         method: str = "selfment",
         init: str = "ncut",
@@ -56,10 +60,12 @@ class PseudoLabeler(ImageModel):
         :func:`selfment.pseudo_label`.
 
         ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there is one
-        where the labeler is used. ``orient`` None: the backbone's own. ``batch_size``: images per
-        pass. ``method``, and ``init``, the split that ``"selfment"`` starts from: as in
-        :mod:`selfment.methods`; other methods take none of ``tau`` to ``init``. Raises
-        ``ValueError``.
+        where the labeler is used. ``orient`` None: the backbone's own. ``objects``: label up to so
+        many objects of each image by :func:`selfment.multi_label`, whose ``orient`` is "corners"
+        where None is given; None: one mask. ``batch_size``: images per pass. ``method``, and
+        ``init``, the split that ``"selfment"`` starts from: as in :mod:`selfment.methods`; other
+        methods take none of ``tau`` to ``init``, and ``objects`` goes with neither, nor with
+        ``min_confidence``. Raises ``ValueError``.
         """
         given = {"tau": tau, "eps": eps, "graph": graph, "orient": orient}
         given |= {"ipo_iters": ipo_iters, "ipo_min_count": ipo_min_count}
@@ -72,7 +78,17 @@ class PseudoLabeler(ImageModel):
         if orient is not None:
             params.choice("orient", orient, params.ORIENTS)
         super().__init__(backbone, size, features, weights, device, dtype, batch_size)
-        self.orient = orient or backbone_class(backbone).orient
+        if objects is not None:
+            whole = isinstance(objects, int) and objects >= 1
+            params.number("objects", objects, "an integer >= 1", whole)
+            others = {"method": method, "init": init, "min_confidence": min_confidence}
+            for name, default in zip(others, ("selfment", "ncut", 0), strict=True):
+                if others[name] != default:
+                    raise ValueError(
+                        f"`{name}` must be left alone with `objects`: got {others[name]!r}"
+                    )
+        self.objects = objects
+        self.orient = orient or ("corners" if objects else backbone_class(backbone).orient)
         self.options: dict[str, Any] = {
             "tau": tau if isinstance(tau, str) else float(tau),
             "eps": float(eps),
@@ -105,7 +121,8 @@ class PseudoLabeler(ImageModel):
     @property
     def settings(self) -> dict[str, Any]:
         """All that the labels depend on besides the image, ready for JSON."""
-        return {**super().settings, "orient": self.orient, **self.options}
+        objects = {} if self.objects is None else {"objects": self.objects}
+        return {**super().settings, "orient": self.orient, **objects, **self.options}
 
     def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
         """Labels of one image, of a list of images, or of a batch as Ray Data passes it.
@@ -113,6 +130,11 @@ class PseudoLabeler(ImageModel):
         One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
         axis. A list: with it. A mapping with the column ``image`` (uint8 images, of any sizes) or
         ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`.
+
+        With ``objects`` = K these are :class:`selfment.Objects`, a list of them, and the columns
+        ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K),
+        ``eigenvalues`` (B, K) and ``separations`` (B, K), filled up with 0, -1 and NaN where an
+        image has fewer objects.
         Raises :class:`selfment.images.ImageError` and ``ValueError``.
         """
         if isinstance(images, Mapping):
@@ -122,10 +144,15 @@ class PseudoLabeler(ImageModel):
                     "a batch must have the column 'image' or 'path': "
                     f"got {', '.join(map(repr, images)) or 'no column'}"
                 )
-            labels = self._label([_from_column(value) for value in images[column]])
+            values = [_from_column(value) for value in images[column]]
+            if self.objects is not None:
+                return {**images, **_object_columns(self._find(values), self.objects)}
+            labels = self._label(values)
             return {**images, **{name: getattr(labels, name).numpy() for name in _FIELDS}}
         if isinstance(images, Sequence) and not isinstance(images, str):
-            return self._label(images)
+            return self._label(images) if self.objects is None else self._find(images)
+        if self.objects is not None:
+            return self._find([images])[0]
         labels = self._label([images])
         return PseudoLabels(**{name: getattr(labels, name)[0] for name in _FIELDS})
 
@@ -141,14 +168,31 @@ class PseudoLabeler(ImageModel):
         backbone = self.backbone
         return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
 
+    def objects_batch(self, batch: Tensor) -> list[Objects]:
+        """The objects of each image of a (B, 3, size, size) batch, on the CPU.
+
+        Raises ``ValueError`` without ``objects``, or for features that are not finite.
+        """
+        if self.objects is None:
+            raise ValueError("`objects` must be given to find objects: got None")
+        features = _where_kernels_are(self.backbone(batch))
+        found = multi_label(
+            features,
+            self.backbone.grid(self.size),
+            max_objects=self.objects,
+            orient=self.orient,
+            **{name: self.options[name] for name in _OF_OBJECTS},
+        )
+        assert isinstance(found, list)
+        return [Objects(*(value.cpu() for value in vars(objects).values())) for objects in found]
+
     def label_features(self, features: Tensor | Attended) -> PseudoLabels:
         """Labels of the backbone's (B, N, d) features of images of this size.
 
         Labelled where they lie, if there are kernels for that device. Raises ``ValueError`` for
         features that are not finite, and where :attr:`needs` asks for what ``attend`` gives.
         """
-        if not features.is_cuda or _native.cuda_obstacles():
-            features = features.cpu()
+        features = _where_kernels_are(features)
         grid = self.backbone.grid(self.size)
         labels = methods.label(features, grid, orient=self.orient, **self.options)
         labels = PseudoLabels(**{name: getattr(labels, name).cpu() for name in _FIELDS})
@@ -162,17 +206,27 @@ class PseudoLabeler(ImageModel):
             )
         return labels
 
-    def _label(self, images: Sequence[ImageLike]) -> PseudoLabels:
+    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
         if not images:
             raise ValueError("`images` must not be empty: got none")
-        parts = []
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
-            batch = torch.stack([self.preprocess(load_image(image)[0]) for image in chunk])
-            parts.append(self.label_batch(batch))
+            yield torch.stack([self.preprocess(load_image(image)[0]) for image in chunk])
+
+    def _find(self, images: Sequence[ImageLike]) -> list[Objects]:
+        return [objects for batch in self._batches(images) for objects in self.objects_batch(batch)]
+
+    def _label(self, images: Sequence[ImageLike]) -> PseudoLabels:
+        parts = [self.label_batch(batch) for batch in self._batches(images)]
         return PseudoLabels(
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS}
         )
+
+
+def _where_kernels_are(features: Tensor) -> Tensor:
+    if not features.is_cuda or _native.cuda_obstacles():
+        return features.cpu()
+    return features
 
 
 def _from_column(value: Any) -> ImageLike:
@@ -180,3 +234,20 @@ def _from_column(value: Any) -> ImageLike:
     if isinstance(value, str | Image.Image | np.ndarray):
         return value
     return np.asarray(value)
+
+
+def _object_columns(found: Sequence[Objects], most: int) -> dict[str, npt.NDArray[Any]]:
+    """Columns of fixed shapes, one row per image, of up to ``most`` objects each."""
+    count = len(found)
+    columns: dict[str, npt.NDArray[Any]] = {
+        "count": np.array([len(objects.masks) for objects in found], dtype=np.int64),
+        "instances": np.stack([objects.instances.numpy() for objects in found]),
+        "boxes": np.zeros((count, most, 4), dtype=np.int64),
+        "seeds": np.full((count, most), -1, dtype=np.int64),
+        "eigenvalues": np.full((count, most), np.nan),
+        "separations": np.full((count, most), np.nan),
+    }
+    for name in ("boxes", "seeds", "eigenvalues", "separations"):
+        for row, objects in zip(columns[name], found, strict=True):
+            row[: len(objects.masks)] = getattr(objects, name).numpy()
+    return columns

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from PIL import Image
 from torch import Tensor
 
+from . import _params as params
+from . import exports, refinement
 from ._pipeline import Job, Pipeline
 from ._records import Record, write_atomically
 from .images import ImageEntry
 from .labeler import PseudoLabeler
+from .multi_object import Objects
 from .pseudo_labels import PseudoLabels
-from .visualize import mask_image, overlay
+from .visualize import mask_image, overlay, overlay_instances
+
+Result = PseudoLabels | Objects
+
+_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes"}  # of records, by format
 
 
 @dataclass
@@ -33,6 +44,10 @@ def label_images(
     labeler: PseudoLabeler,
     *,
     overlays: bool = False,
+    formats: Sequence[str] = ("png",),
+    refine: str | None = None,
+    fill_holes: bool = False,
+    largest_component: bool = False,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
 ) -> Summary:
@@ -40,32 +55,55 @@ def label_images(
 
     ``images``: from :func:`selfment.images.find_images`. Masks are 8-bit PNG files, 0 or 255, at
     the upright image's own size (nearest neighbour), and all 0 where the record has ``rejected``;
-    ``overlays`` adds a JPEG file of :func:`selfment.visualize.overlay` under ``out/overlays``.
+    ``overlays`` adds a JPEG file of :func:`selfment.visualize.overlay` under ``out/overlays``. Of a
+    labeler with ``objects`` they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for none,
+    and :func:`selfment.visualize.overlay_instances`.
+
+    ``refine``, ``fill_holes`` and ``largest_component``: what :func:`selfment.refine_mask` does to
+    each mask, or to each object's, the earlier of which keeps the pixels that two claim.
+    ``formats``: "png", the masks; "yolo", a text file for each image under ``out/labels`` with a
+    line for each object, "0 cx cy w h" as shares of the image's size, and none for an image without
+    objects; "coco", ``out/annotations.json`` with all images of the folder that have annotations,
+    sorted by their paths, composed at the end of each run from a file for each image under
+    ``out/annotations``. The mask of a labeler without ``objects`` counts as one object. The score
+    of an object is 1 less its eigenvalue, or 0.
+
     Images that an earlier run labelled with the same settings are skipped unless the file has
-    changed since; failed ones are tried again. An image keeps the mask name it has in
-    ``labels.jsonl``, and never gets that of another image, or of a file that no run has written.
-    What fails is reported on stderr and in ``labels.jsonl``, and the run goes on.
+    changed since; failed ones are tried again. An image keeps the name it has in ``labels.jsonl``,
+    and never gets that of another image, or of a file that no run has written. What fails is
+    reported on stderr and in ``labels.jsonl``, and the run goes on.
     ``progress``: a bar on stderr. ``shard``: the rank of this process and how many there are; each
     takes its share of the images and counts that, and the last to end merges the records that
     they kept in ``out/labels-rank<r>.jsonl``. Raises ``ValueError`` when ``out`` cannot be written
-    or a mask would replace an input, and whatever the backbone raises when it cannot be loaded.
+    or a file would replace an input, ``ImportError`` where a format or ``refine`` needs a library
+    that is missing, and whatever the backbone raises when it cannot be loaded.
     """
-    run = _Run(out, labeler, overlays, shard)
+    steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
+    run = _Run(out, labeler, overlays, formats, steps, shard)
     run(images, progress)
     return Summary(run.done, run.skipped, run.failed)
 
 
-class _Run(Pipeline[PseudoLabels]):
-    file, key, verb = "labels.jsonl", "mask", "label"
+class _Run(Pipeline[Result]):
+    file, key, verb = "labels.jsonl", "name", "label"
 
     def __init__(
         self,
         out: str | os.PathLike[str],
         labeler: PseudoLabeler,
         overlays: bool,
+        formats: Sequence[str],
+        steps: Mapping[str, Any],
         shard: tuple[int, int],
     ) -> None:
-        super().__init__(out, labeler.settings, labeler.batch_size, shard)
+        params.number("formats", formats, "one format at least", len(formats) > 0)
+        self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
+        self.steps = steps if any(steps.values()) else None
+        refinement.check_method(steps["method"])
+        if "coco" in self.formats:
+            exports.load_coco_masks()
+        settings = {**labeler.settings, "refinement": self.steps}
+        super().__init__(out, settings, labeler.batch_size, shard)
         self.labeler = labeler
         self.overlays = overlays
 
@@ -73,42 +111,108 @@ class _Run(Pipeline[PseudoLabels]):
         _ = self.labeler.backbone
 
     def _prepare(self, job: Job, picture: Image.Image) -> None:
-        job.picture = picture if self.overlays else None
+        job.picture = picture if self.overlays or self.steps else None
         job.pixels = self.labeler.preprocess(picture)
 
-    def _compute(self, batch: Tensor) -> list[PseudoLabels]:
+    def _compute(self, batch: Tensor) -> Sequence[Result]:
+        if self.labeler.objects is not None:
+            return self.labeler.objects_batch(batch)
         labels = self.labeler.label_batch(batch)
         return [
             PseudoLabels(**{field.name: getattr(labels, field.name)[i] for field in fields(labels)})
             for i in range(len(batch))
         ]
 
-    def _save(self, job: Job, result: PseudoLabels) -> Record:
-        record: Record = {}
-        mask = mask_image(result.mask, job.size)
-        write_atomically(self.folder / job.name, lambda file: mask.save(file, "PNG"))
-        if job.picture is not None:
-            panels = overlay(job.picture, result)
-            record["overlay"] = _overlay_name(job.name)
-            write_atomically(
-                self.folder / record["overlay"], lambda file: panels.save(file, "JPEG", quality=90)
-            )
-        for name in ("eigenvalue", "gap", "residual", "separation", "confidence", "tau"):
-            value = float(getattr(result, name))
-            record[name] = value if math.isfinite(value) else None
-        for name in ("lanczos_iters", "ipo_iters"):
-            record[name] = int(getattr(result, name))
-        record["rejected"] = bool(result.rejected)
-        record["foreground"] = float(result.mask.float().mean())
-        return record
+    def _save(self, job: Job, result: Result) -> Record:
+        if isinstance(result, Objects):
+            masks, values = result.masks, result.eigenvalues
+        else:
+            masks, values = result.mask[None], result.eigenvalue[None]
+        instances = exports.as_instances((self._at_size(mask, job) for mask in masks), job.size)
+        files = dict(
+            zip(("mask", "overlay", "annotations", "boxes"), self._files(job.name), strict=True)
+        )
+        made: dict[str, Callable[[IO[bytes]], object]] = {}
+        if "png" in self.formats:
+            if isinstance(result, Objects):
+                picture = exports.label_image(instances)
+            else:
+                picture = mask_image(instances, job.size)
+            made["mask"] = lambda file: picture.save(file, "PNG")
+        if "yolo" in self.formats:
+            text = exports.yolo_lines(instances).encode()
+            made["boxes"] = lambda file: file.write(text)
+        if "coco" in self.formats:
+            scores = (1 - values).clamp(min=0).tolist()
+            line = json.dumps(exports.coco_record(instances, scores)).encode()
+            made["annotations"] = lambda file: file.write(line)
+        if self.overlays and job.picture is not None:
+            if isinstance(result, Objects):
+                panels = overlay_instances(job.picture, instances)
+            else:
+                panels = overlay(job.picture, result, mask=instances > 0)
+            made["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
+        for field, write in made.items():
+            write_atomically(self.folder / files[field], write)
+        return {field: files[field] for field in made} | _figures(result)
+
+    def _at_size(self, mask: Tensor, job: Job) -> refinement.Bools:
+        if self.steps is None or job.picture is None:
+            return refinement.resize(mask.numpy(), job.size)
+        return refinement.refine_mask(mask, job.picture, **self.steps)
+
+    def _record(self, job: Job) -> Record:
+        return super()._record(job) | dict.fromkeys(_FIELDS.values())
 
     def _files(self, name: str) -> list[str]:
-        return [name, _overlay_name(name)]
+        path = PurePosixPath(name)  # of PNG files, so that no other file can take a mask's place
+        return [
+            name,
+            str("overlays" / path.with_suffix(".jpg")),
+            str("annotations" / path.with_suffix(".json")),
+            str("labels" / path.with_suffix(".txt")),
+        ]
 
     def _wanted(self, record: Record) -> list[str | None]:
-        return [record.get("mask"), *([record.get("overlay")] if self.overlays else [])]
+        fields = [_FIELDS[name] for name in sorted(self.formats)]
+        return [record.get(field) for field in (*fields, *(["overlay"] if self.overlays else []))]
+
+    def _finish(self, records: Iterable[Record]) -> None:
+        if "coco" not in self.formats:
+            return
+        found = sorted(
+            (record["image"], record["name"], self.folder / record["annotations"])
+            for record in records
+            if record.get("error") is None and record.get("annotations")
+        )
+        found = [entry for entry in found if entry[2].is_file()]
+        # As the images lay under what the run searched; in full where that names two of them.
+        names = [str(PurePosixPath(name).parent / Path(image).name) for image, name, _ in found]
+        counts = Counter(names)
+        exports.write_coco(
+            self.folder / "annotations.json",
+            (
+                (name if counts[name] == 1 else image, file)
+                for (image, _, file), name in zip(found, names, strict=True)
+            ),
+        )
 
 
-def _overlay_name(mask: str) -> str:
-    """The overlay of a mask; masks are PNG files, so that no overlay can take a mask's place."""
-    return f"overlays/{mask.removesuffix('.png')}.jpg"
+def _figures(result: Result) -> Record:
+    """What a record says of a result."""
+    if isinstance(result, Objects):
+        return {
+            "objects": len(result.masks),
+            "eigenvalues": result.eigenvalues.tolist(),
+            "separations": result.separations.tolist(),
+            "foreground": float((result.instances > 0).float().mean()),
+        }
+    record: Record = {}
+    for name in ("eigenvalue", "gap", "residual", "separation", "confidence", "tau"):
+        value = float(getattr(result, name))
+        record[name] = value if math.isfinite(value) else None
+    for name in ("lanczos_iters", "ipo_iters"):
+        record[name] = int(getattr(result, name))
+    record["rejected"] = bool(result.rejected)
+    record["foreground"] = float(result.mask.float().mean())
+    return record

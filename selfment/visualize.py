@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,15 @@ TINT_SHARE = 0.55
 GAP = 8  # pixels between two panels
 
 Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
 
 
-def overlay(image: ImageLike, labels: PseudoLabels, *, max_side: int = 768) -> Image.Image:
+def overlay(
+    image: ImageLike, labels: PseudoLabels, *, mask: Any = None, max_side: int = 768
+) -> Image.Image:
     """Four RGB panels in a row: image, Fiedler vector, initial mask and IPO mask on the image.
 
+    ``mask``: (H, W) bool, shown in place of the IPO mask, as what became of it at the image's size.
     ``labels``: those of this one image, without a batch axis. The Fiedler vector runs from dark
     blue (its minimum) to light yellow (its maximum); where there is none, its panel is dark. Panels
     are the image's size, or smaller so that no side exceeds ``max_side`` pixels. Raises
@@ -32,22 +37,32 @@ def overlay(image: ImageLike, labels: PseudoLabels, *, max_side: int = 768) -> I
             "`labels` must be those of one image, fields (h, w): "
             f"got a Fiedler vector of shape {fiedler.shape}"
         )
-    picture = load_image(image)[0]
-    shrink = min(1.0, max_side / max(picture.size))
-    width, height = (max(1, round(side * shrink)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    picture = _shrunk(image, max_side)
     span = float(np.ptp(fiedler)) or 1.0
     levels = np.rint(255 * (fiedler - fiedler.min()) / span).astype(np.uint8)
     panels = [
         picture,
         Image.fromarray(_COLORS[levels]).resize(picture.size, Image.Resampling.BILINEAR),
         tint(picture, labels.ncut_mask),
-        tint(picture, labels.mask),
+        tint(picture, labels.mask if mask is None else mask),
     ]
-    row = Image.new("RGB", (4 * width + 3 * GAP, height), "white")
-    for index, panel in enumerate(panels):
-        row.paste(panel, (index * (width + GAP), 0))
-    return row
+    return _row(panels)
+
+
+def overlay_instances(image: ImageLike, instances: Any, *, max_side: int = 768) -> Image.Image:
+    """Two RGB panels in a row: the image, and on it each of the (h, w) ``instances`` in a colour.
+
+    ``instances``: 0 for the background, which is darkened, and 1 on for objects; neighbouring
+    numbers have hues far apart. Panels are as large as those of :func:`overlay`.
+    """
+    picture = _shrunk(image, max_side)
+    numbers = np.asarray(instances)
+    palette = _instance_colors(int(numbers.max()) + 1)
+    colours, foreground = (
+        Image.fromarray(pixels).resize(picture.size, Image.Resampling.NEAREST)
+        for pixels in (palette[numbers], np.where(numbers > 0, np.uint8(255), np.uint8(0)))
+    )
+    return _row([picture, _composite(picture, foreground, colours)])
 
 
 def tint(image: Image.Image, mask: Any) -> Image.Image:
@@ -69,8 +84,25 @@ def saliency_image(saliency: Any) -> Image.Image:
     return Image.fromarray(np.rint(255 * np.asarray(saliency, dtype=np.float32)).astype(np.uint8))
 
 
-def _composite(image: Image.Image, weights: Image.Image) -> Image.Image:
-    colour = Image.new("RGB", image.size, TINT)
+def _shrunk(image: ImageLike, max_side: int) -> Image.Image:
+    picture = load_image(image)[0]
+    shrink = min(1.0, max_side / max(picture.size))
+    width, height = (max(1, round(side * shrink)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _row(panels: Sequence[Image.Image]) -> Image.Image:
+    width, height = panels[0].size
+    row = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
+    for index, panel in enumerate(panels):
+        row.paste(panel, (index * (width + GAP), 0))
+    return row
+
+
+def _composite(
+    image: Image.Image, weights: Image.Image, colour: Image.Image | None = None
+) -> Image.Image:
+    colour = colour or Image.new("RGB", image.size, TINT)
     inside = Image.blend(image, colour, TINT_SHARE)
     outside = Image.blend(image, Image.new("RGB", image.size), 0.35)
     return Image.composite(inside, outside, weights)
@@ -83,14 +115,23 @@ def mask_image(mask: Any, size: tuple[int, int]) -> Image.Image:
 
 
 def _color_ramp() -> Pixels:
-    """(256, 3) sRGB colours whose Oklab lightness rises evenly while the hue turns.
+    """(256, 3) sRGB colours whose Oklab lightness rises evenly while the hue turns."""
+    t = np.linspace(0, 1, 256)
+    return _from_oklab(0.18 + 0.77 * t, 0.05 + 0.11 * np.sin(np.pi * t), 285 - 180 * t)
+
+
+def _instance_colors(count: int) -> Pixels:
+    """(count, 3) sRGB colours whose hues are the golden angle apart; the first is that of none."""
+    numbers = np.arange(count, dtype=np.float64)
+    return _from_oklab(np.full(count, 0.72), np.full(count, 0.17), 15.0 + 137.508 * (numbers - 1.0))
+
+
+def _from_oklab(lightness: Floats, chroma: Floats, degrees: Floats) -> Pixels:
+    """(n, 3) sRGB colours of Oklab's lightness, chroma and hue.
 
     Oklab and its matrices: B. Ottosson, *A perceptual color space for image processing*, 2020.
     """
-    t = np.linspace(0, 1, 256)
-    lightness = 0.18 + 0.77 * t
-    hue = np.radians(285 - 180 * t)
-    chroma = 0.05 + 0.11 * np.sin(np.pi * t)
+    hue = np.radians(degrees)
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)
     roots = np.stack(
         [
@@ -108,8 +149,8 @@ def _color_ramp() -> Pixels:
     )
     linear = (to_rgb @ roots**3).clip(0, 1)
     srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    ramp: Pixels = np.rint(255 * srgb.T).astype(np.uint8)
-    return ramp
+    pixels: Pixels = np.rint(255 * srgb.T).astype(np.uint8)
+    return pixels
 
 
 _COLORS = _color_ramp()

@@ -114,7 +114,6 @@ class ImageGraph {
         workers_(workers),
         rows_(static_cast<const T*>(p.features) + image * p.n * p.d),
         bits_(p.bits + image * bits_size(p.n)),
-        degrees_(p.degrees + image * p.n),
         weights_(p.weighted ? &p.weights[image] : nullptr),
         tau_(p.taus[image]),
         words_(word_count(p.n)),
@@ -161,7 +160,7 @@ class ImageGraph {
         }
       });
     }
-    sum_degrees();
+    sum_degrees({bits_, weights_, p_.n, p_.eps}, workers_, p_.degrees + image_ * p_.n);
     if (p_.undecided != nullptr)
       p_.undecided[image_] = std::accumulate(undecided_.begin(), undecided_.end(), int64_t{0});
     return -1;
@@ -275,20 +274,6 @@ class ImageGraph {
     return is_edge(exact_product(f.data(), f.data() + p_.d, p_.d, 1), tau_, false);
   }
 
-  void sum_degrees() {
-    if (weights_ != nullptr) {
-      const Graph graph{bits_, weights_, p_.n, p_.eps};
-      const std::vector<double> ones(p_.n, 1.0);
-      GraphProduct(graph, workers_).apply(ones.data(), degrees_);
-      return;
-    }
-    std::vector<int64_t> counts(words_ * kTile);
-    for (int64_t w = 0; w < words_; ++w)
-      simd_.add_popcounts(bits_ + w * words_ * kTile, words_ * kTile, counts.data());
-    for (int64_t i = 0; i < p_.n; ++i)
-      degrees_[i] = p_.eps * static_cast<double>(p_.n - counts[i]) + static_cast<double>(counts[i]);
-  }
-
   const AffinityParams& p_;
   int64_t image_;
   Workers& workers_;
@@ -296,7 +281,6 @@ class ImageGraph {
   const Rows<T>& kernels_ = simd_.rows<T>();
   const T* rows_;
   uint64_t* bits_;
-  double* degrees_;
   EdgeWeights* weights_;
   double tau_;
   int64_t words_, group_;

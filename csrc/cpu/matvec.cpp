@@ -80,6 +80,21 @@ void GraphProduct::apply_weights(double* y) {
   }
 }
 
+void sum_degrees(const Graph& graph, Workers& workers, double* degrees) {
+  const int64_t words = word_count(graph.n), rows = words * kTile;
+  if (graph.weights != nullptr) {
+    const std::vector<double> ones(graph.n, 1.0);
+    GraphProduct(graph, workers).apply(ones.data(), degrees);
+    return;
+  }
+  std::vector<int64_t> counts(rows);
+  for (int64_t w = 0; w < words; ++w)
+    simd().add_popcounts(graph.bits + w * rows, rows, counts.data());
+  for (int64_t i = 0; i < graph.n; ++i)
+    degrees[i] =
+        graph.eps * static_cast<double>(graph.n - counts[i]) + static_cast<double>(counts[i]);
+}
+
 void matvec(const MatvecParams& p, const Context& context) {
   for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
     const int64_t n = p.graphs[image].n;

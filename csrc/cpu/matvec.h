@@ -33,4 +33,7 @@ class GraphProduct {
   std::vector<double> partial_;
 };
 
+// The row sums of A, (n,).
+void sum_degrees(const Graph& graph, Workers& workers, double* degrees);
+
 }  // namespace selfment::cpu

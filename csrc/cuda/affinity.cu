@@ -6,6 +6,7 @@
 // are where they are so, else the rounded rows once more rounded. Its error has a bound, so a pair
 // farther than that from tau is decided. The few others go to a list, and a warp each settles them:
 // in float32 with a bound of its own, and where that does not tell, in two doubles.
+#include "degrees.cuh"
 #include "operand_product.cuh"
 #include "pair_list.cuh"
 #include "rows.cuh"
@@ -88,6 +89,7 @@ __global__ void prepare(Args a) {
   }
   if (lane > 0) return;
   a.norms[row] = norm;
+  a.p.degrees[row] = isfinite(norm) ? 0 : NAN;
   a.scales[row] = a.copy != nullptr ? 1.0f : static_cast<float>(inverse);
   a.errors[row] = !isfinite(norm) ? kNotFinite : length == 0 ? kZeroRow : static_cast<float>(error);
 }
@@ -350,19 +352,7 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
     graph[row_word * rows + first_column + r] = word(mirrored);
 }
 
-// --- Degrees and weights ---
-
-__global__ void count_degrees(Args a) {
-  const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (at >= a.p.batch * a.p.n) return;
-  const int64_t image = at / a.p.n, i = at % a.p.n, rows = a.words * kWord;
-  const uint64_t* bits = a.p.bits + image * a.words * rows;
-  int64_t count = 0;
-  for (int64_t w = 0; w < a.words; ++w) count += __popcll(bits[w * rows + i]);
-  a.p.degrees[at] = isfinite(a.norms[at])
-                        ? a.p.eps * static_cast<double>(a.p.n - count) + static_cast<double>(count)
-                        : NAN;
-}
+// --- Weights ---
 
 // A 64 x 64 tile of weights, in float32 from the rounded rows.
 template <class T>
@@ -410,25 +400,6 @@ __global__ void __launch_bounds__(kThreads) weigh(Args a) {
     for (int j = 0; j < kEach; ++j)
       weights[(i0 + i) * kTile + j0 + j] =
           (bits[i0 + i] >> (j0 + j) & 1) != 0 ? sums[i][j] - static_cast<float>(a.p.eps) : 0.0f;
-}
-
-// The row sums of eps + weight.
-__global__ void sum_degrees(Args a) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
-  if (at >= a.p.batch * a.p.n) return;
-  const int64_t image = at / a.p.n, i = at % a.p.n, row = i / kWord;
-  const float* weights = a.p.weights + image * a.weights_each;
-  double sum = 0;
-  for (int64_t j = lane; j < a.p.n; j += kWarp) {
-    const int64_t column = j / kWord, low = min(row, column), high = max(row, column);
-    const float* tile =
-        weights + (low * a.words - low * (low - 1) / 2 + high - low) * kWord * kWord;
-    sum +=
-        row <= column ? tile[i % kWord * kWord + j % kWord] : tile[j % kWord * kWord + i % kWord];
-  }
-  sum = warp_sum(sum) + a.p.eps * static_cast<double>(a.p.n);
-  if (lane == 0) a.p.degrees[at] = isfinite(a.norms[at]) ? sum : NAN;
 }
 
 // --- Scratch memory ---
@@ -480,13 +451,10 @@ void run(Args a, cudaStream_t stream) {
   launch("affinity: join", kernel, a.p.batch * a.blocks, kThreads, kTileBytes, stream, a);
   launch("affinity: settle", settle<T>, int64_t{8} * device().multiprocessors, kThreads, 0, stream,
          a);
-  if (a.p.weights == nullptr) {
-    launch("affinity: count_degrees", count_degrees, blocks_for(rows), kThreads, 0, stream, a);
-    return;
-  }
-  launch("affinity: weigh", weigh<T>, a.p.batch * a.words * (a.words + 1) / 2, kThreads,
-         int64_t{2} * 32 * 65 * sizeof(float), stream, a);
-  launch("affinity: sum_degrees", sum_degrees, blocks_for(rows * kWarp), kThreads, 0, stream, a);
+  if (a.p.weights != nullptr)
+    launch("affinity: weigh", weigh<T>, a.p.batch * a.words * (a.words + 1) / 2, kThreads,
+           int64_t{2} * 32 * 65 * sizeof(float), stream, a);
+  add_degrees({a.p.bits, a.p.weights, a.p.batch, a.p.n, a.p.eps}, a.p.degrees, stream);
 }
 
 }  // namespace

@@ -1,0 +1,132 @@
+"""What other tools read: COCO instances, YOLO boxes and label images, of one image's instances.
+
+Instances are (H, W) integers, 0 for the background and 1 to K for the objects. A label without
+objects of its own has one instance, its foreground.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.ndimage import find_objects
+
+from . import _params as params
+from ._records import atomic_file
+
+FORMATS = ("png", "coco", "yolo")
+
+CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
+
+Instances = npt.NDArray[np.uint16]
+Record = dict[str, Any]
+
+
+def as_instances(masks: Iterable[npt.NDArray[np.bool_]], size: tuple[int, int]) -> Instances:
+    """(H, W) uint16 instances of (H, W) bool masks, at ``size`` (W, H).
+
+    Where masks overlap the earlier one counts; one of which nothing is left gives no instance, but
+    keeps its number. Raises ``ValueError`` for more than 65535 masks.
+    """
+    instances = np.zeros(size[::-1], dtype=np.uint16)
+    for number, mask in enumerate(masks, 1):
+        params.number("masks", number, "65535 at most", number <= 65535)
+        instances[mask & (instances == 0)] = number
+    return instances
+
+
+def label_image(instances: Instances) -> Image.Image:
+    """A grey image of the instances' numbers: 8 bits, or 16 where there are more than 255."""
+    return Image.fromarray(instances.astype(np.uint8) if instances.max() <= 255 else instances)
+
+
+def boxes(instances: Instances) -> list[tuple[int, tuple[int, int, int, int]]]:
+    """The number and the box x1, y1, x2, y2 of each instance; x2 and y2 are exclusive."""
+    return [
+        (number, (columns.start, rows.start, columns.stop, rows.stop))
+        for number, found in enumerate(find_objects(instances), 1)
+        if found is not None
+        for rows, columns in [found]
+    ]
+
+
+def yolo_lines(instances: Instances) -> str:
+    """A line "0 cx cy w h" for each instance: class, centre and size as shares of the image's.
+
+    Without instances the text is empty: an empty file marks an image without objects.
+    """
+    height, width = instances.shape
+    return "".join(
+        f"0 {(x1 + x2) / 2 / width:.8f} {(y1 + y2) / 2 / height:.8f} "
+        f"{(x2 - x1) / width:.8f} {(y2 - y1) / height:.8f}\n"
+        for _, (x1, y1, x2, y2) in boxes(instances)
+    )
+
+
+def coco_record(instances: Instances, scores: Sequence[float]) -> Record:
+    """Width, height and annotations of an image: COCO's, less what only the whole set gives.
+
+    ``scores``: one for each number from 1 on. An annotation has ``bbox`` (x, y, width, height in
+    pixels), ``area``, ``segmentation`` (run lengths, compressed), ``score`` and ``iscrowd`` 0.
+    Raises ``ImportError`` without pycocotools.
+    """
+    coder = load_coco_masks()
+    height, width = instances.shape
+    annotations = []
+    for number, (x1, y1, x2, y2) in boxes(instances):
+        mask = np.asfortranarray(instances == number, dtype=np.uint8)
+        runs = coder.encode(mask)
+        annotations.append(
+            {
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": int(mask.sum()),
+                "segmentation": {"size": [height, width], "counts": runs["counts"].decode("ascii")},
+                "score": float(scores[number - 1]),
+                "iscrowd": 0,
+            }
+        )
+    return {"width": width, "height": height, "annotations": annotations}
+
+
+def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
+    """Composes a COCO instances file, atomically and one image at a time.
+
+    ``sources``: the ``file_name`` of each image and the JSON file of its :func:`coco_record`. Ids
+    count from 1 in this order, so that the same sources give the same bytes. Raises ``ValueError``
+    for a source that is broken.
+    """
+    images: list[Record] = []
+    count = 0
+    with atomic_file(path) as file:
+        file.write(b'{"info": {"description": "Pseudo-labels of selfment"}, "annotations": [')
+        for name, source in sources:
+            try:
+                found = json.loads(source.read_bytes())
+                size = {side: found[side] for side in ("width", "height")}
+                annotations = found["annotations"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"cannot read {source}: it holds no annotations") from error
+            images.append({"id": len(images) + 1, "file_name": name, **size})
+            for annotation in annotations:
+                ids = {"id": count + 1, "image_id": len(images), "category_id": CATEGORY["id"]}
+                file.write(b",\n" if count else b"\n")
+                file.write(json.dumps({**ids, **annotation}).encode())
+                count += 1
+        rest = json.dumps({"images": images, "categories": [CATEGORY]})
+        file.write(f"\n], {rest[1:]}\n".encode())
+
+
+def load_coco_masks() -> Any:
+    """The masks of pycocotools; raises ``ImportError`` where it is missing."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise ImportError(
+            'COCO files need pycocotools, which is missing here: pip install "selfment[coco]"'
+        ) from error
+    return mask
