@@ -27,7 +27,7 @@ class Graph:
     bits: Tensor  #: (B, words * rows) int64; the layout is in csrc/params.h
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
-    zero_joins: bool = False  #: whether a similarity of 0 is an edge: tau < 0
+    taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
     batched: bool = True  #: whether answers have the axis B
     kind: Kind = TORCH  #: the kind of array that answers come in
 
@@ -86,7 +86,7 @@ class Graph:
         with kind.stream():
             rows = painted.reshape(self.degree.shape).bool().contiguous()
             bits, degree, weights = _ops.paint(
-                self.bits, self.weights, self.degree, self.n, self.eps, rows, self.zero_joins
+                self.bits, self.weights, self.degree, self.n, self.eps, self.taus, rows
             )
             return replace(self, bits=bits, degree=degree, weights=weights)
 
@@ -94,7 +94,7 @@ class Graph:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
         with self.kind.stream():
             eye = torch.eye(self.n, dtype=torch.float64, device=self.degree.device)
-            plain = Graph(self.eps, self.n, self.bits, self.weights, self.degree)
+            plain = replace(self, batched=True, kind=TORCH)
             return self.give(plain.matvec(eye.expand(len(self.degree), -1, -1)))
 
     def give(self, result: Tensor) -> Any:
@@ -145,11 +145,11 @@ def build(
     first: int = 0,
 ) -> Graph:
     """The graph of checked, contiguous (B, N, d) rows; ``first`` is the first image's number."""
-    n = rows.shape[1]
+    batch, n, _ = rows.shape
+    taus = rows.new_full((batch,), tau, dtype=torch.float64)
     bits, degree, weights, bad = _ops.affinity(rows, tau, eps, graph == "weighted")
     check_finite(bad, n, first)
-    zero_joins = graph == "binary" and tau < 0
-    return Graph(eps, n, bits, weights, degree, zero_joins)
+    return Graph(eps, n, bits, weights, degree, taus)
 
 
 def check_finite(bad: int, n: int, first: int) -> None:
