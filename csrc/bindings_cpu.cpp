@@ -98,20 +98,20 @@ PYBIND11_MODULE(_cpu, m) {
 
   m.def(
       "paint",
-      [](Address bits, const Weights* weights, int64_t batch, int64_t n, double eps, Address mask,
-         bool zero_joins, Address painted_bits, Weights* painted_weights, Address painted_degrees,
+      [](Address bits, const Weights* weights, int64_t batch, int64_t n, double eps, Address taus,
+         Address mask, Address painted_bits, Weights* painted_weights, Address painted_degrees,
          int threads) {
         run(threads, [&](const selfment::Context& context) {
           const auto views = graphs(bits, weights, batch, n, eps, 1);
           selfment::cpu::paint(
-              {views.data(), batch, at<const bool>(mask), zero_joins, at<uint64_t>(painted_bits),
-               at<double>(painted_degrees),
+              {views.data(), batch, at<const double>(taus), at<const bool>(mask),
+               at<uint64_t>(painted_bits), at<double>(painted_degrees),
                painted_weights == nullptr ? nullptr : painted_weights->images.data()},
               context);
         });
       },
       py::arg("bits"), py::arg("weights").none(true), py::arg("batch"), py::arg("n"),
-      py::arg("eps"), py::arg("mask"), py::arg("zero_joins"), py::arg("painted_bits"),
+      py::arg("eps"), py::arg("taus"), py::arg("mask"), py::arg("painted_bits"),
       py::arg("painted_weights").none(true), py::arg("painted_degrees"), py::arg("threads"));
 
   m.def(

@@ -98,18 +98,18 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def(
       "paint",
-      [](Address bits, Address weights, int64_t batch, int64_t n, double eps, Address mask,
-         bool zero_joins, Address painted_bits, Address painted_weights, Address painted_degrees,
+      [](Address bits, Address weights, int64_t batch, int64_t n, double eps, Address taus,
+         Address mask, Address painted_bits, Address painted_weights, Address painted_degrees,
          int device, Address stream) {
         run(device, [&] {
           selfment::cuda::paint(
-              {graphs(bits, weights, batch, n, eps), at<const bool>(mask), zero_joins,
+              {graphs(bits, weights, batch, n, eps), at<const double>(taus), at<const bool>(mask),
                at<uint64_t>(painted_bits), at<float>(painted_weights), at<double>(painted_degrees)},
               {nullptr, at<void>(stream)});
         });
       },
       py::arg("bits"), py::arg("weights"), py::arg("batch"), py::arg("n"), py::arg("eps"),
-      py::arg("mask"), py::arg("zero_joins"), py::arg("painted_bits"), py::arg("painted_weights"),
+      py::arg("taus"), py::arg("mask"), py::arg("painted_bits"), py::arg("painted_weights"),
       py::arg("painted_degrees"), py::arg("device"), py::arg("stream"));
 
   m.def(

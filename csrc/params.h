@@ -96,8 +96,8 @@ struct AffinityParams {
 struct PaintParams {
   const Graph* graphs;  // (batch,), all of the same n
   int64_t batch;
+  const double* taus;    // (batch,), of the graphs; > 0 in weighted mode
   const bool* mask;      // (batch, n), the rows to zero
-  bool zero_joins;       // whether a similarity of 0 is an edge; never in weighted mode
   uint64_t* bits;        // out: (batch, words, rows)
   double* degrees;       // out: (batch, n)
   EdgeWeights* weights;  // out: (batch,) in weighted mode, else nullptr
@@ -201,11 +201,11 @@ struct AffinityParams {
 
 struct PaintParams {
   Graphs graphs;
-  const bool* mask;  // (batch, n)
-  bool zero_joins;
-  uint64_t* bits;   // out: (batch, words, rows)
-  float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
-  double* degrees;  // in: (batch, n), those of the graphs; out: of the painted ones
+  const double* taus;  // (batch,); > 0 in weighted mode
+  const bool* mask;    // (batch, n)
+  uint64_t* bits;      // out: (batch, words, rows)
+  float* weights;      // out: (batch, weights_size(n)) in weighted mode, else nullptr
+  double* degrees;     // in: (batch, n), those of the graphs; out: of the painted ones
 };
 
 struct MatvecParams {

@@ -161,8 +161,8 @@ def paint(
     degree: Tensor,
     n: int,
     eps: float,
+    taus: Tensor,
     mask: Tensor,
-    zero_joins: bool,
 ) -> tuple[Tensor, Tensor, Any]:
     """Bits, degrees and weights, as ``affinity`` makes them, with rows zeroed: mask (B, N) bool."""
     batch = len(bits)
@@ -177,8 +177,8 @@ def paint(
         batch=batch,
         n=n,
         eps=eps,
+        taus=taus,
         mask=mask,
-        zero_joins=zero_joins,
         painted_bits=painted_bits,
         painted_weights=painted_weights,
         painted_degrees=painted_degree,

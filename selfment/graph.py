@@ -30,7 +30,6 @@ class Graph:
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
     taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
-    zero_joins: bool = False  #: whether a similarity of 0 is an edge: tau < 0
     batched: bool = True  #: whether answers have the axis B
     kind: Kind = TORCH  #: the kind of array that answers come in
 
@@ -89,7 +88,7 @@ class Graph:
         with kind.stream():
             rows = painted.reshape(self.degree.shape).bool().contiguous()
             bits, degree, weights = _ops.paint(
-                self.bits, self.weights, self.degree, self.n, self.eps, rows, self.zero_joins
+                self.bits, self.weights, self.degree, self.n, self.eps, self.taus, rows
             )
             return replace(self, bits=bits, degree=degree, weights=weights)
 
@@ -159,8 +158,7 @@ def build(
     taus = auto_tau(rows) if tau is None else rows.new_full((batch,), tau, dtype=torch.float64)
     bits, degree, weights, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
     check_finite(bad, n, first, frames)
-    zero_joins = graph == "binary" and tau is not None and tau < 0  # "auto" is positive
-    return Graph(eps, n, bits, weights, degree, taus, zero_joins)
+    return Graph(eps, n, bits, weights, degree, taus)
 
 
 def check_finite(bad: int, n: int, first: int, frames: Sequence[int] = ()) -> None:

@@ -22,8 +22,8 @@ from .spectral import eigenpairs, initial_mask
 
 Patches = NDArray[np.bool_]
 
-# First rounds on photographs, and rounds that found planted objects, came to 0.46 at most; rounds
-# on noise to 0.75 and more, and components from above 0.5 held little of what people had marked.
+# First rounds on photographs, and rounds that found planted objects, came to 0.46 at most, rounds
+# on noise to 0.75 and more.
 MAX_CUT = 0.5
 
 
@@ -49,7 +49,6 @@ def multi_label(
     max_objects: int = 3,
     max_cut: float = MAX_CUT,
     min_area: float = 0.01,
-    max_overlap: float = 0.5,
     split: bool = False,
     tau: float = params.TAU,
     eps: float = params.EPS,
@@ -60,18 +59,21 @@ def multi_label(
 ) -> Objects | list[Objects]:
     """Pseudo-labels of several objects, found one after the other (MaskCut, with an early stop).
 
-    A round cuts the graph, takes the seed's 4-connected component of the foreground, less the
-    patches of earlier objects, and refines it by IPO, in which the patches of earlier objects have
-    no part. IPO also finds what is of the same kind elsewhere: the component of its outcome that
-    shares most patches with the first one is the object. Its features then count as zeros, which
-    changes the graph in their place only, and the next round begins. The rounds end with
-    ``max_objects`` objects, or with a round
+    A round cuts the graph and refines, by IPO, the 4-connected component of the foreground whose
+    patch is deepest in it. IPO also finds what is of the same kind elsewhere: the component of its
+    outcome that shares most patches with the first one is the object. Its features then count as
+    zeros, which changes the graph in their place only, and the next round begins. Patches of
+    objects stay in the graph, but are on neither side of later cuts and have no part in later IPO.
+    The rounds end with ``max_objects`` objects, or with a round
 
     - whose eigenvalue is above ``max_cut``, or
-    - whose component has an intersection over union with what the previous round found above
-      ``max_overlap``: the cut finds it again, or
     - that finds no object of more than ``min_area`` of the grid, or
     - that would leave no background.
+
+    MaskCut has a fixed number of rounds. Its patches of earlier objects may be foreground again and
+    join others to a component, and it empties a mask whose intersection over union with the
+    previous one is > 0.5: an object that touches a larger one is lost. That is
+    :func:`selfment.compat.maskcut.maskcut_forward`.
 
     Args:
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w), as for
@@ -80,10 +82,9 @@ def multi_label(
         max_objects: objects at most.
         max_cut: the largest eigenvalue, which is the Ncut value, relaxed, of a round.
         min_area: the share of the grid that an object must exceed.
-        max_overlap: the largest overlap with the previous round.
-        split: whether the whole foreground of a round, not only the seed's component, is refined,
-            and each 4-connected component of the outcome that is large enough is an object of its
-            own, the largest first: several things of one kind then are several objects.
+        split: whether the whole foreground of a round, not only one component, is refined, and each
+            4-connected component of the outcome that is large enough is an object of its own, the
+            largest first: several things of one kind then are several objects.
         tau: the threshold on the similarity of two patches.
         eps: the affinity below it, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
@@ -111,8 +112,7 @@ def multi_label(
     params.choice("orient", orient, params.ORIENTS)
     whole = isinstance(max_objects, Integral)
     params.number("max_objects", max_objects, "an integer >= 1", whole and max_objects >= 1)
-    shares = {"max_cut": max_cut, "min_area": min_area, "max_overlap": max_overlap}
-    for name, share in shares.items():
+    for name, share in (("max_cut", max_cut), ("min_area", min_area)):
         params.number(name, share, "a number >= 0", isinstance(share, Real) and share >= 0)
     given = as_features(features, grid, needs_grid=True)
     assert given.grid is not None
@@ -121,7 +121,6 @@ def multi_label(
         int(max_objects),
         max_cut,
         min_area,
-        max_overlap,
         split,
         orient,
         int(ipo_iters),
@@ -136,16 +135,10 @@ def multi_label(
             while any(search.open for search in searches):
                 pairs = eigenpairs(made, 1)
                 x = pairs.vectors[:, 0]
-                mask, seed = initial_mask(x, given.grid, orient)
-                turns = zip(
-                    searches,
-                    pairs.values[:, 0].tolist(),
-                    _host(x),
-                    _host(mask),
-                    seed.tolist(),
-                    strict=True,
-                )
-                paint = np.stack([search.turn(*cut) for search, *cut in turns])
+                _, seed = initial_mask(x, given.grid, orient)
+                cuts = zip(pairs.values[:, 0].tolist(), _host(x), seed.tolist(), strict=True)
+                turns = zip(searches, cuts, strict=True)
+                paint = np.stack([search.turn(*cut) for search, cut in turns])
                 if any(search.open for search in searches):
                     made = made.paint(torch.from_numpy(paint).to(rows.device))
             found += [search.objects(given.kind) for search in searches]
@@ -160,7 +153,6 @@ class _Rules:
     max_objects: int
     max_cut: float
     min_area: float
-    max_overlap: float
     split: bool
     orient: str
     ipo_iters: int
@@ -174,45 +166,49 @@ class _Search:
         self.rows = rows
         self.rules = rules
         self.taken = np.zeros(len(rows), dtype=bool)  # patches of objects, never all
-        self.last = self.taken  # those of the previous round
         self.masks: list[Patches] = []
         self.seeds: list[int] = []
         self.eigenvalues: list[float] = []
         self.open = len(rows) > 1  # whether there is another round
 
-    def turn(
-        self, eigenvalue: float, x: NDArray[np.float64], component: Patches, seed: int
-    ) -> Patches:
-        """The patches (N,) of the objects that a round finds; none ends the rounds."""
-        rules, none = self.rules, np.zeros_like(self.taken)
+    def turn(self, eigenvalue: float, x: NDArray[np.float64], seed: int) -> Patches:
+        """The patches (N,) of the objects that a round finds, from its cut; none ends the rounds.
+
+        ``seed`` is a patch of the side that is the foreground.
+        """
+        patches = np.zeros_like(self.taken)
         if not self.open:
-            return none
-        self.open = False
-        # As `not <=`, which holds for NaN.
-        if not eigenvalue <= rules.max_cut or _iou(component, self.last) > rules.max_overlap:
-            return none
+            return patches
         above = x > x.sum() / len(x)
-        start = above == above[seed] if rules.split else component
-        patches = self._refined(start)
-        parts = _components(patches, rules.grid)
-        if not rules.split:  # IPO finds what is of the same kind elsewhere, too
-            parts = sorted(parts, key=lambda part: -(part & start).sum())[:1]
-        parts = [part for part in parts if part.sum() > rules.min_area * len(x)]
-        if not parts or (np.logical_or.reduce(parts) | self.taken).all():
-            return none
-        parts.sort(key=np.sum, reverse=True)
-        parts = parts[: rules.max_objects - len(self.masks)]
         depth = x if above[seed] else -x
+        side = (above == above[seed]) & ~self.taken
+        parts = self._parts(side, depth) if eigenvalue <= self.rules.max_cut and side.any() else []
+        patches = np.logical_or.reduce([patches, *parts])
+        if (patches | self.taken).all():
+            parts, patches = [], np.zeros_like(patches)
         self.masks += parts
         self.seeds += [_peak(depth, part) for part in parts]
         self.eigenvalues += [eigenvalue] * len(parts)
-        self.last = np.logical_or.reduce(parts)
-        self.taken = self.taken | self.last
-        self.open = len(self.masks) < rules.max_objects
-        return self.last
+        self.taken = self.taken | patches
+        self.open = len(parts) > 0 and len(self.masks) < self.rules.max_objects
+        return patches
+
+    def _parts(self, side: Patches, depth: NDArray[np.float64]) -> list[Patches]:
+        """The objects of a foreground (N,) that is not empty."""
+        rules = self.rules
+        if rules.split:
+            found = _components(self._refined(side), rules.grid)
+        else:
+            seed = _peak(depth, side)
+            start = next(part for part in _components(side, rules.grid) if part[seed])
+            found = _components(self._refined(start), rules.grid)
+            found = sorted(found, key=lambda part: -(part & start).sum())[:1]
+        large = [part for part in found if part.sum() > rules.min_area * len(side)]
+        large.sort(key=np.sum, reverse=True)
+        return large[: rules.max_objects - len(self.masks)]
 
     def _refined(self, start: Patches) -> Patches:
-        """``start`` less what is taken, after IPO among the patches that are not taken."""
+        """``start`` (N,) after IPO among the patches that are not taken."""
         free = ~self.taken
         labels = torch.from_numpy(start[free]).to(self.rows.device)
         # Without a copy where nothing is taken.
@@ -272,8 +268,3 @@ def _box(mask: Patches) -> tuple[int, int, int, int]:
     """x1, y1, x2, y2 of a mask (h, w) that is not empty, the last two exclusive."""
     y, x = np.nonzero(mask)
     return int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1
-
-
-def _iou(a: Patches, b: Patches) -> float:
-    """Intersection over union; 0 of two empty masks."""
-    return float((a & b).sum() / max(1, (a | b).sum()))

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import selfment
-from cases import CASES, DEGENERATE, noise, smooth
-from selfment import _native, reference
+from cases import CASES, DEGENERATE, generator, noise, smooth
+from selfment import Graph, _native, reference
 
 ALL = CASES | DEGENERATE
 GRAPHS = ("binary", "weighted")
@@ -170,6 +170,86 @@ def test_matvec_names_the_shapes_it_takes() -> None:
     graph = selfment.affinity(noise(4, 5, 8))
     with pytest.raises(ValueError, match=r"`x` must be \(20,\) or \(20, 'm'\).*got \(19,\)"):
         graph.matvec(torch.ones(19))
+
+
+def painting(batch: int, n: int, seed: int) -> torch.Tensor:
+    """Some patches of each image: none of the first, all of the last, a half of the others."""
+    mask = torch.rand(batch, n, generator=generator(seed)) < 0.5
+    mask[0], mask[-1] = False, True
+    return mask
+
+
+def assert_same_graph(ours: Graph, expected: Graph) -> None:
+    """To the bit, the weights by their products with a few vectors."""
+    assert torch.equal(ours.bits, expected.bits)
+    assert torch.equal(ours.degrees, expected.degrees)
+    assert ours.nbytes == expected.nbytes
+    x = torch.rand((*ours.degrees.shape, 3), generator=generator(0), dtype=torch.float64)
+    assert torch.equal(ours.matvec(x), expected.matvec(x))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("name", ALL)
+def test_a_painted_graph_is_that_of_the_painted_features(name: str, graph: str) -> None:
+    rows = ALL[name][0].expand(4, -1, -1)
+    for tau in (0.2,) if graph == "weighted" else (0.2, -0.0, -1e-30):
+        first = selfment.affinity(rows, tau=tau, graph=graph)
+        once, twice = painting(4, rows.shape[1], 1), painting(4, rows.shape[1], 2)
+        for made, mask in (
+            (first.paint(once), once),
+            (first.paint(once).paint(twice), once | twice),  # some are painted already
+        ):
+            zeroed = rows.masked_fill(mask[..., None], 0)
+            assert_same_graph(made, selfment.affinity(zeroed, tau=tau, graph=graph))
+        assert_same_graph(first, selfment.affinity(rows, tau=tau, graph=graph))  # as it was
+
+
+@pytest.mark.parametrize("tau", [0.2, 0.0, -0.3])
+def test_a_painted_graph_follows_the_float64_rule(tau: float) -> None:
+    rows = smooth(7, 11, 20)
+    mask = torch.rand(77, generator=generator(1)) < 0.3
+    painted = selfment.affinity(rows, tau=tau).paint(mask).to_dense()
+    assert torch.equal(painted, reference.affinity(rows.masked_fill(mask[:, None], 0), tau=tau))
+    assert (painted[mask] == (1 if tau < 0 else 1e-5)).all()
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_painting_on_any_number_of_threads(graph: str, threads: int) -> None:
+    rows = smooth(33, 31, 40)
+    mask = torch.rand(33, 31, generator=generator(3)) < 0.3
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        made = selfment.affinity(rows, graph=graph).paint(mask)
+    finally:
+        torch.set_num_threads(before)
+    assert_same_graph(
+        made, selfment.affinity(rows.masked_fill(mask.reshape(-1, 1), 0), graph=graph)
+    )
+
+
+def test_paint_takes_masks_of_any_kind() -> None:
+    rows = noise(4, 5, 8)
+    mask = torch.arange(20).reshape(4, 5) % 3 == 0
+    single, batch = selfment.affinity(rows), selfment.affinity(rows[None])
+    expected = single.paint(mask).bits
+    for same in (mask.flatten(), mask.double(), mask.numpy(), mask.t().contiguous().t()):
+        assert torch.equal(single.paint(same).bits, expected)
+    for same in (mask[None], mask.reshape(1, 20).int()):
+        assert torch.equal(batch.paint(same).bits, expected)
+    painted = selfment.affinity(rows.numpy()).paint(mask)
+    assert isinstance(painted.degrees, np.ndarray)
+    assert painted.degrees.shape == (20,)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("shape", [(19,), (2, 20), (20, 1, 1), (1, 4, 6)])
+def test_paint_names_the_shapes_it_takes(batched: bool, shape: tuple[int, ...]) -> None:
+    rows = noise(4, 5, 8)
+    takes = r"\(1, 20\), or \(1, h, w\)" if batched else r"\(20,\), or \(h, w\)"
+    with pytest.raises(ValueError, match=rf"`mask` must be {takes} with h\*w == 20.*got \("):
+        selfment.affinity(rows[None] if batched else rows).paint(torch.ones(shape))
 
 
 def test_answers_in_the_callers_kind() -> None:

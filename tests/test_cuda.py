@@ -21,7 +21,7 @@ from torch.library import opcheck
 import emulated as emulation
 import selfment
 from cases import CASES, DEGENERATE, Case, generator, noise, smooth
-from selfment import PseudoLabels, _native, _ops, _params, reference
+from selfment import Graph, PseudoLabels, _native, _ops, _params, reference
 from selfment.optimization import refine
 from selfment.spectral import eigenpairs, initial_mask
 
@@ -219,6 +219,73 @@ def test_matvec(target: Target, graph: str) -> None:
     torch.testing.assert_close(several, dense @ x, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(one, several[..., 2], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(single, dense[1] @ x[1].float().double(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@on_both(ALL)
+def test_a_painted_graph_is_that_of_the_painted_features(
+    target: Target, name: str, graph: str
+) -> None:
+    rows = ALL[name][0].expand(2, -1, -1).contiguous()
+    mask = torch.rand(rows.shape[:2], generator=generator(0)) < 0.4
+    mask[1] = True
+
+    def parts(made: Graph) -> list[Tensor]:
+        return [made.bits, made.degree, *([made.weights] if graph == "weighted" else [])]
+
+    def painted(rows: Tensor, mask: Tensor, **options: Any) -> list[Tensor]:
+        return parts(selfment.affinity(rows, **options).paint(mask))
+
+    def built(rows: Tensor, **options: Any) -> list[Tensor]:
+        return parts(selfment.affinity(rows, **options))
+
+    zeroed = rows.masked_fill(mask[..., None], 0)
+    for tau in (0.2,) if graph == "weighted" else (0.2, -0.3):
+        found = target(painted, rows, mask, tau=tau, graph=graph)
+        expected = target(built, zeroed, tau=tau, graph=graph)
+        assert all(map(torch.equal, found, expected))
+
+
+@BOTH
+@pytest.mark.parametrize("tau", [0.2, -0.3])
+def test_painting_rows_that_are_not_finite(target: Target, tau: float) -> None:
+    rows = smooth(6, 13, 20)
+    rows[5], rows[71] = float("nan"), float("inf")
+    mask = torch.arange(78) % 5 == 0  # the first of the two, and others
+    zeroed = rows.masked_fill(mask[:, None], 0)
+
+    def painted(rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        made = selfment.affinity(rows, tau=tau).paint(mask)
+        return made.bits, made.degrees
+
+    found = target(painted, rows, mask)
+    bits, degrees = target(edges, zeroed, tau=tau)[:2]
+    assert degrees.isnan().tolist() == [i == 71 for i in range(78)]
+    assert torch.equal(found[0], bits)
+    assert torch.equal(found[1].nan_to_num(), degrees.nan_to_num())
+    assert torch.equal(found[1].isnan(), degrees.isnan())
+
+
+@BOTH
+@pytest.mark.parametrize("split", [False, True])
+def test_objects(target: Target, split: bool) -> None:
+    rows, grid = batch_of(3, 9, 14, 24), (9, 14)
+    options: dict[str, Any] = {"split": split, "max_cut": 1.0, "max_objects": 4}
+
+    def objects(rows: Tensor) -> list[tuple[Tensor, ...]]:
+        found = selfment.multi_label(rows, grid, **options)
+        assert isinstance(found, list)
+        assert all(value.device == rows.device for image in found for value in vars(image).values())
+        return [tuple(vars(image).values()) for image in found]
+
+    ours, expected = target(objects, rows), objects(rows)
+    assert sum(len(image[0]) for image in ours) > 3
+    for image, wanted in zip(ours, expected, strict=True):
+        for value, other in zip(image, wanted, strict=True):
+            torch.testing.assert_close(value, other, rtol=0, atol=1e-7)
+    rows[1, 5, 2] = float("nan")
+    marked = target(objects, rows)
+    assert [len(image[0]) for image in marked] == [len(ours[0][0]), 0, len(ours[2][0])]
 
 
 @BOTH
@@ -731,6 +798,7 @@ def every_operation(rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
         selfment.ipo(rows, start),
         graph.degrees,
         graph.matvec(rows[..., :2]),
+        *(selfment.affinity(rows, graph=mode).paint(start).degrees for mode in GRAPHS),
     ]
 
 

@@ -15,7 +15,7 @@ class PaintedGraph {
   PaintedGraph(const PaintParams& p, int64_t image, Workers& workers)
       : old_(p.graphs[image]),
         workers_(workers),
-        zero_joins_(p.zero_joins),
+        zero_joins_(0 > p.taus[image]),
         bits_(p.bits + image * bits_size(old_.n)),
         degrees_(p.degrees + image * old_.n),
         weights_(p.weights == nullptr ? nullptr : &p.weights[image]),
@@ -71,7 +71,7 @@ class PaintedGraph {
 
   const Graph& old_;
   Workers& workers_;
-  bool zero_joins_;
+  bool zero_joins_;  // whether a similarity of 0 is an edge
   uint64_t* bits_;
   double* degrees_;
   EdgeWeights* weights_;

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) paint_bits(Args a) {
   __syncthreads();
   if (i >= rows) return;
   const uint64_t painted = halves[0] | uint64_t{halves[1]} << 32;
-  const uint64_t zero_edges = a.p.zero_joins ? halves[2] | uint64_t{halves[3]} << 32 : 0;
+  const uint64_t zero_edges = 0 > a.p.taus[image] ? halves[2] | uint64_t{halves[3]} << 32 : 0;
   const int64_t at = (image * a.words + word) * rows + i;
   uint64_t bits = 0;
   if (i < n && mask[i]) bits = zero_edges;

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import _params as params
 from .._arrays import FEATURE_DTYPES, Grid, as_tensor
+from ..graph import Graph, affinity
 from ..spectral import ncut
 
 Array = NDArray[np.float64]
@@ -91,7 +92,12 @@ def graph_mode(tau: float, eps: float, weighted: bool) -> tuple[float, str]:
 def fiedler(rows: Tensor, tau: float, eps: float, weighted: bool = False) -> Array:
     """The Fiedler vector (N,) of checked rows (N, C): x^T D x = 1, positive where |x| peaks."""
     tau, graph = graph_mode(tau, eps, weighted)
-    vector: Array = ncut(rows, tau=tau, eps=eps, graph=graph)[1][:, 0].cpu().numpy()
+    return fiedler_of(affinity(rows, tau=tau, eps=eps, graph=graph))
+
+
+def fiedler_of(graph: Graph) -> Array:
+    """The same of a graph of (N, C) rows."""
+    vector: Array = ncut(graph)[1][:, 0].cpu().numpy()
     return vector
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import _params as params
 from .. import reference
 from .._arrays import as_tensor
+from ..graph import affinity
 from . import _cut
 from ._cut import Array
 from .tokencut import component
@@ -67,19 +68,19 @@ def maskcut_forward(
     grid = _cut.as_dims(dims)
     size = _cut.sizes("init_image_size", init_image_size, "H, W")
     params.number("N", N, "an integer >= 1", isinstance(N, Integral) and N >= 1)
-    columns = _cut.from_columns(feats, grid).T
-    columns = columns.cpu() if cpu else columns
-    painting = columns.new_zeros((1, *grid))
+    rows = _cut.from_columns(feats, grid)
+    rows = rows.cpu() if cpu else rows
+    graph = affinity(rows, tau=tau)
+    x = _cut.fiedler_of(graph)
     mask = np.zeros(grid)
     covered = np.zeros(size)
     masks: list[Array] = []
     vectors: list[Array] = []
     for turn in range(N):
         # An empty mask paints nothing: the graph, and so the vector, is the last round's.
-        if turn == 0 or mask.any():
-            paint = torch.from_numpy(mask).to(columns)
-            columns, painting = get_masked_affinity_matrix(painting, columns, paint, grid[0])
-            x = _cut.fiedler(columns.T, tau, params.EPS)
+        if mask.any():
+            graph = graph.paint(torch.from_numpy(mask).to(rows.device))
+            x = _cut.fiedler_of(graph)
         side, seed = _foreground(x, grid)
         found = component(side.reshape(grid), seed)
         if turn > 0 and (_iou(mask, found) > 0.5 or 100 * found.sum() <= found.size):
