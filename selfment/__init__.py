@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .evaluation import Evaluator, evaluate
     from .head import PatchHead
     from .labeler import PseudoLabeler
+    from .partition import regions
     from .segmenter import Segmenter
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "ncut",
     "pseudo_label",
     "reference",
+    "regions",
 ]
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
@@ -46,6 +48,7 @@ _LAZY = {
     "PseudoLabeler": "labeler",
     "Segmenter": "segmenter",
     "evaluate": "evaluation",
+    "regions": "partition",
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -54,6 +55,8 @@ class Dense:
             assert np.sqrt(outside @ self.D @ outside) < 1e-3
             share = (vectors[i] > 0).double().mean()
             assert not 0.5 < share < 1
+        if (x[:, 0] != 0).all():
+            assert (x[:, 0] > 0).all(), "the constant is not negated"
 
     def oriented(self) -> np.ndarray | None:
         """Row 1 by the rule of the sign; None where it, or an entry, is not determined."""
@@ -203,6 +206,21 @@ def test_components_and_copies_with_colours() -> None:
     values, vectors = dsm.eigs(rows, 12, 1.0, image)
     Dense(rows, 1.0, image).check(values, vectors)
     assert (values[:2].abs() < 1e-6).all()
+
+
+@pytest.mark.parametrize(("copies", "size"), [(6, 40), (8, 20)])
+def test_repeated_eigenvalues_with_colours(copies: int, size: int) -> None:
+    """Equal components to the bit: of each eigenvalue the first Krylov space lacks copies."""
+    graph = dsm._graph(torch.block_diag(*[smooth(1, size, 9, seed=2)] * copies))
+    near = np.random.default_rng(0).random((size, size)) < 0.2
+    colour = scipy.sparse.csr_array(scipy.sparse.block_diag([(near | near.T) * 1.0] * copies))
+    degree = dsm._degree(graph, colour)
+    D = np.diag(degree)
+    values, vectors = dsm._with_colours(graph, colour, degree, 12)
+    W = graph.to_dense().numpy() + colour.toarray()
+    np.testing.assert_allclose(values, scipy.linalg.eigh(D - W, D)[0][1:13], atol=1e-9)
+    np.testing.assert_allclose(vectors @ D @ vectors.T, np.eye(12), atol=1e-9)
+    assert abs((D - W) @ vectors.T - D @ vectors.T * values).max() < 1e-9
 
 
 @pytest.mark.parametrize("shape", [(9, 11), (1, 30), (30, 1), (5, 4)])
