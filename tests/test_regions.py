@@ -173,6 +173,13 @@ def test_ids_are_in_order_of_appearance_and_results_repeat(method: str) -> None:
         assert torch.equal(found, selfment.regions(features, grid, k=4, method=method))
 
 
+def test_seed() -> None:
+    """Patches without any structure: the starts end in different optima."""
+    found = [selfment.regions(noise(10, 10, 24), (10, 10), k=9, seed=s) for s in (0, 1, 2, 0)]
+    assert torch.equal(found[0], found[3])
+    assert not torch.equal(found[0], found[1]) or not torch.equal(found[0], found[2])
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_fewer_distinct_rows_than_regions(method: str) -> None:
     with warnings.catch_warnings():
