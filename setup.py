@@ -44,7 +44,7 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"]
 AVX512 = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2),
     # GCC 12 finds fault with its own avx512fintrin.h; clang does not know that warning.
-    *("-Wno-unknown-warning-option", "-Wno-maybe-uninitialized"),
+    *("-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
 ]
 ISA_FLAGS = {
     "portable": [],

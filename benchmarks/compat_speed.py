@@ -1,9 +1,14 @@
-"""How long MaskCut takes: selfment's drop-in and the dense way, in one process.
+"""How long MaskCut and Deep Spectral Segmentation take: selfment's drop-ins and the dense ways.
 
-Three rounds on the same features and threads. The dense way is what everybody runs: numpy matrices
-and LAPACK's generalised solver, `scipy.linalg.eigh`, in every round. Masks and seeds are compared
-before anything is timed; the vector's sign and ties of the seed, which LAPACK leaves to rounding,
-are by the drop-in's rules in both.
+Each pair runs in one process, on the same features and threads, and is compared before anything is
+timed. The dense ways are what everybody runs:
+
+- MaskCut: three rounds of numpy matrices and LAPACK's generalised solver, `scipy.linalg.eigh`.
+  Masks and seeds must be equal; the vector's sign and ties of the seed, which LAPACK leaves to
+  rounding, are by the drop-in's rules in both.
+- Deep Spectral Segmentation: 20 pairs by scipy's `eigsh` in shift-invert mode, in float32. Only
+  `eigsh` is timed there, with D - W and D given; the drop-in from features to vectors. Eigenvalues
+  must agree, and residuals |(D - W) x - lambda D x|, W in float64, be at most 1e-5.
 """
 
 from __future__ import annotations
@@ -12,13 +17,18 @@ import argparse
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import scipy.linalg
+import scipy.sparse.linalg
 import torch
 from inputs import machine, photo_features, photographs
 from torch import Tensor
 
+from selfment import reference
+from selfment.compat import dsm
 from selfment.compat._cut import first_peak
 from selfment.compat.maskcut import (
     check_num_fg_corners,
@@ -30,6 +40,7 @@ from selfment.compat.maskcut import (
 from selfment.compat.tokencut import detect_box
 
 ROUNDS, TAU, PATCH = 3, 0.15, 8
+PAIRS = 20
 
 
 def dense(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
@@ -59,21 +70,11 @@ def dense(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
     return seed, masks
 
 
-def main() -> None:
-    """Parses the arguments, compares, times, prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", type=int, default=60, help="patches (%(default)s)")
-    parser.add_argument("--dim", type=int, default=768, help="channels (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=15, help="of the drop-in (%(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    print("\n".join(f"{name}: {value}" for name, value in machine().items()))
-    side = arguments.side
-    path = photographs([])[0]
-    columns = photo_features(path, side, arguments.dim).T.contiguous()
-    print(f"photograph: {path.name}; {side} x {side} patches, d = {arguments.dim}, tau = {TAU}")
-
+def maskcut(side: int, dim: int, repeats: int) -> None:
+    """Compares and times MaskCut on a grid of side * side patches."""
+    rows = features(side, dim)
+    columns = rows.T.contiguous()
+    print(f"MaskCut, {ROUNDS} rounds, tau = {TAU}")
     start = time.perf_counter()
     seed, masks = dense(columns, side)
     slow = time.perf_counter() - start
@@ -87,17 +88,93 @@ def main() -> None:
         sys.exit("the drop-in and the dense way differ")
     areas = ", ".join(f"{int(mask.sum())}" for mask in masks)
     print(f"equal: the seed and {ROUNDS} masks of {areas} patches")
-    times = []
-    for _ in range(arguments.repeats):
+    report(times(ours, repeats), [slow])
+
+
+def deep_spectral(side: int, dim: int, repeats: int) -> None:
+    """Compares and times the eigenpairs of Deep Spectral Segmentation."""
+    rows = features(side, dim)
+    print(f"Deep Spectral Segmentation, K = {PAIRS}")
+    f = torch.nn.functional.normalize(rows)
+    similarity = (f @ f.T).clamp(min=0)
+    W = (similarity / similarity.max()).numpy()
+    D = np.diag(W.sum(axis=1))
+
+    def theirs() -> Any:
+        return scipy.sparse.linalg.eigsh(D - W, k=PAIRS, sigma=0, which="LM", M=D)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return dsm.eigs(rows, PAIRS)
+
+    found = {
+        "drop-in": [result.double().numpy() for result in ours()],
+        "shift-invert": [result.T.astype(np.float64) for result in theirs()],
+    }
+    exact = reference.normalize(rows).double()
+    exact = (exact @ exact.T).clamp(min=0)
+    degree = exact.sum(1).numpy()
+    for name, (values, vectors) in found.items():
+        x = vectors.T
+        error = degree[:, None] * x - exact.numpy() @ x - degree[:, None] * x * values
+        worst = np.linalg.norm(error, axis=0).max()
+        print(f"residual of the {name}: {worst:.1e}")
+        if name == "drop-in" and worst > 1e-5:
+            sys.exit("the drop-in's residual is above 1e-5")
+    difference = abs(found["drop-in"][0] - found["shift-invert"][0]).max()
+    print(f"eigenvalues differ by {difference:.1e}")
+    if difference > 1e-5:
+        sys.exit("the drop-in and the dense way differ")
+    report(times(ours, repeats), times(theirs, max(1, repeats // 3)))
+
+
+def features(side: int, dim: int) -> Tensor:
+    """(side * side, dim) features of a photograph, which it names."""
+    path = photographs([])[0]
+    print(f"\nphotograph: {path.name}; {side} x {side} patches, d = {dim}")
+    return photo_features(path, side, dim)
+
+
+def times(function: Callable[[], Any], count: int) -> list[float]:
+    """Seconds of ``count`` calls."""
+    taken = []
+    for _ in range(count):
         start = time.perf_counter()
-        ours()
-        times.append(time.perf_counter() - start)
-    fast = statistics.median(times)
-    low, _, high = statistics.quantiles(times, n=4)
-    print(f"  drop-in    {1000 * fast:9.1f} ms  median of {len(times)}, ", end="")
-    print(f"spread {100 * (high - low) / 2 / fast:.0f} %")
-    print(f"  dense      {1000 * slow:9.1f} ms  one run")
-    print(f"  ratio      {slow / fast:9.1f}x")
+        function()
+        taken.append(time.perf_counter() - start)
+    return taken
+
+
+def report(ours: list[float], theirs: list[float]) -> None:
+    """Prints medians, spreads and their ratio."""
+    for name, taken in (("drop-in", ours), ("dense", theirs)):
+        median = statistics.median(taken)
+        line = f"  {name:10} {1000 * median:9.1f} ms  "
+        if len(taken) > 1:
+            low, _, high = statistics.quantiles(taken, n=4)
+            line += f"median of {len(taken)}, spread {100 * (high - low) / 2 / median:.0f} %"
+        print(line if len(taken) > 1 else line + "one run")
+    print(f"  ratio      {statistics.median(theirs) / statistics.median(ours):9.1f}x")
+
+
+METHODS = {"maskcut": (maskcut, 60, 768), "dsm": (deep_spectral, 48, 384)}
+
+
+def main() -> None:
+    """Parses the arguments, compares, times, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("methods", nargs="*", help=f"{', '.join(METHODS)} (all)")
+    parser.add_argument("--side", type=int, help="patches (60 and 48)")
+    parser.add_argument("--dim", type=int, help="channels (768 and 384)")
+    parser.add_argument("--repeats", type=int, default=15, help="of the drop-in (%(default)s)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    if unknown := set(arguments.methods) - set(METHODS):
+        parser.error(f"methods are {', '.join(METHODS)}: got {', '.join(sorted(unknown))}")
+    torch.set_num_threads(arguments.threads)
+    print("\n".join(f"{name}: {value}" for name, value in machine().items()))
+    for name in arguments.methods or METHODS:
+        run, side, dim = METHODS[name]
+        run(arguments.side or side, arguments.dim or dim, arguments.repeats)
 
 
 if __name__ == "__main__":

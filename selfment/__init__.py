@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .labeler import PseudoLabeler
     from .multi_object import Objects, multi_label
     from .refinement import refine_mask
+    from .partition import regions
     from .segmenter import Segmenter
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "pseudo_label",
     "reference",
     "refine_mask",
+    "regions",
 ]
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
@@ -56,6 +58,7 @@ _LAZY = {
     "evaluate": "evaluation",
     "multi_label": "multi_object",
     "refine_mask": "refinement",
+    "regions": "partition",
 }
 
 

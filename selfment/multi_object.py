@@ -17,7 +17,6 @@ from . import _params as params
 from ._arrays import Grid, Kind, as_features
 from .graph import build
 from .optimization import refine
-from .reference import normalize
 from .spectral import eigenpairs, initial_mask
 
 Patches = NDArray[np.bool_]
@@ -50,7 +49,7 @@ def multi_label(
     max_cut: float = MAX_CUT,
     min_area: float = 0.01,
     split: bool = False,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
     orient: str = "corners",
@@ -85,7 +84,8 @@ def multi_label(
         split: whether the whole foreground of a round, not only one component, is refined, and each
             4-connected component of the outcome that is large enough is an object of its own, the
             largest first: several things of one kind then are several objects.
-        tau: the threshold on the similarity of two patches.
+        tau: the threshold on the similarity of two patches, or "auto", see
+            :func:`selfment.affinity`.
         eps: the affinity below it, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
         orient: which side of the cut is the foreground: "corners" (MaskCut) or "seed", see
@@ -130,7 +130,7 @@ def multi_label(
     with given.kind.stream():
         for chunk in given.tensor.split(_ops.images_at_once(given.tensor, graph == "weighted")):
             rows = chunk.contiguous()
-            made = build(rows, tau, eps, graph, first=len(found))
+            made = build(rows, params.fixed(tau), eps, graph, first=len(found))
             searches = [_Search(image, rules) for image in rows]
             while any(search.open for search in searches):
                 pairs = eigenpairs(made, 1)
@@ -240,12 +240,8 @@ class _Search:
 
 def _separations(rows: Tensor, masks: Tensor) -> Tensor:
     """|mu_f - mu_b| (K,) float64 of (N, d) rows, normalised, in and outside of masks (K, N)."""
-    f = normalize(rows).double()
-    inside = masks.double()
-    sums, count = inside @ f, inside.sum(dim=1, keepdim=True)
-    outside = (f.sum(dim=0) - sums) / (len(f) - count)
-    distances: Tensor = torch.linalg.vector_norm(sums / count - outside, dim=1)
-    return distances
+    apart = [refine(rows[None], mask[None], 0, 1)[2] for mask in masks]
+    return torch.cat([rows.new_empty(0, dtype=torch.float64), *apart])
 
 
 def _host(tensor: Tensor) -> Any:

@@ -473,6 +473,23 @@ void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double
 
 #endif
 
+#if defined(__AVX512F__)
+
+// The sums of eight rows, each in the order of sum().
+inline __m512d sums(const __m512d* row) {
+  const auto halves = [](const __m512d& a, const __m512d& b) __attribute__((always_inline)) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xEE));
+  };
+  const auto quarters = [](const __m512d& a, const __m512d& b) __attribute__((always_inline)) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xDD));
+  };
+  const __m512d even = quarters(halves(row[0], row[2]), halves(row[4], row[6]));
+  const __m512d odd = quarters(halves(row[1], row[3]), halves(row[5], row[7]));
+  return _mm512_add_pd(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
+}
+
+#endif
+
 int64_t tile_matvec(const uint64_t* mask, const float* weights, const double* xi, const double* xj,
                     double* yi, double* yj) {
   const float* weight = weights;
@@ -480,19 +497,26 @@ int64_t tile_matvec(const uint64_t* mask, const float* weights, const double* xi
   constexpr int kBlocks = kTile / kDoubles;
   Doubles x[kBlocks], y[kBlocks] = {};
   for (int b = 0; b < kBlocks; ++b) x[b] = load(xj + b * kDoubles);
-  for (int64_t i = 0; i < kTile; ++i) {
-    if (mask[i] == 0) continue;
-    Doubles s = {};
+  for (int64_t first = 0; first < kTile; first += kDoubles) {
+    __m512d s[kDoubles];
+    for (int r = 0; r < kDoubles; ++r) {
+      const uint64_t row = mask[first + r];
+      const __m512d xr = _mm512_set1_pd(xi[first + r]);
+      s[r] = _mm512_setzero_pd();
 #pragma GCC unroll 8
-    for (int b = 0; b < kBlocks; ++b) {
-      const __mmask8 bits = static_cast<__mmask8>(mask[i] >> (8 * b));
-      // Expanding straight from memory is microcode on AMD; the strip is padded for this load.
-      const __m512d v = _mm512_cvtps_pd(_mm256_maskz_expand_ps(bits, _mm256_loadu_ps(weight)));
-      weight += __builtin_popcount(bits);
-      s = _mm512_fmadd_pd(v, x[b], s);
-      y[b] = _mm512_fmadd_pd(v, _mm512_set1_pd(xi[i]), y[b]);
+      for (int b = 0; b < kBlocks; ++b) {
+        const __mmask8 bits = static_cast<__mmask8>(row >> (8 * b));
+        // Expanding straight from memory is microcode on AMD: the barrier keeps the load apart. The
+        // strip is padded for it.
+        __m256 next = _mm256_loadu_ps(weight);
+        __asm__("" : "+v"(next));
+        const __m512d v = _mm512_cvtps_pd(_mm256_maskz_expand_ps(bits, next));
+        weight += __builtin_popcount(bits);
+        s[r] = _mm512_fmadd_pd(v, x[b], s[r]);
+        y[b] = _mm512_fmadd_pd(v, xr, y[b]);
+      }
     }
-    yi[i] += sum(s);
+    store(yi + first, load(yi + first) + sums(s));
   }
   if (yj != nullptr)
     for (int b = 0; b < kBlocks; ++b) store(yj + b * kDoubles, load(yj + b * kDoubles) + y[b]);

@@ -1,0 +1,292 @@
+"""Deep Spectral Segmentation's eigenvectors, masks and boxes (Melas-Kyriazi et al., CVPR 2022).
+
+In a program that calls scipy's ``eigsh`` on D - W, and their helpers, one line changes::
+
+    from selfment.compat.dsm import box, eigs, knn_affinity, mask
+
+``eigs`` is what ``extract_eigs`` does with the features of one image, between loading and saving;
+``knn_affinity`` is theirs, without pymatting; ``mask`` is their single region, and ``box`` their
+``get_largest_cc_box``, which also knows the patch size.
+
+Features may be on the CPU or a CUDA device, where the cut is then made, but for that with colours.
+Where eigenvalues repeat, and where the rule for the sign leaves it open, the vectors are one
+deterministic choice; row 0 is always the trivial pair unless no patch has an edge.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+import scipy.ndimage
+import scipy.sparse
+import scipy.sparse.linalg
+import scipy.spatial
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .. import _params as params
+from .._arrays import as_tensor
+from ..graph import Graph, affinity
+from ..spectral import ncut
+from . import _cut
+from ._cut import Array
+
+_TAU = sys.float_info.min  # the least one: every positive similarity is an edge
+_NO_EDGE = 1e-30  # the least affinity that a graph may have; it is below rounding
+_LEAST_DEGREE = 1e-12
+_DENSE = 64  # up to so many patches LAPACK is quicker
+_REPEATED = 1e-9  # eigenvalues closer than this count as copies of one
+_TOLERANCE = 1e-12
+
+Pairs = tuple[Array, Array]  # (k,) eigenvalues, ascending, and (k, N) vectors
+
+
+def eigs(
+    feats: Any,
+    K: int = 20,  # noqa: N803, theirs
+    image_color_lambda: float = 0.0,
+    image: Any = None,
+) -> tuple[Tensor, Tensor]:
+    """The K smallest generalised eigenpairs of (D - W, D).
+
+    W = max(cos, 0) / max + ``image_color_lambda`` * ``knn_affinity(image)``, without a threshold
+    and with the diagonal; D its row sums, of which those below 1e-12 are 1: a patch without edges
+    is an eigenvector of eigenvalue 1. x^T D x = 1. A vector is negated if the share of its positive
+    entries is above 0.5 and below 1; before, the entry of largest magnitude is positive.
+
+    Args:
+        feats: (N, C) features, without CLS token; any float type. They need not be normalised.
+        K: pairs, the trivial one included, at most N.
+        image_color_lambda: the weight of the colours, >= 0.
+        image: (h, w, 3) colours of the patches, h * w = N, needed if the weight is > 0. Theirs are
+            ``np.array(image.resize((w, h), Image.BILINEAR)) / 255 / 255``, divided twice, so that
+            colours hardly count against positions.
+
+    Returns:
+        Eigenvalues (K,), ascending, and eigenvectors (K, N), both float32 on the CPU; row 0 is the
+        trivial pair: 0, and a constant.
+
+    Raises:
+        TypeError: a wrong kind of array or dtype.
+        ValueError: a wrong shape, K or weight, or features that are not finite.
+        ImportError: the native module for the device is missing.
+    """
+    tensor, _ = as_tensor(feats, "feats")
+    if tensor.ndim != 2 or len(tensor) == 0:
+        raise ValueError(f"`feats` must be (N, C), N >= 1: got shape {tuple(tensor.shape)}")
+    n = len(tensor)
+    rows = _cut.from_rows(tensor, (1, n))
+    params.number("K", K, f"an integer from 1 to N = {n}", isinstance(K, Integral) and 1 <= K <= n)
+    weight = float(image_color_lambda)
+    params.number("image_color_lambda", weight, "a finite number >= 0", 0 <= weight < np.inf)
+    colour = scipy.sparse.csr_array((n, n))
+    if weight > 0:
+        colour = weight * _colours(image, n)
+        rows = rows.cpu()
+    rows = _scaled(rows)
+    graph = _graph(rows)
+    degree = _degree(graph, colour)
+    linked = np.flatnonzero(degree >= _LEAST_DEGREE)
+    if 0 < len(linked) < n:
+        graph = _graph(rows[torch.from_numpy(linked).to(rows.device)])
+        colour = colour[linked][:, linked]
+        degree = _degree(graph, colour)
+    lone = np.setdiff1d(np.arange(n), linked)[:K]
+    values, vectors = np.ones(len(lone)), np.zeros((len(lone), n))
+    vectors[np.arange(len(lone)), lone] = 1
+    if len(linked):
+        found, entries = _pairs(graph, colour, degree, min(K, len(linked)))
+        padded = np.zeros((len(found), n))
+        padded[:, linked] = entries
+        values, vectors = np.append(found, values), np.concatenate([padded, vectors])
+    first = np.argsort(values, kind="stable")[:K]
+    values, vectors = values[first], vectors[first]
+    share = (vectors > 0).mean(axis=1)
+    vectors[(share > 0.5) & (share < 1)] *= -1
+    return torch.from_numpy(values).float(), torch.from_numpy(vectors).float()
+
+
+def knn_affinity(
+    image: Any,
+    n_neighbors: Sequence[int] = (20, 10),
+    distance_weights: Sequence[float] = (2.0, 0.1),
+) -> scipy.sparse.csr_matrix:
+    """The colour affinity: how often two patches are among each other's nearest neighbours.
+
+    For each number k of neighbours and weight w, every patch i names the k patches j nearest to it
+    in (r, g, b, w*x, w*y), Euclidean and in float32, x and y going from 0 to 1; it names itself,
+    too. Each naming adds 1 to the entries (i, j) and (j, i). Which of equally distant patches are
+    named is up to the tree, here and in theirs. After KNN matting (Chen, Li and Tang, TPAMI 2013).
+
+    Args:
+        image: (h, w, 3) colours, used as they are.
+        n_neighbors: numbers of neighbours, each from 1 to h * w.
+        distance_weights: as many weights of the position.
+
+    Returns:
+        (h * w, h * w) float64, symmetric.
+
+    Raises:
+        TypeError: a wrong kind of array.
+        ValueError: a wrong shape or number of neighbours, or colours that are not finite.
+    """
+    tensor, _ = as_tensor(image, "image")
+    if tensor.ndim != 3 or tensor.shape[2] != 3 or tensor.numel() == 0:
+        raise ValueError(f"`image` must be (h, w, 3): got shape {tuple(tensor.shape)}")
+    h, w, _ = tensor.shape
+    n = h * w
+    colours = tensor.cpu().double().numpy().reshape(n, 3)
+    if not np.isfinite(colours).all():
+        raise ValueError("`image` must be finite: got NaN or infinity")
+    for k in n_neighbors:
+        whole = isinstance(k, Integral) and 1 <= k <= n
+        params.number("n_neighbors", k, f"integers from 1 to h * w = {n}", whole)
+    if len(n_neighbors) != len(distance_weights):
+        raise ValueError(
+            "`distance_weights` must be as many as `n_neighbors`: "
+            f"got {len(distance_weights)} for {len(n_neighbors)}"
+        )
+    y, x = np.meshgrid(np.linspace(0, 1, h), np.linspace(0, 1, w), indexing="ij")
+    places = np.stack([x.ravel(), y.ravel()], axis=1)
+    named = scipy.sparse.csr_matrix((n, n))
+    for k, weight in zip(n_neighbors, distance_weights, strict=True):
+        points = np.concatenate([colours, weight * places], axis=1).astype(np.float32)
+        nearest = scipy.spatial.cKDTree(points).query(points, k=np.arange(1, k + 1))[1]
+        ends = np.arange(0, n * k + 1, k)
+        named += scipy.sparse.csr_matrix((np.ones(n * k), nearest.ravel(), ends), (n, n))
+    return (named + named.T).tocsr()
+
+
+def mask(eigenvectors: Any, dims: Any) -> NDArray[np.bool_]:
+    """The foreground (h, w) bool: where the first nontrivial of eigenvectors (K, h*w) is positive.
+
+    Raises ``TypeError`` for a wrong kind of array, ``ValueError`` for a wrong shape.
+    """
+    tensor, _ = as_tensor(eigenvectors, "eigenvectors")
+    h, w = _cut.as_dims(dims)
+    if tensor.ndim != 2 or len(tensor) < 2 or tensor.shape[1] != h * w:
+        raise ValueError(
+            f"`eigenvectors` must be (K, h*w), here (K, {h * w}) with K >= 2: "
+            f"got shape {tuple(tensor.shape)}"
+        )
+    foreground: NDArray[np.bool_] = (tensor[1] > 0).cpu().numpy().reshape(h, w)
+    return foreground
+
+
+def box(mask: Any, patch_size: int = 1) -> list[int]:
+    """The box of the largest 8-connected component; the first in reading order of equally large.
+
+    Args:
+        mask: (h, w), the foreground nonzero. An empty one counts as full, as theirs does.
+        patch_size: pixels to a patch.
+
+    Returns:
+        [x1, y1, x2, y2] in pixels, x2 and y2 exclusive.
+
+    Raises:
+        TypeError: a wrong kind of array.
+        ValueError: a wrong shape or patch size.
+    """
+    tensor, _ = as_tensor(mask, "mask")
+    if tensor.ndim != 2 or tensor.numel() == 0:
+        raise ValueError(f"`mask` must be (h, w): got shape {tuple(tensor.shape)}")
+    whole = isinstance(patch_size, Integral) and patch_size >= 1
+    params.number("patch_size", patch_size, "an integer >= 1", whole)
+    foreground = (tensor != 0).cpu().numpy()
+    if not foreground.any():
+        foreground = ~foreground
+    labels, _ = scipy.ndimage.label(foreground, structure=np.ones((3, 3)))
+    largest = 1 + int(np.bincount(labels.ravel())[1:].argmax())
+    rows, columns = np.nonzero(labels == largest)
+    corners = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    return [int(patch_size * corner) for corner in corners]
+
+
+def _colours(image: Any, n: int) -> scipy.sparse.csr_array:
+    if image is None:
+        raise ValueError("`image` is needed with image_color_lambda > 0: got None")
+    colour = scipy.sparse.csr_array(knn_affinity(image))
+    if colour.shape[0] != n:
+        raise ValueError(
+            f"`image` must have a pixel for each of {n} patches: got {colour.shape[0]}"
+        )
+    return colour
+
+
+def _scaled(rows: Tensor) -> Tensor:
+    """The rows, so long that one has the norm 1 after normalisation: the largest of W is then 1.
+
+    That differs where every norm is below 1e-12, at which the normalisation is clamped.
+    """
+    longest = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).max().item()
+    return rows.double() * (1e-12 / longest) if 0 < longest < 1e-12 else rows
+
+
+def _graph(rows: Tensor) -> Graph:
+    return affinity(rows, tau=_TAU, eps=_NO_EDGE, graph="weighted")
+
+
+def _degree(graph: Graph, colour: scipy.sparse.csr_array) -> Array:
+    degree: Array = graph.degrees.cpu().numpy() + colour.sum(axis=1)
+    return degree
+
+
+def _pairs(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k: int) -> Pairs:
+    """The k smallest pairs of a graph in which every patch has an edge."""
+    values, vectors = np.empty(0), np.empty((0, graph.n))
+    if k > 1 and colour.nnz == 0:
+        found = ncut(graph, k=k - 1)
+        values, vectors = found[0].cpu().numpy(), found[1].T.cpu().numpy()
+    elif k > 1:
+        values, vectors = _with_colours(graph, colour, degree, k - 1)
+    constant = np.full((1, graph.n), degree.sum() ** -0.5)
+    return np.append(0.0, values), np.concatenate([constant, vectors])
+
+
+def _with_colours(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k: int) -> Pairs:
+    """The k < N smallest nontrivial pairs: the largest theta = 1 - lambda of D^-1/2 W D^-1/2."""
+    n = graph.n
+    scale = degree**-0.5
+    trivial = 1 / scale / np.sqrt(degree.sum())
+    if n <= _DENSE:
+        dense = graph.to_dense().numpy() + colour.toarray()
+        dense = scale[:, None] * dense * scale - 3 * np.outer(trivial, trivial)
+        theta, y = scipy.linalg.eigh(dense, subset_by_index=[n - k, n - 1])
+        return _oriented(theta, y, scale)
+    start = np.random.default_rng(0).standard_normal(n)
+
+    def largest(known: Array, count: int) -> Pairs:
+        """The ``count`` pairs orthogonal to the columns of ``known``, which go to theta - 3."""
+
+        def product(y: Array) -> Array:
+            x = scale * y.ravel()
+            wx = graph.matvec(x) + colour @ x
+            moved: Array = scale * wx - 3 * (known @ (known.T @ y.ravel()))
+            return moved
+
+        operator = scipy.sparse.linalg.LinearOperator((n, n), product, dtype=np.float64)
+        theta, y = scipy.sparse.linalg.eigsh(operator, count, which="LA", v0=start, tol=_TOLERANCE)
+        return theta, y
+
+    theta, y = largest(trivial[:, None], k)
+    # Of a repeated eigenvalue a Krylov space holds one vector; the others are orthogonal to it.
+    while k + 1 < n:
+        missed, more = largest(np.column_stack([trivial, y]), 1)
+        if missed[0] <= theta.min() + _REPEATED:
+            break
+        drop = theta.argmin()
+        theta[drop], y[:, drop] = missed[0], more[:, 0]
+    return _oriented(theta, y, scale)
+
+
+def _oriented(theta: Array, y: Array, scale: Array) -> Pairs:
+    order = np.argsort(-theta, kind="stable")
+    x = (scale[:, None] * y).T[order]
+    peaks = [row[_cut.first_peak(np.abs(row))] for row in x]
+    return 1 - theta[order], x * np.sign(peaks)[:, None]
