@@ -138,9 +138,9 @@ def test_maskcut_is_the_union_of_three_rounds(photos):
     ("areas", "union"),
     [
         # Each mask begins at the patch of the first number and ends before the second, of 200.
-        ([(0, 20), (10, 30), (40, 50)], {*range(30), *range(40, 50)}),  # IoU 1 / 3
-        ([(0, 20), (0, 10), (40, 50)], {*range(20), *range(40, 50)}),  # IoU 1 / 2: it counts
-        ([(0, 20), (6, 20), (40, 50)], {*range(20), *range(40, 50)}),  # more: it does not,
+        ([(0, 20), (8, 28), (40, 50)], {*range(28), *range(40, 50)}),  # IoU 3 / 7
+        ([(0, 20), (5, 30), (40, 50)], {*range(30), *range(40, 50)}),  # IoU 1 / 2: it counts
+        ([(0, 20), (4, 24), (40, 50)], {*range(20), *range(40, 50)}),  # more: it does not,
         ([(0, 20), (4, 22), (4, 22)], {*range(22)}),  # and nothing resembles an empty mask
         ([(0, 20), (40, 42), (60, 63)], {*range(20), *range(60, 63)}),  # 1 %, and more
         ([(0, 1), (0, 1), (0, 1)], {0}),  # the first always counts
