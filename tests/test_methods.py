@@ -134,6 +134,32 @@ def test_maskcut_is_the_union_of_three_rounds(photos):
     assert grown > 3
 
 
+@pytest.mark.parametrize(
+    ("areas", "union"),
+    [
+        # Each mask begins at the patch of the first number and ends before the second, of 200.
+        ([(0, 20), (8, 28), (40, 50)], {*range(28), *range(40, 50)}),  # IoU 3 / 7
+        ([(0, 20), (5, 30), (40, 50)], {*range(30), *range(40, 50)}),  # IoU 1 / 2: it counts
+        ([(0, 20), (4, 24), (40, 50)], {*range(20), *range(40, 50)}),  # more: it does not,
+        ([(0, 20), (4, 22), (4, 22)], {*range(22)}),  # and nothing resembles an empty mask
+        ([(0, 20), (40, 42), (60, 63)], {*range(20), *range(60, 63)}),  # 1 %, and more
+        ([(0, 1), (0, 1), (0, 1)], {0}),  # the first always counts
+    ],
+)
+def test_which_rounds_count(areas, union, monkeypatch):
+    grid = (10, 20)
+    plain = label(smooth(*grid, 8), grid)
+    masks = iter([torch.arange(200)[None].ge(a) & torch.arange(200)[None].lt(b) for a, b in areas])
+
+    def cut(features, grid, **rule):
+        fields_ = {**vars(plain), "mask": next(masks).unflatten(1, grid)}
+        return PseudoLabels(**fields_)
+
+    monkeypatch.setattr(methods, "pseudo_label", cut)
+    found = methods.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
+    assert set(found.nonzero().flatten().tolist()) == union
+
+
 def test_maskcut_takes_batches():
     f = torch.stack([smooth(12, 9, 32, seed=seed) for seed in range(4)])
     together = methods.maskcut(f, (12, 9))
@@ -212,6 +238,14 @@ def test_the_vectors_of_selfmask_solve_the_dense_problem(name):
     assert np.allclose(x.T @ (D - A) @ x, np.diag(values), atol=1e-6)
 
 
+def test_the_range_of_products_over_blocks():
+    f = smooth(40, 37, 24, seed=8).abs().double()
+    f[900] = -f[1402]
+    rows = rows_of(f)
+    found = methods._range_of_products(torch.from_numpy(rows))
+    assert found == pytest.approx(((rows @ rows.T).min(), (rows @ rows.T).max()), abs=1e-12)
+
+
 def test_backbones_vote_together():
     f, g = smooth(12, 9, 32, seed=1), smooth(7, 5, 16, seed=2)
     ours, others = clusters(f, (12, 9)), clusters(g, (7, 5))
@@ -246,7 +280,9 @@ def test_the_vote(masks, winner, monkeypatch):
 
 
 def heads_of(n: int, count: int = 3, seed: int = 0) -> Tensor:
-    return (4 * torch.randn(count, n, generator=generator(seed))).softmax(dim=1)
+    """What is left of it for the patches differs from head to head."""
+    shares = torch.linspace(0.2, 0.9, count)[:, None]
+    return shares * (2 * torch.randn(count, n, generator=generator(seed))).softmax(dim=1)
 
 
 def found_of(f: Tensor, attention: Tensor, by_head: bool) -> np.ndarray:
@@ -327,10 +363,16 @@ def test_kmeans_ties():
     assert methods.kmeans_split(torch.cat([near, far[:1]]), (1, 3)).tolist() == [False, False, True]
     assert methods.kmeans_split(torch.cat([near, far]), (1, 4)).tolist() == [False] * 2 + [True] * 2
     assert methods.kmeans_split(torch.cat([near[:1], far]), (1, 3)).tolist() == [True, False, False]
-    # The border decides before the size does.
-    ring = torch.tensor([[1.0, 0.0]]).repeat(25, 1)
-    ring[torch.tensor([6, 7, 8, 11, 12, 13, 16, 17, 18, 0])] = torch.tensor([0.0, 1.0])
-    assert methods.kmeans_split(ring, (5, 5)).sum() == 10
+    # The border decides before the size does: 25 patches inside, 24 around them.
+    inside = torch.zeros(7, 7, dtype=torch.bool)
+    inside[1:-1, 1:-1] = True
+    rows = torch.stack([inside, ~inside], dim=2).float().flatten(0, 1)
+    assert methods.kmeans_split(rows, (7, 7)).tolist() == inside.flatten().tolist()
+    # Eight border patches each: the smaller one, which holds the first patch.
+    left = torch.zeros(5, 5, dtype=torch.bool)
+    left[:, 0] = left[0, 1] = left[-1, 1] = left[0, 2] = True
+    rows = torch.stack([left, ~left], dim=2).float().flatten(0, 1)
+    assert methods.kmeans_split(rows, (5, 5)).tolist() == left.flatten().tolist()
 
 
 @pytest.mark.parametrize("name", ["smooth", "object", "isolated patches", "one row of patches"])
@@ -358,6 +400,8 @@ def test_ipo_follows_the_split(init):
         expected = reference.ipo(f, found.ncut_mask[0], iters=1, min_count=3)
         assert torch.equal(one.mask[0], expected)
         assert methods.label(given, grid, "selfment", init, ipo_iters=0).ipo_iters.item() == 0
+        none = methods.label(given, grid, "selfment", init, ipo_min_count=len(f))
+        assert torch.equal(none.mask, none.ncut_mask)
 
 
 # All of them
