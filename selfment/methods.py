@@ -46,8 +46,10 @@ from torch import Tensor
 from . import _params as params
 from ._arrays import Grid
 from .backbones import Attended, Backbone
+from .graph import affinity
 from .optimization import refine
 from .pseudo_labels import PseudoLabels, pseudo_label
+from .spectral import eigenpairs, initial_mask
 
 Mask = NDArray[np.bool_]
 
@@ -137,7 +139,8 @@ def label(
         raise ValueError(f"{need}: got patch features alone")
     rows = features.features if isinstance(features, Attended) else features
     if method == "selfment" and init == "ncut":
-        return pseudo_label(rows, grid, orient=orient, **options)
+        labels: PseudoLabels = pseudo_label(rows, grid, orient=orient, **options)
+        return labels
     if method == "tokencut":
         return pseudo_label(rows, grid, ipo_iters=0)
     if method == "maskcut":
@@ -251,12 +254,13 @@ def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
     of the grid or less.
     """
     rule: dict[str, Any] = {"tau": 0.15, "orient": "corners", "ipo_iters": 0}
-    rows = features
-    labels = pseudo_label(rows, grid, **rule)
+    labels = pseudo_label(features, grid, **rule)
     mask = union = labels.mask.flatten(1)
-    for _ in range(_ROUNDS - 1):
-        rows = rows.masked_fill(mask[..., None], 0)
-        last, mask = mask, pseudo_label(rows, grid, **rule).mask.flatten(1)
+    graph = affinity(features, tau=rule["tau"])
+    for _ in range(_ROUNDS - 1 if graph.n > 1 else 0):
+        graph = graph.paint(mask)
+        x = eigenpairs(graph, 1).vectors[:, 0]
+        last, mask = mask, initial_mask(x, grid, "corners")[0]
         overlap, either = (mask & last).sum(dim=1), (mask | last).sum(dim=1)
         void = (2 * overlap > either) | (100 * mask.sum(dim=1) <= mask.shape[1])
         mask = mask & ~void[:, None]
