@@ -102,6 +102,7 @@ class _Run(Pipeline[Result]):
         refinement.check_method(steps["method"])
         if "coco" in self.formats:
             exports.load_coco_masks()
+            exports.check_coco(Path(out) / "annotations.json")
         settings = {**labeler.settings, "refinement": self.steps}
         super().__init__(out, settings, labeler.batch_size, shard)
         self.labeler = labeler
