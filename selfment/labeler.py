@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +20,6 @@ from .backbones import Attended, Backbone, backbone_class
 from .images import ImageLike, load_image
 from .multi_object import Objects, multi_label
 from .pseudo_labels import PseudoLabels
-
-_Features = TypeVar("_Features", Tensor, Attended)
 
 _FIELDS = tuple(field.name for field in fields(PseudoLabels))
 _OF_OBJECTS = ("tau", "eps", "graph", "ipo_iters", "ipo_min_count")  # options
@@ -225,7 +223,7 @@ class PseudoLabeler(ImageModel):
         )
 
 
-def _where_kernels_are(features: _Features) -> _Features:
+def _where_kernels_are(features: Any) -> Any:
     if not features.is_cuda or _native.cuda_obstacles():
         return features.cpu()
     return features
