@@ -115,6 +115,7 @@ def label(
     init: str = "ncut",
     *,
     orient: str = "seed",
+    votes: Sequence[tuple[Tensor, Grid]] = (),
     **options: Any,
 ) -> PseudoLabels:
     """Labels of (B, N, d) patch features by a method; see the module, which describes them.
@@ -122,6 +123,7 @@ def label(
     ``orient`` and ``options`` are those of :func:`selfment.pseudo_label`, for the method
     ``"selfment"``. Of labels without a Fiedler vector it, ``eigenvalue``, ``gap`` and ``residual``
     are NaN and ``lanczos_iters`` is 0; without a seed ``seed`` is -1. A single patch is foreground.
+    ``votes``: features of the same images by other backbones, and their grids, for ``"selfmask"``.
     Raises ``ValueError`` for features that are not finite, and where features alone are given to a
     method that needs more.
     """
@@ -142,7 +144,7 @@ def label(
         if len(patches) == 1:
             mask = np.ones(1, dtype=bool)
         elif method == "selfmask":
-            mask = selfmask(patches, grid)
+            mask = selfmask(patches, grid, [(theirs[image], own) for theirs, own in votes])
         elif init == "kmeans":
             mask = kmeans_split(patches, grid)
         else:

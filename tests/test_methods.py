@@ -492,6 +492,28 @@ def test_a_vit_gives_what_found_and_cls_need(weights, picture, kind):
             labeler.label_features(given.features)
 
 
+def test_more_backbones_vote(weights, picture):
+    import pickle
+
+    votes = PseudoLabeler(size=224, method="selfmask", backbones={TINY: weights})
+    with Image.open(picture) as opened:
+        pixels = [
+            load_backbone(name, weights=file).preprocess(opened, 224)[None]
+            for name, file in (("classic", None), (TINY, weights))
+        ]
+    ours = load_backbone("classic")(pixels[0])[0]
+    theirs = load_backbone(TINY, weights=weights)(pixels[1])[0]
+    candidates = [clusters(rows, (14, 14)) for rows in (ours, theirs)]
+    found = votes(picture)
+    assert np.array_equal(found.mask.numpy(), vote([mask for part in candidates for mask in part]))
+    assert torch.equal(pickle.loads(pickle.dumps(votes))(picture).mask, found.mask)
+    assert votes.settings != PseudoLabeler(size=224, method="selfmask").settings
+    with pytest.raises(ValueError, match="`backbones` need the images: got patch features alone"):
+        votes.label_features(ours[None])
+    with pytest.raises(ValueError, match=r"`backbones` must be left alone .*: got 'dsm'"):
+        PseudoLabeler(method="dsm", backbones=[TINY])
+
+
 @pytest.mark.parametrize("method", ["maskcut", "dsm", "selfmask", "kmeans"])
 def test_the_folder_job(method, picture, tmp_path):
     init = {"method": "selfment", "init": "kmeans"} if method == "kmeans" else {"method": method}
