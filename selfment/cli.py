@@ -189,6 +189,7 @@ def _label_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "orient": arguments.orient,
         "min_confidence": arguments.min_confidence,
         "batch_size": arguments.batch,
+        "backbones": arguments.backbones,
     }
 
 
@@ -312,6 +313,8 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
         metavar="NAME",
         help="classic, or any timm ViT (%(default)s)",
     )
+    voters = "more backbones, whose clusters vote with the method selfmask"
+    add("--backbones", nargs="+", default=(), metavar="NAME", help=voters)
     add("--features", default="tokens", choices=FEATURES, help="what a ViT gives (%(default)s)")
     add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
     side = "side the image is resized to (%(default)s)"
