@@ -1,4 +1,4 @@
-"""A folder of tensors: one file each, written whole or not at all, read through memory maps."""
+"""A folder of tensors: a file each, written whole or not at all, memory-mapped, with a checksum."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ._records import write_atomically
+from ._files import check_file, write_atomically
 
 _SUFFIX = ".safetensors"
 _RESERVE = 256 << 20  # bytes of a disk that are left for what must be written
@@ -25,12 +27,20 @@ def key_of(**parts: Any) -> str:
 
 
 def content_of(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """The SHA-256 of a file; raises ``OSError``."""
+    check_file(path)
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _checksum(key: str, tensor: Tensor) -> str:
+    """CRC-32 of the key, dtype, shape and bytes of a contiguous tensor on the CPU."""
+    start = zlib.crc32(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+    data: Any = tensor.flatten().view(torch.uint8).numpy()
+    return f"{zlib.crc32(data, start):08x}"
 
 
 class TensorCache:
@@ -51,27 +61,40 @@ class TensorCache:
             ) from error
         self._lock = Lock()
         self._told = False
+        self._damaged: set[Path] = set()
         self._left: int | None = None
         if limit is not None:
             here = sum(file.stat().st_size for file in folder.glob(f"*/*{_SUFFIX}"))
             self._left = max(0, limit - here) // users
 
     def get(self, key: str) -> Tensor | None:
-        """The tensor, memory-mapped; None where there is none, or none that can be read."""
-        from safetensors import SafetensorError, safe_open
+        """The tensor, memory-mapped; None where there is none, or a damaged one, which is reported.
 
+        What is read is what was kept under this key: its checksum is computed each time.
+        """
+        from safetensors import safe_open
+
+        path = self._path(key)
         try:
-            with safe_open(self._path(key), "pt") as file:
+            check_file(path)
+            with safe_open(path, "pt") as file:
+                kept = (file.metadata() or {}).get("crc32")
                 tensor: Tensor = file.get_tensor("tensor")
-        except (OSError, SafetensorError, RuntimeError):
+            if kept == _checksum(key, tensor):
+                return tensor
+        except FileNotFoundError:
             return None
-        return tensor
+        except Exception:  # of the safetensors library, of torch and of the file system
+            kept = None
+        self._report(path)
+        return None
 
     def put(self, key: str, tensor: Tensor) -> bool:
         """Keeps the tensor; False where limit or disk do not allow it, which is said once."""
         from safetensors.torch import save
 
-        data = save({"tensor": tensor.contiguous().cpu()})
+        tensor = tensor.contiguous().cpu()
+        data = save({"tensor": tensor}, {"crc32": _checksum(key, tensor)})
         try:
             self._reserve(len(data))
             write_atomically(self._path(key), lambda file: file.write(data))
@@ -83,6 +106,13 @@ class TensorCache:
                 print(f"cache: not all is kept in {self.folder} ({reason})", file=sys.stderr)
             return False
         return True
+
+    def _report(self, path: Path) -> None:
+        with self._lock:
+            told = path in self._damaged
+            self._damaged.add(path)
+        if not told:
+            print(f"cache: {path} is damaged, and computed again", file=sys.stderr)
 
     def _reserve(self, size: int) -> None:
         """Raises ``OSError`` where there is no room for so many bytes."""

@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ._files import printable, reason, remove_stale
 from ._records import Record, Records
-from .images import ImageEntry, load_image
+from .images import ImageEntry, ImageError, load_image
 
 Result = TypeVar("Result")
 
@@ -79,6 +80,8 @@ class Pipeline(ABC, Generic[Result]):
             raise ValueError(
                 f"`out` must be a folder that can be written: got {os.fspath(out)!r} ({reason})"
             ) from error
+        if shard[1] == 1:  # nobody else writes here
+            remove_stale(self.folder)
         text = json.dumps(settings, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:12]
         self.batch_size = batch_size
@@ -170,7 +173,7 @@ class Pipeline(ABC, Generic[Result]):
 
     def _taken(self, name: str, image: str) -> bool:
         """Whether another image owns the file, or one lies there that no run has recorded."""
-        known = self.records.owns(name)
+        known = self.records.owns(name, image)
         folder = os.fspath(self.folder)
         return self.records.claim(name, image) != image or (
             not known
@@ -313,8 +316,8 @@ class Pipeline(ABC, Generic[Result]):
         self.bar.update()
 
     def _fail(self, job: Job, error: Exception) -> None:
-        text = str(error).strip() or type(error).__name__
-        sentence = text.splitlines()[0]
+        # An image error is a sentence, which may have a line break in the image's name.
+        sentence = str(error) if isinstance(error, ImageError) else reason(error)
         if job.image not in sentence:
             sentence = f"cannot {self.verb} {job.image}: {sentence}"
         # A file of an earlier run stays, and stays this image's.
@@ -323,7 +326,7 @@ class Pipeline(ABC, Generic[Result]):
         name = kept if there else None
         self.records.add({**self._record(job), self.key: name, "error": sentence})
         self.failed += 1
-        tqdm.write(sentence, file=sys.stderr)
+        tqdm.write(printable(sentence), file=sys.stderr)
         self.bar.update()
 
 

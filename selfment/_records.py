@@ -1,16 +1,19 @@
-"""Records: a file with one JSON object per image; files that are written whole or not at all."""
+"""Records: a file with one JSON object per image, each line with its checksum."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 import time
-import uuid
+import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
+
+from ._files import atomic_file
 
 fcntl: ModuleType | None
 try:
@@ -22,25 +25,23 @@ Record = dict[str, Any]
 
 _PATIENCE = 60.0  # seconds that a process of many waits for one that merges the records
 
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A temporary file beside ``path``, moved there in one step unless the block raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+_SUM = re.compile(r', "crc32": "([0-9a-f]{8})"}')
+_LENGTH = len(', "crc32": "01234567"}')
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, then moves it there in one step."""
-    with atomic_file(path) as file:
-        write(file)
+def sealed(line: str) -> str:
+    """A JSON object of one line, with the CRC-32 of this line as its last key, ``crc32``."""
+    return f'{line[:-1]}, "crc32": "{zlib.crc32(line.encode()):08x}"}}'
+
+
+def unsealed(line: str) -> str | None:
+    """What :func:`sealed` was given; None for a line that it has not made, or that has changed."""
+    found = _SUM.fullmatch(line, max(0, len(line) - _LENGTH))
+    if found is None:
+        return None
+    content = f"{line[:-_LENGTH]}}}"
+    whole = zlib.crc32(content.encode()) == int(found[1], 16)
+    return content if whole else None
 
 
 class Records:
@@ -48,7 +49,9 @@ class Records:
 
     Each is appended and flushed when it is added, so that a run that is killed loses nothing;
     :meth:`close` rewrites the file with one line per image. In memory they are lines of text, a
-    fifth of what dictionaries take.
+    fifth of what dictionaries take. A line ends with its own checksum. One whose checksum is wrong
+    or missing is reported on stderr and counts for nothing, and neither do earlier ones of its
+    image: the image is done again, under the same name.
 
     The processes of a sharded run append to files of their own, ``labels-rank0.jsonl`` beside
     ``labels.jsonl``. Every run reads all of them; the last process to end, or the next run that is
@@ -56,7 +59,7 @@ class Records:
     """
 
     def __init__(self, path: Path, key: str = "mask", shard: tuple[int, int] = (0, 1)) -> None:
-        """Reads ``path`` if it exists and locks it; a last line that was cut off is dropped.
+        """Reads ``path`` if it exists and locks it; a line that was cut off is dropped.
 
         ``key``: the field that names the file made of an image. ``shard``: rank and number of the
         processes that share the folder. Raises ``ValueError`` where another run holds the file or
@@ -65,8 +68,10 @@ class Records:
         rank, world = shard
         self.path = path
         self._key = key
-        self._lines: dict[str, str] = {}
+        self._tells = rank == 0  # of damaged lines, at the first reading
+        self._lines: dict[str, str] = {}  # less the checksums
         self._owners: dict[str, str] = {}
+        self._damaged: dict[str, tuple[str, str]] = {}  # by image: the name, if known, and the line
         # Shared among the processes of one run, so that no other run starts meanwhile.
         self._main = _opened(path, shared=world > 1)
         self._file = self._main
@@ -86,9 +91,12 @@ class Records:
         record: Record = {} if line is None else json.loads(line)
         return record
 
-    def owns(self, name: str) -> bool:
-        """Whether the file ``name`` belongs to a source image."""
-        return name in self._owners
+    def owns(self, name: str, image: str) -> bool:
+        """Whether the file ``name`` belongs to any source image.
+
+        A damaged record counts if it gives the name to ``image``; no path is taken from it.
+        """
+        return name in self._owners or self._damaged.get(image, ("", ""))[0] == name
 
     def claim(self, name: str, image: str) -> str:
         """The source image that owns the file ``name``: the one that did, or now ``image``."""
@@ -102,9 +110,14 @@ class Records:
         now = max(time.time(), self.get(record["image"]).get("time", 0) + 0.001)
         record = {**record, "time": round(now, 3)}
         line = json.dumps(record)
-        self._keep(record, line)
-        self._file.write(line + "\n")
-        self._file.flush()
+        self._own(record)
+        self._lines[record["image"]] = line
+        self._damaged.pop(record["image"], None)
+        try:
+            self._file.write(sealed(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise _named(error, self.path) from error
 
     def close(self, finish: Callable[[Iterable[Record]], object] = list) -> None:
         """Rewrites the file atomically with one line per image, then calls ``finish`` with them.
@@ -122,14 +135,21 @@ class Records:
             self._release()
 
     def _merge(self) -> None:
-        with atomic_file(self.path) as file:
-            file.writelines(line.encode() + b"\n" for line in self._lines.values())
+        try:
+            with atomic_file(self.path, durable=True) as file:
+                file.writelines(f"{sealed(line)}\n".encode() for line in self._lines.values())
+                # Of images that no run has been asked for since.
+                file.writelines(f"{line}\n".encode() for _, line in self._damaged.values())
+        except OSError as error:
+            raise _named(error, self.path) from error
         for part in self._parts():
             part.unlink()
 
     def _release(self) -> None:
-        self._file.close()
-        self._main.close()
+        try:
+            self._file.close()  # which writes what a full disk has not taken, if it can
+        finally:
+            self._main.close()
 
     def _parts(self) -> list[Path]:
         return sorted(self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}"))
@@ -137,18 +157,22 @@ class Records:
     def _read_all(self) -> None:
         for path in (self.path, *self._parts()):
             latest: dict[str, str] = {}
-            for record, line in _read(path):
-                latest[record["image"]] = line
-                self._own(record)
+            for image, line, content in _read(path, self._key, self._tells):
+                if content is None:
+                    latest.pop(image, None)
+                    self._damaged[image] = _name(line, self._key), line
+                    continue
+                latest[image] = content
+                self._damaged.pop(image, None)
+                self._own(json.loads(content))
             # Within a file the last line is the latest; between files the time says.
             for image, line in latest.items():
                 other = self._lines.get(image)
                 if other is None or _time(line) >= _time(other):
                     self._lines[image] = line
-
-    def _keep(self, record: Record, line: str) -> None:
-        self._own(record)
-        self._lines[record["image"]] = line
+        for image in self._lines:
+            self._damaged.pop(image, None)
+        self._tells = False
 
     def _own(self, record: Record) -> None:
         if record.get(self._key):
@@ -198,23 +222,40 @@ def _last(main: IO[str]) -> bool:
     return True
 
 
-def _read(path: Path) -> Iterator[tuple[Record, str]]:
-    """The records of a file and their lines, less a last one that is cut off.
+def _read(path: Path, key: str, tells: bool) -> Iterator[tuple[str, str, str | None]]:
+    """The image of each record of a file, its line, and that less the checksum if it is whole.
 
-    Raises ``ValueError``.
+    A last line that is cut off is left out, as are damaged ones that name no image; how many are
+    damaged is reported on stderr if it ``tells``. Raises ``ValueError`` for a file of another kind.
     """
+    strange, damaged, first, whole = 0, 0, 0, 0
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for number, text in enumerate(file, 1):
             line = text.rstrip("\n")
-            record = _parsed(line)
-            if record is not None:
-                yield record, line
-            elif text.endswith("\n") and line.strip() and not line.startswith('{"image": '):
-                # Not even a record that a killed run cut off: this is another's file.
-                raise ValueError(
-                    f"`out` must hold no file {path.name} of another kind: line {number} of {path} "
-                    "is not a record of selfment"
-                )
+            content = unsealed(line)
+            if content is not None and (image := _image(content, key)) is not None:
+                whole += 1
+                yield image, line, content
+            elif text.endswith("\n") and line.strip():
+                damaged += 1
+                first = first or number
+                if not line.startswith('{"image": '):
+                    strange = strange or number
+                if named := _text(_IMAGE.match(line)):
+                    yield named, line, None
+    if strange and not whole:
+        # Not even records that a killed run cut off: this is another's file.
+        raise ValueError(
+            f"`out` must hold no file {path.name} of another kind: line {strange} of {path} "
+            "is not a record of selfment"
+        )
+    if damaged and tells:
+        lines = "1 line is" if damaged == 1 else f"{damaged} lines are"
+        print(
+            f"{lines} damaged in {path}, the first is line {first}: what they say of images counts "
+            "as not done",
+            file=sys.stderr,
+        )
 
 
 def _time(line: str) -> float:
@@ -231,10 +272,42 @@ def _end_line(file: IO[str]) -> None:
                 file.write("\n")
 
 
-def _parsed(line: str) -> Record | None:
+_IMAGE = re.compile(r'\{"image": ("(?:[^"\\]|\\.)*")')
+
+
+def _name(line: str, key: str) -> str:
+    """The name of the file in a damaged line; empty where there is none."""
+    return _text(re.search(rf'"{key}": ("(?:[^"\\]|\\.)*")', line))
+
+
+def _text(found: re.Match[str] | None) -> str:
+    """The JSON string of a match's first group; empty where there is none."""
+    try:
+        return str(json.loads(found[1])) if found else ""
+    except ValueError:
+        return ""
+
+
+def _image(line: str, key: str) -> str | None:
+    """The image of a record; None for a line that is none, or names a file outside the folder."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    whole = isinstance(record, dict) and isinstance(record.get("image"), str)
-    return record if whole else None
+    if not isinstance(record, dict) or not isinstance(record.get("image"), str):
+        return None
+    if not isinstance(record.get("time", 0), int | float):
+        return None
+    name = record.get(key)
+    if name is not None and (not isinstance(name, str) or _leads_outside(name)):
+        return None
+    return str(record["image"])
+
+
+def _leads_outside(name: str) -> bool:
+    return os.path.isabs(name) or ".." in name.split("/") or "\0" in name
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error of a file that was open, with its path."""
+    return OSError(error.errno, error.strerror or str(error), os.fspath(path))

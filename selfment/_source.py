@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from . import __version__, _distributed
 from ._cache import TensorCache, content_of, key_of
+from ._files import printable, reason
 from .images import ImageError, load_image
 from .labeler import PseudoLabeler
 
@@ -90,6 +91,8 @@ class Source:
                     key, pixels, labels = future.result()
                     if labels is None and pixels is None:
                         labels = self._labels(key)
+                        if labels is None:  # the features have gone meanwhile
+                            key, pixels = self._load(index)
                 except Exception as error:
                     self._fail(index, error)
                 else:
@@ -136,12 +139,13 @@ class Source:
     def _key_of_labels(self, key: str) -> str:
         return key_of(features=key, **self._of_labels)
 
-    def _labels(self, key: str) -> Tensor:
-        """The labels of cached features."""
-        assert self.cache is not None
-        features = self.cache.get(key)
-        assert features is not None
+    def _labels(self, key: str) -> Tensor | None:
+        """The labels of cached features; None where there are none."""
+        features = None if self.cache is None else self.cache.get(key)
+        if features is None:
+            return None
         labels: Tensor = self.labeler.label_features(features[None]).mask.flatten()
+        assert self.cache is not None
         self.cache.put(self._key_of_labels(key), labels)
         return labels
 
@@ -171,11 +175,12 @@ class Source:
             self._done[index] = key, labels.clone()  # not the whole batch
 
     def _fail(self, index: int, error: Exception) -> None:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # An image error is a sentence, which may have a line break in the image's name.
+        text = str(error) if isinstance(error, ImageError) else reason(error)
         path = str(self.paths[index])
         sentence = text if path in text else f"cannot label {path}: {text}"
         self._done[index] = sentence, None
-        tqdm.write(sentence, file=sys.stderr)
+        tqdm.write(printable(sentence), file=sys.stderr)
 
 
 def ahead(

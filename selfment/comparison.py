@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from . import _tables
-from ._records import atomic_file
+from ._files import atomic_file
 from .evaluation import Report, evaluate
 from .images import ImageEntry
 from .labeler import PseudoLabeler
@@ -119,7 +119,7 @@ def compare(
     comparison = Comparison(reports, left_out)
     for kind, file in FILES.items():
         content = str(getattr(comparison, f"to_{kind}")()).encode()
-        with atomic_file(folder / file) as stream:
+        with atomic_file(folder / file, durable=True) as stream:
             stream.write(content)
     return comparison
 

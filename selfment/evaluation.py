@@ -44,8 +44,8 @@ from tqdm import tqdm
 
 from . import _params as params
 from . import _tables
-from ._records import write_atomically
-from .images import ImageError, _reason, find_images, load_image
+from ._files import write_atomically
+from .images import ImageError, _reason, find_images, load_image, open_image
 from .metrics import Curves, accuracy, as_map, f_curves, iou, tokencut_curves
 
 Array = npt.NDArray[Any]
@@ -140,7 +140,7 @@ class Report:
         params.choice("format", format, FORMATS)
         # A file's name may hold bytes that are no text.
         content = str(getattr(self, f"to_{format}")()).encode("utf-8", "replace")
-        write_atomically(Path(path), lambda file: file.write(content))
+        write_atomically(Path(path), lambda file: file.write(content), durable=True)
 
 
 class Evaluator:
@@ -315,7 +315,7 @@ def read_map(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
     :class:`selfment.images.ImageError`.
     """
     try:
-        with Image.open(path) as opened:
+        with open_image(path) as opened:
             opened.load()
             return _grey(opened)
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to

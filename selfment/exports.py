@@ -17,7 +17,8 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from . import _params as params
-from ._records import atomic_file
+from ._files import atomic_file
+from ._records import unsealed
 
 FORMATS = ("png", "coco", "yolo")
 
@@ -95,25 +96,34 @@ def coco_record(instances: Instances, scores: Sequence[float]) -> Record:
     return {"width": width, "height": height, "annotations": annotations}
 
 
+def read_record(file: Path) -> Record:
+    """The :func:`coco_record` in a JSON file, which ends with its checksum.
+
+    Raises ``ValueError`` for a file that is damaged, and ``OSError``.
+    """
+    content = unsealed(file.read_bytes().decode(errors="replace"))
+    try:
+        record = json.loads(content or "")
+        return {name: record[name] for name in ("width", "height", "annotations")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"cannot read {file}: it holds no annotations, or damaged ones") from error
+
+
 def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
     """Composes a COCO instances file, atomically and one image at a time.
 
-    ``sources``: the ``file_name`` of each image and the JSON file of its :func:`coco_record`. Ids
-    count from 1 in this order, so that the same sources give the same bytes. Raises ``ValueError``
-    for a source that is broken.
+    ``sources``: the ``file_name`` of each image and the JSON file that :func:`read_record` reads.
+    Ids count from 1 in this order, so that the same sources give the same bytes. Raises
+    ``ValueError`` for a source that is broken.
     """
     images: list[Record] = []
     count = 0
-    with atomic_file(path) as file:
+    with atomic_file(path, durable=True) as file:
         file.write(_HEAD)
         for name, source in sources:
-            try:
-                found = json.loads(source.read_bytes())
-                size = {side: found[side] for side in ("width", "height")}
-                annotations = found["annotations"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"cannot read {source}: it holds no annotations") from error
-            images.append({"id": len(images) + 1, "file_name": name, **size})
+            found = read_record(source)
+            annotations = found.pop("annotations")
+            images.append({"id": len(images) + 1, "file_name": name, **found})
             for annotation in annotations:
                 ids = {"id": count + 1, "image_id": len(images), "category_id": CATEGORY["id"]}
                 file.write(b",\n" if count else b"\n")

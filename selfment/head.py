@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ._records import write_atomically
+from ._files import atomic_file, check_file
 from .backbones import WeightsError
 
 EMBEDDING = 128  #: length of the embedding that the contrastive loss takes
@@ -89,9 +89,9 @@ def save_head(folder: str | os.PathLike[str], head: PatchHead, info: HeadInfo) -
     config = {"model_type": "selfment-patch-head", "dim": head.dim, **asdict(info)}
     # The weights last: a folder without them is no head.
     text = json.dumps(config, indent=2) + "\n"
-    write_atomically(Path(folder) / CONFIG_NAME, lambda file: file.write(text.encode()))
-    data = save(state, {"format": "pt"})
-    write_atomically(Path(folder) / WEIGHTS_NAME, lambda file: file.write(data))
+    for name, data in (CONFIG_NAME, text.encode()), (WEIGHTS_NAME, save(state, {"format": "pt"})):
+        with atomic_file(Path(folder) / name, durable=True) as file:
+            file.write(data)
 
 
 def load_head(path: str | os.PathLike[str]) -> tuple[PatchHead, HeadInfo]:
@@ -161,6 +161,7 @@ def _read_safetensors(name: str) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     try:
+        check_file(name)
         state: dict[str, Any] = load_file(name)
     except Exception as error:  # of the safetensors library, and of the file system
         raise WeightsError(

@@ -6,13 +6,15 @@ import glob
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from ._files import check_file, reason
 
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
@@ -90,8 +92,10 @@ def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
 
     ``image``: a path, a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4). Transparency is
     composited on white; 16-bit values use the full 16-bit range; float and 32-bit values outside
-    theirs are scaled by minimum and maximum; an animation gives its first frame. Raises
-    :class:`ImageError`.
+    theirs are scaled by minimum and maximum; an animation gives its first frame. The bytes say what
+    format a file has, not its name, and what follows the image in it is ignored. Refused are files
+    of more than 178,956,970 pixels, twice ``PIL.Image.MAX_IMAGE_PIXELS``, which one may set, pipes,
+    sockets and devices, and PostScript. Raises :class:`ImageError`.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image), []
@@ -99,12 +103,25 @@ def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
     if isinstance(image, Image.Image):
         return _decode(image, name)
     try:
-        with Image.open(name) as opened:
+        with open_image(name) as opened:
             return _decode(opened, name)
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Pillow's image of a file, whose pixels are not yet read. Raises whatever Pillow raises.
+
+    Also ``OSError`` for what is no file, and for PostScript, which Pillow would have run.
+    """
+    check_file(path)
+    image = Image.open(path)
+    if image.format == "EPS":
+        image.close()
+        raise OSError("PostScript is a program, which is not run")
+    return image
 
 
 def _expand(value: str, skip: str | None, suffixes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -119,26 +136,44 @@ def _expand(value: str, skip: str | None, suffixes: Sequence[str]) -> tuple[list
             raise ValueError(f"the folder {value!r} holds no image")
         return [folder], files
     if not glob.has_magic(value):
+        if os.path.exists(value):
+            raise ValueError(f"neither a file nor a folder: {value!r}")
         raise ValueError(f"no such file or folder: {value!r}")
     base = os.path.abspath(value)
     while glob.has_magic(base):
         base = os.path.dirname(base)
     _check_searched(base, skip)
     roots, files = [], []
-    for match in sorted(glob.glob(value, recursive=True)):
-        path = os.path.abspath(match)
+    for path in sorted({os.path.abspath(match) for match in _matches(value)}):
         if skip is not None and _inside(os.path.realpath(path), skip):
             continue
         if os.path.isdir(path):
             inside = _walk(path, skip, suffixes)
             files += inside
             roots += [path] if inside else []
-        elif Path(path).suffix.lower() in suffixes:
+        elif Path(path).suffix.lower() in suffixes and os.path.isfile(path):
             files.append(path)
             roots.append(os.path.dirname(path))
     if not files:
         raise ValueError(f"no image matches {value!r}")
     return roots, files
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """What a glob matches; ``**`` does not follow links, which may lead in circles."""
+    parts = pattern.split(os.sep)
+    if "**" not in parts:
+        yield from glob.iglob(pattern)
+        return
+    place = parts.index("**")
+    rest = parts[place + 1 :]
+    for root in glob.iglob(os.sep.join([*parts[:place], ""]) if place else os.curdir + os.sep):
+        if not rest:  # folders are searched whole
+            yield root
+            continue
+        for parent, folders, _ in os.walk(root):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            yield from _matches(os.path.join(glob.escape(parent), *rest))
 
 
 def _walk(folder: str, skip: str | None, suffixes: Sequence[str]) -> list[str]:
@@ -251,6 +286,9 @@ def _reason(error: Exception) -> str:
     if isinstance(error, PermissionError):
         return "permission denied"
     if isinstance(error, Image.DecompressionBombError):
-        return "it has too many pixels to be taken for a photograph (decompression bomb)"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        return (
+            "it has too many pixels to be taken for a photograph, "
+            f"more than {most:,} (decompression bomb)"
+        )
+    return reason(error)

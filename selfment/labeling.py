@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,11 +14,13 @@ from typing import IO, Any
 
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from . import _params as params
 from . import exports, refinement
+from ._files import printable, reason, write_atomically
 from ._pipeline import Job, Pipeline
-from ._records import Record, write_atomically
+from ._records import Record, sealed
 from .images import ImageEntry
 from .labeler import PseudoLabeler
 from .multi_object import Objects
@@ -145,7 +148,7 @@ class _Run(Pipeline[Result]):
             made["boxes"] = lambda file: file.write(text)
         if "coco" in self.formats:
             scores = (1 - values).clamp(min=0).tolist()
-            line = json.dumps(exports.coco_record(instances, scores)).encode()
+            line = sealed(json.dumps(exports.coco_record(instances, scores))).encode()
             made["annotations"] = lambda file: file.write(line)
         if self.overlays and job.picture is not None:
             if isinstance(result, Objects):
@@ -177,6 +180,18 @@ class _Run(Pipeline[Result]):
     def _wanted(self, record: Record) -> list[str | None]:
         fields = [_FIELDS[name] for name in sorted(self.formats)]
         return [record.get(field) for field in (*fields, *(["overlay"] if self.overlays else []))]
+
+    def _is_done(self, image: str) -> bool:
+        if not super()._is_done(image):
+            return False
+        if "coco" not in self.formats:
+            return True
+        try:
+            exports.read_record(self.folder / self.records.get(image)["annotations"])
+        except (OSError, ValueError) as error:
+            tqdm.write(f"{printable(reason(error))}; the image is labelled again", file=sys.stderr)
+            return False
+        return True
 
     def _finish(self, records: Iterable[Record]) -> None:
         if "coco" not in self.formats:

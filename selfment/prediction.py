@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from . import _params as params
+from ._files import write_atomically
 from ._pipeline import Job, Pipeline
-from ._records import Record, write_atomically
+from ._records import Record
 from .images import SUFFIXES, ImageEntry, find_images
 from .segmenter import Segmenter
 from .video import VIDEO_SUFFIXES, load_av, segment_video

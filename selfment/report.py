@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from . import _params as params
-from ._records import write_atomically
+from ._files import write_atomically
 from ._tables import MEANINGS, number, remarks, title
 from .evaluation import ImageScores, Report, by_stem, read_map
 from .images import ImageError, load_image
@@ -46,7 +46,7 @@ def write_html(
     text = to_html(report, images=images, gallery=gallery)
     # A file's name may hold bytes that are no text.
     content = text.encode("utf-8", "replace")
-    write_atomically(Path(path), lambda file: file.write(content))
+    write_atomically(Path(path), lambda file: file.write(content), durable=True)
 
 
 def to_html(

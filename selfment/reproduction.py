@@ -15,7 +15,8 @@ from typing import Any
 
 from . import __version__, _distributed, _native
 from . import _params as params
-from ._records import write_atomically
+from ._files import write_atomically
+from ._records import unsealed
 from .datasets import DataSet, Pair, find_folder, find_set
 from .head import WEIGHTS_NAME
 from .images import ImageEntry
@@ -119,7 +120,7 @@ def reproduce(
         }
     table = _table(results)
     _write_json(folder / "results.json", results)
-    write_atomically(folder / "results.md", lambda file: file.write(table.encode()))
+    write_atomically(folder / "results.md", lambda file: file.write(table.encode()), durable=True)
     return Reproduction(results, table, len(about["failed"]))
 
 
@@ -227,8 +228,9 @@ def _predict(test: _Test, folder: Path, segmenter: Segmenter, progress: bool) ->
     # By the records, for a name can be taken by an image of the same stem from elsewhere.
     names = {}
     for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
-        names[record["image"]] = record["saliency"]
+        if content := unsealed(line):
+            record = json.loads(content)
+            names[record["image"]] = record["saliency"]
     return [folder / names[str(path)] for path in images]
 
 
@@ -354,4 +356,4 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2) + "\n"
-    write_atomically(file, lambda stream: stream.write(text.encode()))
+    write_atomically(file, lambda stream: stream.write(text.encode()), durable=True)

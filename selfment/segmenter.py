@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ._files import write_atomically
 from ._model import ImageModel
-from ._records import write_atomically
 from .backbones import Backbone, WeightsError
 from .head import (
     CONFIG_NAME,

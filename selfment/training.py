@@ -24,7 +24,8 @@ from tqdm import tqdm
 from . import _distributed, _native
 from . import _params as params
 from ._cache import TensorCache
-from ._records import lock, write_atomically
+from ._files import atomic_file, remove_stale, write_atomically
+from ._records import lock
 from ._source import Source, ahead
 from .backbones import DTYPES, WeightsError
 from .head import HeadInfo, PatchHead, read_checkpoint, save_head
@@ -269,6 +270,7 @@ class _Run:
                     f"got {os.fspath(folder)!r} ({error.strerror or error})"
                 ) from error
             lock(self._held, folder)
+            remove_stale(folder)
 
     @property
     def median(self) -> float:
@@ -302,7 +304,9 @@ class _Run:
             return
         about = {"settings": settings, "versions": _native.info(), "failed": failed}
         text = json.dumps({**about, "images": self._paths}, indent=2) + "\n"
-        write_atomically(self.folder / "settings.json", lambda file: file.write(text.encode()))
+        write_atomically(
+            self.folder / "settings.json", lambda file: file.write(text.encode()), durable=True
+        )
         # A run that was killed wrote steps of an epoch that it did not finish.
         file = self.folder / "steps.jsonl"
         text = file.read_text(encoding="utf-8") if file.exists() else ""
@@ -341,9 +345,8 @@ class _Run:
             "images": self._images,
             "info": asdict(info),
         }
-        write_atomically(
-            self.folder / f"epoch-{epoch:03}.pt", lambda file: torch.save(content, file)
-        )
+        with atomic_file(self.folder / f"epoch-{epoch:03}.pt", durable=True) as file:
+            torch.save(content, file)
 
     def close(self) -> None:
         """Releases the files."""

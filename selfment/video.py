@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ._records import atomic_file
+from ._files import atomic_file, check_file
 from .segmenter import Segmenter
 from .visualize import tint_saliency
 
@@ -139,6 +139,10 @@ class _Source:
         av = load_av()
         self._error = av.error.FFmpegError
         self.name = name
+        try:
+            check_file(name)
+        except OSError as error:
+            raise self._broken(error.strerror or str(error)) from error
         try:
             self._container = av.open(name)
         except self._error as error:

@@ -158,7 +158,8 @@ def _from_file(name: str, file: str) -> Any:
             f"`weights` must be a checkpoint file of {name}: {file!r} does not exist"
         )
     try:
-        state = timm.models.load_state_dict(file)
+        # Said, because releases of timm differ: without it a pickle may run what it likes.
+        state = timm.models.load_state_dict(file, weights_only=True)
     except Exception as error:  # torch, pickle, zip and safetensors each have errors of their own
         raise WeightsError(
             f"`weights` must be a checkpoint that torch or safetensors can read: {file!r} is not "

@@ -1,0 +1,117 @@
+"""Files: written whole or not at all, read without waiting, and sentences on what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import IO
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None
+
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_YOUNG = 60.0  # seconds for which a temporary file may not have been locked yet
+
+
+@contextmanager
+def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
+    """A temporary file beside ``path``, moved there in one step unless the block raises.
+
+    ``durable``: on the disk before it is moved, so that not even a power failure leaves anything
+    but the old file or the new one. It is for what nothing checks when it is read, or what takes
+    long to make again: records, heads, checkpoints, reports. A result that the records name is made
+    again where it is empty, and a cached tensor where its checksum is wrong. Raises ``OSError``,
+    also for a ``path`` that is a pipe, a socket or a device.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        check_file(path)  # a device would be replaced, not written
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    held = None
+    try:
+        with temporary.open("xb") as file:
+            held = os.dup(file.fileno())  # keeps the lock until the file has its name
+            if fcntl is not None:
+                with suppress(OSError):  # not every file system has locks: see remove_stale
+                    fcntl.flock(held, fcntl.LOCK_SH)
+            yield file
+            if durable:
+                file.flush()
+                os.fsync(held)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        if held is not None:
+            os.close(held)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        with suppress(OSError):  # of file systems that keep names in another way
+            os.fsync(folder)
+        os.close(folder)
+
+
+def write_atomically(
+    path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False
+) -> None:
+    """Lets ``write`` fill a temporary file beside ``path``, then moves it there in one step.
+
+    ``durable``: see :func:`atomic_file`.
+    """
+    with atomic_file(path, durable=durable) as file:
+        write(file)
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes the temporary files of killed processes under ``folder``.
+
+    A process locks those that it writes, and the system takes the locks of a killed one. Where it
+    has no such locks, nothing is removed. Links are not followed.
+    """
+    if fcntl is None:
+        return
+    for parent, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            path = os.path.join(parent, name)
+            try:
+                check_file(path)
+                if time.time() - os.stat(path).st_mtime < _YOUNG:
+                    continue
+                with open(path, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(path)
+            except OSError:  # at work, or not ours to remove
+                continue
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what went wrong, with the name of the file that it went wrong with."""
+    if isinstance(error, OSError) and error.strerror:
+        # The second name, where there are two, is that under which a file was to appear.
+        name = error.filename2 or error.filename
+        return error.strerror if name is None else f"{error.strerror}: {os.fspath(name)}"
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def printable(text: str) -> str:
+    """``text`` on one line, with escapes for what a terminal would obey or cannot show."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Raises ``OSError`` for a pipe, a socket or a device: to read one could wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device")
