@@ -1,8 +1,7 @@
-"""SelfMask's candidates and their vote (Shin et al., CVPRW 2022), and k-means of patches."""
+"""SelfMask's candidates and their vote (Shin et al., CVPRW 2022)."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import Grid
+from .partition import kmeans
 
 Mask = NDArray[np.bool_]
 
 _CLUSTERS = (2, 3, 4)  # numbers of clusters
-_STARTS = 10  # of k-means
 _ROWS = 512  # of similarities at a time
 _DENSE = 64  # patches up to which all eigenvectors are computed
 
@@ -62,20 +61,6 @@ def _clusters(features: Tensor) -> Iterator[Mask]:
         if k <= len(vectors):
             assigned = kmeans(vectors[:, :k], k)
             yield from (assigned == cluster for cluster in range(k))
-
-
-def kmeans(rows: NDArray[Any], k: int) -> NDArray[np.int32]:
-    """The cluster (N,) of each of the rows (N, d): the best of ten starts, always the same."""
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits  # of scikit-learn
-
-    # On one thread: the order of its sums, and so the clusters, depend on how many there are.
-    with threadpool_limits(1), warnings.catch_warnings():
-        # Fewer rows that differ than clusters: those that are left are empty.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        assigned: NDArray[np.int32] = KMeans(k, n_init=_STARTS, random_state=0).fit_predict(rows)
-    return assigned
 
 
 def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:

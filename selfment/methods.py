@@ -43,10 +43,11 @@ from torch import Tensor
 
 from . import _params as params
 from ._arrays import Grid
-from ._selfmask import Mask, kmeans, selfmask, unit
+from ._selfmask import Mask, selfmask, unit
 from .backbones import Attended, Backbone
 from .graph import affinity
 from .optimization import refine
+from .partition import kmeans
 from .pseudo_labels import PseudoLabels, pseudo_label
 from .spectral import eigenpairs, initial_mask
 

@@ -156,6 +156,7 @@ def test_which_rounds_count(areas, union, monkeypatch):
         return PseudoLabels(**fields_)
 
     monkeypatch.setattr(methods, "pseudo_label", cut)
+    monkeypatch.setattr(methods, "initial_mask", lambda x, grid, orient: (next(masks), None))
     found = methods.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
     assert set(found.nonzero().flatten().tolist()) == union
 
