@@ -28,10 +28,10 @@ IPO_TIE = 1e-12
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     """``value`` if it is one of ``allowed``; raises ``ValueError`` otherwise."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         names = " or ".join(repr(option) for option in allowed)
         raise ValueError(f"`{name}` must be {names}: got {value!r}")
-    return str(value)
+    return value
 
 
 def number(name: str, value: Any, rule: str, holds: bool) -> None:

@@ -322,7 +322,7 @@ class Pipeline(ABC, Generic[Result]):
             sentence = f"cannot {self.verb} {job.image}: {sentence}"
         # A file of an earlier run stays, and stays this image's.
         kept = self.records.get(job.image).get(self.key)
-        there = kept and any((self.folder / file).exists() for file in self._files(kept))
+        there = kept and any(os.path.exists(self.folder / file) for file in self._files(kept))
         name = kept if there else None
         self.records.add({**self._record(job), self.key: name, "error": sentence})
         self.failed += 1

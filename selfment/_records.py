@@ -148,6 +148,8 @@ class Records:
     def _release(self) -> None:
         try:
             self._file.close()  # which writes what a full disk has not taken, if it can
+        except OSError as error:
+            raise _named(error, self.path) from error
         finally:
             self._main.close()
 

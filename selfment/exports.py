@@ -105,7 +105,7 @@ def read_record(file: Path) -> Record:
     try:
         record = json.loads(content or "")
         return {name: record[name] for name in ("width", "height", "annotations")}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"cannot read {file}: it holds no annotations, or damaged ones") from error
 
 

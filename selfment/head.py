@@ -179,7 +179,7 @@ def _from_folder(folder: Path) -> tuple[PatchHead, HeadInfo]:
         )
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise WeightsError(
             f"`head` must be a folder with a {CONFIG_NAME} in JSON: that of {os.fspath(folder)!r} "
             f"is not ({error})"

@@ -95,13 +95,18 @@ def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
     theirs are scaled by minimum and maximum; an animation gives its first frame. The bytes say what
     format a file has, not its name, and what follows the image in it is ignored. Refused are files
     of more than 178,956,970 pixels, twice ``PIL.Image.MAX_IMAGE_PIXELS``, which one may set, pipes,
-    sockets and devices, and PostScript. Raises :class:`ImageError`.
+    sockets and devices, and PostScript. Raises :class:`ImageError`, and
+    ``TypeError`` for anything else.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image), []
-    name = "the image" if isinstance(image, Image.Image) else os.fspath(image)
     if isinstance(image, Image.Image):
-        return _decode(image, name)
+        return _decode(image, "the image")
+    if not isinstance(image, str | os.PathLike):
+        raise TypeError(
+            f"`image` must be a path, a PIL image or a uint8 array: got {type(image).__name__}"
+        )
+    name = os.fspath(image)
     try:
         with open_image(name) as opened:
             return _decode(opened, name)

@@ -201,7 +201,7 @@ class _Run(Pipeline[Result]):
             for record in records
             if record.get("error") is None and record.get("annotations")
         )
-        found = [entry for entry in found if entry[2].is_file()]
+        found = [entry for entry in found if os.path.isfile(entry[2])]
         # As the images lay under what the run searched; in full where that names two of them.
         names = [str(PurePosixPath(name).parent / Path(image).name) for image, name, _ in found]
         counts = Counter(names)

@@ -146,6 +146,8 @@ def read_recipe(file: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(f"cannot read {os.fspath(file)}: {error.strerror or error}") from error
     except ValueError as error:  # of TOML, and of UTF-8
         raise RecipeError(f"{path.name} must be TOML: {error}") from error
+    except RecursionError:
+        raise RecipeError(f"{path.name} must be TOML of fewer levels") from None
     try:
         return _recipe(path.stem, content)
     except ValueError as error:

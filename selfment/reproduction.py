@@ -349,7 +349,7 @@ def _read_json(file: Path) -> dict[str, Any]:
     """The object in a file; empty where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -44,7 +44,11 @@ def fuzz(name: str, corpus: str, options: list[str]) -> None:
 def run(name: str, seconds: int, seed: int, kept: Path) -> bool:
     """Fuzzes one target in a process of its own; says what came of it, and whether all was well."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as corpus:
-        options = [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={kept}/{name}-"]
+        options = [
+            f"-max_total_time={seconds}",
+            f"-seed={seed}",
+            f"-artifact_prefix={kept}/{name}-",
+        ]
         options += [f"-timeout={SECONDS}", f"-rss_limit_mb={MEMORY}", f"-max_len={LENGTH}"]
         options += ["-print_final_stats=1"]
         command = [sys.executable, __file__, "--fuzz", name, corpus, *options]

@@ -1,5 +1,6 @@
 """What is fuzzed: for each target the bytes to start from, and what must hold for any bytes."""
 
+# ruff: noqa: PT017 - what must hold for an error, if there is one
 from __future__ import annotations
 
 import contextlib
