@@ -17,6 +17,7 @@ from torch import Tensor
 from cases import CASES, DEGENERATE, generator, noise, smooth
 from selfment import PseudoLabeler, PseudoLabels, _selfmask, methods, reference
 from selfment.backbones import Attended, load_backbone
+from selfment.compat import dsm as compat_dsm
 from selfment.compat.maskcut import maskcut_forward
 from selfment.images import find_images
 from selfment.labeling import label_images
@@ -159,6 +160,14 @@ def test_which_rounds_count(areas, union, monkeypatch):
     monkeypatch.setattr(methods, "initial_mask", lambda x, grid, orient: (next(masks), None))
     found = methods.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
     assert set(found.nonzero().flatten().tolist()) == union
+
+
+def test_dsm_is_the_mask_of_the_drop_in(photos):
+    for f in photo_features(photos[::20]):
+        grid = (20, 20)
+        assert np.array_equal(
+            label(f, grid, "dsm").mask[0].numpy(), compat_dsm.mask(compat_dsm.eigs(f, K=2)[1], grid)
+        )
 
 
 def test_maskcut_takes_batches():
