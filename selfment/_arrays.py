@@ -147,7 +147,7 @@ def as_grid(grid: Any) -> Grid:
     try:
         h, w = (int(side) for side in grid)
         whole = (h, w) == tuple(grid)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         whole = False
     if not whole or h < 1 or w < 1:
         raise ValueError(f"`grid` must be two positive integers (h, w): got {grid!r}")

@@ -6,6 +6,8 @@ import sys
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 TAU = 0.2
 AUTO = "auto"  # tau: a threshold for each image, see threshold.py
 EPS = 1e-5
@@ -78,5 +80,7 @@ def check_k(k: int, patches: int) -> None:
 
 
 def _finite(value: Any) -> bool:
+    if isinstance(value, np.floating):
+        value = float(value)  # or the comparison would be one of float32, where the limit overflows
     # By comparison, which holds for integers of any size too, and which torch.compile can trace.
     return isinstance(value, Real) and bool(abs(value) <= _LARGEST)

@@ -386,7 +386,7 @@ def _epoch(name: str) -> int:
 def _parsed(line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:  # cut off
+    except (ValueError, RecursionError):  # cut off, or damaged
         return {}
     return row if isinstance(row, dict) else {}
 

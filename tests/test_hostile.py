@@ -262,6 +262,8 @@ def test_names_with_all_that_names_may_have(tmp_path, capsys):
         b"\xff\xfe.png",
         b"$(id).png",
     ]
+    if sys.platform == "darwin":  # its file systems take no such name
+        names.remove(b"\xff\xfe.png")
     names += [b"*.png", b"[a].png", b" .png", b"x" * 250 + b".png", "é".encode() * 125 + b".png"]
     for name in names:
         with open(os.path.join(folder, name), "wb") as file:
@@ -271,7 +273,7 @@ def test_names_with_all_that_names_may_have(tmp_path, capsys):
     assert code == 0, err
     assert set(names) <= set(os.listdir(os.fsencode(out)))
     assert len(json.loads((out / "annotations.json").read_text())["images"]) == len(names)
-    assert "11 already done" in label(capsys, tmp_path / "photos", out)[1]
+    assert f"{len(names)} already done" in label(capsys, tmp_path / "photos", out)[1]
     report = evaluate(out, out, protocol="paper", metrics=["IoU"], progress=False, suffix="")
     for kind in ("json", "csv", "markdown", "latex"):
         report.save(tmp_path / f"report.{kind}", kind)

@@ -30,7 +30,7 @@ _PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 TAUS = st.sampled_from([0.2, 0.0, -0.3, 0.5, 0.95, 1.0, -1.0]) | st.floats(-1.5, 1.5, width=32)
 EPS = st.sampled_from([1e-5, 1e-30, 1e-12, 0.1, 0.999])
-LAYOUTS = ("plain", "transposed", "sliced", "offset", "numpy", "reversed", "read-only")
+LAYOUTS = ("plain", "expanded", "transposed", "sliced", "offset", "numpy", "reversed", "read-only")
 GRAPHS = st.sampled_from(["binary", "weighted"])
 ORIENTS = st.sampled_from(["seed", "corners"])
 
@@ -85,6 +85,8 @@ def layouts(draw, values: Tensor) -> Any:
     kind = draw(st.sampled_from(LAYOUTS))
     if kind == "transposed":
         return values.T.contiguous().T
+    if kind == "expanded" and torch.equal(values, values[:1].expand(n, d)):
+        return values[:1].expand(n, d)
     if kind == "sliced":
         wide = torch.full((n, 2 * d + 1), float("nan"), dtype=values.dtype)
         wide[:, 1::2] = values
@@ -93,7 +95,7 @@ def layouts(draw, values: Tensor) -> Any:
         long = torch.full((n * d + 1,), float("nan"), dtype=values.dtype)
         long[1:] = values.flatten()
         return long[1:].view(n, d)
-    if kind == "plain" or values.dtype == torch.bfloat16:
+    if kind in ("plain", "expanded") or values.dtype == torch.bfloat16:
         return values
     array = values.numpy()
     if kind == "reversed":
@@ -313,7 +315,9 @@ def test_refined_masks_have_the_images_size(seed, grid, size, method, holes, lar
     if kind in ("empty", "full"):
         assert found.all() == found.any() == (kind == "full")
     if method is None and kind == "bool" and not holes and not largest:
-        sides = zip(size[::-1], grid, strict=True)
+        sides = list(zip(size[::-1], grid, strict=True))
+        # Where a pixel's centre is on the border of two patches, either is its nearest.
+        assume(all(((2 * np.arange(s) + 1) * g % (2 * s)).all() for s, g in sides))
         ys, xs = ((2 * np.arange(s) + 1) * g // (2 * s) for s, g in sides)
         assert np.array_equal(found, mask[np.ix_(ys, xs)])
 
@@ -425,6 +429,17 @@ def test_wrong_arguments_are_named(pair, value) -> None:
         assert argument == "image"
     elif error is not None:
         assert f"`{_SAID.get(argument, argument)}`" in str(error), repr(error)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_numbers_of_numpy_are_numbers(kind) -> None:
+    features = torch.eye(6) + 0.25
+    for value in ("inf", "-inf", "nan"):
+        with pytest.raises(ValueError, match="`tau` must be a finite number: got"):
+            selfment.affinity(features, tau=kind(value))
+    found = selfment.affinity(features, tau=kind(0.5), eps=kind(0.25)).to_dense()
+    assert torch.equal(found, selfment.affinity(features, tau=0.5, eps=0.25).to_dense())
 
 
 @checked
