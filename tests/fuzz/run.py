@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-MEMORY, SECONDS, LENGTH = 4096, 20, 1 << 16  # MiB and seconds for an input, of so many bytes
+MEMORY, SECONDS, LENGTH = 4096, 60, 1 << 16  # MiB and seconds for an input, of so many bytes
 PACKAGES = ["selfment", "PIL", "tomllib", "tomli"]
 
 
