@@ -74,7 +74,7 @@ def label_images(
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since; failed ones are tried again. An image keeps the name it has in ``labels.jsonl``,
     and never gets that of another image, or of a file that no run has written. What fails is
-    reported on stderr and in ``labels.jsonl``, and the run goes on. Lines of that file, and files of
+    reported on stderr and in ``labels.jsonl``, and the run goes on. Its lines, and files of
     annotations, end with the CRC-32 of the rest: images of damaged ones are labelled again.
     ``progress``: a bar on stderr. ``shard``: the rank of this process and how many there are; each
     takes its share of the images and counts that, and the last to end merges the records that
