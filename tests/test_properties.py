@@ -235,6 +235,8 @@ def test_labels_are_the_references(problem, tau, eps, graph, orient, iters, leas
     A = as_torch(selfment.affinity(given_, tau=tau, eps=eps, graph=graph).to_dense())
     spectrum, dense = reference._eigenpairs(A)
     x = dense[:, 1]
+    # LAPACK's entry of a patch without edges is rounding, magnified: its degree is N * eps.
+    assume(eps >= 1e-5 or bool((A.sum(1) > 0.5).all()))
     assume(simple(spectrum) and not tied(x, 1e-5))
     expected = reference.pseudo_label(values, grid, **options)
     assume(torch.equal(reference.affinity(values, tau=tau, eps=eps, graph=graph) > eps, eps < A))
