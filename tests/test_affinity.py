@@ -361,6 +361,14 @@ def test_wrong_parameters(arguments: dict[str, object], message: str) -> None:
         reference.affinity(torch.ones(4, 2), **arguments)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, int])
+def test_numbers_of_any_kind_are_parameters(kind: type) -> None:
+    features = smooth(6, 7, 8)
+    found = selfment.affinity(features, tau=kind(0.5)).bits
+    assert torch.equal(found, selfment.affinity(features, tau=float(kind(0.5))).bits)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
