@@ -106,8 +106,8 @@ void sum_degrees(const Graph& graph, Workers& workers, double* degrees) {
 
 void matvec(const MatvecParams& p, const Context& context) {
   for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
-    const int64_t n = p.graphs[image].n;
-    GraphProduct(p.graphs[image], workers).apply(p.x + image * n, p.y + image * n);
+    const int64_t at = image * p.columns * p.graphs[image].n;
+    GraphProduct(p.graphs[image], workers).apply(p.x + at, p.y + at, p.columns);
   });
 }
 
