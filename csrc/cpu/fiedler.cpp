@@ -31,10 +31,11 @@ constexpr int64_t kBasis = 64;  // vectors, for few pairs; then Lanczos restarts
 constexpr int64_t kMaxProducts = 4000;
 constexpr double kBreakdown = 1e-13;  // a residual of this norm is rounding: the space is invariant
 
-// Start vectors when there is more than one pair to find. A Krylov space holds at most as many
-// vectors of an eigenspace as it has starts, so that there may be more copies of an eigenvalue only
-// where it holds that many. Eigenvalues that converge while they are nearer to each other than
-// kRepeated, which is far more than their residuals, count as equal.
+// Start vectors when there is more than one pair to find. A Krylov space holds as many vectors of
+// an eigenspace as it has starts, if there are so many: copies of an eigenvalue can be missing only
+// where it holds that many. Eigenvalues nearer to each other than kRepeated count as equal. In a
+// cluster of more than kStarts that is not told apart, the residuals are about as large as its
+// width; and they have converged to kVectorError of gaps that are no larger, or to kResidualFloor.
 constexpr int64_t kStarts = 2;
 constexpr double kRepeated = 1e-9;
 

@@ -151,13 +151,20 @@ template <int kCount>
 int64_t multiply_tile(const uint64_t* mask, const float* weights, int64_t stride, const double* xi,
                       const double* xj, double* yi, double* yj) {
   const float* weight = weights;
+  double unused[kCount * kTile];
+  int64_t next = stride;
+  if (yj == nullptr) {
+    std::memset(unused, 0, sizeof unused);
+    yj = unused;
+    next = kTile;
+  }
   for (int64_t i = 0; i < kTile; ++i) {
     double s[kCount] = {};
     for (uint64_t bits = mask[i]; bits != 0; bits &= bits - 1, ++weight) {
       const int j = __builtin_ctzll(bits);
       for (int c = 0; c < kCount; ++c) {
         s[c] += *weight * xj[c * stride + j];
-        if (yj != nullptr) yj[c * stride + j] += *weight * xi[c * stride + i];
+        yj[c * next + j] += *weight * xi[c * stride + i];
       }
     }
     for (int c = 0; c < kCount; ++c) yi[c * stride + i] += s[c];
