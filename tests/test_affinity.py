@@ -166,6 +166,15 @@ def test_matvec(graph: str) -> None:
     assert torch.equal(single.degrees, made.degrees[1])
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_product_does_not_depend_on_the_vectors_beside_it(graph: str) -> None:
+    made = selfment.affinity(smooth(19, 23, 40), graph=graph)
+    x = torch.randn(437, 5, generator=generator(1), dtype=torch.float64)
+    alone = torch.stack([made.matvec(column) for column in x.T], 1)
+    for count in range(1, 6):
+        assert torch.equal(made.matvec(x[:, :count]), alone[:, :count])
+
+
 def test_matvec_names_the_shapes_it_takes() -> None:
     graph = selfment.affinity(noise(4, 5, 8))
     with pytest.raises(ValueError, match=r"`x` must be \(20,\) or \(20, 'm'\).*got \(19,\)"):
