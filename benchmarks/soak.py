@@ -2,11 +2,11 @@
 
     python benchmarks/soak.py [--minutes 60] [--threads-at-once 1] [--every 20] [--seed 0]
 
-A share of the masks is compared with the dense reference in float64. Where they differ, that is wrong
-unless the cut is not determined: entries of the vector that rounding, over the gap, could move
-across its mean, or make its peak. Growth is the slope of the resident memory over the calls after the warm-up, a
-third of the time. The exit code is 1 for a wrong mask, and for growth above 100 bytes per call
-that is more than 4 standard errors from none.
+A share of the masks is compared with the dense reference in float64. Where they differ, that is
+wrong unless the cut is not determined: entries of the vector that rounding, over the gap, could
+move across its mean, or make its peak. Growth is the slope of the resident memory over the calls
+after the warm-up, half of the time. The exit code is 1 for a wrong mask or an error, and for a
+growth above 100 bytes per call that is more than 4 standard errors from none.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def contents(random: np.random.Generator) -> tuple[Tensor, tuple[int, int]]:
 
 
 def determined(ours: selfment.PseudoLabels, theirs: selfment.PseudoLabels, graph: str) -> bool:
-    """Whether no mask of the reference hangs on rounding: of the field, of the solver, of weights."""
+    """Whether no mask of the reference hangs on rounding, of the field, the solver or weights."""
     x = theirs.fiedler.double().flatten()
     rounding = 1e-6 if graph == "weighted" else 1e-9
     moved = (1e-6 + rounding / max(theirs.gap.item(), 1e-30)) * x.abs().max()
@@ -139,8 +139,8 @@ def labels(record: Record, seed: int, every: int, until: float) -> None:
 
 
 def growth(samples: list[tuple[float, int, int]]) -> tuple[float, float]:
-    """Bytes per call and its standard error, by least squares, after a third of the time."""
-    _, calls, sizes = np.array(samples[len(samples) // 3 :], dtype=np.float64).T
+    """Bytes per call and its standard error, by least squares, after half of the time."""
+    _, calls, sizes = np.array(samples[len(samples) // 2 :], dtype=np.float64).T
     if len(calls) < 3:
         return float("nan"), float("nan")
     x = calls - calls.mean()
@@ -169,7 +169,7 @@ def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
 def rows(record: Record, minutes: float, at_once: int) -> Iterator[tuple[str, str]]:
     """The table."""
     slope, error = growth(record.samples)
-    first, last = record.samples[len(record.samples) // 3][2], record.samples[-1][2]
+    first, last = record.samples[len(record.samples) // 2][2], record.samples[-1][2]
     yield "minutes, threads at once", f"{minutes:g}, {at_once}"
     yield "calls, of them images", f"{record.calls}, {record.images}"
     yield "masks checked, wrong", f"{record.checked}, {len(record.wrong)}"

@@ -98,7 +98,6 @@ selfment.pseudo_label(torch.rand(100, 8), (10, 10))
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 def limit(mib):
     resource.setrlimit(resource.RLIMIT_AS, (taken + mib * 2**20, -1))
-    resource.setrlimit(resource.RLIMIT_AS, (taken + mib * 2**20, -1))
 def message(call, *arguments, **options):
     try:
         call(*arguments, **options)
@@ -146,25 +145,24 @@ def test_scratch_that_does_not_fit() -> None:
 
 
 @linux
-@pytest.mark.parametrize("threads", [1, 2, 4, 8])
+@pytest.mark.parametrize("threads", [1, 4])
 def test_scratch_of_worker_threads_that_does_not_fit(threads: int) -> None:
-    """std::bad_alloc in threads of the kernels, at whatever place: steps of 2 MiB."""
+    """std::bad_alloc in a thread of the kernels, or no memory for the thread itself."""
     said = limited(
         f"""
         torch.set_num_threads({threads})
-        features = torch.rand({2 * threads}, 1600, 64)
-        whole = selfment.pseudo_label(features, (40, 40), graph="weighted").mask
-        failed = 0
-        for mib in range(0, 160, 2):
+        features = torch.rand(8, 1600, 4096, dtype=torch.bfloat16)
+        features[:, :500] += 1
+        failed, masks = 0, []
+        for mib in (*range(0, 160, 8), 4096):
             limit(mib)
             try:
-                label = selfment.pseudo_label(features, (40, 40), graph="weighted")
-                assert torch.equal(label.mask, whole)
+                masks.append(selfment.pseudo_label(features, (40, 40), graph="weighted").mask)
             except MemoryError as error:
                 assert str(error).startswith("not enough memory for `features`"), error
                 failed += 1
-        limit(4096)
+        assert all(torch.equal(mask, masks[-1]) for mask in masks)
         print(failed)
         """
     )
-    assert int(said) >= 0
+    assert int(said) > 1
