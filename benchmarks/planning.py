@@ -46,7 +46,8 @@ def run(folder: Path, resumed: bool) -> None:
     count = len(entries)
     tell("list (find_images)", start, before)
     start, before = time.perf_counter(), resident()
-    pipeline = _Run(out, PseudoLabeler(), False, (0, 1))
+    unrefined = {"method": None, "fill_holes": False, "largest_component": False}
+    pipeline = _Run(out, PseudoLabeler(), False, ("png",), unrefined, (0, 1))
     tell("read the records", start, before)
     start, before = time.perf_counter(), resident()
     jobs = pipeline._plan(entries)

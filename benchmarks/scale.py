@@ -103,16 +103,16 @@ def throughput(photos: Sequence[Path], count: int, size: int, rounds: int) -> No
 
 
 class Stages:
-    """Seconds of named stages, of several images."""
+    """Seconds that a core spends on named stages of several images; waiting is not counted."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
     def __call__(self, name: str, run: Callable[[], T]) -> T:
         """What ``run`` returns; its time is noted."""
-        start = time.perf_counter()
+        start = time.process_time()
         value = run()
-        self.seconds.setdefault(name, []).append(time.perf_counter() - start)
+        self.seconds.setdefault(name, []).append(time.process_time() - start)
         return value
 
     def medians(self) -> dict[str, float]:
@@ -155,8 +155,8 @@ def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | No
             for _ in range(3):
                 timed(f"{vit}, random weights", lambda: model.eval().forward_features(image))
     seconds = timed.medians()
-    print(f"\nOne image of {len(photos)} at {size} x {size}, one thread: median")
-    print("| stage | ms | share |\n|---|---|---|")
+    print(f"\nOne image of {len(photos)} at {size} x {size}, one thread: median CPU time")
+    print("| stage | CPU ms | share |\n|---|---|---|")
     own = {name: value for name, value in seconds.items() if not name.startswith(vit or "\0")}
     total = sum(own.values())
     for name, value in own.items():
@@ -169,28 +169,22 @@ def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | No
     mean = {name: statistics.mean(values) for name, values in bytes_of.items()}
     features = 2 * h * w * labeler.backbone.dim
     print("\n| | one image | 10 million | 1 billion |\n|---|---|---|---|")
-    _row("core-hours, all stages", total / 3600, lambda value: f"{value:,.0f} h")
+    hours = [f"{n * total / 3600:,.0f} h" for n in MANY]
+    print(f"| core-hours, all stages | {total:.2f} s | {' | '.join(hours)} |")
     if price is not None:
-        _row("their price", price * total / 3600, lambda value: f"{value:,.0f}")
+        prices = [f"{price * n * total / 3600:,.0f}" for n in MANY]
+        print(f"| their price | | {' | '.join(prices)} |")
     for name, size_of in (
         ("images read", mean["image"]),
         ("masks (PNG)", mean["mask"]),
         ("records (JSON lines)", mean["record"]),
         (f"features, float16, {h * w} x {labeler.backbone.dim}", features),
     ):
-        _row(name, size_of, _bytes)
+        print(f"| {name} | {' | '.join(_bytes(n * size_of) for n in (1, *MANY))} |")
     print(
         f"\nprice of a million labels = P x 1e6 x {total:.4f} s / 3600 s = "
         f"{1e6 * total / 3600:.0f} P, with P the price of a core-hour"
     )
-
-
-def _row(name: str, one: float, text: Callable[[float], str]) -> None:
-    print(f"| {name} | {_small(one, text)} | " + " | ".join(text(n * one) for n in MANY) + " |")
-
-
-def _small(one: float, text: Callable[[float], str]) -> str:
-    return text(one) if one >= 1 else f"{one:.2g}"
 
 
 def _bytes(size: float) -> str:

@@ -49,9 +49,8 @@ def main() -> None:
     pixels = torch.stack([labeler.preprocess(picture) for picture in pictures])
     features = labeler.backbone(pixels)
     grid = labeler.backbone.grid(arguments.size)
-    options = {"orient": labeler.orient, **labeler.options}
-    joint = pseudo_label(features, grid, joint=True, **options)
-    alone = pseudo_label(features, grid, **options)
+    joint = pseudo_label(features, grid, joint=True, orient=labeler.orient)
+    alone = pseudo_label(features, grid, orient=labeler.orient)
 
     print(f"{len(pictures)} frames of {grid[0]} x {grid[1]}: Ncut {joint.eigenvalue:.4f}")
     for i, picture in enumerate(pictures):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from .head import PatchHead
     from .labeler import PseudoLabeler
     from .multi_object import Objects, multi_label
-    from .refinement import refine_mask
     from .partition import regions
+    from .refinement import refine_mask
     from .segmenter import Segmenter
 
 __all__ = [

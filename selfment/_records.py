@@ -112,13 +112,12 @@ class Records:
         A process of a sharded run does so only if it is the last, with the lines of all.
         """
         try:
-            if self._file is self._main:
-                self._merge()
-                finish(self._records.values())
-            elif _last(self._main):
+            if self._file is not self._main:
+                if not _last(self._main):
+                    return
                 self._read_all()  # what the others have added
-                self._merge()
-                finish(self._records.values())
+            self._merge()
+            finish(json.loads(line) for line in self._lines.values())
         finally:
             self._release()
 

@@ -76,7 +76,7 @@ def compare(
     ``images``: from :func:`selfment.images.find_images`. ``methods`` and ``inits``: see
     :mod:`selfment.methods`; the splits are those of ``"selfment"``. Without either all that the
     backbone allows are compared. ``options``: of :class:`selfment.PseudoLabeler`; those that only
-    the method ``"selfment"`` takes do not reach the others. ``allow_missing`` and ``workers``: of
+    one method takes do not reach the others. ``allow_missing`` and ``workers``: of
     :func:`selfment.evaluate`.
 
     ``out`` gets a folder of masks for each row of the table, as :func:`label_images` writes it and
@@ -92,7 +92,7 @@ def compare(
         chosen = [*(("selfment", i) for i in INITS), *((method, "ncut") for method in METHODS)]
     if not chosen:
         raise ValueError("`methods` or `inits` must name one at least: got none")
-    first = PseudoLabeler(backbone, size, **options)
+    first = PseudoLabeler(backbone, size, **{k: options[k] for k in options if k != "backbones"})
     if progress and first.note:
         print(first.note, file=sys.stderr)
     labelers: dict[Variant, PseudoLabeler] = {}
@@ -102,7 +102,9 @@ def compare(
         if whole and need and not first.backbone.attends:
             left_out.append(f"{need}, left out")
             continue
-        own = {k: v for k, v in options.items() if method == "selfment" or k not in OPTIONS}
+        foreign = {"selfment": {"backbones"}, "selfmask": {*OPTIONS}}
+        left = foreign.get(method, {"backbones", *OPTIONS})
+        own = {name: value for name, value in options.items() if name not in left}
         labeler = PseudoLabeler(backbone, size, method=method, init=init, **own)
         labeler.share(first)
         labelers[method, init] = labeler

@@ -23,6 +23,8 @@ FORMATS = ("png", "coco", "yolo")
 
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 
+_HEAD = b'{"info": {"description": "Pseudo-labels of selfment"}, "annotations": ['
+
 Instances = npt.NDArray[np.uint16]
 Record = dict[str, Any]
 
@@ -103,7 +105,7 @@ def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
     images: list[Record] = []
     count = 0
     with atomic_file(path) as file:
-        file.write(b'{"info": {"description": "Pseudo-labels of selfment"}, "annotations": [')
+        file.write(_HEAD)
         for name, source in sources:
             try:
                 found = json.loads(source.read_bytes())
@@ -119,6 +121,17 @@ def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
                 count += 1
         rest = json.dumps({"images": images, "categories": [CATEGORY]})
         file.write(f"\n], {rest[1:]}\n".encode())
+
+
+def check_coco(path: Path) -> None:
+    """Raises ``ValueError`` where another's file lies, which :func:`write_coco` would replace."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        if file.read(len(_HEAD)) != _HEAD:
+            raise ValueError(
+                f"`out` must hold no file {path.name} of another kind: {path} is not of selfment"
+            )
 
 
 def load_coco_masks() -> Any:

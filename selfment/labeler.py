@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _native, methods
 from . import _params as params
+from ._arrays import Grid
 from ._model import ImageModel
 from .backbones import Attended, Backbone, backbone_class
 from .images import ImageLike, load_image
@@ -55,6 +56,7 @@ class PseudoLabeler(ImageModel):
         batch_size: int = 8,
         method: str = "selfment",
         init: str = "ncut",
+        backbones: Sequence[str] | Mapping[str, str | os.PathLike[str] | None] = (),
     ) -> None:
         """``backbone`` to ``dtype`` as in :func:`selfment.backbones.load_backbone`, the rest as in
         :func:`selfment.pseudo_label`.
@@ -65,11 +67,21 @@ class PseudoLabeler(ImageModel):
         where None is given; None: one mask. ``batch_size``: images per pass. ``method``, and
         ``init``, the split that ``"selfment"`` starts from: as in :mod:`selfment.methods`; other
         methods take none of ``tau`` to ``init``, and ``objects`` goes with neither, nor with
-        ``min_confidence``. Raises ``ValueError``.
+        ``min_confidence``. ``backbones``: more of them whose tokens vote with the method
+        ``"selfmask"``, all at ``size``; a mapping says their ``weights``. Raises ``ValueError``.
         """
         given = {"tau": tau, "eps": eps, "graph": graph, "orient": orient}
         given |= {"ipo_iters": ipo_iters, "ipo_min_count": ipo_min_count}
         given |= {"min_confidence": min_confidence}
+        if backbones and method != "selfmask":
+            raise ValueError(
+                f"`backbones` must be left alone unless `method` is 'selfmask': got {method!r}"
+            )
+        files = backbones if isinstance(backbones, Mapping) else dict.fromkeys(backbones)
+        self._voters = [
+            ImageModel(name, size, "tokens", file, device, None, batch_size)
+            for name, file in files.items()
+        ]
         params.check_graph(tau, eps, graph)
         params.check_ipo(ipo_iters, ipo_min_count)
         params.check_min_confidence(min_confidence)
@@ -111,18 +123,23 @@ class PseudoLabeler(ImageModel):
         methods.check_backbone(
             self.options["method"], self.options["init"], backbone, self.backbone_name
         )
+        for voter in self._voters:
+            _ = voter.backbone
         return backbone
 
     @property
     def needs(self) -> str | None:
         """What the method needs besides patch features, as an error says it."""
+        if self._voters:
+            return "`backbones` need the images"
         return methods.needs(self.options["method"], self.options["init"])
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the labels depend on besides the image, ready for JSON."""
         objects = {} if self.objects is None else {"objects": self.objects}
-        return {**super().settings, "orient": self.orient, **objects, **self.options}
+        voters = {"backbones": [voter.settings for voter in self._voters]} if self._voters else {}
+        return {**super().settings, "orient": self.orient, **objects, **self.options, **voters}
 
     def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
         """Labels of one image, of a list of images, or of a batch as Ray Data passes it.
@@ -166,6 +183,8 @@ class PseudoLabeler(ImageModel):
         Raises ``ValueError`` for features that are not finite.
         """
         backbone = self.backbone
+        if self._voters:
+            return self.label_features(backbone(batch), self._votes(batch))
         return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
 
     def objects_batch(self, batch: Tensor) -> list[Objects]:
@@ -186,15 +205,34 @@ class PseudoLabeler(ImageModel):
         assert isinstance(found, list)
         return [Objects(*(value.cpu() for value in vars(objects).values())) for objects in found]
 
-    def label_features(self, features: Tensor | Attended) -> PseudoLabels:
+    def _votes(self, batch: Tensor) -> list[tuple[Tensor, Grid]]:
+        """The features of a batch by the other backbones, each in its own colours."""
+        found = []
+        for voter in self._voters:
+            other = voter.backbone
+            (mean, std), (own_mean, own_std) = (
+                (batch.new_tensor(stat)[:, None, None] for stat in (model.mean, model.std))
+                for model in (self.backbone, other)
+            )
+            features = other((batch * std + mean - own_mean) / own_std)
+            found.append((features, other.grid(self.size)))
+        return found
+
+    def label_features(
+        self, features: Tensor | Attended, votes: Sequence[tuple[Tensor, Grid]] = ()
+    ) -> PseudoLabels:
         """Labels of the backbone's (B, N, d) features of images of this size.
 
         Labelled where they lie, if there are kernels for that device. Raises ``ValueError`` for
         features that are not finite, and where :attr:`needs` asks for what ``attend`` gives.
+        ``votes``: (B, N', d') features of the same images by each of the other backbones, and
+        their grids.
         """
+        if self._voters and not votes:
+            raise ValueError(f"{self.needs}: got patch features alone")
         features = _where_kernels_are(features)
         grid = self.backbone.grid(self.size)
-        labels = methods.label(features, grid, orient=self.orient, **self.options)
+        labels = methods.label(features, grid, orient=self.orient, votes=votes, **self.options)
         labels = PseudoLabels(**{name: getattr(labels, name).cpu() for name in _FIELDS})
         bad = labels.eigenvalue.isnan()
         # A CUDA device could not raise.
@@ -223,7 +261,7 @@ class PseudoLabeler(ImageModel):
         )
 
 
-def _where_kernels_are(features: Tensor) -> Tensor:
+def _where_kernels_are(features: Any) -> Any:
     if not features.is_cuda or _native.cuda_obstacles():
         return features.cpu()
     return features

@@ -66,7 +66,7 @@ def label_images(
     objects; "coco", ``out/annotations.json`` with all images of the folder that have annotations,
     sorted by their paths, composed at the end of each run from a file for each image under
     ``out/annotations``. The mask of a labeler without ``objects`` counts as one object. The score
-    of an object is 1 less its eigenvalue, or 0.
+    of an object is 1 less its eigenvalue, or 0, also where its method has none.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since; failed ones are tried again. An image keeps the name it has in ``labels.jsonl``,
@@ -102,6 +102,7 @@ class _Run(Pipeline[Result]):
         refinement.check_method(steps["method"])
         if "coco" in self.formats:
             exports.load_coco_masks()
+            exports.check_coco(Path(out) / "annotations.json")
         settings = {**labeler.settings, "refinement": self.steps}
         super().__init__(out, settings, labeler.batch_size, shard)
         self.labeler = labeler
@@ -143,7 +144,7 @@ class _Run(Pipeline[Result]):
             text = exports.yolo_lines(instances).encode()
             made["boxes"] = lambda file: file.write(text)
         if "coco" in self.formats:
-            scores = (1 - values).clamp(min=0).tolist()
+            scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
             line = json.dumps(exports.coco_record(instances, scores)).encode()
             made["annotations"] = lambda file: file.write(line)
         if self.overlays and job.picture is not None:

@@ -24,7 +24,7 @@ the post-processing of the image (dense CRF, bilateral solver) that some authors
     affinities, its default.
 ``selfmask``
     The candidates and the vote of SelfMask (Shin et al., CVPRW 2022), without the network that it
-    trains on them: see :func:`selfmask`.
+    trains on them: see :func:`selfment._selfmask.selfmask`.
 ``found``
     The background discovery of FOUND (Siméoni et al., CVPR 2023), without the 1 x 1 convolution
     that it trains on it: see :func:`found`.
@@ -33,23 +33,23 @@ the post-processing of the image (dense CRF, bilateral solver) that some authors
 from __future__ import annotations
 
 import sys
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from . import _params as params
 from ._arrays import Grid
+from ._selfmask import Mask, selfmask, unit
 from .backbones import Attended, Backbone
+from .graph import affinity
 from .optimization import refine
+from .partition import kmeans
 from .pseudo_labels import PseudoLabels, pseudo_label
-
-Mask = NDArray[np.bool_]
+from .spectral import eigenpairs, initial_mask
 
 METHODS = ("selfment", "tokencut", "maskcut", "dsm", "selfmask", "found")
 INITS = ("ncut", "kmeans", "cls")
@@ -65,12 +65,8 @@ OPTIONS: Mapping[str, Any] = {
     "min_confidence": 0.0,
 }
 
-_CLUSTERS = (2, 3, 4)  # SelfMask's numbers of clusters
-_STARTS = 10  # of k-means
 _BACKGROUND = 0.3  # FOUND's least cosine with the reference patch
 _ROUNDS = 3  # MaskCut's
-_ROWS = 512  # of similarities at a time
-_DENSE = 64  # patches up to which all eigenvectors are computed
 
 
 def check(method: str, init: str, options: Mapping[str, Any]) -> None:
@@ -121,6 +117,7 @@ def label(
     init: str = "ncut",
     *,
     orient: str = "seed",
+    votes: Sequence[tuple[Tensor, Grid]] = (),
     **options: Any,
 ) -> PseudoLabels:
     """Labels of (B, N, d) patch features by a method; see the module, which describes them.
@@ -129,6 +126,7 @@ def label(
     ``"selfment"``. Of labels without a Fiedler vector it, ``eigenvalue``, ``gap``, ``residual`` and
     ``tau`` are NaN and ``lanczos_iters`` is 0; without a seed ``seed`` is -1. ``confidence`` is NaN
     of masks that are not of one cut and IPO. A single patch is foreground.
+    ``votes``: features of the same images by other backbones, and their grids, for ``"selfmask"``.
     Raises ``ValueError`` for features that are not finite, and where features alone are given to a
     method that needs more.
     """
@@ -137,7 +135,8 @@ def label(
         raise ValueError(f"{need}: got patch features alone")
     rows = features.features if isinstance(features, Attended) else features
     if method == "selfment" and init == "ncut":
-        return pseudo_label(rows, grid, orient=orient, **options)
+        labels: PseudoLabels = pseudo_label(rows, grid, orient=orient, **options)
+        return labels
     if method == "tokencut":
         return pseudo_label(rows, grid, ipo_iters=0)
     if method == "maskcut":
@@ -149,7 +148,7 @@ def label(
         if len(patches) == 1:
             mask = np.ones(1, dtype=bool)
         elif method == "selfmask":
-            mask = selfmask(patches, grid)
+            mask = selfmask(patches, grid, [(theirs[image], own) for theirs, own in votes])
         elif init == "kmeans":
             mask = kmeans_split(patches, grid)
         else:
@@ -186,10 +185,10 @@ def kmeans_split(features: Tensor, grid: Grid) -> Mask:
 
     scikit-learn's k-means, the best of ten starts, which are always the same.
     """
-    f = _unit(features).float().numpy()
+    f = unit(features).float().numpy()
     if np.array_equal(f.min(axis=0), f.max(axis=0)):
         return np.ones(len(f), dtype=bool)
-    side = _kmeans(f, 2) == 1
+    side = kmeans(f, 2) == 1
     inner = np.zeros(grid, dtype=bool)
     inner[1:-1, 1:-1] = True
     border = ~inner.ravel()
@@ -202,7 +201,7 @@ def kmeans_split(features: Tensor, grid: Grid) -> Mask:
 
 def cls_split(features: Tensor, cls: Tensor) -> Mask:
     """The foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
-    cosine = _unit(features) @ _unit(cls[None])[0]
+    cosine = unit(features) @ unit(cls[None])[0]
     return np.asarray((cosine > cosine.mean()).numpy())
 
 
@@ -225,7 +224,7 @@ def found(features: Tensor, attention: Tensor, *, by_head: bool) -> Mask:
         heads = heads * weights[:, None]
         parts = features.detach().cpu().double().unflatten(1, (len(heads), -1))
         rows = (parts * weights[:, None]).flatten(1)
-    f = _unit(rows)
+    f = unit(rows)
     return np.asarray((f @ f[heads.sum(dim=0).argmin()] <= _BACKGROUND).numpy())
 
 
@@ -251,12 +250,13 @@ def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
     of the grid or less.
     """
     rule: dict[str, Any] = {"tau": 0.15, "orient": "corners", "ipo_iters": 0}
-    rows = features
-    labels = pseudo_label(rows, grid, **rule)
+    labels = pseudo_label(features, grid, **rule)
     mask = union = labels.mask.flatten(1)
-    for _ in range(_ROUNDS - 1):
-        rows = rows.masked_fill(mask[..., None], 0)
-        last, mask = mask, pseudo_label(rows, grid, **rule).mask.flatten(1)
+    graph = affinity(features, tau=rule["tau"])
+    for _ in range(_ROUNDS - 1 if graph.n > 1 else 0):
+        graph = graph.paint(mask)
+        x = eigenpairs(graph, 1).vectors[:, 0]
+        last, mask = mask, initial_mask(x, grid, "corners")[0]
         overlap, either = (mask & last).sum(dim=1), (mask | last).sum(dim=1)
         void = (2 * overlap > either) | (100 * mask.sum(dim=1) <= mask.shape[1])
         mask = mask & ~void[:, None]
@@ -269,118 +269,3 @@ def _with_mask(labels: PseudoLabels, features: Tensor, mask: Tensor) -> PseudoLa
     separation = refine(features.contiguous(), mask.flatten(1), 0, 1)[2]
     unknown = torch.full_like(separation, torch.nan)
     return replace(labels, mask=mask, separation=separation, confidence=unknown)
-
-
-def selfmask(features: Tensor, grid: Grid, others: Sequence[tuple[Tensor, Grid]] = ()) -> Mask:
-    """SelfMask's pseudo-mask (N,) of (N, d) features: the candidate that most others agree with.
-
-    Candidates are all clusters of k-means on the k eigenvectors of smallest eigenvalue of
-    (D - A) x = lambda D x, the constant one included, for k = 2, 3, 4; A holds the cosines, scaled
-    to reach from 0 to 1. Of candidates that reach from the first row or column to the last (the
-    framing prior) none takes part unless all do so. The winner has the largest sum of intersections
-    over union with all candidates; of equals the first.
-
-    ``others``: features of the same image by other backbones, each with its grid, whose candidates
-    vote too, at the nearest patch. The authors enlarge the feature map twofold first; here clusters
-    are found on the grid that the mask has.
-    """
-    candidates = []
-    for rows, own in ((features, grid), *others):
-        (h, w), (height, width) = own, grid
-        nearest = np.ix_(
-            (2 * np.arange(height) + 1) * h // (2 * height),
-            (2 * np.arange(width) + 1) * w // (2 * width),
-        )
-        candidates += [cluster.reshape(own)[nearest] for cluster in _clusters(rows)]
-    candidates = [mask for mask in candidates if mask.any()]
-    framed = [mask for mask in candidates if not _spans(mask) and not _spans(mask.T)]
-    masks = np.stack(framed or candidates).reshape(-1, grid[0] * grid[1])
-    area = masks.sum(axis=1)
-    overlap = masks.astype(np.float64) @ masks.T
-    score = (overlap / (area[:, None] + area - overlap)).sum(axis=1)
-    winner: Mask = masks[np.argmax(score >= score.max() - 1e-9)]
-    return winner
-
-
-def _spans(mask: Mask) -> bool:
-    return bool(mask[0].any() and mask[-1].any())
-
-
-def _clusters(features: Tensor) -> Iterator[Mask]:
-    vectors = _cosine_vectors(_unit(features), max(_CLUSTERS))
-    for k in _CLUSTERS:
-        if k <= len(vectors):
-            assigned = _kmeans(vectors[:, :k], k)
-            yield from (assigned == cluster for cluster in range(k))
-
-
-def _kmeans(rows: NDArray[Any], k: int) -> NDArray[np.int32]:
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits  # of scikit-learn
-
-    # On one thread: the order of its sums, and so the clusters, depend on how many there are.
-    with threadpool_limits(1), warnings.catch_warnings():
-        # Fewer rows that differ than clusters: those that are left are empty.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        assigned: NDArray[np.int32] = KMeans(k, n_init=_STARTS, random_state=0).fit_predict(rows)
-    return assigned
-
-
-def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:
-    """(N, min(k, N)) eigenvectors x of smallest eigenvalue, x^T D x = 1, of unit rows (N, d).
-
-    A = (F F^T - m) / (M - m) with m and M the least and the largest of F F^T is never formed: it is
-    of rank d + 1 at most, and its product with a vector takes 2 N d multiplications.
-    """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    n = len(f)
-    least, most = _range_of_products(f)
-    if most - least < 1e-6:  # what is left is rounding
-        return np.ones((n, min(k, n)))
-
-    def affinity(x: NDArray[Any]) -> NDArray[Any]:
-        columns = torch.from_numpy(x)
-        return np.asarray((f @ (f.T @ columns) - least * columns.sum(dim=0)) / (most - least))
-
-    degree = affinity(np.ones((n, 1)))
-    scale = np.where(degree > 1e-12, degree, 1.0) ** -0.5
-
-    def normalised(x: NDArray[Any]) -> NDArray[Any]:
-        product: NDArray[np.float64] = scale * affinity(scale * x.reshape(n, -1))
-        return product
-
-    if n <= _DENSE:
-        vectors = np.linalg.eigh(normalised(np.eye(n)))[1]
-    else:
-        operator = LinearOperator((n, n), matvec=normalised, matmat=normalised, dtype=np.float64)
-        start = np.random.RandomState(0).standard_normal(n)
-        theta, vectors = eigsh(operator, k, which="LA", v0=start)
-        vectors = vectors[:, np.argsort(theta)]
-    return np.ascontiguousarray((scale * vectors)[:, ::-1][:, :k])
-
-
-def _range_of_products(f: Tensor) -> tuple[float, float]:
-    """The least and the largest inner product of two rows (N, d), found in float32."""
-    rows = f.float()
-    least, pair = torch.inf, (0, 0)
-    for start in range(0, len(rows), _ROWS):
-        products = rows[start : start + _ROWS] @ rows[start:].T
-        smallest, at = products.flatten().min(dim=0)
-        if smallest < least:
-            i, j = divmod(int(at), products.shape[1])
-            least, pair = float(smallest), (start + i, start + j)
-    return float(f[pair[0]] @ f[pair[1]]), float((f * f).sum(dim=1).max())
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """(N, d) rows of norm 1 in float64, on the CPU; raises ``ValueError``."""
-    values = rows.detach().cpu().double()
-    norms = values.norm(dim=1, keepdim=True)
-    if not norms.isfinite().all():
-        raise ValueError(
-            "`features` must be finite, and so must their norms: got NaN, infinity or an overflow"
-        )
-    unit: Tensor = values / norms.clamp(min=1e-12)
-    return unit

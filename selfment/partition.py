@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from numbers import Integral
 from typing import Any
 
@@ -33,7 +34,7 @@ def regions(
     k: int,
     method: str = "kmeans",
     vectors: int | None = None,
-    tau: float = params.TAU,
+    tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
     seed: int = 0,
@@ -91,14 +92,18 @@ def regions(
         step = _ops.images_at_once(given.tensor, graph == "weighted")
         for first in range(0, len(found), step):
             rows = given.tensor[first : first + step].contiguous()
-            for image, points in enumerate(_embed(rows, count, tau, eps, graph, first), first):
-                parts = _kmeans(points, k, seed) if method == "kmeans" else _rotation(points)
+            for image, points in enumerate(
+                _embed(rows, count, params.fixed(tau), eps, graph, first), first
+            ):
+                parts = kmeans(points, k, seed) if method == "kmeans" else _rotation(points)
                 found[image] = _in_order(parts)
         labels = torch.from_numpy(found).to(given.tensor.device)
         return given.give(labels.reshape(-1, *given.grid))
 
 
-def _embed(rows: Tensor, count: int, tau: float, eps: float, graph: str, first: int) -> Array:
+def _embed(
+    rows: Tensor, count: int, tau: float | None, eps: float, graph: str, first: int
+) -> Array:
     """(B, N, count) float64, rows of norm 1; the first column is the trivial vector's."""
     made = build(rows, tau, eps, graph, first=first)
     pairs = eigenpairs(made, count - 1)
@@ -112,13 +117,19 @@ def _embed(rows: Tensor, count: int, tau: float, eps: float, graph: str, first: 
     return result
 
 
-def _kmeans(points: Array, k: int, seed: int) -> Labels:
-    """The part (N,) of each of the points (N, count); scikit-learn's choice for this seed."""
+def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
+    """The cluster (N,) of each of the rows (N, d): scikit-learn's best of ten starts."""
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # of scikit-learn
 
-    k = min(k, len(np.unique(points, axis=0)))
-    labels: Labels = KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(points)
-    return labels
+    # On one thread: the order of its sums, and so the clusters, depend on how many there are.
+    with threadpool_limits(1), warnings.catch_warnings():
+        # Fewer rows that differ than clusters: those that are left are empty.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)
+    clusters: NDArray[np.int32] = found
+    return clusters
 
 
 def _rotation(points: Array) -> Labels:
@@ -143,7 +154,7 @@ def _rotation(points: Array) -> Labels:
         best, labels, rotation = s.sum(), parts, (u @ vt).T
 
 
-def _in_order(labels: Labels) -> Labels:
+def _in_order(labels: NDArray[Any]) -> Labels:
     """The labels (N,) numbered from 0 by first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty_like(first)

@@ -120,8 +120,7 @@ def pseudo_label(
         mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
         gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
         separation = _separation(f, mask)
-        numbers = (values[index], gap, separation, mask)
-        sure = confidence(*(number[None] for number in numbers), grids)[0]
+        sure = confidence(values[index][None], gap[None], separation[None], mask[None], grids)[0]
         return {
             "mask": mask & (sure >= min_confidence),
             "ncut_mask": ncut_mask,

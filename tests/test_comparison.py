@@ -194,6 +194,14 @@ def test_label_takes_a_method(folders, tmp_path, capsys):
     record = json.loads((tmp_path / "out/labels.jsonl").read_text().splitlines()[0])
     labels = PseudoLabeler(size=96, method="selfmask")(record["image"])
     assert record["foreground"] == labels.mask.float().mean().item()
+    more = PseudoLabeler(size=96, method="selfmask", backbones=["classic"])
+    arguments = ["label", photos, "--out", tmp_path / "more", *options, "--backbones", "classic"]
+    assert call(capsys, *arguments)[0] == 0
+    record = json.loads((tmp_path / "more/labels.jsonl").read_text().splitlines()[0])
+    assert record["foreground"] == more(record["image"]).mask.float().mean().item()
+    code, _, err = call(capsys, *arguments[:4], "--size", 96, "--backbones", TINY)
+    assert code == 2
+    assert "`backbones` must be left alone unless `method` is 'selfmask': got 'selfment'" in err
     code, _, err = call(capsys, "label", photos, "--out", tmp_path / "no", "--init", "cls")
     assert code == 2
     assert "`init` 'cls' needs a ViT's CLS token: got the backbone 'classic'" in err

@@ -43,7 +43,7 @@ def literal(eigenvalue: float, gap: float, separation: float, mask: Tensor) -> f
 
 def of(eigenvalue: float, gap: float, separation: float, mask: Tensor) -> float:
     numbers = (torch.tensor([v], dtype=torch.float64) for v in (eigenvalue, gap, separation))
-    found = confidence(*numbers, mask[None])
+    found = confidence(*numbers, mask.flatten()[None], [tuple(mask.shape)])
     assert (found.shape, found.dtype) == ((1,), torch.float64)
     return found.item()
 
@@ -62,6 +62,19 @@ def test_equals_the_rule_as_it_is_written_down() -> None:
         found = of(eigenvalue, gap, separation, mask)
         assert found == pytest.approx(expected, rel=1e-13, abs=1e-15)
         assert 0 <= found <= 1
+
+
+def test_frames_of_a_joint_cut_have_corners_of_their_own() -> None:
+    frames = [mask for mask in masks() if mask.numel() > 1]
+    labels = torch.cat([mask.flatten() for mask in frames])
+    corners = [float(m[y, x]) for m in frames for y in (0, -1) for x in (0, -1)]
+    ground = labels.double().mean().item() * sum(corners) / len(corners)
+    chance = 1 / labels.sum().item() + 1 / (~labels).sum().item()
+    expected = 0.7 * (0.9**2 - chance) ** 0.5 * (1 - 0.75 / 4 - ground / 4)
+    numbers = (torch.tensor([v], dtype=torch.float64) for v in (0.3, 0.1, 0.9))
+    found = confidence(*numbers, labels[None], [tuple(mask.shape) for mask in frames])
+    assert 0 < ground < 1
+    assert found.item() == pytest.approx(expected, rel=1e-13)
 
 
 @pytest.mark.parametrize("eigenvalue", [0.0, 0.1, 0.5, 0.9])

@@ -359,6 +359,16 @@ def test_options_are_checked_before_the_run(scenes, tmp_path, options, sentence)
     assert not (tmp_path / "out").exists()
 
 
+def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
+    file = tmp_path / "out/annotations.json"
+    file.parent.mkdir()
+    file.write_text('{"images": []}')
+    with pytest.raises(ValueError, match=r"`out` must hold no file annotations\.json of another"):
+        run([scenes], tmp_path / "out", formats=["coco"])
+    assert file.read_text() == '{"images": []}'
+    assert run([scenes], tmp_path / "out") == Summary(labelled=3)
+
+
 @pytest.mark.parametrize(
     ("module", "options", "extra"),
     [("pycocotools", {"formats": ["coco"]}, "coco"), ("kornia", {"refine": "guided"}, "refine")],

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from cases import CASES, DEGENERATE, generator, noise, smooth
-from selfment import PseudoLabeler, PseudoLabels, methods, reference
+from selfment import PseudoLabeler, PseudoLabels, _selfmask, methods, reference
 from selfment.backbones import Attended, load_backbone
+from selfment.compat import dsm as compat_dsm
 from selfment.compat.maskcut import maskcut_forward
 from selfment.images import find_images
 from selfment.labeling import label_images
@@ -156,8 +157,17 @@ def test_which_rounds_count(areas, union, monkeypatch):
         return PseudoLabels(**fields_)
 
     monkeypatch.setattr(methods, "pseudo_label", cut)
+    monkeypatch.setattr(methods, "initial_mask", lambda x, grid, orient: (next(masks), None))
     found = methods.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
     assert set(found.nonzero().flatten().tolist()) == union
+
+
+def test_dsm_is_the_mask_of_the_drop_in(photos):
+    for f in photo_features(photos[::20]):
+        grid = (20, 20)
+        assert np.array_equal(
+            label(f, grid, "dsm").mask[0].numpy(), compat_dsm.mask(compat_dsm.eigs(f, K=2)[1], grid)
+        )
 
 
 def test_maskcut_takes_batches():
@@ -222,7 +232,7 @@ def test_selfmask_on_photos(photos):
     for f in photo_features(photos[::40]):
         candidates = clusters(f, (20, 20))
         assert candidates is not None
-        assert np.array_equal(methods.selfmask(f, (20, 20)).reshape(20, 20), vote(candidates))
+        assert np.array_equal(_selfmask.selfmask(f, (20, 20)).reshape(20, 20), vote(candidates))
 
 
 @pytest.mark.parametrize("name", ["smooth", "large", *MORE])
@@ -233,7 +243,7 @@ def test_the_vectors_of_selfmask_solve_the_dense_problem(name):
     degree[degree < 1e-12] = 1
     D = np.diag(degree)
     values = scipy.linalg.eigh(D - A, D)[0][:4]
-    x = methods._cosine_vectors(torch.from_numpy(rows_of(f)), 4)
+    x = _selfmask._cosine_vectors(torch.from_numpy(rows_of(f)), 4)
     assert np.allclose(x.T @ D @ x, np.eye(4), atol=1e-6)
     assert np.allclose(x.T @ (D - A) @ x, np.diag(values), atol=1e-6)
 
@@ -242,7 +252,7 @@ def test_the_range_of_products_over_blocks():
     f = smooth(40, 37, 24, seed=8).abs().double()
     f[900] = -f[1402]
     rows = rows_of(f)
-    found = methods._range_of_products(torch.from_numpy(rows))
+    found = _selfmask._range_of_products(torch.from_numpy(rows))
     assert found == pytest.approx(((rows @ rows.T).min(), (rows @ rows.T).max()), abs=1e-12)
 
 
@@ -255,7 +265,7 @@ def test_backbones_vote_together():
     ys = [int((y + 0.5) * 7 / 12) for y in range(12)]
     xs = [int((x + 0.5) * 5 / 9) for x in range(9)]
     candidates = ours + [mask[np.ix_(ys, xs)] for mask in others]
-    found = methods.selfmask(f, (12, 9), [(g, (7, 5))]).reshape(12, 9)
+    found = _selfmask.selfmask(f, (12, 9), [(g, (7, 5))]).reshape(12, 9)
     assert np.array_equal(found, vote(candidates))
 
 
@@ -270,8 +280,8 @@ def test_backbones_vote_together():
 )
 def test_the_vote(masks, winner, monkeypatch):
     given = [np.array([[c == "1" for c in row] for row in mask.split()]) for mask in masks]
-    monkeypatch.setattr(methods, "_clusters", lambda _: [mask.ravel() for mask in given])
-    found = methods.selfmask(noise(3, 3, 4), (3, 3)).reshape(3, 3)
+    monkeypatch.setattr(_selfmask, "_clusters", lambda _: [mask.ravel() for mask in given])
+    found = _selfmask.selfmask(noise(3, 3, 4), (3, 3)).reshape(3, 3)
     assert np.array_equal(found, given[winner])
     assert np.array_equal(found, vote(given))
 
@@ -490,6 +500,28 @@ def test_a_vit_gives_what_found_and_cls_need(weights, picture, kind):
     for labeler in (found, cls):
         with pytest.raises(ValueError, match=r"needs a ViT's .*: got patch features alone"):
             labeler.label_features(given.features)
+
+
+def test_more_backbones_vote(weights, picture):
+    import pickle
+
+    votes = PseudoLabeler(size=224, method="selfmask", backbones={TINY: weights})
+    with Image.open(picture) as opened:
+        pixels = [
+            load_backbone(name, weights=file).preprocess(opened, 224)[None]
+            for name, file in (("classic", None), (TINY, weights))
+        ]
+    ours = load_backbone("classic")(pixels[0])[0]
+    theirs = load_backbone(TINY, weights=weights)(pixels[1])[0]
+    candidates = [clusters(rows, (14, 14)) for rows in (ours, theirs)]
+    found = votes(picture)
+    assert np.array_equal(found.mask.numpy(), vote([mask for part in candidates for mask in part]))
+    assert torch.equal(pickle.loads(pickle.dumps(votes))(picture).mask, found.mask)
+    assert votes.settings != PseudoLabeler(size=224, method="selfmask").settings
+    with pytest.raises(ValueError, match="`backbones` need the images: got patch features alone"):
+        votes.label_features(ours[None])
+    with pytest.raises(ValueError, match=r"`backbones` must be left alone .*: got 'dsm'"):
+        PseudoLabeler(method="dsm", backbones=[TINY])
 
 
 @pytest.mark.parametrize("method", ["maskcut", "dsm", "selfmask", "kmeans"])

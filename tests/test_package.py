@@ -12,7 +12,7 @@ import selfment
 
 PACKAGE = Path(selfment.__file__).parent
 OPTIONAL = {
-    *("av", "cv2", "huggingface_hub", "py_sod_metrics", "pycocotools", "ray", "scipy", "skimage"),
+    *("av", "cv2", "huggingface_hub", "kornia", "py_sod_metrics", "pycocotools", "ray", "skimage"),
     *("sklearn", "tensorboard", "timm", "torchvision"),
 }
 
