@@ -5,8 +5,8 @@
 A share of the masks is compared with the dense reference in float64. Where they differ, that is
 wrong unless the cut is not determined: entries of the vector that rounding, over the gap, could
 move across its mean, or make its peak. Growth is the slope of the resident memory over the calls
-after the warm-up, half of the time. The exit code is 1 for a wrong mask or an error, and for a
-growth above 100 bytes per call that is more than 4 standard errors from none.
+after the warm-up, which is half of them and 2000 at least. The exit code is 1 for a wrong mask or
+an error, and for a growth above 100 bytes per call that is more than 4 standard errors from none.
 """
 
 from __future__ import annotations
@@ -31,10 +31,14 @@ from torch import Tensor
 import selfment
 
 BOUND = 100.0  # bytes per call
+WARM_UP = 2000  # calls, at least
 SAMPLE_EVERY = 1.0  # seconds
 SIDES = (1, 34)  # of the grid, in patches
 DIMS = (1, 3, 8, 24, 96, 384, 1100)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+Sample = tuple[int, int]  # calls, bytes
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Record:
     undetermined: int = 0
     wrong: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    samples: list[tuple[float, int, int]] = field(default_factory=list)  # seconds, calls, bytes
+    samples: list[Sample] = field(default_factory=list)
 
 
 def resident() -> int:
@@ -142,11 +146,17 @@ def labels(record: Record, seed: int, every: int, until: float) -> None:
             return
 
 
-def growth(samples: list[tuple[float, int, int]]) -> tuple[float, float]:
-    """Bytes per call and its standard error, by least squares, after half of the time."""
-    _, calls, sizes = np.array(samples[len(samples) // 2 :], dtype=np.float64).T
-    if len(calls) < 3:
+def warm(samples: list[Sample]) -> list[Sample]:
+    """Those after the warm-up."""
+    first = max(WARM_UP, samples[-1][0] // 2)
+    return [sample for sample in samples if sample[0] >= first]
+
+
+def growth(samples: list[Sample]) -> tuple[float, float]:
+    """Bytes per call and its standard error, after the warm-up; NaN if these are few."""
+    if len(warm(samples)) < 10:
         return float("nan"), float("nan")
+    calls, sizes = np.array(warm(samples), dtype=np.float64).T
     x = calls - calls.mean()
     slope = float(x @ sizes / (x @ x))
     rest = sizes - sizes.mean() - slope * x
@@ -156,8 +166,7 @@ def growth(samples: list[tuple[float, int, int]]) -> tuple[float, float]:
 def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
     """Labels in so many threads, and looks at the memory meanwhile."""
     record = Record()
-    start = time.monotonic()
-    until = start + 60 * minutes
+    until = time.monotonic() + 60 * minutes
     threads = [
         threading.Thread(target=labels, args=(record, seed * 1000 + number, every, until))
         for number in range(at_once)
@@ -165,7 +174,7 @@ def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        record.samples.append((time.monotonic() - start, record.calls, resident()))
+        record.samples.append((record.calls, resident()))
         time.sleep(SAMPLE_EVERY)
     return record
 
@@ -173,7 +182,7 @@ def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
 def rows(record: Record, minutes: float, at_once: int) -> Iterator[tuple[str, str]]:
     """The table."""
     slope, error = growth(record.samples)
-    first, last = record.samples[len(record.samples) // 2][2], record.samples[-1][2]
+    first, last = [*warm(record.samples), record.samples[-1]][0][1], record.samples[-1][1]
     yield "minutes, threads at once", f"{minutes:g}, {at_once}"
     yield "calls, of them images", f"{record.calls}, {record.images}"
     yield "masks checked, wrong", f"{record.checked}, {len(record.wrong)}"
