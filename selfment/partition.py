@@ -70,6 +70,7 @@ def regions(
         TypeError: a wrong kind of array or dtype.
         ValueError: a wrong shape, grid, device or parameter, or features that are not finite.
         ImportError: the native module for the device is missing.
+        MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
     params.check_graph(tau, eps, graph)
     params.choice("method", method, METHODS)

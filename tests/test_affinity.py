@@ -12,7 +12,7 @@ import torch
 
 import selfment
 from cases import CASES, DEGENERATE, generator, noise, smooth
-from selfment import Graph, _native, reference
+from selfment import Graph, reference
 
 ALL = CASES | DEGENERATE
 GRAPHS = ("binary", "weighted")
@@ -294,51 +294,6 @@ def test_threads_do_not_change_a_bit(graph: str) -> None:
         torch.set_num_threads(before)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
-
-
-SCRIPT = """
-import sys, torch, selfment
-from selfment import _native
-sys.path.insert(0, {tests!r})
-from cases import CASES
-for name, (features, grid) in CASES.items():
-    binary, weighted = selfment.affinity(features), selfment.affinity(features, graph="weighted")
-    label = selfment.pseudo_label(features, grid)
-    halves = [selfment.affinity(features.to(d)).bits for d in (torch.float16, torch.bfloat16)]
-    other = selfment.pseudo_label(features, grid, graph="weighted")
-    torch.save([binary.bits, weighted.bits, *halves, label.mask, label.ncut_mask, label.seed,
-                other.mask, other.ncut_mask, other.seed],
-               {out!r} + name.replace(" ", "_") + ".pt")
-print(_native.cpu().isa())
-"""
-
-
-@pytest.fixture(scope="module")
-def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[torch.Tensor]]]:
-    """What each instruction set that this machine has makes of the cases."""
-    results: dict[str, dict[str, list[torch.Tensor]]] = {}
-    for isa in reversed(_native.ISAS):
-        out = tmp_path_factory.mktemp(isa)
-        script = SCRIPT.format(tests=os.path.dirname(__file__), out=f"{out}/")
-        run = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "SELFMENT_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        if run.stdout.strip() == isa:
-            results[isa] = {file.stem: torch.load(file) for file in out.iterdir()}
-    return results
-
-
-def test_instruction_sets_agree(by_isa: dict[str, dict[str, list[torch.Tensor]]]) -> None:
-    assert "portable" in by_isa
-    for isa, cases in by_isa.items():
-        assert len(cases) == len(CASES)
-        for name, tensors in cases.items():
-            for ours, portable in zip(tensors, by_isa["portable"][name], strict=True):
-                assert torch.equal(ours, portable), (isa, name)
 
 
 def test_unknown_instruction_set_is_an_error() -> None:

@@ -204,22 +204,6 @@ def test_equal_rows_get_equal_entries() -> None:
     assert vectors[equal].unique().numel() == 1
 
 
-def test_batch_equals_single_and_threads_do_not_matter() -> None:
-    features = torch.stack([smooth(32, 32, 40, seed=s) for s in range(5)])
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        single = [selfment.ncut(f, k=2) for f in features]
-        for threads in (1, 2, 8):
-            torch.set_num_threads(threads)
-            values, vectors = selfment.ncut(features, k=2)
-            for image, (value, vector) in enumerate(single):
-                assert torch.equal(values[image], value)
-                assert torch.equal(vectors[image], vector)
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_takes_a_graph() -> None:
     features, _ = CASES["smooth"]
     made = selfment.affinity(features, tau=0.3)
