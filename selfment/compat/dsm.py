@@ -105,7 +105,6 @@ def eigs(
         padded = np.zeros((len(found), n))
         padded[:, linked] = entries
         values, vectors = np.append(found, values), np.concatenate([padded, vectors])
-    values = np.maximum(values, 0)  # by rounding a copy of the trivial one may be below it
     first = np.argsort(values, kind="stable")[:K]
     values, vectors = values[first], vectors[first]
     share = (vectors > 0).mean(axis=1)
