@@ -76,7 +76,7 @@ def compare(
     ``images``: from :func:`selfment.images.find_images`. ``methods`` and ``inits``: see
     :mod:`selfment.methods`; the splits are those of ``"selfment"``. Without either all that the
     backbone allows are compared. ``options``: of :class:`selfment.PseudoLabeler`; those that only
-    one method takes do not reach the others. ``allow_missing`` and ``workers``: of
+    one method or split takes do not reach the others. ``allow_missing`` and ``workers``: of
     :func:`selfment.evaluate`.
 
     ``out`` gets a folder of masks for each row of the table, as :func:`label_images` writes it and
@@ -104,6 +104,8 @@ def compare(
             continue
         foreign = {"selfment": {"backbones"}, "selfmask": {*OPTIONS}}
         left = foreign.get(method, {"backbones", *OPTIONS})
+        if init != "ncut":
+            left = left | {"min_confidence"}
         own = {name: value for name, value in options.items() if name not in left}
         labeler = PseudoLabeler(backbone, size, method=method, init=init, **own)
         labeler.share(first)
