@@ -57,7 +57,7 @@ def label_images(
     the upright image's own size (nearest neighbour), and all 0 where the record has ``rejected``;
     ``overlays`` adds a JPEG file of :func:`selfment.visualize.overlay` under ``out/overlays``. Of a
     labeler with ``objects`` they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for none,
-    and :func:`selfment.visualize.overlay_instances`.
+    which :func:`selfment.evaluate` does not score, and :func:`selfment.visualize.overlay_instances`.
 
     ``refine``, ``fill_holes`` and ``largest_component``: what :func:`selfment.refine_mask` does to
     each mask, or to each object's, the earlier of which keeps the pixels that two claim.

@@ -170,6 +170,7 @@ def test_a_vit_is_loaded_once_and_compared_by_all(folders, tmp_path, monkeypatch
         ({"methods": ["lost"]}, "`method` must be 'selfment' or .*: got 'lost'"),
         ({"methods": []}, "`methods` or `inits` must name one at least: got none"),
         ({"methods": ["dsm"], "size": 90}, "`size` must be a multiple of 16"),
+        ({"objects": 3}, "`objects` must be left alone: .* one mask of each image: got 3"),
     ],
 )
 def test_mistakes_come_before_any_label(folders, tmp_path, options, message):

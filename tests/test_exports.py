@@ -465,6 +465,13 @@ def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
     assert panels.size == (2 * 451 + 8, 300)
 
 
+def test_the_help_says_that_numbers_of_objects_are_not_scored(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["label", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "PNG files hold their numbers, not for eval" in text
+
+
 @pytest.mark.parametrize(
     ("options", "steps"),
     [
