@@ -99,6 +99,8 @@ class _Run(Pipeline[Result]):
         params.number("formats", formats, "one format at least", len(formats) > 0)
         self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
         self.steps = steps if any(steps.values()) else None
+        if steps["method"] is not None:
+            params.choice("refine", steps["method"], refinement.METHODS)
         refinement.check_method(steps["method"])
         if "coco" in self.formats:
             exports.load_coco_masks()

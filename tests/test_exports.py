@@ -350,7 +350,7 @@ def test_broken_annotations_are_named(tmp_path):
     [
         ({"formats": ["png", "voc"]}, "`formats` must be 'png' or 'coco' or 'yolo': got 'voc'"),
         ({"formats": []}, r"`formats` must be one format at least: got \[\]"),
-        ({"refine": "sharpen"}, "`method` must be 'bilateral' or 'guided' or 'crf'"),
+        ({"refine": "sharpen"}, "`refine` must be 'bilateral' or .* or 'crf': got 'sharpen'"),
     ],
 )
 def test_options_are_checked_before_the_run(scenes, tmp_path, options, sentence):
