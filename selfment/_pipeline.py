@@ -57,6 +57,7 @@ class Pipeline(ABC, Generic[Result]):
     key: ClassVar[str]  #: the record's field that names what is made of an image
     verb: ClassVar[str]  #: what is done to an image
     unit: ClassVar[str] = "image"
+    empty: ClassVar[tuple[str, ...]] = ()  #: endings of files that may be empty
 
     def __init__(
         self,
@@ -183,8 +184,11 @@ class Pipeline(ABC, Generic[Result]):
             return False
         try:
             for file in self._wanted(record):
+                if not file:
+                    return False
                 # A power failure can leave an empty file at a name that had just been given.
-                if not file or not os.path.getsize(os.path.join(self.folder, file)):
+                size = os.path.getsize(os.path.join(self.folder, file))
+                if not size and not file.endswith(self.empty):
                     return False
             stat = os.stat(image)
         except OSError:

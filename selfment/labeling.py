@@ -57,7 +57,8 @@ def label_images(
     the upright image's own size (nearest neighbour), and all 0 where the record has ``rejected``;
     ``overlays`` adds a JPEG file of :func:`selfment.visualize.overlay` under ``out/overlays``. Of a
     labeler with ``objects`` they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for none,
-    which :func:`selfment.evaluate` does not score, and :func:`selfment.visualize.overlay_instances`.
+    not to be scored by :func:`selfment.evaluate`, and those of
+    :func:`selfment.visualize.overlay_instances`.
 
     ``refine``, ``fill_holes`` and ``largest_component``: what :func:`selfment.refine_mask` does to
     each mask, or to each object's, the earlier of which keeps the pixels that two claim.
@@ -85,7 +86,7 @@ def label_images(
 
 
 class _Run(Pipeline[Result]):
-    file, key, verb = "labels.jsonl", "name", "label"
+    file, key, verb, empty = "labels.jsonl", "name", "label", (".txt",)
 
     def __init__(
         self,

@@ -203,6 +203,13 @@ def test_images_without_objects(scenes, tmp_path):
     assert (len(coco.dataset["images"]), coco.dataset["annotations"]) == (3, [])
     assert (out / "labels/a.txt").read_bytes() == b""
     assert not np.asarray(Image.open(out / "a.png")).any()
+    assert run([scenes], out, blind, formats=["yolo"]) == Summary(skipped=3)
+    (out / "labels/a.txt").unlink()
+    (out / "sub/b.png").write_bytes(b"")
+    assert run([scenes], out, blind, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert (out / "labels/a.txt").read_bytes() == b""
+    assert run([scenes], out, blind, formats=["png"]).labelled >= 1
+    assert (out / "sub/b.png").stat().st_size > 0
 
 
 def test_the_same_run_gives_the_same_bytes_whatever_its_order(scenes, tmp_path):
