@@ -158,7 +158,18 @@ class _Run(Pipeline[Result]):
             made["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
         for field, write in made.items():
             write_atomically(self.folder / files[field], write)
-        return {field: files[field] for field in made} | _figures(result)
+        new = {field: files.pop(field) for field in made}
+        return new | self._others(job, files) | _figures(result)
+
+    def _others(self, job: Job, files: Mapping[str, str]) -> Record:
+        """The fields of those ``files`` of earlier runs that hold this very label."""
+        if not self._speaks_of(job.previous, job.bytes, job.mtime_ns):
+            return {}
+        return {
+            field: file
+            for field, file in files.items()
+            if job.previous.get(field) == file and os.path.exists(self.folder / file)
+        }
 
     def _at_size(self, mask: Tensor, job: Job) -> refinement.Bools:
         if self.steps is None or job.picture is None:

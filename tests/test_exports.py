@@ -208,7 +208,7 @@ def test_images_without_objects(scenes, tmp_path):
     (out / "sub/b.png").write_bytes(b"")
     assert run([scenes], out, blind, formats=["yolo"]) == Summary(labelled=1, skipped=2)
     assert (out / "labels/a.txt").read_bytes() == b""
-    assert run([scenes], out, blind, formats=["png"]).labelled >= 1
+    assert run([scenes], out, blind, formats=["png"]) == Summary(labelled=1, skipped=2)
     assert (out / "sub/b.png").stat().st_size > 0
 
 
@@ -277,6 +277,26 @@ def test_what_is_wanted_anew_is_done_and_the_rest_skipped(scenes, tmp_path):
         assert run([scenes], out, **option) == Summary(skipped=3)
     assert run([scenes], out, labeler(objects=2), refine="bilateral") == Summary(labelled=3)
     assert run([scenes], out, labeler(objects=None), refine="bilateral") == Summary(labelled=3)
+
+
+def test_files_of_the_same_label_stay_done(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, overlays=True)
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo"), overlays=True) == Summary(skipped=3)
+    fields = ("mask", "annotations", "boxes", "overlay")
+    files = ["sub/b.png", "annotations/sub/b.json", "labels/sub/b.txt", "overlays/sub/b.jpg"]
+    assert [records(out)["b.jpg"][field] for field in fields] == files
+    # Not those that are lost, nor those of what the image was before.
+    (out / "sub/b.png").unlink()
+    (out / "labels/sub/b.txt").unlink()
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert [records(out)["b.jpg"][field] for field in fields] == [None, *files[1:]]
+    scene(scenes / "a.png", (70, 70), 5)
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    expected = [None, None, "labels/a.txt", None]
+    assert [records(out)["a.png"][field] for field in fields] == expected
 
 
 def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
