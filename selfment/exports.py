@@ -125,13 +125,18 @@ def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
 
 def check_coco(path: Path) -> None:
     """Raises ``ValueError`` where another's file lies, which :func:`write_coco` would replace."""
-    if not path.exists():
-        return
+    if path.exists() and not is_coco(path):
+        raise ValueError(
+            f"`out` must hold no file {path.name} of another kind: {path} is not of selfment"
+        )
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a file of :func:`write_coco` lies there."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        if file.read(len(_HEAD)) != _HEAD:
-            raise ValueError(
-                f"`out` must hold no file {path.name} of another kind: {path} is not of selfment"
-            )
+        return file.read(len(_HEAD)) == _HEAD
 
 
 def load_coco_masks() -> Any:

@@ -70,7 +70,9 @@ def label_images(
     of an object is 1 less its eigenvalue, or 0, also where its method has none.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
-    changed since; failed ones are tried again. An image keeps the name it has in ``labels.jsonl``,
+    changed since; failed ones are tried again. What earlier runs made of an image stays where it is
+    of the same label, and goes where an image is labelled otherwise; ``out/annotations.json`` is
+    composed again by runs without "coco", too. An image keeps the name it has in ``labels.jsonl``,
     and never gets that of another image, or of a file that no run has written. What fails is
     reported on stderr and in ``labels.jsonl``, and the run goes on.
     ``progress``: a bar on stderr. ``shard``: the rank of this process and how many there are; each
@@ -162,14 +164,19 @@ class _Run(Pipeline[Result]):
         return new | self._others(job, files) | _figures(result)
 
     def _others(self, job: Job, files: Mapping[str, str]) -> Record:
-        """The fields of those ``files`` of earlier runs that hold this very label."""
-        if not self._speaks_of(job.previous, job.bytes, job.mtime_ns):
-            return {}
-        return {
-            field: file
-            for field, file in files.items()
-            if job.previous.get(field) == file and os.path.exists(self.folder / file)
-        }
+        """The fields of those ``files`` that hold this very label; removes those of another one."""
+        same = self._speaks_of(job.previous, job.bytes, job.mtime_ns)
+        whole = job.previous and job.previous.get("error") is None
+        kept = {}
+        for field, file in files.items():
+            # A record that is not whole does not tell which files the image has.
+            ours = not whole or job.previous.get(field) == file
+            if ours and os.path.lexists(self.folder / file):
+                if same:
+                    kept[field] = file
+                else:
+                    os.unlink(self.folder / file)
+        return kept
 
     def _at_size(self, mask: Tensor, job: Job) -> refinement.Bools:
         if self.steps is None or job.picture is None:
@@ -193,7 +200,8 @@ class _Run(Pipeline[Result]):
         return [record.get(field) for field in (*fields, *(["overlay"] if self.overlays else []))]
 
     def _finish(self, records: Iterable[Record]) -> None:
-        if "coco" not in self.formats:
+        composed = self.folder / "annotations.json"
+        if "coco" not in self.formats and not exports.is_coco(composed):
             return
         found = sorted(
             (record["image"], record["name"], self.folder / record["annotations"])
@@ -205,7 +213,7 @@ class _Run(Pipeline[Result]):
         names = [str(PurePosixPath(name).parent / Path(image).name) for image, name, _ in found]
         counts = Counter(names)
         exports.write_coco(
-            self.folder / "annotations.json",
+            composed,
             (
                 (name if counts[name] == 1 else image, file)
                 for (image, _, file), name in zip(found, names, strict=True)

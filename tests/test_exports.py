@@ -299,6 +299,49 @@ def test_files_of_the_same_label_stay_done(scenes, tmp_path):
     assert [records(out)["a.png"][field] for field in fields] == expected
 
 
+def files_in(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def test_no_file_speaks_of_another_label(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
+    other = labeler(objects=None, tau="auto", min_confidence=0.25)
+    assert run([scenes / "sub"], out, other) == Summary(labelled=2)
+    of_a = ["a.png", "annotations/a.json", "labels/a.txt", "overlays/a.jpg"]
+    both = ["annotations.json", "labels.jsonl", "sub/b.png", "sub/c.png"]
+    assert files_in(out) == sorted([*of_a, *both])
+    images = coco_of(out / "annotations.json").dataset["images"]
+    assert [one["file_name"] for one in images] == ["a.png"]
+    assert run([scenes], out, other, formats=["coco"]) == Summary(labelled=3)
+    run([scenes], tmp_path / "new", other, formats=["coco"])
+    expected = (tmp_path / "new/annotations.json").read_bytes()
+    assert (out / "annotations.json").read_bytes() == expected
+    assert not (out / "a.png").exists()
+    assert (out / "sub/b.png").exists()
+
+
+def test_no_file_speaks_of_a_label_that_a_killed_run_left(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("selfment.labeling._Run._collect", lambda self, most: None)
+        run([scenes], out, labeler(tau=0.4), formats=["coco", "yolo"])
+    assert len(files_in(out)) == 3 * 2 + 2
+    assert run([scenes], out) == Summary(labelled=3)
+    masks = ["a.png", "sub/b.png", "sub/c.png"]
+    assert files_in(out) == sorted([*masks, "annotations.json", "labels.jsonl"])
+
+
+def test_files_of_others_are_never_removed(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out)
+    for name in ("labels/a.txt", "overlays"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    assert run([scenes], out, labeler(tau=0.4)) == Summary(labelled=3)
+    assert (out / "labels/a.txt").read_text() == (out / "overlays").read_text() == "mine"
+
+
 def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, formats=["coco"])
@@ -394,6 +437,7 @@ def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
         run([scenes], tmp_path / "out", formats=["coco"])
     assert file.read_text() == '{"images": []}'
     assert run([scenes], tmp_path / "out") == Summary(labelled=3)
+    assert file.read_text() == '{"images": []}'
 
 
 @pytest.mark.parametrize(
