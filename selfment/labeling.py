@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -209,16 +208,9 @@ class _Run(Pipeline[Result]):
             if record.get("error") is None and record.get("annotations")
         )
         found = [entry for entry in found if entry[2].is_file()]
-        # As the images lay under what the run searched; in full where that names two of them.
-        names = [str(PurePosixPath(name).parent / Path(image).name) for image, name, _ in found]
-        counts = Counter(names)
-        exports.write_coco(
-            composed,
-            (
-                (name if counts[name] == 1 else image, file)
-                for (image, _, file), name in zip(found, names, strict=True)
-            ),
-        )
+        names = exports.image_names([(image, name) for image, name, _ in found])
+        files = [file for *_, file in found]
+        exports.write_coco(composed, zip(names, files, strict=True))
 
 
 def _figures(result: Result) -> Record:
