@@ -127,7 +127,10 @@ class Pipeline(ABC, Generic[Result]):
         """The files of a finished image; None for one that this run wants and it lacks."""
 
     def _finish(self, records: Iterable[Record]) -> None:
-        """Composes files of all records, at the end of a run and in its last process only."""
+        """Composes files of all records, at the end of a run and in its last process only.
+
+        It may add records once it has gone through ``records``.
+        """
         del records
 
     def _name(self, entry: ImageEntry) -> str:

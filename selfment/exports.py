@@ -118,25 +118,37 @@ def image_names(images: Sequence[tuple[str, str]]) -> list[str]:
         names = chosen
 
 
-def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
+def read_record(file: Path) -> Record:
+    """The :func:`coco_record` in a JSON file; raises ``ValueError`` for one that is broken."""
+    try:
+        record = json.loads(file.read_bytes())
+        found = {side: record[side] for side in ("width", "height")}
+        return {**found, "annotations": [dict(one) for one in record["annotations"]]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds no annotations"
+        raise ValueError(f"cannot read {file}: {reason}") from error
+
+
+def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> dict[Path, str]:
     """Composes a COCO instances file, atomically and one image at a time.
 
     ``sources``: the ``file_name`` of each image and the JSON file of its :func:`coco_record`. Ids
-    count from 1 in this order, so that the same sources give the same bytes. Raises ``ValueError``
-    for a source that is broken.
+    count from 1 in this order, so that the same sources give the same bytes. Returns those that are
+    broken, which are left out, each with a sentence.
     """
     images: list[Record] = []
+    broken = {}
     count = 0
     with atomic_file(path) as file:
         file.write(_HEAD)
         for name, source in sources:
             try:
-                found = json.loads(source.read_bytes())
-                size = {side: found[side] for side in ("width", "height")}
-                annotations = found["annotations"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"cannot read {source}: it holds no annotations") from error
-            images.append({"id": len(images) + 1, "file_name": name, **size})
+                found = read_record(source)
+            except ValueError as error:
+                broken[source] = str(error)
+                continue
+            annotations = found.pop("annotations")
+            images.append({"id": len(images) + 1, "file_name": name, **found})
             for annotation in annotations:
                 ids = {"id": count + 1, "image_id": len(images), "category_id": CATEGORY["id"]}
                 file.write(b",\n" if count else b"\n")
@@ -144,6 +156,7 @@ def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
                 count += 1
         rest = json.dumps({"images": images, "categories": [CATEGORY]})
         file.write(f"\n], {rest[1:]}\n".encode())
+    return broken
 
 
 def check_coco(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -73,7 +74,8 @@ def label_images(
     of the same label, and goes where an image is labelled otherwise; ``out/annotations.json`` is
     composed again by runs without "coco", too. An image keeps the name it has in ``labels.jsonl``,
     and never gets that of another image, or of a file that no run has written. What fails is
-    reported on stderr and in ``labels.jsonl``, and the run goes on.
+    reported on stderr and in ``labels.jsonl``, and the run goes on; broken files of annotations
+    count as failed, too, and the next run with "coco" makes them again.
     ``progress``: a bar on stderr. ``shard``: the rank of this process and how many there are; each
     takes its share of the images and counts that, and the last to end merges the records that
     they kept in ``out/labels-rank<r>.jsonl``. Raises ``ValueError`` when ``out`` cannot be written
@@ -210,7 +212,13 @@ class _Run(Pipeline[Result]):
         found = [entry for entry in found if entry[2].is_file()]
         names = exports.image_names([(image, name) for image, name, _ in found])
         files = [file for *_, file in found]
-        exports.write_coco(composed, zip(names, files, strict=True))
+        broken = exports.write_coco(composed, zip(names, files, strict=True))
+        for image, _, file in found:
+            if file in broken:
+                rest = f"{composed.name} is without it, and the next run makes it again"
+                print(f"{broken[file]}; {rest}", file=sys.stderr)
+                self.records.add({**self.records.get(image), "annotations": None})
+                self.failed += 1
 
 
 def _figures(result: Result) -> Record:

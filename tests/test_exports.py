@@ -441,11 +441,47 @@ def test_refined_masks_are_those_of_refine_mask(scenes, tmp_path):
     assert plain != refined
 
 
-def test_broken_annotations_are_named(tmp_path):
-    (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"cannot read .*a\.json: it holds no annotations"):
-        write_coco(tmp_path / "all.json", [("a.jpg", tmp_path / "a.json")])
-    assert not (tmp_path / "all.json").exists()
+@pytest.mark.parametrize("content", ["", "[]", '{"width": 3, "height"', '{"width": 3}', "[" * 9999])
+def test_broken_annotations_are_left_out_and_made_again(scenes, tmp_path, capsys, content):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("coco", "png"))
+    whole = (out / "annotations.json").read_bytes()
+    broken = out / "annotations/a.json"
+    broken.write_text(content)
+    options = ("--size", 160, "--objects", 3, "--format", "coco")
+    arguments = [str(value) for value in ("label", scenes / "sub", "--out", out, *options)]
+    assert cli.main(arguments) == 1
+    errors = capsys.readouterr().err.splitlines()
+    said = [line for line in errors if "cannot" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"cannot read {broken}: it holds no annotations")
+    images = coco_of(out / "annotations.json").dataset["images"]
+    assert [one["file_name"] for one in images] == ["sub/b.jpg", "sub/c.png"]
+    assert [records(out)["a.png"][field] for field in ("annotations", "mask")] == [None, "a.png"]
+    assert len((out / "labels.jsonl").read_text().splitlines()) == 3
+    assert cli.main(arguments) == 0
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert (out / "annotations.json").read_bytes() == whole
+    assert records(out)["a.png"]["mask"] == "a.png"
+
+
+def test_annotations_that_are_broken_do_not_stop_those_after_them(scenes, tmp_path):
+    run([scenes], tmp_path, formats=["coco"])
+    first, *others = (
+        (name, (tmp_path / "annotations" / name).with_suffix(".json")) for name in sorted(SIZES)
+    )
+    assert write_coco(tmp_path / "expected.json", others) == {}
+    expected = (tmp_path / "expected.json").read_bytes()
+    file = first[1]
+    for content in ("{}", '{"width": 3, "height": 2, "annotations": [5]}', None):
+        file.unlink()
+        if content is None:
+            file.mkdir()
+        else:
+            file.write_text(content)
+        (sentence,) = write_coco(tmp_path / "all.json", [first, *others]).values()
+        assert sentence.startswith(f"cannot read {file}: ")
+        assert (tmp_path / "all.json").read_bytes() == expected
 
 
 @pytest.mark.parametrize(
