@@ -126,7 +126,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     """What becomes of the labels."""
     add = parser.add_argument
-    objects = "label up to N objects of each image; masks then hold their numbers"
+    objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
     add("--objects", type=int, metavar="N", help=objects)
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
     add("--format", type=_names(*FORMATS), default=["png"], metavar="NAMES", help=kinds)

@@ -50,14 +50,15 @@ def test_the_latest_record_counts_whatever_the_clocks_say(tmp_path, monkeypatch)
 
 def test_folders_are_looked_up_once(photos_in, tmp_path, monkeypatch):
     images = find_images([photos_in])
-    job = _Run(tmp_path / "out", PseudoLabeler(), False, (0, 1))
+    out = tmp_path / "out"
+    job = _Run(out, PseudoLabeler(), False, ["png"], {"method": None}, (0, 1))
     asked = []
     realpath = os.path.realpath
     monkeypatch.setattr("os.path.realpath", lambda path: asked.append(path) or realpath(path))
     assert len(job._plan(images)) == len(images)
     job.records.close()
     assert sorted(map(str, asked)) == sorted(
-        map(str, (photos_in, tmp_path / "out", tmp_path / "out/overlays"))
+        map(str, (photos_in, out, out / "overlays", out / "annotations", out / "labels"))
     )
 
 
