@@ -3,8 +3,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -28,11 +30,11 @@ struct Weights {
 };
 
 std::vector<selfment::Graph> graphs(Address bits, const Weights* weights, int64_t batch, int64_t n,
-                                    double eps, int64_t repeat) {
+                                    double eps) {
   std::vector<selfment::Graph> views;
-  for (int64_t i = 0; i < batch * repeat; ++i)
-    views.push_back({at<const uint64_t>(bits) + i / repeat * selfment::bits_size(n),
-                     weights == nullptr ? nullptr : &weights->images[i / repeat], n, eps});
+  for (int64_t i = 0; i < batch; ++i)
+    views.push_back({at<const uint64_t>(bits) + i * selfment::bits_size(n),
+                     weights == nullptr ? nullptr : &weights->images[i], n, eps});
   return views;
 }
 
@@ -44,17 +46,51 @@ std::vector<selfment::Grid> as_grids(const Grids& sides) {
   return grids;
 }
 
-bool interrupted() {
-  py::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
+// Without the GIL as long as it lives.
+//
+// A daemon thread may want the GIL back when the interpreter has ended. Python up to 3.13 then ends
+// the thread, by an exception that may not pass through frames that catch all, ours and torch's.
+// The thread waits instead for the end of the process, which newer versions make it do themselves.
+class Released {
+ public:
+  Released() : thread_(PyEval_SaveThread()) {}
+  ~Released() {
+    try {
+      PyEval_RestoreThread(thread_);
+    } catch (...) {
+      while (true) std::this_thread::sleep_for(std::chrono::hours(1));
+    }
+  }
+  Released(const Released&) = delete;
+  Released& operator=(const Released&) = delete;
+
+ private:
+  PyThreadState* thread_;
+};
+
+// Python handles signals on its main thread alone, and other threads need not ask. They must not:
+// see above.
+bool on_main_thread() {
+  const auto threading = py::module_::import("threading");
+  return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident"));
 }
+
+bool interrupted() {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  const bool raised = PyErr_CheckSignals() != 0;
+  PyGILState_Release(state);
+  return raised;
+}
+
+bool never() { return false; }
 
 // Runs an operation without the GIL; an interruption leaves with the error that the signal raised.
 template <class Operation>
 auto run(int threads, const Operation& operation) {
+  const selfment::Context context{threads, on_main_thread() ? interrupted : never};
   try {
-    py::gil_scoped_release release;
-    return operation(selfment::Context{threads, interrupted});
+    const Released released;
+    return operation(context);
   } catch (const selfment::Interrupted&) {
     throw py::error_already_set();
   }
@@ -66,6 +102,8 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Selfment's kernels for the CPU. Use the functions of `selfment`.";
   m.attr("__version__") = SELFMENT_VERSION;
   m.def("isa", &selfment::cpu::isa);
+  selfment::cpu::isa();  // chosen now: a fork while another thread chooses would never end the
+                         // choice
   m.attr("PEAK_TIE") = selfment::kPeakTie;
   m.attr("IPO_TIE") = selfment::kIpoTie;
   m.attr("DTYPES") = py::make_tuple("float16", "bfloat16", "float32", "float64");
@@ -102,7 +140,7 @@ PYBIND11_MODULE(_cpu, m) {
          Address mask, Address painted_bits, Weights* painted_weights, Address painted_degrees,
          int threads) {
         run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps, 1);
+          const auto views = graphs(bits, weights, batch, n, eps);
           selfment::cpu::paint(
               {views.data(), batch, at<const double>(taus), at<const bool>(mask),
                at<uint64_t>(painted_bits), at<double>(painted_degrees),
@@ -119,8 +157,8 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address bits, const Weights* weights, int64_t batch, int64_t n, double eps, Address x,
          Address y, int64_t columns, int threads) {
         run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps, columns);
-          selfment::cpu::matvec({views.data(), batch * columns, at<const double>(x), at<double>(y)},
+          const auto views = graphs(bits, weights, batch, n, eps);
+          selfment::cpu::matvec({views.data(), batch, columns, at<const double>(x), at<double>(y)},
                                 context);
         });
       },
@@ -133,7 +171,7 @@ PYBIND11_MODULE(_cpu, m) {
          double eps, int64_t k, Address eigenvalues, Address vectors, Address gaps,
          Address residuals, Address iterations, int threads) {
         run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps, 1);
+          const auto views = graphs(bits, weights, batch, n, eps);
           selfment::cpu::fiedler({views.data(), at<const double>(degrees), batch, k,
                                   at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
                                   at<double>(residuals), at<int64_t>(iterations)},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,15 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
+
+MOST_PATCHES = 2**31  # of a graph: its bytes, (N / 64)^2 * 512, then have a number of 64 bits
+
+# How it is said that there is not enough memory, or not that many bytes on any machine.
+_NO_MEMORY = re.compile(
+    r"DefaultCPUAllocator: .*tried to allocate (\d+ bytes)"
+    r"|Unable to allocate ([\d.]+ \w+) for an array"  # numpy
+    "|Storage size calculation overflowed|integer multiplication overflow"
+)
 
 FEATURE_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -26,7 +36,26 @@ class Kind:
     """A kind of array: how a tensor becomes one, and where the work on one is queued."""
 
     restore: Callable[[Tensor], Any] = _as_it_is
-    stream: Callable[[], AbstractContextManager[Any]] = nullcontext  #: sets torch's current stream
+    queue: Callable[[], AbstractContextManager[Any]] = nullcontext  #: sets torch's current stream
+    array: str = "the arrays"  #: the array that it is the kind of, for errors
+
+    def stream(self) -> AbstractContextManager[Any]:
+        """Sets torch's current stream; a ``MemoryError`` inside says what memory was for."""
+        # torch.compile sees nothing of that: it does not take every context.
+        return self.queue() if torch.compiler.is_compiling() else self._work()
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        try:
+            with self.queue():
+                yield
+        except (MemoryError, RuntimeError) as error:
+            found = _NO_MEMORY.search(str(error))
+            if found is None and not isinstance(error, MemoryError):
+                raise
+            size = found and (found[1] or found[2])
+            asked = f": {size} could not be allocated" if size else ""
+            raise MemoryError(f"not enough memory for {self.array}{asked}") from error
 
 
 TORCH = Kind()
@@ -39,25 +68,38 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
     Raises ``TypeError`` for anything else.
     """
     if isinstance(value, Tensor):
-        return value.detach(), TORCH
+        # What torch.compile traces is kept simple.
+        kind = TORCH if torch.compiler.is_compiling() else Kind(array=_named(value, name))
+        return value.detach(), kind
     if isinstance(value, np.ndarray):
         if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise TypeError(f"`{name}` must hold native numbers: got dtype {value.dtype}")
-        # torch takes neither negative strides nor, without a warning, read-only memory.
-        usable = value.flags.writeable and all(stride >= 0 for stride in value.strides)
-        return torch.from_numpy(value if usable else value.copy()), Kind(Tensor.numpy)
+        # torch takes neither negative strides, nor those that are no multiple of an element, nor,
+        # without a warning, read-only memory.
+        size = value.dtype.itemsize
+        usable = all(stride >= 0 and stride % size == 0 for stride in value.strides)
+        kind = Kind(Tensor.numpy, array=_named(value, name))
+        with kind.stream():
+            own = value if usable and value.flags.writeable else value.copy()
+        return torch.from_numpy(own), kind
     if hasattr(value, "__dlpack__"):
         tensor = torch.from_dlpack(value)
         package = type(value).__module__.partition(".")[0]
-        stream = _cupy_stream(tensor.device) if package == "cupy" else nullcontext
+        queue = _cupy_stream(tensor.device) if package == "cupy" else nullcontext
         if hasattr(value, "__array_namespace__"):
-            return tensor, Kind(value.__array_namespace__().from_dlpack, stream)
-        restore = getattr(__import__(package), "from_dlpack", _as_it_is)
-        return tensor, Kind(restore, stream)
+            restore = value.__array_namespace__().from_dlpack
+        else:
+            restore = getattr(__import__(package), "from_dlpack", _as_it_is)
+        return tensor, Kind(restore, queue, _named(tensor, name))
     raise TypeError(
         f"`{name}` must be a torch tensor, a numpy array or a DLPack array: "
         f"got {type(value).__name__}"
     )
+
+
+def _named(value: Any, name: str) -> str:
+    """How an error calls an array."""
+    return f"`{name}` of shape {tuple(value.shape)}"
 
 
 def _cupy_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
@@ -131,7 +173,8 @@ def as_features(
                 f"got {grid} for shape {shape}"
             )
         grid = (shape[2], shape[3])
-        tensor = tensor.flatten(2).transpose(1, 2)
+        with kind.stream():
+            tensor = tensor.flatten(2).transpose(1, 2)
     elif grid is not None and grid[0] * grid[1] != shape[-2]:
         raise ValueError(f"`grid` must satisfy h*w == N: got {grid} for N = {shape[-2]}")
     elif grid is None and needs_grid:
@@ -139,7 +182,14 @@ def as_features(
             f"`grid` is needed with (N, d) and (B, N, d) features: pass grid=(h, w) with "
             f"h*w == N, here N = {shape[-2]}"
         )
+    check_patches(tensor.shape[-2])
     return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, kind)
+
+
+def check_patches(n: int) -> None:
+    """Raises ``ValueError`` unless a graph can have so many patches."""
+    if n > MOST_PATCHES:
+        raise ValueError(f"`features` must have at most 2^31 patches of a graph: got N = {n}")
 
 
 def as_grid(grid: Any) -> Grid:

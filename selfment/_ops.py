@@ -31,7 +31,8 @@ class _Cpu:
         self.native = _native.cpu()
 
     def readable(self, rows: Tensor) -> Tensor:
-        return rows
+        """Numbers where the kernels can read them: aligned to their size."""
+        return rows.clone() if rows.data_ptr() % rows.element_size() else rows
 
     def weights(self, batch: int, n: int) -> Any:
         return self.native.Weights(batch)
@@ -62,7 +63,7 @@ class _Cuda:
     stream: int
 
     def readable(self, rows: Tensor) -> Tensor:
-        """The features where the kernels can read them: aligned to 16 bytes."""
+        """Numbers where the kernels can read them: aligned to 16 bytes."""
         return rows.clone() if rows.data_ptr() % 16 else rows
 
     def weights(self, batch: int, n: int) -> Tensor:
@@ -105,6 +106,11 @@ def _addresses(arguments: dict[str, Any]) -> dict[str, Any]:
         name: value.data_ptr() if isinstance(value, Tensor) else value
         for name, value in arguments.items()
     }
+
+
+def _true(flags: Tensor) -> Tensor:
+    """A copy whose bytes are 0 and 1: kernels rely on it, and views as bool can have any bytes."""
+    return flags.view(torch.uint8) != 0
 
 
 def _dtype_code(native: ModuleType, rows: Tensor) -> int:
@@ -178,7 +184,7 @@ def paint(
         n=n,
         eps=eps,
         taus=taus,
-        mask=mask,
+        mask=_true(mask),
         painted_bits=painted_bits,
         painted_weights=painted_weights,
         painted_degrees=painted_degree,
@@ -189,7 +195,8 @@ def paint(
 def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:
     """A x of (B, m, N) float64."""
     product = torch.empty_like(x)
-    _twin(bits.device).run(
+    twin = _twin(bits.device)
+    twin.run(
         "matvec",
         None,
         bits=bits,
@@ -197,7 +204,7 @@ def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:
         batch=len(x),
         n=n,
         eps=eps,
-        x=x,
+        x=twin.readable(x),
         y=product,
         columns=x.shape[1],
     )
@@ -266,7 +273,7 @@ def ipo(
     """
     batch, n, d = rows.shape
     twin = _twin(rows.device)
-    refined = labels.clone(memory_format=torch.contiguous_format)
+    refined = _true(labels).contiguous()
     steps = rows.new_empty(batch, dtype=torch.int64)
     separation = rows.new_empty(batch, dtype=torch.float64)
     dtype = _dtype_code(twin.native, rows)

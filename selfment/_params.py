@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from numbers import Integral, Real
 from typing import Any
-
-import numpy as np
 
 TAU = 0.2
 AUTO = "auto"  # tau: a threshold for each image, see threshold.py
@@ -80,7 +79,7 @@ def check_k(k: int, patches: int) -> None:
 
 
 def _finite(value: Any) -> bool:
-    if isinstance(value, np.floating):
-        value = float(value)  # or the comparison would be one of float32, where the limit overflows
-    # By comparison, which holds for integers of any size too, and which torch.compile can trace.
-    return isinstance(value, Real) and bool(abs(value) <= _LARGEST)
+    # By comparison, which torch.compile can trace. An integer may be too large for a float, and the
+    # largest float64 for another kind of float.
+    bound: Any = _LARGEST if isinstance(value, int) else math.inf
+    return isinstance(value, Real) and bool(-bound < value < bound)

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -44,6 +44,7 @@ class Job:
     picture: Image.Image | None = None  # kept for the overlay
     pixels: Tensor | None = None  # what the backbone takes
     content: tuple[int, int] = (0, 0)  # (height, width) of the image in the pixels
+    previous: Record = field(default_factory=dict)  # the image's, before this run's
 
     def stat(self) -> None:
         """Notes the file's size and time, by which a change is seen."""
@@ -58,6 +59,7 @@ class Pipeline(ABC, Generic[Result]):
     key: ClassVar[str]  #: the record's field that names what is made of an image
     verb: ClassVar[str]  #: what is done to an image
     unit: ClassVar[str] = "image"
+    empty: ClassVar[tuple[str, ...]] = ()  #: endings of files that may be empty
 
     def __init__(
         self,
@@ -128,7 +130,10 @@ class Pipeline(ABC, Generic[Result]):
         """The files of a finished image; None for one that this run wants and it lacks."""
 
     def _finish(self, records: Iterable[Record]) -> None:
-        """Composes files of all records, at the end of a run and in its last process only."""
+        """Composes files of all records, at the end of a run and in its last process only.
+
+        It may add records once it has gone through ``records``.
+        """
         del records
 
     def _name(self, entry: ImageEntry) -> str:
@@ -182,17 +187,25 @@ class Pipeline(ABC, Generic[Result]):
 
     def _is_done(self, image: str) -> bool:
         record = self.records.get(image)
-        if record.get("settings") != self.settings or record.get("error") is not None:
-            return False
         try:
-            for file in self._wanted(record):
-                # A power failure can leave an empty file at a name that had just been given.
-                if not file or not os.path.getsize(os.path.join(self.folder, file)):
-                    return False
             stat = os.stat(image)
+            if not self._speaks_of(record, stat.st_size, stat.st_mtime_ns):
+                return False
+            for file in self._wanted(record):
+                if not file:
+                    return False
+                # A power failure can leave an empty file at a name that had just been given.
+                size = os.path.getsize(os.path.join(self.folder, file))
+                if not size and not file.endswith(self.empty):
+                    return False
         except OSError:
             return False
-        return (stat.st_size, stat.st_mtime_ns) == (record.get("bytes"), record.get("mtime_ns"))
+        return True
+
+    def _speaks_of(self, record: Record, size: int, mtime_ns: int) -> bool:
+        """Whether a record is of this run's settings and of an image of such bytes and time."""
+        found = record.get("settings"), record.get("bytes"), record.get("mtime_ns")
+        return record.get("error") is None and found == (self.settings, size, mtime_ns)
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Does all jobs: files are read and written in threads, meanwhile this one computes."""
@@ -276,7 +289,8 @@ class Pipeline(ABC, Generic[Result]):
     def _begin(self, job: Job) -> None:
         # From here on its file may be there, or be the new one: the record must name it, and an old
         # one must not vouch for it.
-        previous = self.records.get(job.image) or self._record(job)
+        job.previous = self.records.get(job.image)
+        previous = job.previous or self._record(job)
         self.records.add({**previous, self.key: job.name, "error": "the run was interrupted"})
 
     def _write(self, job: Job, result: Result) -> Record:

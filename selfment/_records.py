@@ -120,17 +120,20 @@ class Records:
             raise _named(error, self.path) from error
 
     def close(self, finish: Callable[[Iterable[Record]], object] = list) -> None:
-        """Rewrites the file atomically with one line per image, then calls ``finish`` with them.
+        """Calls ``finish`` with the records, then rewrites the file with one line per image.
 
-        A process of a sharded run does so only if it is the last, with the lines of all.
+        ``finish`` may add records. The file is written atomically. A process of a sharded run does
+        so only if it is the last, with the lines of all.
         """
         try:
             if self._file is not self._main:
                 if not _last(self._main):
                     return
                 self._read_all()  # what the others have added
-            self._merge()
-            finish(json.loads(line) for line in self._lines.values())
+            try:
+                finish(json.loads(line) for line in self._lines.values())
+            finally:
+                self._merge()
         finally:
             self._release()
 

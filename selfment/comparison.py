@@ -76,14 +76,19 @@ def compare(
     ``images``: from :func:`selfment.images.find_images`. ``methods`` and ``inits``: see
     :mod:`selfment.methods`; the splits are those of ``"selfment"``. Without either all that the
     backbone allows are compared. ``options``: of :class:`selfment.PseudoLabeler`; those that only
-    one method takes do not reach the others. ``allow_missing`` and ``workers``: of
-    :func:`selfment.evaluate`.
+    one method or split takes do not reach the others, and ``objects`` is none of them.
+    ``allow_missing`` and ``workers``: of :func:`selfment.evaluate`.
 
     ``out`` gets a folder of masks for each row of the table, as :func:`label_images` writes it and
     goes on with it, and the table in :data:`FILES`. The backbone is loaded once and runs once for
     each row. Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for
     an ``out`` that holds masks of other images, and whatever labelling and evaluation raise.
     """
+    if options.get("objects") is not None:
+        raise ValueError(
+            "`objects` must be left alone: a comparison scores one mask of each image: got "
+            f"{options['objects']!r}"
+        )
     folder = Path(out).absolute()
     chosen = [(method, "ncut") for method in methods or ()]
     chosen += [("selfment", init) for init in inits or ()]
@@ -104,6 +109,8 @@ def compare(
             continue
         foreign = {"selfment": {"backbones"}, "selfmask": {*OPTIONS}}
         left = foreign.get(method, {"backbones", *OPTIONS})
+        if init != "ncut":
+            left = left | {"min_confidence"}
         own = {name: value for name, value in options.items() if name not in left}
         labeler = PseudoLabeler(backbone, size, method=method, init=init, **own)
         labeler.share(first)

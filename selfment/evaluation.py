@@ -223,7 +223,8 @@ def evaluate(
     one kind: ``suffix`` (``""``, ``"_saliency"``, ``"_mask"`` or another) names it; by default it
     is the only kind in the folder, and ``_saliency`` where there are ``_saliency`` and ``_mask``.
     Files of another kind are left alone. Colour is turned to grey, transparency ignored, and 16-bit
-    files are read at their full range.
+    files are read at their full range. The PNG files of a labeler with ``objects`` hold numbers of
+    objects, not saliency, and are not to be scored.
 
     ``protocol`` and ``metrics``: as in :class:`Evaluator`. ``workers``: processes that share the
     work, this one and others that are started afresh where there is enough to do, so that a script

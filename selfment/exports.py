@@ -7,8 +7,9 @@ objects of its own has one instance, its foreground.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -96,32 +97,60 @@ def coco_record(instances: Instances, scores: Sequence[float]) -> Record:
     return {"width": width, "height": height, "annotations": annotations}
 
 
+def image_names(images: Sequence[tuple[str, str]]) -> list[str]:
+    """A unique relative name for each image: that under which it lay in what a run searched.
+
+    ``images``: the file of each, and the unique name of its mask, relative and with the suffix
+    ``.png``. Where two images would share a name it is the mask's, with the image's suffix.
+    """
+    names, unique = [], []
+    for image, mask in images:
+        file, path = PurePath(image), PurePosixPath(mask)
+        names.append(str(path.parent / file.name))
+        unique.append(str(path.with_suffix(file.suffix or path.suffix)))
+    # A mask's name may meet the name of another image: repeat until it ends.
+    while True:
+        counts = Counter(names)
+        chosen = [
+            name if counts[name] == 1 else own for name, own in zip(names, unique, strict=True)
+        ]
+        if chosen == names:
+            return names
+        names = chosen
+
+
 def read_record(file: Path) -> Record:
     """The :func:`coco_record` in a JSON file, which ends with its checksum.
 
-    Raises ``ValueError`` for a file that is damaged, and ``OSError``.
+    Raises ``ValueError`` for one that is broken.
     """
-    content = unsealed(file.read_bytes().decode(errors="replace"))
     try:
-        record = json.loads(content or "")
-        return {name: record[name] for name in ("width", "height", "annotations")}
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"cannot read {file}: it holds no annotations, or damaged ones") from error
+        record = json.loads(unsealed(file.read_bytes().decode(errors="replace")) or "")
+        found = {side: record[side] for side in ("width", "height")}
+        return {**found, "annotations": [dict(one) for one in record["annotations"]]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds no annotations"
+        raise ValueError(f"cannot read {file}: {reason}") from error
 
 
-def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
+def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> dict[Path, str]:
     """Composes a COCO instances file, atomically and one image at a time.
 
-    ``sources``: the ``file_name`` of each image and the JSON file that :func:`read_record` reads.
-    Ids count from 1 in this order, so that the same sources give the same bytes. Raises
-    ``ValueError`` for a source that is broken.
+    ``sources``: the ``file_name`` of each image and the JSON file of its :func:`coco_record`. Ids
+    count from 1 in this order, so that the same sources give the same bytes. Returns those that are
+    broken, which are left out, each with a sentence.
     """
     images: list[Record] = []
+    broken = {}
     count = 0
     with atomic_file(path, durable=True) as file:
         file.write(_HEAD)
         for name, source in sources:
-            found = read_record(source)
+            try:
+                found = read_record(source)
+            except ValueError as error:
+                broken[source] = str(error)
+                continue
             annotations = found.pop("annotations")
             images.append({"id": len(images) + 1, "file_name": name, **found})
             for annotation in annotations:
@@ -131,17 +160,23 @@ def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> None:
                 count += 1
         rest = json.dumps({"images": images, "categories": [CATEGORY]})
         file.write(f"\n], {rest[1:]}\n".encode())
+    return broken
 
 
 def check_coco(path: Path) -> None:
     """Raises ``ValueError`` where another's file lies, which :func:`write_coco` would replace."""
-    if not path.exists():
-        return
+    if path.exists() and not is_coco(path):
+        raise ValueError(
+            f"`out` must hold no file {path.name} of another kind: {path} is not of selfment"
+        )
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a file of :func:`write_coco` lies there."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        if file.read(len(_HEAD)) != _HEAD:
-            raise ValueError(
-                f"`out` must hold no file {path.name} of another kind: {path} is not of selfment"
-            )
+        return file.read(len(_HEAD)) == _HEAD
 
 
 def load_coco_masks() -> Any:

@@ -132,6 +132,7 @@ def affinity(
         ValueError: a wrong shape, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.
+        MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
     params.check_graph(tau, eps, graph)
     given = as_features(features)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import _ops
-from ._arrays import Features, Grid, as_features, as_grid
+from ._arrays import Features, Grid, as_features, as_grid, check_patches
 from .confidence import confidence
 from .graph import build
 from .optimization import refine
@@ -64,6 +64,7 @@ def as_frames(
     features are not of.
     """
     given = as_features(features, devices=devices)
+    check_patches(given.tensor.shape[:2].numel())
     listed = _is_list(grid)
     if given.batched:
         if listed:

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -60,7 +59,8 @@ def label_images(
     the upright image's own size (nearest neighbour), and all 0 where the record has ``rejected``;
     ``overlays`` adds a JPEG file of :func:`selfment.visualize.overlay` under ``out/overlays``. Of a
     labeler with ``objects`` they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for none,
-    and :func:`selfment.visualize.overlay_instances`.
+    not to be scored by :func:`selfment.evaluate`, and those of
+    :func:`selfment.visualize.overlay_instances`.
 
     ``refine``, ``fill_holes`` and ``largest_component``: what :func:`selfment.refine_mask` does to
     each mask, or to each object's, the earlier of which keeps the pixels that two claim.
@@ -72,10 +72,13 @@ def label_images(
     of an object is 1 less its eigenvalue, or 0, also where its method has none.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
-    changed since; failed ones are tried again. An image keeps the name it has in ``labels.jsonl``,
+    changed since; failed ones are tried again. What earlier runs made of an image stays where it is
+    of the same label, and goes where an image is labelled otherwise; ``out/annotations.json`` is
+    composed again by runs without "coco", too. An image keeps the name it has in ``labels.jsonl``,
     and never gets that of another image, or of a file that no run has written. What fails is
-    reported on stderr and in ``labels.jsonl``, and the run goes on. Its lines, and files of
-    annotations, end with the CRC-32 of the rest: images of damaged ones are labelled again.
+    reported on stderr and in ``labels.jsonl``, and the run goes on; broken files of annotations
+    count as failed, too, and the next run with "coco" makes them again. Lines and files of
+    annotations end with the CRC-32 of the rest, by which damage is noticed.
     ``progress``: a bar on stderr. ``shard``: the rank of this process and how many there are; each
     takes its share of the images and counts that, and the last to end merges the records that
     they kept in ``out/labels-rank<r>.jsonl``. Raises ``ValueError`` when ``out`` cannot be written
@@ -89,7 +92,7 @@ def label_images(
 
 
 class _Run(Pipeline[Result]):
-    file, key, verb = "labels.jsonl", "name", "label"
+    file, key, verb, empty = "labels.jsonl", "name", "label", (".txt",)
 
     def __init__(
         self,
@@ -103,6 +106,8 @@ class _Run(Pipeline[Result]):
         params.number("formats", formats, "one format at least", len(formats) > 0)
         self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
         self.steps = steps if any(steps.values()) else None
+        if steps["method"] is not None:
+            params.choice("refine", steps["method"], refinement.METHODS)
         refinement.check_method(steps["method"])
         if "coco" in self.formats:
             exports.load_coco_masks()
@@ -159,7 +164,23 @@ class _Run(Pipeline[Result]):
             made["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
         for field, write in made.items():
             write_atomically(self.folder / files[field], write)
-        return {field: files[field] for field in made} | _figures(result)
+        new = {field: files.pop(field) for field in made}
+        return new | self._others(job, files) | _figures(result)
+
+    def _others(self, job: Job, files: Mapping[str, str]) -> Record:
+        """The fields of those ``files`` that hold this very label; removes those of another one."""
+        same = self._speaks_of(job.previous, job.bytes, job.mtime_ns)
+        whole = job.previous and job.previous.get("error") is None
+        kept = {}
+        for field, file in files.items():
+            # A record that is not whole does not tell which files the image has.
+            ours = not whole or job.previous.get(field) == file
+            if ours and os.path.lexists(self.folder / file):
+                if same:
+                    kept[field] = file
+                else:
+                    os.unlink(self.folder / file)
+        return kept
 
     def _at_size(self, mask: Tensor, job: Job) -> refinement.Bools:
         if self.steps is None or job.picture is None:
@@ -195,7 +216,8 @@ class _Run(Pipeline[Result]):
         return True
 
     def _finish(self, records: Iterable[Record]) -> None:
-        if "coco" not in self.formats:
+        composed = self.folder / "annotations.json"
+        if "coco" not in self.formats and not exports.is_coco(composed):
             return
         found = sorted(
             (record["image"], record["name"], self.folder / record["annotations"])
@@ -203,16 +225,15 @@ class _Run(Pipeline[Result]):
             if record.get("error") is None and record.get("annotations")
         )
         found = [entry for entry in found if os.path.isfile(entry[2])]
-        # As the images lay under what the run searched; in full where that names two of them.
-        names = [str(PurePosixPath(name).parent / Path(image).name) for image, name, _ in found]
-        counts = Counter(names)
-        exports.write_coco(
-            self.folder / "annotations.json",
-            (
-                (name if counts[name] == 1 else image, file)
-                for (image, _, file), name in zip(found, names, strict=True)
-            ),
-        )
+        names = exports.image_names([(image, name) for image, name, _ in found])
+        files = [file for *_, file in found]
+        broken = exports.write_coco(composed, zip(names, files, strict=True))
+        for image, _, file in found:
+            if file in broken:
+                rest = f"{composed.name} is without it, and the next run makes it again"
+                print(f"{broken[file]}; {rest}", file=sys.stderr)
+                self.records.add({**self.records.get(image), "annotations": None})
+                self.failed += 1
 
 
 def _figures(result: Result) -> Record:

@@ -106,6 +106,7 @@ def multi_label(
         ValueError: a wrong shape, grid, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.
+        MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)

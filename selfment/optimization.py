@@ -44,6 +44,7 @@ def ipo(
         ValueError: a wrong shape, device or parameter; on the CPU also labels other than 0 and 1,
             or features that are not finite.
         ImportError: the module for the device is missing.
+        MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
     params.check_ipo(iters, min_count)
     given = as_features(features)

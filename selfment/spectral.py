@@ -60,6 +60,7 @@ def ncut(
         ValueError: a wrong shape, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.
+        MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
     if isinstance(features, Graph):
         params.check_k(k, features.n)

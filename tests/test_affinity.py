@@ -12,7 +12,7 @@ import torch
 
 import selfment
 from cases import CASES, DEGENERATE, generator, noise, smooth
-from selfment import Graph, _native, reference
+from selfment import Graph, reference
 
 ALL = CASES | DEGENERATE
 GRAPHS = ("binary", "weighted")
@@ -166,6 +166,15 @@ def test_matvec(graph: str) -> None:
     assert torch.equal(single.degrees, made.degrees[1])
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_product_does_not_depend_on_the_vectors_beside_it(graph: str) -> None:
+    made = selfment.affinity(smooth(19, 23, 40), graph=graph)
+    x = torch.randn(437, 5, generator=generator(1), dtype=torch.float64)
+    alone = torch.stack([made.matvec(column) for column in x.T], 1)
+    for count in range(1, 6):
+        assert torch.equal(made.matvec(x[:, :count]), alone[:, :count])
+
+
 def test_matvec_names_the_shapes_it_takes() -> None:
     graph = selfment.affinity(noise(4, 5, 8))
     with pytest.raises(ValueError, match=r"`x` must be \(20,\) or \(20, 'm'\).*got \(19,\)"):
@@ -287,51 +296,6 @@ def test_threads_do_not_change_a_bit(graph: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 
 
-SCRIPT = """
-import sys, torch, selfment
-from selfment import _native
-sys.path.insert(0, {tests!r})
-from cases import CASES
-for name, (features, grid) in CASES.items():
-    binary, weighted = selfment.affinity(features), selfment.affinity(features, graph="weighted")
-    label = selfment.pseudo_label(features, grid)
-    halves = [selfment.affinity(features.to(d)).bits for d in (torch.float16, torch.bfloat16)]
-    other = selfment.pseudo_label(features, grid, graph="weighted")
-    torch.save([binary.bits, weighted.bits, *halves, label.mask, label.ncut_mask, label.seed,
-                other.mask, other.ncut_mask, other.seed],
-               {out!r} + name.replace(" ", "_") + ".pt")
-print(_native.cpu().isa())
-"""
-
-
-@pytest.fixture(scope="module")
-def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[torch.Tensor]]]:
-    """What each instruction set that this machine has makes of the cases."""
-    results: dict[str, dict[str, list[torch.Tensor]]] = {}
-    for isa in reversed(_native.ISAS):
-        out = tmp_path_factory.mktemp(isa)
-        script = SCRIPT.format(tests=os.path.dirname(__file__), out=f"{out}/")
-        run = subprocess.run(
-            [sys.executable, "-c", script],
-            env={**os.environ, "SELFMENT_ISA": isa},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        if run.stdout.strip() == isa:
-            results[isa] = {file.stem: torch.load(file) for file in out.iterdir()}
-    return results
-
-
-def test_instruction_sets_agree(by_isa: dict[str, dict[str, list[torch.Tensor]]]) -> None:
-    assert "portable" in by_isa
-    for isa, cases in by_isa.items():
-        assert len(cases) == len(CASES)
-        for name, tensors in cases.items():
-            for ours, portable in zip(tensors, by_isa["portable"][name], strict=True):
-                assert torch.equal(ours, portable), (isa, name)
-
-
 def test_unknown_instruction_set_is_an_error() -> None:
     run = subprocess.run(
         [sys.executable, "-c", "import torch, selfment; selfment.affinity(torch.ones(4, 2))"],
@@ -359,6 +323,14 @@ def test_wrong_parameters(arguments: dict[str, object], message: str) -> None:
         selfment.affinity(torch.ones(4, 2), **arguments)
     with pytest.raises(ValueError, match=message):
         reference.affinity(torch.ones(4, 2), **arguments)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, int])
+def test_numbers_of_any_kind_are_parameters(kind: type) -> None:
+    features = smooth(6, 7, 8)
+    found = selfment.affinity(features, tau=kind(0.5)).bits
+    assert torch.equal(found, selfment.affinity(features, tau=float(kind(0.5))).bits)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

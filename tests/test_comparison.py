@@ -110,6 +110,19 @@ def test_masks_are_those_of_the_labelers(folders, tmp_path):
         assert np.array_equal(written, mask * 255)
 
 
+def test_a_least_confidence_reaches_the_labels_that_have_one(folders, tmp_path, capsys):
+    photos, masks = folders
+    out = tmp_path / "out"
+    arguments = ["compare", photos, "--gt", masks, "--out", out, "--size", 96]
+    code, _, err = call(capsys, *arguments, "--min-confidence", 0.999)
+    assert code == 0, err
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == sorted(CLASSIC)
+    for variant in CLASSIC:
+        lines = (out / variant / "labels.jsonl").read_text().splitlines()
+        rejected = {json.loads(line)["rejected"] for line in lines}
+        assert rejected == {variant == "selfment"}, variant
+
+
 def test_a_second_run_labels_nothing(folders, tmp_path, monkeypatch):
     out = tmp_path / "out"
     first = run(folders, out, methods=["tokencut", "dsm"])
@@ -157,6 +170,7 @@ def test_a_vit_is_loaded_once_and_compared_by_all(folders, tmp_path, monkeypatch
         ({"methods": ["lost"]}, "`method` must be 'selfment' or .*: got 'lost'"),
         ({"methods": []}, "`methods` or `inits` must name one at least: got none"),
         ({"methods": ["dsm"], "size": 90}, "`size` must be a multiple of 16"),
+        ({"objects": 3}, "`objects` must be left alone: .* one mask of each image: got 3"),
     ],
 )
 def test_mistakes_come_before_any_label(folders, tmp_path, options, message):

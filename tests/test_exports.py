@@ -14,9 +14,17 @@ import torch
 from PIL import Image
 
 from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
-from selfment.exports import as_instances, coco_record, label_image, write_coco, yolo_lines
+from selfment.exports import (
+    as_instances,
+    coco_record,
+    image_names,
+    label_image,
+    write_coco,
+    yolo_lines,
+)
 from selfment.images import find_images, sample_images
 from selfment.labeling import Summary, label_images
+from selfment.training import train
 from selfment.visualize import overlay_instances
 
 SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
@@ -203,6 +211,13 @@ def test_images_without_objects(scenes, tmp_path):
     assert (len(coco.dataset["images"]), coco.dataset["annotations"]) == (3, [])
     assert (out / "labels/a.txt").read_bytes() == b""
     assert not np.asarray(Image.open(out / "a.png")).any()
+    assert run([scenes], out, blind, formats=["yolo"]) == Summary(skipped=3)
+    (out / "labels/a.txt").unlink()
+    (out / "sub/b.png").write_bytes(b"")
+    assert run([scenes], out, blind, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert (out / "labels/a.txt").read_bytes() == b""
+    assert run([scenes], out, blind, formats=["png"]) == Summary(labelled=1, skipped=2)
+    assert (out / "sub/b.png").stat().st_size > 0
 
 
 def test_the_same_run_gives_the_same_bytes_whatever_its_order(scenes, tmp_path):
@@ -272,6 +287,69 @@ def test_what_is_wanted_anew_is_done_and_the_rest_skipped(scenes, tmp_path):
     assert run([scenes], out, labeler(objects=None), refine="bilateral") == Summary(labelled=3)
 
 
+def test_files_of_the_same_label_stay_done(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, overlays=True)
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo"), overlays=True) == Summary(skipped=3)
+    fields = ("mask", "annotations", "boxes", "overlay")
+    files = ["sub/b.png", "annotations/sub/b.json", "labels/sub/b.txt", "overlays/sub/b.jpg"]
+    assert [records(out)["b.jpg"][field] for field in fields] == files
+    # Not those that are lost, nor those of what the image was before.
+    (out / "sub/b.png").unlink()
+    (out / "labels/sub/b.txt").unlink()
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert [records(out)["b.jpg"][field] for field in fields] == [None, *files[1:]]
+    scene(scenes / "a.png", (70, 70), 5)
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    expected = [None, None, "labels/a.txt", None]
+    assert [records(out)["a.png"][field] for field in fields] == expected
+
+
+def files_in(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def test_no_file_speaks_of_another_label(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
+    other = labeler(objects=None, tau="auto", min_confidence=0.25)
+    assert run([scenes / "sub"], out, other) == Summary(labelled=2)
+    of_a = ["a.png", "annotations/a.json", "labels/a.txt", "overlays/a.jpg"]
+    both = ["annotations.json", "labels.jsonl", "sub/b.png", "sub/c.png"]
+    assert files_in(out) == sorted([*of_a, *both])
+    images = coco_of(out / "annotations.json").dataset["images"]
+    assert [one["file_name"] for one in images] == ["a.png"]
+    assert run([scenes], out, other, formats=["coco"]) == Summary(labelled=3)
+    run([scenes], tmp_path / "new", other, formats=["coco"])
+    expected = (tmp_path / "new/annotations.json").read_bytes()
+    assert (out / "annotations.json").read_bytes() == expected
+    assert not (out / "a.png").exists()
+    assert (out / "sub/b.png").exists()
+
+
+def test_no_file_speaks_of_a_label_that_a_killed_run_left(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("selfment.labeling._Run._collect", lambda self, most: None)
+        run([scenes], out, labeler(tau=0.4), formats=["coco", "yolo"])
+    assert len(files_in(out)) == 3 * 2 + 2
+    assert run([scenes], out) == Summary(labelled=3)
+    masks = ["a.png", "sub/b.png", "sub/c.png"]
+    assert files_in(out) == sorted([*masks, "annotations.json", "labels.jsonl"])
+
+
+def test_files_of_others_are_never_removed(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out)
+    for name in ("labels/a.txt", "overlays"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    assert run([scenes], out, labeler(tau=0.4)) == Summary(labelled=3)
+    assert (out / "labels/a.txt").read_text() == (out / "overlays").read_text() == "mine"
+
+
 def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, formats=["coco"])
@@ -314,8 +392,34 @@ def test_images_of_one_name_are_told_apart(scenes, tmp_path):
     run([other], out, formats=["coco"])
     images = coco_of(out / "annotations.json").dataset["images"]
     names = [one["file_name"] for one in images]
-    assert names == [str(scenes / "a.png"), "sub/b.jpg", "sub/c.png", str(other)]
+    lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
+    named = {line["image"]: line["name"] for line in lines}
+    assert names == ["a.png", "sub/b.jpg", "sub/c.png", named[str(other)]]
+    assert names[3].startswith("a-")
     assert (images[3]["width"], images[0]["width"]) == (40, 90)
+    assert str(tmp_path) not in (out / "annotations.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("images", "expected"),
+    [
+        ({"/x/a.jpg": "a.png", "/x/b.jpg": "b.png"}, ["a.jpg", "b.jpg"]),
+        ({"/x/s/a.jpg": "s/a.png", "/y/a.jpg": "a.png"}, ["s/a.jpg", "a.jpg"]),
+        ({"/x/a.jpg": "a.jpg.png", "/x/a.png": "a.png.png"}, ["a.jpg", "a.png"]),
+        ({"/x/a.jpg": "a.png", "/y/a.jpg": "a-1.png"}, ["a.jpg", "a-1.jpg"]),
+        # The name that the second gets instead is the third's own.
+        (
+            {"/x/a.jpg": "a.png", "/y/a.jpg": "a-1.png", "/z/a-1.jpg": "a-1-2.png"},
+            ["a.jpg", "a-1.jpg", "a-1-2.jpg"],
+        ),
+        (
+            {"/x/a": "a.png", "/y/a": "a-1.png", "/z/a.png": "a-2.png"},
+            ["a.png", "a-1.png", "a-2.png"],
+        ),
+    ],
+)
+def test_names_in_the_set_are_relative_and_unique(images, expected):
+    assert image_names(list(images.items())) == expected
 
 
 def test_refined_masks_are_those_of_refine_mask(scenes, tmp_path):
@@ -338,11 +442,47 @@ def test_refined_masks_are_those_of_refine_mask(scenes, tmp_path):
     assert plain != refined
 
 
-def test_broken_annotations_are_named(tmp_path):
-    (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"cannot read .*a\.json: it holds no annotations"):
-        write_coco(tmp_path / "all.json", [("a.jpg", tmp_path / "a.json")])
-    assert not (tmp_path / "all.json").exists()
+@pytest.mark.parametrize("content", ["", "[]", '{"width": 3, "height"', '{"width": 3}', "[" * 9999])
+def test_broken_annotations_are_left_out_and_made_again(scenes, tmp_path, capsys, content):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("coco", "png"))
+    whole = (out / "annotations.json").read_bytes()
+    broken = out / "annotations/a.json"
+    broken.write_text(content)
+    options = ("--size", 160, "--objects", 3, "--format", "coco")
+    arguments = [str(value) for value in ("label", scenes / "sub", "--out", out, *options)]
+    assert cli.main(arguments) == 1
+    errors = capsys.readouterr().err.splitlines()
+    said = [line for line in errors if "cannot" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"cannot read {broken}: it holds no annotations")
+    images = coco_of(out / "annotations.json").dataset["images"]
+    assert [one["file_name"] for one in images] == ["sub/b.jpg", "sub/c.png"]
+    assert [records(out)["a.png"][field] for field in ("annotations", "mask")] == [None, "a.png"]
+    assert len((out / "labels.jsonl").read_text().splitlines()) == 3
+    assert cli.main(arguments) == 0
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert (out / "annotations.json").read_bytes() == whole
+    assert records(out)["a.png"]["mask"] == "a.png"
+
+
+def test_annotations_that_are_broken_do_not_stop_those_after_them(scenes, tmp_path):
+    run([scenes], tmp_path, formats=["coco"])
+    first, *others = (
+        (name, (tmp_path / "annotations" / name).with_suffix(".json")) for name in sorted(SIZES)
+    )
+    assert write_coco(tmp_path / "expected.json", others) == {}
+    expected = (tmp_path / "expected.json").read_bytes()
+    file = first[1]
+    for content in ("{}", '{"width": 3, "height": 2, "annotations": [5]}', None):
+        file.unlink()
+        if content is None:
+            file.mkdir()
+        else:
+            file.write_text(content)
+        (sentence,) = write_coco(tmp_path / "all.json", [first, *others]).values()
+        assert sentence.startswith(f"cannot read {file}: ")
+        assert (tmp_path / "all.json").read_bytes() == expected
 
 
 @pytest.mark.parametrize(
@@ -350,7 +490,7 @@ def test_broken_annotations_are_named(tmp_path):
     [
         ({"formats": ["png", "voc"]}, "`formats` must be 'png' or 'coco' or 'yolo': got 'voc'"),
         ({"formats": []}, r"`formats` must be one format at least: got \[\]"),
-        ({"refine": "sharpen"}, "`method` must be 'bilateral' or 'guided' or 'crf'"),
+        ({"refine": "sharpen"}, "`refine` must be 'bilateral' or .* or 'crf': got 'sharpen'"),
     ],
 )
 def test_options_are_checked_before_the_run(scenes, tmp_path, options, sentence):
@@ -367,6 +507,7 @@ def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
         run([scenes], tmp_path / "out", formats=["coco"])
     assert file.read_text() == '{"images": []}'
     assert run([scenes], tmp_path / "out") == Summary(labelled=3)
+    assert file.read_text() == '{"images": []}'
 
 
 @pytest.mark.parametrize(
@@ -401,6 +542,22 @@ def test_the_labeler_finds_what_multi_label_finds(scenes):
     name = "vit_small_patch16_224"  # which marks objects by itself
     orients = [PseudoLabeler(name, 160, objects=count).orient for count in (None, 1)]
     assert orients == ["seed", "corners"]
+
+
+def test_objects_are_no_single_mask(scenes, tmp_path):
+    model = labeler(objects=np.int64(2))
+    assert json.dumps(model.settings["objects"]) == "2"
+    sentence = "`objects` must be None for {}: got 2"
+    pixels = model.preprocess(Image.open(next(scenes.rglob("*.*g"))).convert("RGB"))
+    with pytest.raises(ValueError, match=sentence.format("a label of one mask")):
+        model.label_batch(pixels[None])
+    with pytest.raises(ValueError, match=sentence.format("training")):
+        train(find_images([scenes], out=tmp_path), tmp_path / "run", model, epochs=1)
+    with pytest.raises(ValueError, match="`objects` must be an integer >= 1: got True"):
+        labeler(objects=True)
+    for name, value in {"method": "dsm", "init": "kmeans", "min_confidence": 0.5}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be left alone with `objects`"):
+            labeler(**{name: value})
 
 
 def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
@@ -449,7 +606,7 @@ def label_samples(out: Path, *options: str) -> int:
 
 def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
     out = tmp_path / "out"
-    options = ("--objects", 3, "--format", "coco,yolo", "--format", "png", "--overlay")
+    options = ("--objects", 3, "--format", "coco,yolo,png", "--overlay")
     assert label_samples(out, *options) == 0
     coco = coco_of(out / "annotations.json")
     entries = sample_images()
@@ -463,6 +620,13 @@ def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
         assert len((out / f"labels/{stem}.txt").read_text().splitlines()) == count
     panels = Image.open(out / "overlays/chelsea.jpg")
     assert panels.size == (2 * 451 + 8, 300)
+
+
+def test_the_help_says_that_numbers_of_objects_are_not_scored(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["label", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "PNG files hold their numbers, not for eval" in text
 
 
 @pytest.mark.parametrize(
@@ -489,10 +653,14 @@ def test_the_command_line_refines(tmp_path, options, steps):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--format", "voc"], "`formats` must be 'png' or 'coco' or 'yolo': got 'voc'"),
+        (["--format", "png,voc"], "argument --format: must be of png, coco, yolo: got 'voc'"),
         (["--objects", "0"], "`objects` must be an integer >= 1: got 0"),
     ],
 )
 def test_wrong_options_are_one_sentence(tmp_path, capsys, options, sentence):
-    assert label_samples(tmp_path / "out", *options) == 2
+    try:
+        code = label_samples(tmp_path / "out", *options)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]

@@ -274,20 +274,6 @@ def test_dtypes(dtype: torch.dtype) -> None:
     )
 
 
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    features, grids = frames_of(smooth, (20, 21), (31, 17), (19, 19))
-    before = torch.get_num_threads()
-    labels = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            labels.append(selfment.pseudo_label(features, grids, joint=True))
-    finally:
-        torch.set_num_threads(before)
-    for label in labels[1:]:
-        assert_same(label, labels[0], JointLabels)
-
-
 def test_parameters_are_passed_on() -> None:
     features, grids = FRAMES["smooth"]
     for arguments in ({"tau": 0.4}, {"eps": 0.1}, {"ipo_iters": 1}, {"ipo_min_count": 200}):

@@ -1,4 +1,4 @@
-"""The native boundary: interruption, the GIL, forks, and what is said when something is missing."""
+"""The native boundary: interruption, the GIL, memory, and what is said when things are missing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import time
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 import selfment
-from cases import smooth
 from selfment import _native, _params
 from selfment.graph import build
 
@@ -65,43 +63,6 @@ def test_other_threads_run_meanwhile() -> None:
         ticks += 1
     # Without the GIL released there would be one tick.
     assert ticks > 20, f"{ticks} ticks in {time.perf_counter() - started:.1f} s"
-
-
-def test_two_threads_at_once() -> None:
-    features = [smooth(30, 30, 64, seed=s) for s in range(2)]
-    expected = [selfment.pseudo_label(f, (30, 30)) for f in features]
-    found: dict[int, list[selfment.PseudoLabels]] = {0: [], 1: []}
-
-    def work(index: int) -> None:
-        for _ in range(20):
-            found[index].append(selfment.pseudo_label(features[index], (30, 30)))
-
-    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index in (0, 1):
-        assert len(found[index]) == 20
-        assert all(torch.equal(label.mask, expected[index].mask) for label in found[index])
-
-
-class Labels(Dataset[Tensor]):
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Tensor:
-        mask: Tensor = selfment.pseudo_label(smooth(12, 12, 16, seed=index), (12, 12)).mask
-        return mask
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_works_in_forked_loader_workers() -> None:
-    expected = torch.stack([Labels()[index] for index in range(4)])
-    loader = DataLoader(
-        Labels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60
-    )
-    assert torch.equal(torch.cat(list(loader)), expected)
 
 
 def test_the_rules_for_ties_are_the_same_on_both_sides() -> None:

@@ -174,23 +174,6 @@ def test_dlpack_in_the_same_kind_out() -> None:
     assert torch.equal(label.mask.tensor, expected.mask)
 
 
-def test_batch_equals_single_on_any_number_of_threads() -> None:
-    features = torch.stack([smooth(18, 21, 32, seed=s) for s in range(7)])
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        single = [selfment.pseudo_label(f, (18, 21)) for f in features]
-        for threads in (1, 2, 5, 9):
-            torch.set_num_threads(threads)
-            batch = selfment.pseudo_label(features, (18, 21))
-            for image, expected in enumerate(single):
-                for field in fields(expected):
-                    ours = getattr(batch, field.name)[image]
-                    assert torch.equal(ours, getattr(expected, field.name)), field.name
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_a_batch_too_large_for_one_go_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.stack([smooth(8, 9, 16, seed=s) for s in range(5)])
     whole = selfment.pseudo_label(features, (8, 9))

@@ -1,6 +1,6 @@
 #include "workers.h"
 
-#include <system_error>
+#include <algorithm>
 
 namespace selfment::cpu {
 
@@ -36,9 +36,11 @@ Workers::Workers(const Context& context)
       owner_(std::this_thread::get_id()),
       asked_(std::chrono::steady_clock::now()) {
   try {
+    threads_.reserve(std::max(0, context.threads - 1));
     for (int i = 1; i < context.threads; ++i) threads_.emplace_back([this] { loop(); });
-  } catch (const std::system_error&) {
-    // The system gives no more threads: those that started do.
+  } catch (const std::exception&) {
+    // The system gives no more threads, or no memory for them: those that started do. They have to
+    // be joined, so no exception may leave.
   }
 }
 

@@ -1,0 +1,182 @@
+"""Many callers at once: threads, forked and spawned workers, and the end of the interpreter."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import selfment
+from cases import smooth
+
+GRID = (30, 31)
+
+
+class Labels(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        mask: Tensor = selfment.pseudo_label(smooth(12, 12, 16, seed=index), (12, 12)).mask
+        return mask
+
+
+def values(found: Any) -> list[Tensor]:
+    """The tensors of a result."""
+    if isinstance(found, Tensor):
+        return [found]
+    if isinstance(found, selfment.PseudoLabels | selfment.Objects):
+        return [getattr(found, field.name) for field in fields(found)]
+    return [value for part in found for value in values(part)]
+
+
+def painted(features: Tensor) -> list[Tensor]:
+    graph = selfment.affinity(features, graph="weighted")
+    rest = graph.paint(torch.arange(graph.n) % 3 == 0)
+    x = torch.linspace(-1, 1, graph.n, dtype=torch.float64)
+    return [graph.degrees, graph.matvec(x), rest.degrees, rest.bits, rest.matvec(x)]
+
+
+OPERATIONS: list[Callable[[Tensor], Any]] = [
+    lambda f: selfment.pseudo_label(f, GRID),
+    lambda f: selfment.pseudo_label(f, GRID, graph="weighted", tau="auto"),
+    lambda f: selfment.ncut(f, k=4),
+    lambda f: selfment.ipo(f, torch.arange(len(f)) % 2),
+    lambda f: selfment.multi_label(f, GRID),
+    lambda f: selfment.pseudo_label(f.expand(5, *f.shape), GRID),
+    lambda f: selfment.ncut(selfment.affinity(f), k=2),
+    painted,
+]
+
+
+def test_eight_threads_over_all_operations() -> None:
+    features = smooth(*GRID, 48)
+    expected = [values(operation(features)) for operation in OPERATIONS]
+    errors: list[str] = []
+
+    def work(start: int) -> None:
+        # torch.set_num_threads holds for the thread that calls it.
+        torch.set_num_threads(1 + start % 3)
+        for turn in range(2 * len(OPERATIONS)):
+            number = (start + turn) % len(OPERATIONS)
+            found = values(OPERATIONS[number](features))
+            if not all(map(torch.equal, found, expected[number])):
+                errors.append(f"operation {number} in thread {start}")
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_works_in_loader_workers(method: str) -> None:
+    expected = torch.stack([Labels()[index] for index in range(4)])
+    loader = DataLoader(
+        Labels(), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120
+    )
+    assert torch.equal(torch.cat(list(loader)), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_fork_while_other_threads_are_in_a_kernel() -> None:
+    expected = torch.stack([Labels()[index] for index in range(4)])
+    rows = smooth(60, 60, 256)
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.is_set():
+            selfment.affinity(rows)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(3):
+            loader = DataLoader(
+                Labels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=120
+            )
+            assert torch.equal(torch.cat(list(loader)), expected)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+AT_THE_END = """
+import sys, threading, time, torch, selfment
+torch.set_num_threads({threads})
+rows = torch.rand(6400, 512)
+entered = threading.Barrier({callers} + 1)
+
+def work():
+    entered.wait()
+    while True:
+        {call}
+
+for _ in range({callers}):
+    threading.Thread(target=work, daemon=True).start()
+entered.wait()
+time.sleep(0.3)
+print("the main thread ends", flush=True)
+{last}
+"""
+
+CALLS = {
+    "affinity": "selfment.affinity(rows)",
+    "pseudo_label": "selfment.pseudo_label(rows, (80, 80))",
+    "weighted": "selfment.ncut(rows, graph='weighted')",
+}
+
+
+def end(call: str, callers: int, threads: int, last: str = "") -> subprocess.CompletedProcess[str]:
+    script = AT_THE_END.format(call=CALLS[call], callers=callers, threads=threads, last=last)
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(("callers", "threads"), [(1, 1), (3, 2)])
+@pytest.mark.parametrize("call", CALLS)
+def test_daemon_threads_in_a_kernel_at_the_end(call: str, callers: int, threads: int) -> None:
+    run = end(call, callers, threads)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout == "the main thread ends\n"
+
+
+def test_an_error_at_the_end_while_daemon_threads_are_in_a_kernel() -> None:
+    run = end("pseudo_label", 2, 2, "raise ValueError('of the main thread')")
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == "ValueError: of the main thread"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
+@pytest.mark.parametrize("last", ["selfment.affinity(torch.rand(25_600, 1024))", "time.sleep(60)"])
+def test_ctrl_c_while_daemon_threads_are_in_a_kernel(last: str) -> None:
+    script = AT_THE_END.format(call=CALLS["pseudo_label"], callers=2, threads=2, last=last)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "the main thread ends\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.read().splitlines()[-1] == "KeyboardInterrupt"
+        # Python ends by the signal itself.
+        assert process.wait(timeout=60) == -signal.SIGINT
