@@ -30,11 +30,11 @@ struct Weights {
 };
 
 std::vector<selfment::Graph> graphs(Address bits, const Weights* weights, int64_t batch, int64_t n,
-                                    double eps, int64_t repeat) {
+                                    double eps) {
   std::vector<selfment::Graph> views;
-  for (int64_t i = 0; i < batch * repeat; ++i)
-    views.push_back({at<const uint64_t>(bits) + i / repeat * selfment::bits_size(n),
-                     weights == nullptr ? nullptr : &weights->images[i / repeat], n, eps});
+  for (int64_t i = 0; i < batch; ++i)
+    views.push_back({at<const uint64_t>(bits) + i * selfment::bits_size(n),
+                     weights == nullptr ? nullptr : &weights->images[i], n, eps});
   return views;
 }
 
@@ -140,7 +140,7 @@ PYBIND11_MODULE(_cpu, m) {
          Address mask, Address painted_bits, Weights* painted_weights, Address painted_degrees,
          int threads) {
         run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps, 1);
+          const auto views = graphs(bits, weights, batch, n, eps);
           selfment::cpu::paint(
               {views.data(), batch, at<const double>(taus), at<const bool>(mask),
                at<uint64_t>(painted_bits), at<double>(painted_degrees),
@@ -157,8 +157,8 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address bits, const Weights* weights, int64_t batch, int64_t n, double eps, Address x,
          Address y, int64_t columns, int threads) {
         run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps, columns);
-          selfment::cpu::matvec({views.data(), batch * columns, at<const double>(x), at<double>(y)},
+          const auto views = graphs(bits, weights, batch, n, eps);
+          selfment::cpu::matvec({views.data(), batch, columns, at<const double>(x), at<double>(y)},
                                 context);
         });
       },
@@ -171,7 +171,7 @@ PYBIND11_MODULE(_cpu, m) {
          double eps, int64_t k, Address eigenvalues, Address vectors, Address gaps,
          Address residuals, Address iterations, int threads) {
         run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps, 1);
+          const auto views = graphs(bits, weights, batch, n, eps);
           selfment::cpu::fiedler({views.data(), at<const double>(degrees), batch, k,
                                   at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
                                   at<double>(residuals), at<int64_t>(iterations)},

@@ -105,9 +105,9 @@ struct PaintParams {
 
 struct MatvecParams {
   const Graph* graphs;  // (batch,), all of the same n
-  int64_t batch;
-  const double* x;  // (batch, n)
-  double* y;        // out: (batch, n), A x
+  int64_t batch, columns;
+  const double* x;  // (batch, columns, n)
+  double* y;        // out: (batch, columns, n), A x
 };
 
 struct FiedlerParams {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import NoReturn
 
 from . import __version__
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     label = commands.add_parser("label", help="write a mask for each image")
     _add_labels(label, "label")
     _add_method(label)
+    _add_voters(label)
     label.add_argument("--out", required=True, metavar="DIR", help="folder for masks and records")
     label.add_argument(
         "--overlay", action="store_true", help="also draw image, Fiedler vector and masks"
@@ -60,8 +62,6 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
         metavar="NAME",
         help="classic, or any timm ViT (%(default)s)",
     )
-    voters = "more backbones, whose clusters vote with the method selfmask"
-    add("--backbones", nargs="+", default=(), metavar="NAME", help=voters)
     add("--features", default="tokens", choices=FEATURES, help="what a ViT gives (%(default)s)")
     add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
     side = "side the image is resized to (%(default)s)"
@@ -82,6 +82,26 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
     add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
 
 
+def _names(*choices: str) -> Callable[[str], list[str]]:
+    """The type of names with commas between them, of ``choices`` if there are any."""
+
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if choices and name not in choices:
+                allowed = ", ".join(choices)
+                raise argparse.ArgumentTypeError(f"must be of {allowed}: got {name!r}")
+        return names
+
+    return parse
+
+
+def _add_voters(parser: argparse.ArgumentParser) -> None:
+    voters = "more backbones, with commas, whose clusters vote with the method selfmask"
+    add = parser.add_argument
+    add("--backbones", type=_names(), default=[], metavar="NAMES", help=voters)
+
+
 def _add_method(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--method", default="selfment", choices=METHODS, help="whose labels (%(default)s)")
@@ -91,13 +111,14 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 
 def _add_comparison(parser: argparse.ArgumentParser) -> None:
     _add_labels(parser, "label")
+    _add_voters(parser)
     add = parser.add_argument
     add("--gt", required=True, metavar="DIR", help="folder of ground truth of the same names")
     add("--out", required=True, metavar="DIR", help="folder for the masks and the table")
-    whose = "whose labels (all that the backbone allows)"
-    add("--methods", nargs="+", choices=METHODS, metavar="NAME", help=whose)
-    splits = "what Selfment's IPO starts from (all that the backbone allows)"
-    add("--inits", nargs="+", choices=INITS, metavar="NAME", help=splits)
+    whose = f"whose labels: {','.join(METHODS)} (all that the backbone allows)"
+    add("--methods", type=_names(*METHODS), metavar="NAMES", help=whose)
+    splits = f"what Selfment's IPO starts from: {','.join(INITS)} (all that the backbone allows)"
+    add("--inits", type=_names(*INITS), metavar="NAMES", help=splits)
     add("--allow-missing", action="store_true", help="score what has both files")
     add("--workers", type=int, default=1, metavar="N", help="processes that score (%(default)s)")
 
@@ -107,8 +128,8 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     objects = "label up to N objects of each image; masks then hold their numbers"
     add("--objects", type=int, metavar="N", help=objects)
-    kinds = f"what to write: {', '.join(FORMATS)}, or several, with commas or one by one (png)"
-    add("--format", action="append", metavar="F", help=kinds)
+    kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
+    add("--format", type=_names(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
     add("--fill-holes", action="store_true", help="fill the holes of masks")
     add("--largest-component", action="store_true", help="keep the largest component of a mask")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from numbers import Integral, Real
 from typing import Any
@@ -78,5 +79,7 @@ def check_k(k: int, patches: int) -> None:
 
 
 def _finite(value: Any) -> bool:
-    # By comparison, which holds for integers of any size too, and which torch.compile can trace.
-    return isinstance(value, Real) and bool(abs(value) <= _LARGEST)
+    # By comparison, which torch.compile can trace. An integer may be too large for a float, and the
+    # largest float64 for another kind of float.
+    bound: Any = _LARGEST if isinstance(value, int) else math.inf
+    return isinstance(value, Real) and bool(-bound < value < bound)

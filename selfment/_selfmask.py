@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import Grid
-from .partition import kmeans
+from .partition import NO_ASSOCIATION, kmeans
 
 Mask = NDArray[np.bool_]
 
 _CLUSTERS = (2, 3, 4)  # numbers of clusters
 _ROWS = 512  # of similarities at a time
+_DIGITS = 10  # of the vectors' entries, which are about 1 / N
 _DENSE = 64  # patches up to which all eigenvectors are computed
 
 
@@ -67,7 +68,8 @@ def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:
     """(N, min(k, N)) eigenvectors x of smallest eigenvalue, x^T D x = 1, of unit rows (N, d).
 
     A = (F F^T - m) / (M - m) with m and M the least and the largest of F F^T is never formed: it is
-    of rank d + 1 at most, and its product with a vector takes 2 N d multiplications.
+    of rank d + 1 at most, and its product with a vector takes 2 N d multiplications. Vectors of no
+    association (M x = 0), which are arbitrary, count as 0.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -88,13 +90,15 @@ def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:
         return product
 
     if n <= _DENSE:
-        vectors = np.linalg.eigh(normalised(np.eye(n)))[1]
+        theta, vectors = np.linalg.eigh(normalised(np.eye(n)))
     else:
         operator = LinearOperator((n, n), matvec=normalised, matmat=normalised, dtype=np.float64)
         start = np.random.RandomState(0).standard_normal(n)
         theta, vectors = eigsh(operator, k, which="LA", v0=start)
-        vectors = vectors[:, np.argsort(theta)]
-    return np.ascontiguousarray((scale * vectors)[:, ::-1][:, :k])
+    order = np.argsort(theta)
+    vectors = (vectors * (theta > NO_ASSOCIATION))[:, order]
+    # Rounded, so that patches which only rounding tells apart are in one cluster.
+    return np.ascontiguousarray((scale * vectors)[:, ::-1][:, :k].round(_DIGITS))
 
 
 def _range_of_products(f: Tensor) -> tuple[float, float]:

@@ -33,6 +33,8 @@ class Source:
     ) -> None:
         if labeler.needs:
             raise ValueError(f"{labeler.needs}: got patch features alone, which training keeps")
+        if labeler.objects is not None:
+            raise ValueError(f"`objects` must be None for training: got {labeler.objects}")
         self.paths = paths
         self.labeler = labeler
         self.cache = cache

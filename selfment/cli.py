@@ -46,7 +46,7 @@ def _label(arguments: argparse.Namespace) -> int:
             arguments.out,
             labeler,
             overlays=arguments.overlay,
-            formats=",".join(arguments.format or ["png"]).split(","),
+            formats=arguments.format,
             refine=arguments.refine,
             fill_holes=arguments.fill_holes,
             largest_component=arguments.largest_component,
@@ -172,7 +172,7 @@ def _label_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "orient": arguments.orient,
         "min_confidence": arguments.min_confidence,
         "batch_size": arguments.batch,
-        "backbones": arguments.backbones,
+        "backbones": getattr(arguments, "backbones", ()),  # training has no use for them
     }
 
 

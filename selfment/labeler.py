@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,8 @@ class PseudoLabeler(ImageModel):
             raise ValueError(
                 f"`backbones` must be left alone unless `method` is 'selfmask': got {method!r}"
             )
+        if isinstance(backbones, str):
+            raise ValueError(f"`backbones` must be a list or a mapping of names: got {backbones!r}")
         files = backbones if isinstance(backbones, Mapping) else dict.fromkeys(backbones)
         self._voters = [
             ImageModel(name, size, "tokens", file, device, None, batch_size)
@@ -91,15 +94,15 @@ class PseudoLabeler(ImageModel):
             params.choice("orient", orient, params.ORIENTS)
         super().__init__(backbone, size, features, weights, device, dtype, batch_size)
         if objects is not None:
-            whole = isinstance(objects, int) and objects >= 1
-            params.number("objects", objects, "an integer >= 1", whole)
+            whole = isinstance(objects, Integral) and not isinstance(objects, bool)
+            params.number("objects", objects, "an integer >= 1", whole and objects >= 1)
             others = {"method": method, "init": init, "min_confidence": min_confidence}
             for name, default in zip(others, ("selfment", "ncut", 0), strict=True):
                 if others[name] != default:
                     raise ValueError(
                         f"`{name}` must be left alone with `objects`: got {others[name]!r}"
                     )
-        self.objects = objects
+        self.objects = None if objects is None else int(objects)
         self.orient = orient or ("corners" if objects else backbone_class(backbone).orient)
         self.options: dict[str, Any] = {
             "tau": tau if isinstance(tau, str) else float(tau),
@@ -228,6 +231,8 @@ class PseudoLabeler(ImageModel):
         ``votes``: (B, N', d') features of the same images by each of the other backbones, and
         their grids.
         """
+        if self.objects is not None:
+            raise ValueError(f"`objects` must be None for a label of one mask: got {self.objects}")
         if self._voters and not votes:
             raise ValueError(f"{self.needs}: got patch features alone")
         features = _where_kernels_are(features)

@@ -20,7 +20,7 @@ from .spectral import eigenpairs
 METHODS = ("kmeans", "rotation")
 
 _STARTS = 10  # of k-means, of which the best is taken
-_NO_ASSOCIATION = 1e-6  # eigenvalues of M up to this are those of its null space, and rounding
+NO_ASSOCIATION = 1e-6  # eigenvalues of M up to this are those of its null space, and rounding
 _STALLED = 1e-12  # the relative gain at which the rotation has arrived
 
 Array = NDArray[np.float64]
@@ -107,7 +107,7 @@ def _embed(
     """(B, N, count) float64, rows of norm 1; the first column is the trivial vector's."""
     made = build(rows, tau, eps, graph, first=first)
     pairs = eigenpairs(made, count - 1)
-    nontrivial = pairs.vectors * (pairs.values < 1 - _NO_ASSOCIATION)[..., None]
+    nontrivial = pairs.vectors * (pairs.values < 1 - NO_ASSOCIATION)[..., None]
     trivial = made.degree.sum(1).rsqrt()[:, None, None].expand(-1, 1, made.n)
     points = torch.cat([trivial, nontrivial], dim=1).transpose(1, 2)
     points = points / points.norm(dim=2, keepdim=True)

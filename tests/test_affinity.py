@@ -166,6 +166,15 @@ def test_matvec(graph: str) -> None:
     assert torch.equal(single.degrees, made.degrees[1])
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_product_does_not_depend_on_the_vectors_beside_it(graph: str) -> None:
+    made = selfment.affinity(smooth(19, 23, 40), graph=graph)
+    x = torch.randn(437, 5, generator=generator(1), dtype=torch.float64)
+    alone = torch.stack([made.matvec(column) for column in x.T], 1)
+    for count in range(1, 6):
+        assert torch.equal(made.matvec(x[:, :count]), alone[:, :count])
+
+
 def test_matvec_names_the_shapes_it_takes() -> None:
     graph = selfment.affinity(noise(4, 5, 8))
     with pytest.raises(ValueError, match=r"`x` must be \(20,\) or \(20, 'm'\).*got \(19,\)"):
@@ -314,6 +323,14 @@ def test_wrong_parameters(arguments: dict[str, object], message: str) -> None:
         selfment.affinity(torch.ones(4, 2), **arguments)
     with pytest.raises(ValueError, match=message):
         reference.affinity(torch.ones(4, 2), **arguments)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, int])
+def test_numbers_of_any_kind_are_parameters(kind: type) -> None:
+    features = smooth(6, 7, 8)
+    found = selfment.affinity(features, tau=kind(0.5)).bits
+    assert torch.equal(found, selfment.affinity(features, tau=float(kind(0.5))).bits)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

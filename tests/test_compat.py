@@ -445,6 +445,10 @@ T = tokens(F)
             lambda: tokencut.ncut(T, (4, 5), (8, 8), (3, 9, 9), -0.1, no_binary_graph=True),
             "`tau` must be > 0 in the weighted graph",
         ),
+        (
+            lambda: tokencut.ncut(T, (4, 5), (8, 8), (3, 9, 9), "auto"),
+            "`tau` must be a finite number: got 'auto'",
+        ),
         (lambda: tokencut.ncut(T / 0, (4, 5), (8, 8), (3, 9, 9)), "`feats` must be finite"),
         (lambda: tokencut.saliency_ncut(F, (4, 5), (8, 8), (9, 9)), r"`feats` must be \(C, h\*w\)"),
         (lambda: tokencut.wsol_ncut(T, (4, 5), (8, 8), (3, 9, 9)), r"`init_image_size` .*\(H, W\)"),

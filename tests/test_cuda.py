@@ -448,13 +448,14 @@ def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
     scratch = torch.empty(module.affinity_scratch(dtype, batch, n, d), dtype=torch.uint8)
     bits = torch.empty(batch, module.bits_size(n), dtype=torch.int64)
     degrees = torch.empty(batch, n, dtype=torch.float64)
+    taus = torch.full((batch,), tau, dtype=torch.float64)
     module.affinity(
         features=rows.data_ptr(),
         dtype=dtype,
         batch=batch,
         n=n,
         d=d,
-        tau=tau,
+        taus=taus.data_ptr(),
         eps=1e-5,
         weights=0,
         bits=bits.data_ptr(),

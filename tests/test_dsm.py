@@ -55,8 +55,10 @@ class Dense:
             assert np.sqrt(outside @ self.D @ outside) < 1e-3
             share = (vectors[i] > 0).double().mean()
             assert not 0.5 < share < 1
-        if (x[:, 0] != 0).all():
-            assert (x[:, 0] > 0).all(), "the constant is not negated"
+        if (degree != 1).any() or self.W.any():
+            linked = self.W.sum(1) >= 1e-12
+            assert np.ptp(x[linked, 0]) < 1e-6 * abs(x[:, 0]).max(), "row 0 is the trivial pair"
+            assert linked.sum() < len(x) or (x[:, 0] > 0).all(), "which is not negated"
 
     def oriented(self) -> np.ndarray | None:
         """Row 1 by the rule of the sign; None where it, or an entry, is not determined."""

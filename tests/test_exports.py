@@ -17,6 +17,7 @@ from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
 from selfment.exports import as_instances, coco_record, label_image, write_coco, yolo_lines
 from selfment.images import find_images, sample_images
 from selfment.labeling import Summary, label_images
+from selfment.training import train
 from selfment.visualize import overlay_instances
 
 SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
@@ -403,6 +404,22 @@ def test_the_labeler_finds_what_multi_label_finds(scenes):
     assert orients == ["seed", "corners"]
 
 
+def test_objects_are_no_single_mask(scenes, tmp_path):
+    model = labeler(objects=np.int64(2))
+    assert json.dumps(model.settings["objects"]) == "2"
+    sentence = "`objects` must be None for {}: got 2"
+    pixels = model.preprocess(Image.open(next(scenes.rglob("*.*g"))).convert("RGB"))
+    with pytest.raises(ValueError, match=sentence.format("a label of one mask")):
+        model.label_batch(pixels[None])
+    with pytest.raises(ValueError, match=sentence.format("training")):
+        train(find_images([scenes], out=tmp_path), tmp_path / "run", model, epochs=1)
+    with pytest.raises(ValueError, match="`objects` must be an integer >= 1: got True"):
+        labeler(objects=True)
+    for name, value in {"method": "dsm", "init": "kmeans", "min_confidence": 0.5}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be left alone with `objects`"):
+            labeler(**{name: value})
+
+
 def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
     model = labeler(objects=4)
     paths = sorted(map(str, scenes.rglob("*.*g")))
@@ -449,7 +466,7 @@ def label_samples(out: Path, *options: str) -> int:
 
 def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
     out = tmp_path / "out"
-    options = ("--objects", 3, "--format", "coco,yolo", "--format", "png", "--overlay")
+    options = ("--objects", 3, "--format", "coco,yolo,png", "--overlay")
     assert label_samples(out, *options) == 0
     coco = coco_of(out / "annotations.json")
     entries = sample_images()
@@ -489,10 +506,14 @@ def test_the_command_line_refines(tmp_path, options, steps):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--format", "voc"], "`formats` must be 'png' or 'coco' or 'yolo': got 'voc'"),
+        (["--format", "png,voc"], "argument --format: must be of png, coco, yolo: got 'voc'"),
         (["--objects", "0"], "`objects` must be an integer >= 1: got 0"),
     ],
 )
 def test_wrong_options_are_one_sentence(tmp_path, capsys, options, sentence):
-    assert label_samples(tmp_path / "out", *options) == 2
+    try:
+        code = label_samples(tmp_path / "out", *options)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
     assert sentence in capsys.readouterr().err.splitlines()[-1]

@@ -248,6 +248,22 @@ def test_the_vectors_of_selfmask_solve_the_dense_problem(name):
     assert np.allclose(x.T @ (D - A) @ x, np.diag(values), atol=1e-6)
 
 
+@pytest.mark.parametrize("kinds", [2, 3])
+def test_selfmask_of_few_kinds_of_patches_is_the_same_each_time(kinds):
+    """M has fewer positive eigenvalues than vectors are asked for: the others are arbitrary."""
+    threads = torch.get_num_threads()
+    for seed in range(8):
+        f = noise(1, kinds, 16, seed=seed)[torch.arange(108) * kinds // 108]
+        vectors = _selfmask._cosine_vectors(torch.from_numpy(rows_of(f)), 4)
+        assert (np.abs(vectors).max(axis=0) > 0).sum() <= kinds
+        masks = []
+        for count in (1, 2, 1, 2):
+            torch.set_num_threads(count)
+            masks.append(_selfmask.selfmask(f.clone(), (9, 12)).tolist())
+        torch.set_num_threads(threads)
+        assert all(mask == masks[0] for mask in masks)
+
+
 def test_the_range_of_products_over_blocks():
     f = smooth(40, 37, 24, seed=8).abs().double()
     f[900] = -f[1402]

@@ -102,6 +102,21 @@ def test_repeated_eigenvalues_of_a_large_krylov_space(copies: int, graph: str) -
     assert residuals(A, values, vectors).max() < 1e-6
 
 
+@pytest.mark.parametrize("apart", [1e-3, 1e-6, 1e-9, 1e-12, 1e-14])
+@pytest.mark.parametrize("copies", [2, 3, 5])
+def test_nearly_repeated_eigenvalues(copies: int, apart: float) -> None:
+    """More eigenvalues close together than the iteration has start vectors."""
+    part = smooth(1, 37, 19, seed=7).double()
+    blocks = [part + apart * noise(37, 1, 19, seed=s) for s in range(copies)]
+    made = selfment.affinity(torch.block_diag(*blocks), graph="weighted")
+    pairs = eigenpairs(made, 3 * copies)
+    A = made.to_dense()
+    scale = A.sum(1).rsqrt()
+    expected = 1 - torch.linalg.eigvalsh(scale[:, None] * A * scale).flip(0)
+    torch.testing.assert_close(pairs.values[0], expected[1 : 3 * copies + 1], rtol=0, atol=1e-11)
+    assert residuals(A, pairs.values[0], pairs.vectors[0].T).max() < 1e-9
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_pairs_of_duplicated_blocks(seed: int) -> None:
     rng = torch.Generator().manual_seed(seed)

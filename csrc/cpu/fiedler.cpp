@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "matvec.h"
@@ -30,6 +31,14 @@ constexpr int64_t kBasis = 64;  // vectors, for few pairs; then Lanczos restarts
 constexpr int64_t kMaxProducts = 4000;
 constexpr double kBreakdown = 1e-13;  // a residual of this norm is rounding: the space is invariant
 
+// Start vectors when there is more than one pair to find. A Krylov space holds as many vectors of
+// an eigenspace as it has starts, if there are so many: copies of an eigenvalue can be missing only
+// where it holds that many. Eigenvalues nearer to each other than kRepeated count as equal. In a
+// cluster of more than kStarts that is not told apart, the residuals are about as large as its
+// width; and they have converged to kVectorError of gaps that are no larger, or to kResidualFloor.
+constexpr int64_t kStarts = 2;
+constexpr double kRepeated = 1e-9;
+
 struct Pair {
   double theta, gap;
   std::vector<double> y;  // (n,), norm 1
@@ -51,10 +60,61 @@ class Random {
   uint64_t state_;
 };
 
+// Orthonormal vectors V of a Krylov space, and T = V^T M V.
+class Basis {
+ public:
+  Basis(int64_t n, int64_t capacity, int64_t starts)
+      : n_(n),
+        stride_(capacity),
+        starts_(starts),
+        vectors_(capacity * n),
+        t_(capacity * capacity) {}
+
+  double* operator[](int64_t i) { return vectors_.data() + i * n_; }
+  const double* operator[](int64_t i) const { return vectors_.data() + i * n_; }
+  double& t(int64_t i, int64_t j) { return t_[i * stride_ + j]; }
+
+  // Whether T may hold something at i < j + starts. It is a band, but for the first columns after a
+  // restart, which meet all vectors kept.
+  bool meets(int64_t i, int64_t j) const { return i + starts_ >= j || j < kept_ + starts_; }
+
+  // The leading part of T, (size, size).
+  std::vector<double> square(int64_t size) const {
+    std::vector<double> leading(size * size);
+    for (int64_t i = 0; i < size; ++i)
+      std::copy_n(t_.begin() + i * stride_, size, leading.begin() + i * size);
+    return leading;
+  }
+
+  // |M y - theta y| of Ritz vector i of the first `size` vectors: what the `ahead` next ones take.
+  double residual(const SymmetricEigen& ritz, int64_t i, int64_t size, int64_t ahead) const {
+    double squares = 0;
+    for (int64_t next = size; next < size + ahead; ++next) {
+      double part = 0;
+      for (int64_t j = std::max<int64_t>(0, size - starts_); j < size; ++j)
+        part += t_[next * stride_ + j] * ritz.vectors[i * size + j];
+      squares += part * part;
+    }
+    return std::sqrt(squares);
+  }
+
+  // T of the `keep` leading Ritz vectors.
+  void reset(const SymmetricEigen& ritz, int64_t keep) {
+    kept_ = keep;
+    std::fill(t_.begin(), t_.end(), 0.0);
+    for (int64_t i = 0; i < keep; ++i) t(i, i) = ritz.values[i];
+  }
+
+ private:
+  const int64_t n_, stride_, starts_;
+  int64_t kept_ = 0;
+  std::vector<double> vectors_, t_;
+};
+
 class Solver {
  public:
   Solver(const Graph& graph, const double* degrees, Workers& workers)
-      : n_(graph.n), product_(graph, workers), scale_(n_), scaled_(n_) {
+      : n_(graph.n), product_(graph, workers), scale_(n_) {
     std::vector<double> trivial(n_);
     for (int64_t i = 0; i < n_; ++i) {
       trivial[i] = std::sqrt(degrees[i]);
@@ -69,13 +129,13 @@ class Solver {
 
   // The k pairs of largest theta, descending.
   std::vector<Pair> solve(int64_t k) {
-    std::vector<Pair> pairs = n_ <= kDense ? dense(k) : lanczos(k);
-    // A Krylov space holds one vector of an eigenspace, whatever its dimension, so that of a
-    // repeated eigenvalue all but one may be missing. They would show among what is orthogonal to
-    // the pairs.
-    while (k > 1 && k + 1 < n_ && n_ > kDense) {
+    if (n_ <= kDense) return dense(k);
+    std::vector<Pair> pairs = lanczos(k, k > 1 ? kStarts : 1);
+    // Copies that the space could not hold show among what is orthogonal to the pairs.
+    const bool complete = k + 1 >= n_ || !repeated(pairs);
+    while (!complete) {
       lock(pairs);
-      Pair missed = std::move(lanczos(1).front());
+      Pair missed = std::move(lanczos(1, 1).front());
       const double below = pairs.back().theta - missed.theta;
       pairs.back().gap = std::min(pairs.back().gap, std::abs(below));
       if (below >= -kBreakdown) break;
@@ -86,19 +146,33 @@ class Solver {
   }
 
   // One product more: y <- M y / |M y|. What is left of the start vector among patches with equal
-  // rows vanishes, so that they get equal entries, to the bit. Returns the residual of the new y.
-  double polish(Pair& pair) {
-    std::vector<double> next(n_);
-    multiply(pair.y.data(), next.data());
-    if (std::abs(pair.theta) > 0.01) {
-      project(next.data());
-      normalize(next.data());
-      pair.y.swap(next);
-      multiply(pair.y.data(), next.data());
+  // rows vanishes, so that they get equal entries, to the bit. Returns the residuals of the new y.
+  std::vector<double> polish(std::vector<Pair>& pairs) {
+    std::vector<double> y, image(pairs.size() * n_), moved, image_of_moved;
+    for (const auto& pair : pairs) y.insert(y.end(), pair.y.begin(), pair.y.end());
+    multiply(y.data(), image.data(), static_cast<int64_t>(pairs.size()));
+    const auto moves = [](const Pair& pair) { return std::abs(pair.theta) > 0.01; };
+    for (size_t i = 0; i < pairs.size(); ++i) {
+      if (!moves(pairs[i])) continue;
+      double* next = image.data() + i * n_;
+      project(next);
+      normalize(next);
+      pairs[i].y.assign(next, next + n_);
+      moved.insert(moved.end(), next, next + n_);
     }
-    pair.theta = dot(pair.y.data(), next.data());
-    axpy(-pair.theta, pair.y.data(), next.data());
-    return std::sqrt(dot(next.data(), next.data()));
+    image_of_moved.resize(moved.size());
+    multiply(moved.data(), image_of_moved.data(), static_cast<int64_t>(moved.size()) / n_);
+    std::vector<double> residuals;
+    double* next = image_of_moved.data();
+    for (size_t i = 0; i < pairs.size(); ++i) {
+      Pair& pair = pairs[i];
+      double* my = image.data() + i * n_;
+      if (moves(pair)) std::copy_n(std::exchange(next, next + n_), n_, my);
+      pair.theta = dot(pair.y.data(), my);
+      axpy(-pair.theta, pair.y.data(), my);
+      residuals.push_back(std::sqrt(dot(my, my)));
+    }
+    return residuals;
   }
 
  private:
@@ -111,12 +185,15 @@ class Solver {
     return norm;
   }
 
-  // out = M y
-  void multiply(const double* y, double* out) {
-    ++products_;
-    for (int64_t i = 0; i < n_; ++i) scaled_[i] = scale_[i] * y[i];
-    product_.apply(scaled_.data(), out);
-    for (int64_t i = 0; i < n_; ++i) out[i] *= scale_[i];
+  // out = M y for `columns` vectors, one after another.
+  void multiply(const double* y, double* out, int64_t columns) {
+    products_ += columns;
+    scaled_.resize(columns * n_);
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t i = 0; i < n_; ++i) scaled_[c * n_ + i] = scale_[i] * y[c * n_ + i];
+    product_.apply(scaled_.data(), out, columns);
+    for (int64_t c = 0; c < columns; ++c)
+      for (int64_t i = 0; i < n_; ++i) out[c * n_ + i] *= scale_[i];
   }
 
   void project(double* v) const {
@@ -126,6 +203,11 @@ class Solver {
   void lock(const std::vector<Pair>& pairs) {
     locked_.resize(1);
     for (const auto& pair : pairs) locked_.push_back(pair.y);
+  }
+
+  static bool repeated(const std::vector<Pair>& pairs) {
+    const auto equal = [](const Pair& a, const Pair& b) { return a.theta - b.theta <= kRepeated; };
+    return std::adjacent_find(pairs.begin(), pairs.end(), equal) != pairs.end();
   }
 
   // Inserts the pair by its theta and drops the last one.
@@ -155,7 +237,7 @@ class Solver {
     std::vector<double> m(n_ * n_), unit(n_), column(n_);
     for (int64_t j = 0; j < n_; ++j) {
       unit[j] = 1;
-      multiply(unit.data(), column.data());
+      multiply(unit.data(), column.data(), 1);
       unit[j] = 0;
       // The trivial pair goes to theta = -2, below all others.
       for (int64_t i = 0; i < n_; ++i)
@@ -173,100 +255,85 @@ class Solver {
 
   // The `want` leading pairs orthogonal to the locked ones. Thick restarts (Wu and Simon, 2000)
   // when the basis is full. After kMaxProducts it returns what it has; the residual then tells.
-  std::vector<Pair> lanczos(int64_t want) {
+  std::vector<Pair> lanczos(int64_t want, int64_t starts) {
     const int64_t room = n_ - static_cast<int64_t>(locked_.size());
-    const int64_t limit = std::min(room, std::max(kBasis, 3 * want));
+    const int64_t limit = std::min(room, std::max(kBasis, 5 * want));
     want = std::min(want, room);
-    std::vector<double> basis((limit + 1) * n_);
-    std::vector<double> projected(limit * limit);  // V^T M V
-    const auto v = [&](int64_t i) { return basis.data() + i * n_; };
-    random_vector(basis, 0);
-    int64_t size = 0, kept = 0, next_check = std::min(limit, want + 9);
+    // M V = V T + R: `size` vectors V have been multiplied, and the next `ahead`, which span R, not
+    // yet. Ruhe's band Lanczos (Mathematics of Computation, 1979) is that of one start, vector by
+    // vector, but for the width of T.
+    Basis basis(n_, limit + starts, starts);
+    int64_t size = 0, ahead = std::min(starts, room), next_check = starts * (want + 9);
+    for (int64_t i = 0; i < ahead; ++i) random_vector(basis, i);
     while (true) {
-      multiply(v(size), v(size + 1));
-      double beta = extend(basis, projected, size, limit, kept);
-      ++size;
-      const bool invariant = beta <= kBreakdown;
-      if (!invariant) {
-        for (int64_t i = 0; i < n_; ++i) v(size)[i] /= beta;
-      } else {
-        beta = 0;
-        if (size < limit) random_vector(basis, size);
-      }
-      const bool last = size == room || products_ >= kMaxProducts + want;
-      if (size < next_check && size < limit && !last) continue;
+      multiply(basis[size], basis[size + ahead], ahead);
+      const int64_t block = size + ahead;
+      for (; size < block; ++size) extend(basis, size, size + ahead, room);
+      ahead = std::min(starts, room - size);
+      const bool last = ahead == 0 || products_ >= kMaxProducts + want;
+      const bool full = size + ahead > limit;
+      if (size < next_check && !full && !last) continue;
       next_check = size + std::max<int64_t>(2, size / 6);
 
-      std::vector<double> square(size * size);
-      for (int64_t i = 0; i < size; ++i)
-        std::copy_n(projected.begin() + i * limit, size, square.begin() + i * size);
-      const SymmetricEigen ritz = symmetric_eigen(std::move(square), size);
-      const auto residual = [&](int64_t i) {
-        return beta * std::abs(ritz.vectors[i * size + size - 1]);
-      };
+      const SymmetricEigen ritz = symmetric_eigen(basis.square(size), size);
       bool converged = size > want || size == room;
       for (int64_t i = 0; i < want && converged; ++i)
-        converged =
-            residual(i) <= std::max(kResidualFloor, kVectorError * gap(ritz.values, i, size));
+        converged = basis.residual(ritz, i, size, ahead) <=
+                    std::max(kResidualFloor, kVectorError * gap(ritz.values, i, size));
       if (converged || last) return ritz_pairs(basis, ritz, std::min(want, size), size);
-      if (size == limit) size = kept = restart(basis, projected, ritz, limit, want);
+      if (full) size = restart(basis, ritz, size, ahead, want + (limit - want) / 3);
     }
   }
 
   // A new basis vector at `index`: random, orthogonal to the locked vectors and to those before it.
-  void random_vector(std::vector<double>& basis, int64_t index) {
-    double* v = basis.data() + index * n_;
+  void random_vector(Basis& basis, int64_t index) {
+    double* v = basis[index];
     for (int64_t i = 0; i < n_; ++i) v[i] = random_.next();
     for (int pass = 0; pass < 3; ++pass) {
       project(v);
-      for (int64_t j = 0; j < index; ++j) {
-        const double* earlier = basis.data() + j * n_;
-        axpy(-dot(earlier, v), earlier, v);
-      }
+      for (int64_t j = 0; j < index; ++j) axpy(-dot(basis[j], v), basis[j], v);
       normalize(v);
     }
   }
 
-  // Makes w = M v_j, at j + 1 in the basis, orthogonal to everything before it, fills row and
-  // column j of the projected matrix, and returns the norm that is left. Twice is enough
-  // (Parlett, 6.9). The matrix is tridiagonal but for the first column after a restart, which meets
-  // all `kept` vectors.
-  double extend(std::vector<double>& basis, std::vector<double>& projected, int64_t j,
-                int64_t limit, int64_t kept) const {
-    double* w = basis.data() + (j + 1) * n_;
+  // Makes w = M v_j, at `place` in the basis, orthogonal to everything before it and of norm 1, and
+  // fills row and column j of T. Twice is enough (Parlett, 6.9). A random vector takes the place of
+  // rounding, and nothing where the whole space is full.
+  void extend(Basis& basis, int64_t j, int64_t place, int64_t room) {
+    double* w = basis[place];
     for (int pass = 0; pass < 2; ++pass) {
       project(w);
-      for (int64_t i = j; i >= 0; --i) {
-        const double* earlier = basis.data() + i * n_;
-        const double h = dot(earlier, w);
-        axpy(-h, earlier, w);
-        if (pass > 0 || (i + 1 < j && j != kept)) continue;
-        projected[i * limit + j] = projected[j * limit + i] = h;
+      for (int64_t i = place - 1; i >= 0; --i) {
+        const double h = dot(basis[i], w);
+        axpy(-h, basis[i], w);
+        if (pass == 0 && basis.meets(i, j)) basis.t(i, j) = basis.t(j, i) = h;
       }
     }
-    return std::sqrt(dot(w, w));
+    if (place >= room) return;
+    const double beta = std::sqrt(dot(w, w));
+    if (beta <= kBreakdown) return random_vector(basis, place);
+    for (int64_t i = 0; i < n_; ++i) w[i] /= beta;
+    basis.t(place, j) = beta;
   }
 
-  // Keeps the leading Ritz vectors and the residual's direction; returns how many of the former.
-  int64_t restart(std::vector<double>& basis, std::vector<double>& projected,
-                  const SymmetricEigen& ritz, int64_t limit, int64_t want) const {
-    const int64_t keep = std::min(limit - 1, want + (limit - want) / 3);
+  // Keeps the leading Ritz vectors and what spans R; returns how many of the former.
+  int64_t restart(Basis& basis, const SymmetricEigen& ritz, int64_t size, int64_t ahead,
+                  int64_t keep) const {
     std::vector<double> kept(keep * n_);
-    for (int64_t i = 0; i < keep; ++i) combine(basis, ritz, i, limit, kept.data() + i * n_);
-    std::copy_n(basis.begin() + limit * n_, n_, basis.begin() + keep * n_);
-    std::copy(kept.begin(), kept.end(), basis.begin());
-    std::fill(projected.begin(), projected.end(), 0.0);
-    for (int64_t i = 0; i < keep; ++i) projected[i * limit + i] = ritz.values[i];
+    for (int64_t i = 0; i < keep; ++i) combine(basis, ritz, i, size, kept.data() + i * n_);
+    std::copy_n(basis[size], ahead * n_, basis[keep]);
+    std::copy(kept.begin(), kept.end(), basis[0]);
+    basis.reset(ritz, keep);
     return keep;
   }
 
-  void combine(const std::vector<double>& basis, const SymmetricEigen& ritz, int64_t i,
-               int64_t size, double* y) const {
-    for (int64_t j = 0; j < size; ++j) axpy(ritz.vectors[i * size + j], basis.data() + j * n_, y);
+  void combine(const Basis& basis, const SymmetricEigen& ritz, int64_t i, int64_t size,
+               double* y) const {
+    for (int64_t j = 0; j < size; ++j) axpy(ritz.vectors[i * size + j], basis[j], y);
   }
 
-  std::vector<Pair> ritz_pairs(const std::vector<double>& basis, const SymmetricEigen& ritz,
-                               int64_t count, int64_t size) const {
+  std::vector<Pair> ritz_pairs(const Basis& basis, const SymmetricEigen& ritz, int64_t count,
+                               int64_t size) const {
     std::vector<Pair> pairs;
     for (int64_t i = 0; i < count; ++i) {
       pairs.push_back({ritz.values[i], gap(ritz.values, i, size), std::vector<double>(n_)});
@@ -294,9 +361,10 @@ void fiedler(const FiedlerParams& p, const Context& context) {
   for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
     Solver solver(p.graphs[image], p.degrees + image * n, workers);
     std::vector<Pair> pairs = solver.solve(p.k);
+    const std::vector<double> residuals = solver.polish(pairs);
     for (int64_t i = 0; i < p.k; ++i) {
       const int64_t at = image * p.k + i;
-      p.residuals[at] = solver.polish(pairs[i]);
+      p.residuals[at] = residuals[i];
       p.eigenvalues[at] = 1 - pairs[i].theta;
       p.gaps[at] = pairs[i].gap;
       double* x = p.vectors + at * n;

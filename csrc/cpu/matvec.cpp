@@ -13,7 +13,7 @@ constexpr int64_t kChunks = 16;
 }  // namespace
 
 GraphProduct::GraphProduct(const Graph& graph, Workers& workers)
-    : graph_(graph), workers_(workers), words_(word_count(graph.n)), x_(words_ * kTile) {
+    : graph_(graph), workers_(workers), words_(word_count(graph.n)) {
   if (graph.weights == nullptr) {
     table_.resize(words_ * simd_.table_size);
     return;
@@ -26,14 +26,19 @@ GraphProduct::GraphProduct(const Graph& graph, Workers& workers)
     const int64_t chunk = static_cast<int64_t>(chunk_ends_.size()) + 1;
     if (done * kChunks >= total * chunk || strip + 1 == words_) chunk_ends_.push_back(strip + 1);
   }
-  partial_.resize(chunk_ends_.size() * x_.size());
 }
 
-void GraphProduct::apply(const double* x, double* y) {
-  workers_.check();
-  std::copy_n(x, graph_.n, x_.begin());
-  if (graph_.weights == nullptr) apply_bits(y);
-  else apply_weights(y);
+void GraphProduct::apply(const double* x, double* y, int64_t columns) {
+  const int64_t n = graph_.n, rows = words_ * kTile;
+  const int64_t step = graph_.weights == nullptr ? 1 : kAtOnce;
+  for (int64_t first = 0; first < columns; first += step) {
+    workers_.check();
+    const int64_t count = std::min(step, columns - first);
+    x_.resize(count * rows);
+    for (int64_t c = 0; c < count; ++c) std::copy_n(x + (first + c) * n, n, x_.begin() + c * rows);
+    if (graph_.weights == nullptr) apply_bits(y + first * n);
+    else apply_weights(y + first * n, count);
+  }
 }
 
 void GraphProduct::apply_bits(double* y) {
@@ -58,25 +63,29 @@ void GraphProduct::apply_bits(double* y) {
   });
 }
 
-void GraphProduct::apply_weights(double* y) {
+void GraphProduct::apply_weights(double* y, int64_t columns) {
   const int64_t rows = words_ * kTile;
   const auto chunks = static_cast<int64_t>(chunk_ends_.size());
+  partial_.resize(chunks * columns * rows);
   workers_.parallel_for(chunks, [&](int64_t chunk) {
-    double* part = partial_.data() + chunk * rows;
-    std::fill_n(part, rows, 0.0);
+    double* part = partial_.data() + chunk * columns * rows;
+    std::fill_n(part, columns * rows, 0.0);
     for (int64_t i = chunk == 0 ? 0 : chunk_ends_[chunk - 1]; i < chunk_ends_[chunk]; ++i) {
       const float* weight = graph_.weights->strips[i].data();
       for (int64_t j = i; j < words_; ++j)
-        weight += simd_.tile_matvec(graph_.bits + j * rows + i * kTile, weight,
+        weight += simd_.tile_matvec(graph_.bits + j * rows + i * kTile, weight, columns, rows,
                                     x_.data() + i * kTile, x_.data() + j * kTile, part + i * kTile,
                                     i == j ? nullptr : part + j * kTile);
     }
   });
-  double sum = 0;
-  for (const double v : x_) sum += v;
-  for (int64_t i = 0; i < graph_.n; ++i) {
-    y[i] = graph_.eps * sum;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) y[i] += partial_[chunk * rows + i];
+  for (int64_t c = 0; c < columns; ++c, y += graph_.n) {
+    double sum = 0;
+    for (int64_t i = 0; i < rows; ++i) sum += x_[c * rows + i];
+    std::fill_n(y, graph_.n, graph_.eps * sum);
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const double* part = partial_.data() + (chunk * columns + c) * rows;
+      for (int64_t i = 0; i < graph_.n; ++i) y[i] += part[i];
+    }
   }
 }
 
@@ -97,8 +106,8 @@ void sum_degrees(const Graph& graph, Workers& workers, double* degrees) {
 
 void matvec(const MatvecParams& p, const Context& context) {
   for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
-    const int64_t n = p.graphs[image].n;
-    GraphProduct(p.graphs[image], workers).apply(p.x + image * n, p.y + image * n);
+    const int64_t at = image * p.columns * p.graphs[image].n;
+    GraphProduct(p.graphs[image], workers).apply(p.x + at, p.y + at, p.columns);
   });
 }
 

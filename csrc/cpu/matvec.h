@@ -12,18 +12,19 @@ class GraphProduct {
  public:
   GraphProduct(const Graph& graph, Workers& workers);
 
-  // x and y hold n elements and do not overlap. The result does not depend on the threads.
-  void apply(const double* x, double* y);
+  // y = A x for `columns` vectors of n elements, one after another; x and y do not overlap. A
+  // vector's result depends neither on the threads nor on the other vectors.
+  void apply(const double* x, double* y, int64_t columns = 1);
 
  private:
   void apply_bits(double* y);
-  void apply_weights(double* y);
+  void apply_weights(double* y, int64_t columns);
 
   const Graph& graph_;
   Workers& workers_;
   const Simd& simd_ = simd();
   const int64_t words_;
-  std::vector<double> x_;      // x, padded with zeros to whole words
+  std::vector<double> x_;      // up to kAtOnce vectors, each padded with zeros to whole words
   std::vector<double> table_;  // binary: sums of subsets of x
 
   // Weighted: a tile adds to two parts of y, so a few chunks of strips, of about equally many

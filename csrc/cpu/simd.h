@@ -14,6 +14,7 @@ namespace selfment::cpu {
 inline constexpr int64_t kTile = 64;    // rows and columns of a tile of the graph
 inline constexpr int64_t kLane = 16;    // rows interleaved in a panel
 inline constexpr int64_t kQuantum = 8;  // elements that a row of integers is a multiple of
+inline constexpr int64_t kAtOnce = 2;   // vectors that a tile of weights is multiplied with at once
 
 // Loops over one row of features. The rounded row is float32(x / norm), element by element, IEEE in
 // every step.
@@ -85,10 +86,11 @@ struct Simd {
   // i].
   void (*bits_matvec)(const uint64_t* bits, int64_t words, int64_t rows, const double* table,
                       double* y);
-  // One tile of weights V: yi += V xj and, unless yj is null, yj += V^T xi. Returns the number of
-  // weights, one for each set bit.
-  int64_t (*tile_matvec)(const uint64_t* mask, const float* weights, const double* xi,
-                         const double* xj, double* yi, double* yj);
+  // One tile of weights V: yi += V xj and, unless yj is null, yj += V^T xi, for each of `columns`
+  // <= kAtOnce vectors, `stride` apart. Returns the number of weights, one for each set bit.
+  int64_t (*tile_matvec)(const uint64_t* mask, const float* weights, int64_t columns,
+                         int64_t stride, const double* xi, const double* xj, double* yi,
+                         double* yj);
 
   // --- Vectors ---
 

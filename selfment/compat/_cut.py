@@ -81,6 +81,7 @@ def graph_mode(tau: float, eps: float, weighted: bool) -> tuple[float, str]:
 
     The weighted graph needs tau > 0. Of tau = 0 the smallest one keeps every positive similarity.
     """
+    params.number("tau", tau, "a finite number", not isinstance(tau, str))
     if not weighted:
         params.check_graph(tau, eps, "binary")
         return float(tau), "binary"

@@ -246,7 +246,8 @@ def _pairs(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k: int) 
     elif k > 1:
         values, vectors = _with_colours(graph, colour, degree, k - 1)
     constant = np.full((1, graph.n), degree.sum() ** -0.5)
-    return np.append(0.0, values), np.concatenate([constant, vectors])
+    # None is negative, but by rounding: the trivial pair stays the first of equal ones.
+    return np.append(0.0, np.maximum(values, 0)), np.concatenate([constant, vectors])
 
 
 def _with_colours(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k: int) -> Pairs:

@@ -1,0 +1,182 @@
+// Part of simd_kernels.inl: products with the graph.
+
+// The method of the Four Russians. All sums of subsets of a few
+// neighbouring elements of x are tabulated; a few bits of a row then look up their sum.
+
+#if defined(__AVX512F__)
+
+// 16 sums for each 4 elements: a table is two registers, and one permutation looks up 8 rows.
+constexpr int64_t kTableSize = 16 * 16;
+
+void subset_sums(const double* x, int64_t words, double* table) {
+  for (int64_t nibble = 0; nibble < words * 16; ++nibble, x += 4, table += 16) {
+    __m512d low = _mm512_maskz_mov_pd(0b10101010, _mm512_set1_pd(x[0]));
+    low = _mm512_add_pd(low, _mm512_maskz_mov_pd(0b11001100, _mm512_set1_pd(x[1])));
+    low = _mm512_add_pd(low, _mm512_maskz_mov_pd(0b11110000, _mm512_set1_pd(x[2])));
+    _mm512_storeu_pd(table, low);
+    _mm512_storeu_pd(table + 8, _mm512_add_pd(low, _mm512_set1_pd(x[3])));
+  }
+}
+
+void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double* table,
+                 double* y) {
+  constexpr int kBlocks = kTile / kDoubles;
+  __m512d s[kBlocks];
+  for (int r = 0; r < kBlocks; ++r) s[r] = _mm512_setzero_pd();
+  for (int64_t w = 0; w < words; ++w) {
+    __m512i row[kBlocks];
+    for (int r = 0; r < kBlocks; ++r) row[r] = _mm512_loadu_si512(bits + w * rows + r * kDoubles);
+    for (int nibble = 0; nibble < 16; ++nibble, table += 16) {
+      const __m512d low = _mm512_loadu_pd(table), high = _mm512_loadu_pd(table + 8);
+#pragma GCC unroll 8
+      for (int r = 0; r < kBlocks; ++r) {
+        // The permutation reads the lowest four bits of each index and no others.
+        s[r] = _mm512_add_pd(s[r], _mm512_permutex2var_pd(low, row[r], high));
+        row[r] = _mm512_srli_epi64(row[r], 4);
+      }
+    }
+  }
+  for (int r = 0; r < kBlocks; ++r) _mm512_storeu_pd(y + r * kDoubles, s[r]);
+}
+
+#else
+
+// 256 sums for each 8 elements.
+constexpr int64_t kTableSize = 8 * 256;
+
+void subset_sums(const double* x, int64_t words, double* table) {
+  for (int64_t byte = 0; byte < words * 8; ++byte, x += 8, table += 256) {
+    table[0] = 0;
+    for (int b = 0; b < 8; ++b)
+      for (int s = 0; s < 1 << b; ++s) table[(1 << b) + s] = table[s] + x[b];
+  }
+}
+
+void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double* table,
+                 double* y) {
+  for (int64_t i = 0; i < kTile; ++i) y[i] = 0;
+  for (int64_t w = 0; w < words; ++w, table += kTableSize) {
+    for (int64_t i = 0; i < kTile; ++i) {
+      const uint64_t row = bits[w * rows + i];
+      double s[8];
+#pragma GCC unroll 8
+      for (int b = 0; b < 8; ++b) s[b] = table[b * 256 + (row >> (8 * b) & 255)];
+      y[i] += ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+    }
+  }
+}
+
+#endif
+
+#if defined(__AVX512F__)
+
+// The sums of eight rows, each in the order of sum().
+inline __m512d sums(const __m512d* row) {
+  const auto halves = [](const __m512d& a, const __m512d& b) __attribute__((always_inline)) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xEE));
+  };
+  const auto quarters = [](const __m512d& a, const __m512d& b) __attribute__((always_inline)) {
+    return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x88), _mm512_shuffle_f64x2(a, b, 0xDD));
+  };
+  const __m512d even = quarters(halves(row[0], row[2]), halves(row[4], row[6]));
+  const __m512d odd = quarters(halves(row[1], row[3]), halves(row[5], row[7]));
+  return _mm512_add_pd(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
+}
+
+// Byte i of of[mask]: how many bits of the mask below i are set.
+struct Ranks {
+  uint64_t of[256];
+  constexpr Ranks() : of() {
+    for (uint64_t mask = 0; mask < 256; ++mask)
+      for (uint64_t i = 0, rank = 0; i < 8; rank += mask >> i++ & 1) of[mask] |= rank << (8 * i);
+  }
+};
+constexpr Ranks kRanks;
+
+// The next weights, one for each set bit of the byte and in its place, else 0. Reads eight. A
+// permutation takes a third of the time of the expansion that the instruction set has for this.
+inline __m512d expand(uint64_t byte, const float* weight) {
+  const __m128i ranks = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kRanks.of + byte));
+  return _mm512_cvtps_pd(_mm256_maskz_permutexvar_ps(
+      static_cast<__mmask8>(byte), _mm256_cvtepu8_epi32(ranks), _mm256_loadu_ps(weight)));
+}
+
+template <int kCount>
+int64_t multiply_tile(const uint64_t* mask, const float* weights, int64_t stride, const double* xi,
+                      const double* xj, double* yi, double* yj) {
+  const float* weight = weights;
+  constexpr int kBlocks = kTile / kDoubles;
+  __m512d y[kCount][kBlocks];
+  for (int c = 0; c < kCount; ++c)
+    for (int b = 0; b < kBlocks; ++b) y[c][b] = _mm512_setzero_pd();
+  for (int64_t first = 0; first < kTile; first += kDoubles) {
+    __m512d s[kCount][kDoubles];
+    for (int r = 0; r < kDoubles; ++r) {
+      const uint64_t row = mask[first + r];
+      __m512d xr[kCount], sum[kCount];
+      for (int c = 0; c < kCount; ++c) {
+        xr[c] = _mm512_set1_pd(xi[c * stride + first + r]);
+        sum[c] = _mm512_setzero_pd();
+      }
+#pragma GCC unroll 8
+      for (int b = 0; b < kBlocks; ++b) {
+        const uint64_t byte = row >> (8 * b) & 255;
+        const __m512d v = expand(byte, weight);
+        weight += __builtin_popcountll(byte);
+#pragma GCC unroll 2
+        for (int c = 0; c < kCount; ++c) {
+          sum[c] = _mm512_fmadd_pd(v, load(xj + c * stride + b * kDoubles), sum[c]);
+          y[c][b] = _mm512_fmadd_pd(v, xr[c], y[c][b]);
+        }
+      }
+      for (int c = 0; c < kCount; ++c) s[c][r] = sum[c];
+    }
+    for (int c = 0; c < kCount; ++c) {
+      double* out = yi + c * stride + first;
+      store(out, load(out) + sums(s[c]));
+    }
+  }
+  for (int c = 0; c < kCount && yj != nullptr; ++c) {
+    for (int b = 0; b < kBlocks; ++b) {
+      double* out = yj + c * stride + b * kDoubles;
+      store(out, load(out) + y[c][b]);
+    }
+  }
+  return weight - weights;
+}
+
+#else
+
+template <int kCount>
+int64_t multiply_tile(const uint64_t* mask, const float* weights, int64_t stride, const double* xi,
+                      const double* xj, double* yi, double* yj) {
+  const float* weight = weights;
+  double unused[kCount * kTile];
+  int64_t next = stride;
+  if (yj == nullptr) {
+    std::memset(unused, 0, sizeof unused);
+    yj = unused;
+    next = kTile;
+  }
+  for (int64_t i = 0; i < kTile; ++i) {
+    double s[kCount] = {};
+    for (uint64_t bits = mask[i]; bits != 0; bits &= bits - 1, ++weight) {
+      const int j = __builtin_ctzll(bits);
+      for (int c = 0; c < kCount; ++c) {
+        s[c] += *weight * xj[c * stride + j];
+        yj[c * next + j] += *weight * xi[c * stride + i];
+      }
+    }
+    for (int c = 0; c < kCount; ++c) yi[c * stride + i] += s[c];
+  }
+  return weight - weights;
+}
+
+#endif
+
+int64_t tile_matvec(const uint64_t* mask, const float* weights, int64_t columns, int64_t stride,
+                    const double* xi, const double* xj, double* yi, double* yj) {
+  static_assert(kAtOnce == 2, "as many cases");
+  const auto multiply = columns == 1 ? multiply_tile<1> : multiply_tile<2>;
+  return multiply(mask, weights, stride, xi, xj, yi, yj);
+}
