@@ -179,6 +179,19 @@ def test_memory(name: str, memory: str) -> None:
     assert_same(FUNCTIONS[name](in_other_memory()[memory]), name, list(range(5)))
 
 
+def test_booleans_of_any_bytes() -> None:
+    """A view of other bytes as bool: whatever is not 0 is true."""
+    rows, mask = batch()[0], torch.arange(N) % 3 == 0
+    other = (mask.to(torch.uint8) * 254).view(torch.bool)
+    graph = selfment.affinity(rows)
+    for ours, theirs in (
+        (graph.paint(other).bits, graph.paint(mask).bits),
+        (graph.paint(other.numpy()).degrees, graph.paint(mask).degrees),
+        (selfment.ipo(rows, other), selfment.ipo(rows, mask)),
+    ):
+        assert torch.equal(ours, theirs)
+
+
 SCRIPT = """
 import sys, torch, selfment
 from selfment import _native
