@@ -50,16 +50,14 @@ def test_the_latest_record_counts_whatever_the_clocks_say(tmp_path, monkeypatch)
 
 def test_folders_are_looked_up_once(photos_in, tmp_path, monkeypatch):
     images = find_images([photos_in])
-    out = tmp_path / "out"
-    job = _Run(out, PseudoLabeler(), False, ["png"], {"method": None}, (0, 1))
+    job = _Run(tmp_path / "out", PseudoLabeler(), False, ("png",), {"method": None}, (0, 1))
     asked = []
     realpath = os.path.realpath
     monkeypatch.setattr("os.path.realpath", lambda path: asked.append(path) or realpath(path))
     assert len(job._plan(images)) == len(images)
     job.records.close()
-    assert sorted(map(str, asked)) == sorted(
-        map(str, (photos_in, out, out / "overlays", out / "annotations", out / "labels"))
-    )
+    made = ("out", "out/annotations", "out/labels", "out/overlays")
+    assert sorted(map(str, asked)) == sorted(map(str, (photos_in, *map(tmp_path.joinpath, made))))
 
 
 def test_a_link_to_an_input_among_the_masks_is_no_way_to_it(photos_in, tmp_path):
