@@ -48,6 +48,18 @@ def test_the_latest_record_counts_whatever_the_clocks_say(tmp_path, monkeypatch)
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_records_that_are_added_at_the_end_are_merged(tmp_path, world):
+    path = tmp_path / "labels.jsonl"
+    records = Records(path, "mask", (0, world))
+    for image in ("a", "b"):
+        records.add({"image": image, "mask": f"{image}.png"})
+    records.close(lambda found: records.add({**next(iter(found)), "seen": True}))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["image"], row.get("seen")) for row in rows] == [("a", True), ("b", None)]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
 def test_folders_are_looked_up_once(photos_in, tmp_path, monkeypatch):
     images = find_images([photos_in])
     job = _Run(tmp_path / "out", PseudoLabeler(), False, ("png",), {"method": None}, (0, 1))
