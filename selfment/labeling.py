@@ -231,7 +231,7 @@ class _Run(Pipeline[Result]):
         for image, _, file in found:
             if file in broken:
                 rest = f"{composed.name} is without it, and the next run makes it again"
-                print(f"{broken[file]}; {rest}", file=sys.stderr)
+                print(printable(f"{broken[file]}; {rest}"), file=sys.stderr)
                 self.records.add({**self.records.get(image), "annotations": None})
                 self.failed += 1
 
