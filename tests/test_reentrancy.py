@@ -117,34 +117,58 @@ def test_a_fork_while_other_threads_are_in_a_kernel() -> None:
             thread.join()
 
 
+# The threads call the kernels themselves: in operations of torch, which release the GIL as well, a
+# daemon thread can abort the process at its end, whoever calls them.
 AT_THE_END = """
 import sys, threading, time, torch, selfment
-torch.set_num_threads({threads})
-rows = torch.rand(6400, 512)
+from selfment import _native
+n, d = 6400, 512
+rows = torch.rand(n, d)
+graph = selfment.affinity(rows)
+weighted = selfment.affinity(rows, graph="weighted")
+native, code = _native.cpu(), _native.cpu().DTYPES.index("float32")
+of_rows = dict(features=rows.data_ptr(), dtype=code, batch=1, n=n, d=d, threads={threads})
+out = torch.empty({callers}, 8 * n, dtype=torch.float64)
+bits = torch.empty_like(graph.bits).expand({callers}, -1).contiguous()
 entered = threading.Barrier({callers} + 1)
 
-def work():
+def arguments(i):
+    numbers = out[i].split(n)
+    def of_graph(g):
+        names = ("eigenvalues", "gaps", "residuals", "iterations")
+        return dict(
+            bits=g.bits.data_ptr(), weights=g.weights, degrees=g.degree.data_ptr(), batch=1, n=n,
+            eps=1e-5, k=1, vectors=numbers[0].data_ptr(), threads={threads},
+            **{{name: numbers[j + 1].data_ptr() for j, name in enumerate(names)}},
+        )
+    return {{
+        "affinity": dict(
+            taus=graph.taus.data_ptr(), eps=1e-5, weights=None, bits=bits[i].data_ptr(),
+            degrees=numbers[0].data_ptr(), **of_rows,
+        ),
+        "fiedler": of_graph(graph),
+        "weighted": of_graph(weighted),
+    }}
+
+def work(call, given):
     entered.wait()
     while True:
-        {call}
+        call(**given)
 
-for _ in range({callers}):
-    threading.Thread(target=work, daemon=True).start()
+for i in range({callers}):
+    call = native.affinity if "{call}" == "affinity" else native.fiedler
+    threading.Thread(target=work, args=(call, arguments(i)["{call}"]), daemon=True).start()
 entered.wait()
 time.sleep(0.3)
 print("the main thread ends", flush=True)
 {last}
 """
 
-CALLS = {
-    "affinity": "selfment.affinity(rows)",
-    "pseudo_label": "selfment.pseudo_label(rows, (80, 80))",
-    "weighted": "selfment.ncut(rows, graph='weighted')",
-}
+CALLS = ("affinity", "fiedler", "weighted")
 
 
 def end(call: str, callers: int, threads: int, last: str = "") -> subprocess.CompletedProcess[str]:
-    script = AT_THE_END.format(call=CALLS[call], callers=callers, threads=threads, last=last)
+    script = AT_THE_END.format(call=call, callers=callers, threads=threads, last=last)
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
     )
@@ -159,7 +183,7 @@ def test_daemon_threads_in_a_kernel_at_the_end(call: str, callers: int, threads:
 
 
 def test_an_error_at_the_end_while_daemon_threads_are_in_a_kernel() -> None:
-    run = end("pseudo_label", 2, 2, "raise ValueError('of the main thread')")
+    run = end("fiedler", 2, 2, "raise ValueError('of the main thread')")
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == "ValueError: of the main thread"
 
@@ -167,7 +191,7 @@ def test_an_error_at_the_end_while_daemon_threads_are_in_a_kernel() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
 @pytest.mark.parametrize("last", ["selfment.affinity(torch.rand(25_600, 1024))", "time.sleep(60)"])
 def test_ctrl_c_while_daemon_threads_are_in_a_kernel(last: str) -> None:
-    script = AT_THE_END.format(call=CALLS["pseudo_label"], callers=2, threads=2, last=last)
+    script = AT_THE_END.format(call="affinity", callers=2, threads=2, last=last)
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
