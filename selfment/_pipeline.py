@@ -44,7 +44,7 @@ class Job:
     picture: Image.Image | None = None  # kept for the overlay
     pixels: Tensor | None = None  # what the backbone takes
     content: tuple[int, int] = (0, 0)  # (height, width) of the image in the pixels
-    previous: Record = field(default_factory=dict)  # the image's, before this run's
+    last: Record = field(default_factory=dict)  # which files the image has, and of what label
 
     def stat(self) -> None:
         """Notes the file's size and time, by which a change is seen."""
@@ -59,7 +59,7 @@ class Pipeline(ABC, Generic[Result]):
     key: ClassVar[str]  #: the record's field that names what is made of an image
     verb: ClassVar[str]  #: what is done to an image
     unit: ClassVar[str] = "image"
-    empty: ClassVar[tuple[str, ...]] = ()  #: endings of files that may be empty
+    fields: ClassVar[tuple[str, ...]] = ()  #: the record's other fields that name files
 
     def __init__(
         self,
@@ -196,16 +196,32 @@ class Pipeline(ABC, Generic[Result]):
                     return False
                 # A power failure can leave an empty file at a name that had just been given.
                 size = os.path.getsize(os.path.join(self.folder, file))
-                if not size and not file.endswith(self.empty):
+                if not size and not self._may_be_empty(record, file):
                     return False
         except OSError:
             return False
         return True
 
+    def _may_be_empty(self, record: Record, file: str) -> bool:
+        """Whether a result file without contents can be whole."""
+        return False
+
     def _speaks_of(self, record: Record, size: int, mtime_ns: int) -> bool:
         """Whether a record is of this run's settings and of an image of such bytes and time."""
         found = record.get("settings"), record.get("bytes"), record.get("mtime_ns")
         return record.get("error") is None and found == (self.settings, size, mtime_ns)
+
+    def _last(self, image: str) -> Record:
+        """What is known of the files that the image has: their names, settings, bytes and time.
+
+        An error does not change them. Settings are None of files that may be of several results.
+        """
+        record = self.records.get(image)
+        if record.get("error") is not None:
+            last: Record = record.get("last") or {}
+            return last
+        known = ("settings", "bytes", "mtime_ns", *self.fields)
+        return {name: record[name] for name in known if record.get(name) is not None}
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Does all jobs: files are read and written in threads, meanwhile this one computes."""
@@ -282,16 +298,33 @@ class Pipeline(ABC, Generic[Result]):
         for job, result in zip(batch, results, strict=True):
             job.seconds += seconds
             job.pixels = None
-            self._begin(job)
+            try:
+                self._begin(job)
+            except ValueError as error:
+                self._fail(job, error)
+                continue
             self.writing.append((job, self.pool.submit(self._write, job, result)))
         self._collect(2 * self.batch_size)
 
     def _begin(self, job: Job) -> None:
         # From here on its file may be there, or be the new one: the record must name it, and an old
         # one must not vouch for it.
-        job.previous = self.records.get(job.image)
-        previous = job.previous or self._record(job)
-        self.records.add({**previous, self.key: job.name, "error": "the run was interrupted"})
+        job.last = self._last(job.image)
+        new = self._made(job.name)
+        for name, file in new.items():
+            strange = job.last and job.last.get(name) != file
+            if strange and os.path.lexists(os.path.join(self.folder, file)):
+                raise ValueError(
+                    f"`out` must hold no {file} of another program where a result is to be"
+                )
+        same = self._speaks_of(job.last, job.bytes, job.mtime_ns)
+        last = {**job.last, **new} | ({} if same else {"settings": None})
+        error = "the run was interrupted"
+        self.records.add({**self._record(job), self.key: job.name, "error": error, "last": last})
+
+    def _made(self, name: str) -> dict[str, str]:
+        """The record's fields of the files that this run makes of an image, with the files."""
+        return {}
 
     def _write(self, job: Job, result: Result) -> Record:
         start = time.perf_counter()
@@ -338,7 +371,8 @@ class Pipeline(ABC, Generic[Result]):
         kept = self.records.get(job.image).get(self.key)
         there = kept and any(os.path.exists(self.folder / file) for file in self._files(kept))
         name = kept if there else None
-        self.records.add({**self._record(job), self.key: name, "error": sentence})
+        last = self._last(job.image)
+        self.records.add({**self._record(job), self.key: name, "error": sentence, "last": last})
         self.failed += 1
         tqdm.write(printable(sentence), file=sys.stderr)
         self.bar.update()

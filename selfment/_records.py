@@ -165,6 +165,7 @@ class Records:
             for image, line, content in _read(path, self._key, self._tells):
                 if content is None:
                     latest.pop(image, None)
+                    self._lines.pop(image, None)
                     self._damaged[image] = _name(line, self._key), line
                     continue
                 latest[image] = content
@@ -244,7 +245,7 @@ def _read(path: Path, key: str, tells: bool) -> Iterator[tuple[str, str, str | N
             elif text.endswith("\n") and line.strip():
                 damaged += 1
                 first = first or number
-                if not line.startswith('{"image": '):
+                if not line.startswith('{"image": ') or _is_foreign(line):
                     strange = strange or number
                 if named := _text(_IMAGE.match(line)):
                     yield named, line, None
@@ -261,6 +262,14 @@ def _read(path: Path, key: str, tells: bool) -> Iterator[tuple[str, str, str | N
             "as not done",
             file=sys.stderr,
         )
+
+
+def _is_foreign(line: str) -> bool:
+    """Whether a line is whole JSON, but of no run: every record has settings."""
+    try:
+        return "settings" not in json.loads(line)
+    except (ValueError, RecursionError, TypeError):
+        return False
 
 
 def _time(line: str) -> float:

@@ -92,7 +92,8 @@ def label_images(
 
 
 class _Run(Pipeline[Result]):
-    file, key, verb, empty = "labels.jsonl", "name", "label", (".txt",)
+    file, key, verb = "labels.jsonl", "name", "label"
+    fields = (*_FIELDS.values(), "overlay")
 
     def __init__(
         self,
@@ -139,9 +140,7 @@ class _Run(Pipeline[Result]):
         else:
             masks, values = result.mask[None], result.eigenvalue[None]
         instances = exports.as_instances((self._at_size(mask, job) for mask in masks), job.size)
-        files = dict(
-            zip(("mask", "overlay", "annotations", "boxes"), self._files(job.name), strict=True)
-        )
+        files = self._named(job.name)
         made: dict[str, Callable[[IO[bytes]], object]] = {}
         if "png" in self.formats:
             if isinstance(result, Objects):
@@ -165,21 +164,20 @@ class _Run(Pipeline[Result]):
         for field, write in made.items():
             write_atomically(self.folder / files[field], write)
         new = {field: files.pop(field) for field in made}
-        return new | self._others(job, files) | _figures(result)
+        count = {"instances": len(exports.boxes(instances))}
+        return new | self._others(job, files) | count | _figures(result)
 
     def _others(self, job: Job, files: Mapping[str, str]) -> Record:
         """The fields of those ``files`` that hold this very label; removes those of another one."""
-        same = self._speaks_of(job.previous, job.bytes, job.mtime_ns)
-        whole = job.previous and job.previous.get("error") is None
+        same = self._speaks_of(job.last, job.bytes, job.mtime_ns)
         kept = {}
         for field, file in files.items():
-            # A record that is not whole does not tell which files the image has.
-            ours = not whole or job.previous.get(field) == file
-            if ours and os.path.lexists(self.folder / file):
+            path = self.folder / file
+            if job.last.get(field) == file and (path.is_file() or path.is_symlink()):
                 if same:
                     kept[field] = file
                 else:
-                    os.unlink(self.folder / file)
+                    path.unlink()
         return kept
 
     def _at_size(self, mask: Tensor, job: Job) -> refinement.Bools:
@@ -189,6 +187,19 @@ class _Run(Pipeline[Result]):
 
     def _record(self, job: Job) -> Record:
         return super()._record(job) | dict.fromkeys(_FIELDS.values())
+
+    def _made(self, name: str) -> dict[str, str]:
+        wanted = {_FIELDS[name] for name in self.formats} | (
+            {"overlay"} if self.overlays else set()
+        )
+        return {field: file for field, file in self._named(name).items() if field in wanted}
+
+    def _named(self, name: str) -> dict[str, str]:
+        fields = ("mask", "overlay", "annotations", "boxes")
+        return dict(zip(fields, self._files(name), strict=True))
+
+    def _may_be_empty(self, record: Record, file: str) -> bool:
+        return file == record.get("boxes") and record.get("instances") == 0
 
     def _files(self, name: str) -> list[str]:
         path = PurePosixPath(name)  # of PNG files, so that no other file can take a mask's place
@@ -221,8 +232,8 @@ class _Run(Pipeline[Result]):
             return
         found = sorted(
             (record["image"], record["name"], self.folder / record["annotations"])
-            for record in records
-            if record.get("error") is None and record.get("annotations")
+            for record in map(_whole, records)
+            if record.get("annotations")
         )
         found = [entry for entry in found if os.path.isfile(entry[2])]
         names = exports.image_names([(image, name) for image, name, _ in found])
@@ -232,8 +243,20 @@ class _Run(Pipeline[Result]):
             if file in broken:
                 rest = f"{composed.name} is without it, and the next run makes it again"
                 print(printable(f"{broken[file]}; {rest}"), file=sys.stderr)
+                file.unlink(missing_ok=True)
                 self.records.add({**self.records.get(image), "annotations": None})
                 self.failed += 1
+
+
+def _whole(record: Record) -> Record:
+    """The record; after an error, with the annotations of a label that still holds."""
+    if record.get("error") is None:
+        return record
+    last = record.get("last") or {}
+    holds = last.get("settings") and all(
+        last.get(name) == record.get(name) for name in ("bytes", "mtime_ns")
+    )
+    return {**record, "annotations": last.get("annotations") if holds else None}
 
 
 def _figures(result: Result) -> Record:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
+from selfment import Objects, PseudoLabeler, cli, labeling, multi_label, refine_mask
 from selfment.exports import (
     as_instances,
     coco_record,
@@ -361,6 +362,55 @@ def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
     (scenes / "a.png").write_bytes(good)
     assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
     assert records(out)["a.png"]["annotations"] == "annotations/a.json"
+
+
+def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("png", "coco"))
+    whole = (out / "annotations.json").read_bytes()
+    files = sorted(out.rglob("*.*g")) + sorted((out / "annotations").rglob("*.json"))
+
+    def full(path, write):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling, "write_atomically", full)
+        assert run([scenes], out, formats=["yolo"]) == Summary(failed=3)
+    assert (out / "annotations.json").read_bytes() == whole
+    away = (scenes / "a.png").rename(tmp_path / "a.png")
+    entries = find_images([scenes], out=out)
+    away.rename(scenes / "a.png")
+    found = find_images([scenes], out=out)
+    assert len(entries) == len(found) - 1
+    away = (scenes / "a.png").rename(tmp_path / "a.png")
+    assert label_images(found, out, labeler(), formats=["png"], progress=False).failed == 1
+    away.rename(scenes / "a.png")
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
+    assert all(file.exists() for file in files)
+    assert (out / "annotations.json").read_bytes() == whole
+    assert run([scenes], out, formats=("png", "coco", "yolo")) == Summary(skipped=3)
+
+
+def test_files_of_others_are_neither_written_over_nor_removed(scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    run([scenes], out, formats=["png"])
+    (out / "labels").mkdir()
+    own = out / "labels/a.txt"
+    own.write_text("by hand")
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=2, failed=1)
+    assert "must hold no labels/a.txt of another program" in capsys.readouterr().err
+    assert run([scenes], out, labeler(tau=0.3), formats=["png"]) == Summary(labelled=3)
+    assert own.read_text() == "by hand"
+    assert not (out / "labels/sub/b.txt").exists()
+
+
+def test_a_file_of_boxes_that_was_cut_off_is_made_again(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, formats=["yolo"])
+    assert (out / "labels/a.txt").read_text()
+    (out / "labels/a.txt").write_text("")
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert (out / "labels/a.txt").read_text()
 
 
 def test_annotations_that_a_killed_run_left_are_not_in_the_set(scenes, tmp_path, monkeypatch):

@@ -95,3 +95,32 @@ def test_a_mask_that_a_power_failure_left_empty_is_made_again(photos_in, tmp_pat
     (out / "03.png").write_bytes(b"")
     assert run(photos_in, out) == Summary(labelled=1, skipped=11)
     assert (out / "03.png").read_bytes() == whole
+
+
+def test_a_file_of_captions_is_anothers(photos_in, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    lines = [{"image": f"{name}.png", "caption": "a dog"} for name in ("00", "01", "00")]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines)
+    (out / "labels.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=r"`out` must hold no file labels.jsonl of another kind"):
+        run(photos_in, out)
+    assert (out / "labels.jsonl").read_text() == text
+
+
+def test_a_damaged_line_of_one_process_voids_the_records_of_others(tmp_path, capsys):
+    path = tmp_path / "labels.jsonl"
+    whole = Records(path, "mask")
+    for image in ("a", "b"):
+        whole.add({"image": image, "mask": f"{image}.png", "settings": "A"})
+    whole.close()
+    rank = Records(path, "mask", (0, 2))
+    rank.add({"image": "a", "mask": "a.png", "settings": "B"})
+    rank._release()
+    part = tmp_path / "labels-rank0.jsonl"
+    part.write_text(part.read_text().replace('"B"', '"C"'))
+    again = Records(path, "mask")
+    assert again.get("a") == {}
+    assert again.get("b")["settings"] == "A"
+    assert "1 line is damaged" in capsys.readouterr().err
+    again.close()
