@@ -13,18 +13,9 @@ import torch
 from PIL import Image
 
 import selfment
-from selfment import cli
+from commands import call
 
 DINOV3 = "vit_small_patch16_dinov3.lvd1689m"
-
-
-def call(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 @pytest.fixture

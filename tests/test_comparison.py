@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import PseudoLabeler, cli, evaluate
+from commands import call
+from selfment import PseudoLabeler, evaluate
 from selfment.comparison import FILES, compare
 from selfment.images import find_images
 
@@ -34,15 +35,6 @@ def folders(tmp_path) -> tuple[Path, Path]:
         Image.fromarray(pixels).save(photos / name)
         Image.fromarray(inside).save((masks / name).with_suffix(".png"))
     return photos, masks
-
-
-def call(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def run(folders, out: Path, **options):

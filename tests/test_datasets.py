@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from selfment import cli, datasets
+from commands import call
+from selfment import datasets
 from selfment.datasets import KNOWN, check, describe, find_folder, find_set
 
 # As the official archives unpack, and as the papers on camouflage pass their test sets on.
@@ -50,15 +51,6 @@ def put(root: Path, name: str, images: str, masks: str, count: int = 2) -> None:
     stems = [f"{KNOWN[name].prefix}-{index}.v1" for index in range(count)]
     fill(root / images, [f"{stem}.jpg" for stem in stems])
     fill(root / masks, [f"{stem}.png" for stem in stems])
-
-
-def call(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_counts():

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 import selfment
-from selfment import cli, datasets, evaluation, reproduction
+from commands import call
+from selfment import datasets, evaluation, reproduction
 from selfment.datasets import KNOWN
 from selfment.recipes import RecipeError, find_recipe, packaged, read_recipe
 from selfment.reproduction import Reproduction, reproduce
@@ -46,15 +47,6 @@ folder = { F_max = 0.25 }
 [split]
 every = 3
 """
-
-
-def call(capsys, *arguments) -> tuple[int, str, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def pictures(root: Path, images: str, masks: str, stems: list[str]) -> None:
