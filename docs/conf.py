@@ -31,6 +31,9 @@ apidoc_module_first = True
 apidoc_automodule_options = {"members", "show-inheritance"}  # and nothing without a docstring
 autodoc_member_order = "bysource"
 
+# A class that the package names has two pages, and annotations name it without its module.
+suppress_warnings = ["ref.python"]
+
 # Those of other libraries, and of modules without a page, are left as text.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!selfment\b).*|selfment\._.*")]
