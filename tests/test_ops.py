@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -29,24 +30,27 @@ def labels() -> Tensor:
     return torch.rand(3, 54, generator=generator(0)) < 0.5
 
 
+FIELDS = tuple(field.name for field in fields(selfment.PseudoLabels))
+
+
+def values(found: selfment.PseudoLabels) -> tuple[Tensor, ...]:
+    return tuple([getattr(found, name) for name in FIELDS])
+
+
 # Calls of the public functions, with what they answer as a tuple of tensors.
 CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
-    "pseudo_label": lambda f: tuple(vars(selfment.pseudo_label(f, (6, 9))).values()),
-    "pseudo_label of one": lambda f: tuple(vars(selfment.pseudo_label(f[0], (6, 9))).values()),
-    "pseudo_label of maps": lambda f: tuple(
-        vars(
-            selfment.pseudo_label(
-                f.transpose(1, 2).unflatten(2, (6, 9)),
-                graph="weighted",
-                orient="corners",
-                tau="auto",
-                min_confidence=0.5,
-            )
-        ).values()
+    "pseudo_label": lambda f: values(selfment.pseudo_label(f, (6, 9))),
+    "pseudo_label of one": lambda f: values(selfment.pseudo_label(f[0], (6, 9))),
+    "pseudo_label of maps": lambda f: values(
+        selfment.pseudo_label(
+            f.transpose(1, 2).unflatten(2, (6, 9)),
+            graph="weighted",
+            orient="corners",
+            tau="auto",
+            min_confidence=0.5,
+        )
     ),
-    "joint pseudo_label": lambda f: tuple(
-        vars(selfment.pseudo_label(f, (6, 9), joint=True)).values()
-    ),
+    "joint pseudo_label": lambda f: values(selfment.pseudo_label(f, (6, 9), joint=True)),
     "joint pseudo_label of a list": lambda f: tuple(
         selfment.pseudo_label(f.flatten(0, 1)[:108], [(6, 9), (54, 1)], joint=True).mask
     ),
