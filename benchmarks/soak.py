@@ -4,9 +4,13 @@
 
 A share of the masks is compared with the dense reference in float64. Where they differ, that is
 wrong unless the cut is not determined: entries of the vector that rounding, over the gap, could
-move across its mean, or make its peak. Growth is the slope of the resident memory over the calls
-after the warm-up, which is half of them and 2000 at least. The exit code is 1 for a wrong mask or
-an error, and for a growth above 100 bytes per call that is more than 4 standard errors from none.
+move across its mean, or make its peak.
+
+Every few seconds all threads stop, so that no label is under way, and the memory is looked at:
+what is allocated and not freed (as malloc counts it), and what is resident, which adds what malloc
+keeps in pieces that it cannot give back. Growth is the slope over the calls after the warm-up,
+which is half of them and 2000 at least. The exit code is 1 for a wrong mask or an error, and for a
+growth of what is allocated above 10 bytes per call that is more than 4 standard errors from none.
 """
 
 from __future__ import annotations
@@ -15,13 +19,16 @@ import argparse
 import ctypes
 import gc
 import json
+import platform
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,15 +37,32 @@ from torch import Tensor
 
 import selfment
 
-BOUND = 100.0  # bytes per call
+BOUND = 10.0  # bytes per call
 WARM_UP = 2000  # calls, at least
-SAMPLE_EVERY = 1.0  # seconds
+SAMPLE_EVERY = 5.0  # seconds
 SIDES = (1, 34)  # of the grid, in patches
 DIMS = (1, 3, 8, 24, 96, 384, 1100)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-Sample = tuple[int, int]  # calls, bytes
+class Sample(NamedTuple):
+    """The memory after so many calls, in bytes."""
+
+    calls: int
+    allocated: int
+    resident: int
+
+
+class MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    ]
 
 
 @dataclass
@@ -55,13 +79,16 @@ class Record:
     samples: list[Sample] = field(default_factory=list)
 
 
-def resident() -> int:
-    """Bytes of the process in memory, without what is free but kept for later."""
+def memory(calls: int) -> Sample:
+    """What is allocated now, and what is resident without what malloc can give back."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    libc = ctypes.CDLL(None)
+    libc.malloc_trim(0)
+    libc.mallinfo2.restype = MallocInfo
+    info = libc.mallinfo2()
     found = re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
-    return int(found[1]) * 1024
+    return Sample(calls, info.uordblks + info.hblkhd, int(found[1]) * 1024)
 
 
 def contents(random: np.random.Generator) -> tuple[Tensor, tuple[int, int]]:
@@ -104,93 +131,110 @@ def verdict(features: Tensor, grid: tuple[int, int], graph: str) -> str:
     return "wrong" if determined(ours, theirs, graph) else "undetermined"
 
 
-def labels(record: Record, seed: int, every: int, until: float) -> None:
-    """Labels until the time is over."""
-    random = np.random.default_rng(seed)
-    labeler = {size: selfment.PseudoLabeler("classic", size) for size in (96, 160, 224)}
-    count = 0
-    while time.monotonic() < until:
-        count += 1
-        try:
-            image = count % 10 == 0
-            if image:
-                size = random.integers(20, 300, size=2)
-                pixels = random.integers(0, 256, size=(*size, 3), dtype=np.uint8)
-                pixels[: size[0] // 2, : size[1] // 2] //= 4
-                labeler[int(random.choice(list(labeler)))](pixels)
-            else:
-                features, grid = contents(random)
-                graph = "weighted" if random.random() < 0.4 else "binary"
-                which = random.integers(4)
-                if which == 0 and len(features) > 4:
-                    selfment.ncut(features, k=3, graph=graph)
-                elif which == 1:
-                    selfment.multi_label(features, grid, graph=graph)
-                else:
-                    batch = features.expand(int(random.integers(1, 4)), -1, -1)
-                    selfment.pseudo_label(batch, grid, graph=graph)
-                if count % every == 1:
-                    found = verdict(features, grid, graph)
-                    with record.lock:
-                        record.checked += 1
-                        record.undetermined += found == "undetermined"
-                        if found == "wrong":
-                            shape = tuple(features.shape)
-                            record.wrong.append(f"seed {seed}, call {count}: {shape}, {graph}")
-            with record.lock:
-                record.calls += 1
-                record.images += image
-        except Exception as error:
-            with record.lock:
-                record.errors.append(f"seed {seed}, call {count}: {type(error).__name__}: {error}")
-            return
+class Worker:
+    """What one of the threads does, always in the same order."""
+
+    def __init__(self, record: Record, seed: int, every: int) -> None:
+        self.record, self.seed, self.every = record, seed, every
+        self.random = np.random.default_rng(seed)
+        self.labelers = [selfment.PseudoLabeler("classic", size) for size in (96, 160, 224)]
+        self.count = 0
+
+    def run(self, until: float) -> None:
+        """Labels until then, or until something is raised."""
+        while time.monotonic() < until and not self.record.errors:
+            self.count += 1
+            where = f"seed {self.seed}, call {self.count}"
+            try:
+                image = self.count % 10 == 0
+                wrong = self.image() if image else self.features(where)
+            except Exception as error:
+                with self.record.lock:
+                    self.record.errors.append(f"{where}: {type(error).__name__}: {error}")
+                return
+            with self.record.lock:
+                self.record.calls += 1
+                self.record.images += image
+                self.record.wrong += wrong
+
+    def image(self) -> list[str]:
+        """Labels an image of noise with a darker quarter."""
+        h, w = self.random.integers(20, 300, size=2)
+        pixels = self.random.integers(0, 256, size=(h, w, 3), dtype=np.uint8)
+        pixels[: h // 2, : w // 2] //= 4
+        self.labelers[self.random.integers(len(self.labelers))](pixels)
+        return []
+
+    def features(self, where: str) -> list[str]:
+        """Cuts or labels features, and names them if it was checked and is wrong."""
+        features, grid = contents(self.random)
+        graph = "weighted" if self.random.random() < 0.4 else "binary"
+        which = self.random.integers(4)
+        if which == 0 and len(features) > 4:
+            selfment.ncut(features, k=3, graph=graph)
+        elif which == 1:
+            selfment.multi_label(features, grid, graph=graph)
+        else:
+            batch = features.expand(int(self.random.integers(1, 4)), -1, -1)
+            selfment.pseudo_label(batch, grid, graph=graph)
+        if self.count % self.every != 1:
+            return []
+        found = verdict(features, grid, graph)
+        with self.record.lock:
+            self.record.checked += 1
+            self.record.undetermined += found == "undetermined"
+        return [f"{where}: {tuple(features.shape)}, {graph}"] if found == "wrong" else []
 
 
 def warm(samples: list[Sample]) -> list[Sample]:
     """Those after the warm-up."""
-    first = max(WARM_UP, samples[-1][0] // 2)
-    return [sample for sample in samples if sample[0] >= first]
+    first = max(WARM_UP, samples[-1].calls // 2)
+    return [sample for sample in samples if sample.calls >= first]
 
 
-def growth(samples: list[Sample]) -> tuple[float, float]:
-    """Bytes per call and its standard error, after the warm-up; NaN if these are few."""
-    if len(warm(samples)) < 10:
+def series(record: Record, name: str) -> tuple[list[int], list[int]]:
+    """Calls and bytes of the samples after the warm-up."""
+    samples = warm(record.samples)
+    return [sample.calls for sample in samples], [getattr(sample, name) for sample in samples]
+
+
+def growth(calls: list[int], sizes: list[int]) -> tuple[float, float]:
+    """Bytes per call and its standard error; NaN if the samples are few."""
+    if len(calls) < 10:
         return float("nan"), float("nan")
-    calls, sizes = np.array(warm(samples), dtype=np.float64).T
-    x = calls - calls.mean()
-    slope = float(x @ sizes / (x @ x))
-    rest = sizes - sizes.mean() - slope * x
+    x, y = np.array(calls, dtype=np.float64), np.array(sizes, dtype=np.float64)
+    x, y = x - x.mean(), y - y.mean()
+    slope = float(x @ y / (x @ x))
+    rest = y - slope * x
     return slope, float(np.sqrt(rest @ rest / (len(x) - 2) / (x @ x)))
 
 
 def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
-    """Labels in so many threads, and looks at the memory meanwhile."""
+    """Labels in so many threads, and looks at the memory whenever all of them have stopped."""
     record = Record()
+    workers = [Worker(record, seed * 1000 + number, every) for number in range(at_once)]
     until = time.monotonic() + 60 * minutes
-    threads = [
-        threading.Thread(target=labels, args=(record, seed * 1000 + number, every, until))
-        for number in range(at_once)
-    ]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        record.samples.append((record.calls, resident()))
-        time.sleep(SAMPLE_EVERY)
+    with ThreadPoolExecutor(at_once) as pool:
+        while time.monotonic() < until and not record.errors:
+            stop = min(until, time.monotonic() + SAMPLE_EVERY)
+            list(pool.map(lambda worker, stop=stop: worker.run(stop), workers))
+            record.samples.append(memory(record.calls))
     return record
 
 
 def rows(record: Record, minutes: float, at_once: int) -> Iterator[tuple[str, str]]:
     """The table."""
-    slope, error = growth(record.samples)
-    first, last = [*warm(record.samples), record.samples[-1]][0][1], record.samples[-1][1]
     yield "minutes, threads at once", f"{minutes:g}, {at_once}"
     yield "calls, of them images", f"{record.calls}, {record.images}"
     yield "masks checked, wrong", f"{record.checked}, {len(record.wrong)}"
     yield "cuts not determined, with other masks", f"{record.undetermined}"
     yield "unexpected errors", f"{len(record.errors)}"
-    yield "resident after the warm-up, at the end", f"{first / 2**20:.0f}, {last / 2**20:.0f} MiB"
-    yield "growth per call", f"{slope:.1f} +- {error:.1f} bytes"
-    yield "leak per million calls", f"{slope * 1e6 / 2**20:.1f} +- {error * 1e6 / 2**20:.1f} MiB"
+    for name in ("allocated", "resident"):
+        calls, sizes = series(record, name)
+        slope, error = growth(calls, sizes)
+        ends = f"{sizes[0] / 2**20:.1f}, {sizes[-1] / 2**20:.1f} MiB" if sizes else "-"
+        yield f"{name} after the warm-up, at the end", ends
+        yield f"growth of {name} per call", f"{slope:.1f} +- {error:.1f} bytes"
 
 
 def main() -> None:
@@ -203,15 +247,15 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="calls for each that is checked")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    if not Path("/proc/self/status").exists():
-        sys.exit("error: reads the memory as Linux counts it")
+    if platform.libc_ver()[0] != "glibc":
+        sys.exit("error: reads the memory as glibc counts it")
     record = soak(arguments.minutes, arguments.threads_at_once, arguments.every, arguments.seed)
     for name, value in rows(record, arguments.minutes, arguments.threads_at_once):
         print(f"{name:40} {value}")
     for line in [*record.wrong, *record.errors]:
         print(line)
     print(json.dumps(machine()))
-    slope, error = growth(record.samples)
+    slope, error = growth(*series(record, "allocated"))
     if record.wrong or record.errors or (slope > BOUND and slope > 4 * error):
         sys.exit(1)
 
