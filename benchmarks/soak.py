@@ -19,6 +19,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import platform
 import re
 import sys
@@ -29,6 +30,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+
+# MKL, which solves the reference's eigenproblems for torch, would keep the largest buffers that
+# each thread has asked it for.
+os.environ["MKL_DISABLE_FAST_MM"] = "1"
 
 import numpy as np
 import torch

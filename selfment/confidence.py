@@ -32,18 +32,21 @@ def confidence(
     ``labels`` (B, N) bool, the patches of one or more ``grids`` one after another.
     """
     size = labels.shape[1]
-    foreground = labels.sum(1).double()
-    chance = 1 / foreground + 1 / (size - foreground)
-    apart = (separation.clamp(max=1).square() - chance).clamp(min=0).sqrt()
+    foreground = labels.sum(1, dtype=torch.float64)
+    chance = size / (foreground * (size - foreground))
+    apart = (separation.clamp(max=1).square() - chance).clamp_(min=0).sqrt_()
     cost = eigenvalue.clamp(0, 1)
-    ambiguous = cost / (cost + gap).clamp(min=1e-30)
+    ambiguous = cost / (cost + gap).clamp_(min=1e-30)
+    ground = foreground * _corners(labels, grids) / size
+    return (1 - cost) * apart * (1 - (ambiguous + ground) / 4)
+
+
+def _corners(labels: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """(B,) float64, the share of the corners of all grids that is foreground."""
     frames = zip(labels.split([h * w for h, w in grids], dim=1), grids, strict=True)
-    corners = torch.stack([_corners(frame.unflatten(1, grid)) for frame, grid in frames]).mean(0)
-    ground = foreground / size * corners
-    return (1 - cost) * apart * (1 - ambiguous / 4 - ground / 4)
-
-
-def _corners(mask: Tensor) -> Tensor:
-    """(B,) float64, the share of the corners of masks (B, h, w) that is foreground."""
-    _, h, w = mask.shape
-    return mask[:, :: max(1, h - 1), :: max(1, w - 1)].flatten(1).double().mean(1)
+    corners = [
+        frame.unflatten(1, (h, w))[:, :: max(1, h - 1), :: max(1, w - 1)].flatten(1)
+        for frame, (h, w) in frames
+    ]
+    shares = [frame.mean(1, dtype=torch.float64) for frame in corners]
+    return shares[0] if len(shares) == 1 else torch.stack(shares).mean(0)

@@ -225,8 +225,8 @@ def test_a_painted_graph_follows_the_float64_rule(tau: float) -> None:
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_painting_on_any_number_of_threads(graph: str, threads: int) -> None:
-    rows = smooth(33, 31, 40)
-    mask = torch.rand(33, 31, generator=generator(3)) < 0.3
+    rows = smooth(55, 54, 24)  # enough patches that threads share them
+    mask = torch.rand(55, 54, generator=generator(3)) < 0.3
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

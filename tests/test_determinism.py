@@ -89,8 +89,8 @@ FUNCTIONS: dict[str, Callable[[Any], list[Found]]] = {
 @cache
 def batch() -> Tensor:
     """Made once: torch's own products depend on the number of threads."""
-    images = [smooth(*GRID, 40, seed=seed) for seed in range(4)]
-    return torch.stack([*images, object_on_ground(*GRID, 40)])
+    images = [smooth(*GRID, 320, seed=seed) for seed in range(4)]
+    return torch.stack([*images, object_on_ground(*GRID, 320)])
 
 
 @cache
@@ -164,7 +164,7 @@ def in_other_memory() -> dict[str, Any]:
         "transposed": rows.transpose(1, 2).contiguous().transpose(1, 2),
         "batch last": rows.permute(1, 2, 0).contiguous().permute(2, 0, 1),
         "every other": torch.stack([rows, rows + 1], dim=3)[..., 0],
-        "a part of rows": torch.cat([rows, rows], dim=2)[..., 40:],
+        "a part of rows": torch.cat([rows, rows], dim=2)[..., rows.shape[2] :],
         "odd address": torch.frombuffer(odd, dtype=torch.float32, offset=1).view(rows.shape),
         "numpy": rows.numpy(),
         "numpy, reversed": reversed_,

@@ -173,7 +173,7 @@ def test_shape_dtype_and_kind_of_the_labels(dtype: torch.dtype) -> None:
 
 
 def test_threads_and_batch_do_not_matter() -> None:
-    features = torch.stack([smooth(25, 20, 64, seed=s) for s in range(5)])
+    features = torch.stack([smooth(25, 20, 320, seed=s) for s in range(5)])
     labels = torch.stack([random_labels(500, 0.4, s) for s in range(5)])
     before = torch.get_num_threads()
     try:

@@ -340,7 +340,7 @@ def assert_same(found: list[Array], expected: list[Array]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch", "grid", "d"), [(1, (32, 34), 24), (2, (11, 13), 40), (9, (7, 9), 16)]
+    ("batch", "grid", "d"), [(1, (32, 34), 128), (2, (25, 27), 40), (20, (14, 15), 16)]
 )
 def test_many_callers_at_once(
     native: ModuleType, batch: int, grid: tuple[int, int], d: int

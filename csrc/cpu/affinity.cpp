@@ -136,7 +136,9 @@ class ImageGraph {
     const auto panels = std::make_unique<Byte[]>(group_ * kTile * row_bytes_);
     for (int64_t first = 0; first < words_; first += group_) {
       const int64_t last = std::min(words_, first + group_);
-      workers_.parallel_for((last - first) * kTile / kLane, [&](int64_t panel) {
+      const double rows = static_cast<double>(last - first) * kTile;
+      const double before = static_cast<double>(first) * kTile, d = static_cast<double>(p_.d);
+      workers_.parallel_for((last - first) * kTile / kLane, rows * d, [&](int64_t panel) {
         const int64_t row = first * kTile + panel * kLane;
         for (int64_t i = row; i < std::min(row + kLane, p_.n); ++i)
           norms_[i] = kernels_.norm(rows_ + i * p_.d, p_.d);
@@ -144,7 +146,8 @@ class ImageGraph {
       });
       for (int64_t i = first * kTile; i < std::min(last * kTile, p_.n); ++i)
         if (!std::isfinite(norms_[i])) return i;
-      workers_.parallel_for(last, [&](int64_t strip) {
+      const double products = rows * (before + rows / 2) * d / kLane;
+      workers_.parallel_for(last, products, [&](int64_t strip) {
         std::unique_ptr<Byte[]> own;
         RowScales scales = scales_[strip];
         const Byte* a = panels.get() + (strip - first) * kTile * row_bytes_;
@@ -297,11 +300,13 @@ class ImageGraph {
 
 int64_t affinity(const AffinityParams& p, const Context& context) {
   std::vector<int64_t> bad(p.batch);
-  for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
-    bad[image] = with_dtype(p.dtype, [&](auto* typed) {
-      return ImageGraph<std::decay_t<decltype(*typed)>>(p, image, workers).build();
-    });
-  });
+  const auto n = static_cast<double>(p.n), d = static_cast<double>(p.d);
+  for_each_image(p.batch, n * (n / 2 / kLane + 1) * d, context,
+                 [&](int64_t image, Workers& workers) {
+                   bad[image] = with_dtype(p.dtype, [&](auto* typed) {
+                     return ImageGraph<std::decay_t<decltype(*typed)>>(p, image, workers).build();
+                   });
+                 });
   return first_row(bad, p.n);
 }
 

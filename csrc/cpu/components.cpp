@@ -13,6 +13,8 @@ namespace selfment::cpu {
 
 namespace {
 
+constexpr double kSteps = 20;  // for a patch, or so
+
 // Keeps the 4-connected component of `side` that holds patch `seed` in `mask`.
 void keep_component(const char* side, const Grid& grid, int64_t seed, bool* mask) {
   const auto [h, w] = grid;
@@ -93,7 +95,7 @@ void initial_masks(const double* x, const ComponentsParams& p, int64_t image) {
 }  // namespace
 
 void components(const ComponentsParams& p, const Context& context) {
-  for_each_image(p.batch, context, [&](int64_t image, Workers&) {
+  for_each_image(p.batch, kSteps * static_cast<double>(p.n), context, [&](int64_t image, Workers&) {
     initial_masks(p.fiedler + image * p.n, p, image);
   });
 }

@@ -29,6 +29,7 @@ constexpr double kResidualFloor = 1e-14;
 constexpr int64_t kDense = 48;  // up to so many patches the whole spectrum is cheaper
 constexpr int64_t kBasis = 64;  // vectors, for few pairs; then Lanczos restarts
 constexpr int64_t kMaxProducts = 4000;
+constexpr double kProducts = 40;      // for a pair, or so
 constexpr double kBreakdown = 1e-13;  // a residual of this norm is rounding: the space is invariant
 
 // Start vectors when there is more than one pair to find. A Krylov space holds as many vectors of
@@ -358,7 +359,9 @@ class Solver {
 
 void fiedler(const FiedlerParams& p, const Context& context) {
   const int64_t n = p.graphs[0].n;
-  for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
+  const double work =
+      kProducts * static_cast<double>(p.k) * static_cast<double>(n * (n + kTile) / 8);
+  for_each_image(p.batch, work, context, [&](int64_t image, Workers& workers) {
     Solver solver(p.graphs[image], p.degrees + image * n, workers);
     std::vector<Pair> pairs = solver.solve(p.k);
     const std::vector<double> residuals = solver.polish(pairs);

@@ -19,6 +19,7 @@ namespace {
 
 // Rows are summed in this many parts whatever the threads, so that the sums do not depend on them.
 constexpr int64_t kParts = 16;
+constexpr double kSweeps = 4;  // through the features, or so
 
 // Above twice the margin that `step` gives a score, for directions of norm up to 2 + 1e-6.
 constexpr double kMostMargin = 6e-7;
@@ -90,7 +91,7 @@ class Optimizer {
   template <class Body>
   int64_t sum_rows(const Body& body) {
     std::fill(parts_.begin(), parts_.end(), 0.0);
-    workers_.parallel_for(kParts, [&](int64_t part) {
+    workers_.parallel_for(kParts, static_cast<double>(p_.n * p_.d), [&](int64_t part) {
       double* sums = parts_.data() + part * 2 * p_.d;
       int64_t hits = 0;
       for (int64_t i = part * p_.n / kParts; i < (part + 1) * p_.n / kParts; ++i) {
@@ -170,7 +171,8 @@ class Optimizer {
 
 int64_t ipo(const IpoParams& p, const Context& context) {
   std::vector<int64_t> bad(p.batch);
-  for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
+  const double work = kSweeps * static_cast<double>(p.n * p.d);
+  for_each_image(p.batch, work, context, [&](int64_t image, Workers& workers) {
     bad[image] = with_dtype(p.dtype, [&](auto* typed) {
       return Optimizer<std::decay_t<decltype(*typed)>>(p, image, workers)
           .run(p.steps + image, p.separation + image);

@@ -7,7 +7,6 @@ namespace selfment::cpu {
 namespace {
 
 constexpr int64_t kBlocksAtOnce = 4;  // blocks of 64 rows that a thread takes at a time
-constexpr int64_t kSerialWords = 16;  // a smaller graph is done before another thread wakes
 constexpr int64_t kChunks = 16;
 
 }  // namespace
@@ -19,12 +18,12 @@ GraphProduct::GraphProduct(const Graph& graph, Workers& workers)
     return;
   }
   const auto& strips = graph.weights->strips;
-  int64_t total = 0, done = 0;
-  for (const auto& strip : strips) total += static_cast<int64_t>(strip.size());
+  int64_t done = 0;
+  for (const auto& strip : strips) edges_ += static_cast<int64_t>(strip.size());
   for (int64_t strip = 0; strip < words_; ++strip) {
     done += static_cast<int64_t>(strips[strip].size());
     const int64_t chunk = static_cast<int64_t>(chunk_ends_.size()) + 1;
-    if (done * kChunks >= total * chunk || strip + 1 == words_) chunk_ends_.push_back(strip + 1);
+    if (done * kChunks >= edges_ * chunk || strip + 1 == words_) chunk_ends_.push_back(strip + 1);
   }
 }
 
@@ -53,11 +52,8 @@ void GraphProduct::apply_bits(double* y) {
     for (int64_t i = 0; i < count; ++i)
       y[first * kTile + i] = graph_.eps * sum + (1 - graph_.eps) * product[i];
   };
-  if (words_ < kSerialWords) {
-    for (int64_t first = 0; first < words_; ++first) block(first);
-    return;
-  }
-  workers_.parallel_for((words_ + kBlocksAtOnce - 1) / kBlocksAtOnce, [&](int64_t group) {
+  const auto bytes = static_cast<double>(rows * words_ * 8);
+  workers_.parallel_for((words_ + kBlocksAtOnce - 1) / kBlocksAtOnce, bytes, [&](int64_t group) {
     const int64_t last = std::min(words_, (group + 1) * kBlocksAtOnce);
     for (int64_t first = group * kBlocksAtOnce; first < last; ++first) block(first);
   });
@@ -67,7 +63,7 @@ void GraphProduct::apply_weights(double* y, int64_t columns) {
   const int64_t rows = words_ * kTile;
   const auto chunks = static_cast<int64_t>(chunk_ends_.size());
   partial_.resize(chunks * columns * rows);
-  workers_.parallel_for(chunks, [&](int64_t chunk) {
+  workers_.parallel_for(chunks, static_cast<double>(edges_ * columns), [&](int64_t chunk) {
     double* part = partial_.data() + chunk * columns * rows;
     std::fill_n(part, columns * rows, 0.0);
     for (int64_t i = chunk == 0 ? 0 : chunk_ends_[chunk - 1]; i < chunk_ends_[chunk]; ++i) {
@@ -105,7 +101,8 @@ void sum_degrees(const Graph& graph, Workers& workers, double* degrees) {
 }
 
 void matvec(const MatvecParams& p, const Context& context) {
-  for_each_image(p.batch, context, [&](int64_t image, Workers& workers) {
+  const auto n = static_cast<double>(p.graphs[0].n), columns = static_cast<double>(p.columns);
+  for_each_image(p.batch, columns * n * n / 8, context, [&](int64_t image, Workers& workers) {
     const int64_t at = image * p.columns * p.graphs[image].n;
     GraphProduct(p.graphs[image], workers).apply(p.x + at, p.y + at, p.columns);
   });

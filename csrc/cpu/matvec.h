@@ -30,6 +30,7 @@ class GraphProduct {
   // Weighted: a tile adds to two parts of y, so a few chunks of strips, of about equally many
   // weights, each have a y of their own. There are equally many whatever the threads: the sum stays
   // the same.
+  int64_t edges_ = 0;
   std::vector<int64_t> chunk_ends_;
   std::vector<double> partial_;
 };

@@ -30,10 +30,11 @@ class PaintedGraph {
   }
 
   void build() {
-    workers_.parallel_for(words_, [&](int64_t word) { paint_column(word); });
+    const double work = static_cast<double>(words_ * old_.n);
+    workers_.parallel_for(words_, work, [&](int64_t word) { paint_column(word); });
     if (weights_ != nullptr) {
       weights_->strips.assign(words_, {});
-      workers_.parallel_for(words_, [&](int64_t strip) { keep_weights(strip); });
+      workers_.parallel_for(words_, kWord * work, [&](int64_t strip) { keep_weights(strip); });
     }
     sum_degrees({bits_, weights_, old_.n, old_.eps}, workers_, degrees_);
   }
@@ -83,7 +84,8 @@ class PaintedGraph {
 }  // namespace
 
 void paint(const PaintParams& p, const Context& context) {
-  for_each_image(p.batch, context,
+  const int64_t n = p.graphs[0].n;
+  for_each_image(p.batch, static_cast<double>(n * word_count(n)), context,
                  [&](int64_t image, Workers& workers) { PaintedGraph(p, image, workers).build(); });
 }
 

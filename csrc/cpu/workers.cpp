@@ -12,6 +12,13 @@ constexpr auto kAskEvery = std::chrono::milliseconds(100);
 // between two rounds of a Lanczos step.
 constexpr int kSpins = 500;
 
+// Vector operations that one thread has done before another wakes. Builds for the thread sanitizer
+// set it to 0, so that small work is shared too.
+#ifndef SELFMENT_SERIAL_WORK
+#define SELFMENT_SERIAL_WORK 0x1p17
+#endif
+constexpr double kSerialWork = SELFMENT_SERIAL_WORK;
+
 void pause() {
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
@@ -31,20 +38,23 @@ bool spin_until(const Condition& holds) {
 
 }  // namespace
 
-Workers::Workers(const Context& context)
+Workers::Workers(const Context& context, Workers* outer)
     : context_(context),
+      outer_(outer),
       owner_(std::this_thread::get_id()),
-      asked_(std::chrono::steady_clock::now()) {
+      asked_(std::chrono::steady_clock::now()) {}
+
+void Workers::start() {
+  started_ = true;
   try {
-    threads_.reserve(std::max(0, context.threads - 1));
-    for (int i = 1; i < context.threads; ++i) threads_.emplace_back([this] { loop(); });
+    threads_.reserve(std::max(0, count() - 1));
+    while (static_cast<int>(threads_.size()) + 1 < count())
+      threads_.emplace_back([this] { loop(); });
   } catch (const std::exception&) {
     // The system gives no more threads, or no memory for them: those that started do. They have to
     // be joined, so no exception may leave.
   }
 }
-
-Workers::Workers(Workers* outer) : context_{1, nullptr}, outer_(outer), asked_{} {}
 
 Workers::~Workers() {
   {
@@ -71,19 +81,21 @@ bool Workers::stopped() {
   return stop_;
 }
 
-void Workers::parallel_for(int64_t size, const std::function<void(int64_t)>& body) {
+void Workers::parallel_for(int64_t size, double work, const std::function<void(int64_t)>& body) {
+  const bool shared = size > 1 && work >= kSerialWork;
+  if (shared && !started_) start();
   size_ = size;
   body_ = &body;
   next_ = 0;
   error_ = nullptr;
-  if (!threads_.empty() && size > 1) {
+  if (shared && !threads_.empty()) {
     busy_ = static_cast<int>(threads_.size());
     {
       std::lock_guard<std::mutex> lock(mutex_);
       ++round_;
     }
     wake_.notify_all();
-    work();
+    take();
     const auto idle = [this] { return busy_.load(std::memory_order_acquire) == 0; };
     if (!spin_until(idle)) {
       std::unique_lock<std::mutex> lock(mutex_);
@@ -95,13 +107,13 @@ void Workers::parallel_for(int64_t size, const std::function<void(int64_t)>& bod
       }
     }
   } else {
-    work();
+    take();
   }
   if (error_) std::rethrow_exception(error_);
   check();
 }
 
-void Workers::work() {
+void Workers::take() {
   try {
     for (int64_t i = next_++; i < size_; i = next_++) {
       if (stopped()) return;
@@ -124,7 +136,7 @@ void Workers::loop() {
     }
     if (quit_) return;
     ++seen;
-    work();
+    take();
     if (--busy_ == 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       done_.notify_one();
@@ -132,14 +144,14 @@ void Workers::loop() {
   }
 }
 
-void for_each_image(int64_t batch, const Context& context,
+void for_each_image(int64_t batch, double work, const Context& context,
                     const std::function<void(int64_t, Workers&)>& body) {
   Workers workers(context);
   if (batch < workers.count()) {
     for (int64_t image = 0; image < batch; ++image) body(image, workers);
     return;
   }
-  workers.parallel_for(batch, [&](int64_t image) {
+  workers.parallel_for(batch, static_cast<double>(batch) * work, [&](int64_t image) {
     Workers serial = workers.serial();
     body(image, serial);
   });
