@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import pytest
@@ -82,9 +83,22 @@ def test_a_batch_that_is_cut_gives_what_the_operator_claims(
     opcheck(OPS.pseudo_label.default, (features(), 6, 9, *GRAPH, "seed", 20, 10))
 
 
+@cache
+def fake_cuda_needs_a_driver() -> bool:
+    """torch 2.6 asks it about any index into a fake CUDA tensor."""
+    try:
+        with FakeTensorMode():
+            torch.empty(2, device="cuda")[0]
+    except RuntimeError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("call", CALLS)
 def test_fake_tensors_have_the_true_shapes(call: str, device: str) -> None:
+    if device == "cuda" and fake_cuda_needs_a_driver():
+        pytest.skip("this torch cannot index fake CUDA tensors without a driver")
     expected = CALLS[call](features())
     with FakeTensorMode():
         fake = CALLS[call](torch.empty(3, 54, 20, device=device))
