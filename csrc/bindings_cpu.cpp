@@ -3,25 +3,17 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
 #include <cstdint>
-#include <memory>
-#include <thread>
-#include <utility>
 #include <vector>
 
+#include "bindings.h"
 #include "params.h"
 
 namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using selfment::Address, selfment::as_grids, selfment::at, selfment::Grids, selfment::Released;
 
 // The weights of a batch of graphs, in weighted mode.
 struct Weights {
@@ -38,38 +30,8 @@ std::vector<selfment::Graph> graphs(Address bits, const Weights* weights, int64_
   return views;
 }
 
-using Grids = std::vector<std::pair<int64_t, int64_t>>;
-
-std::vector<selfment::Grid> as_grids(const Grids& sides) {
-  std::vector<selfment::Grid> grids;
-  for (const auto& [h, w] : sides) grids.push_back({h, w});
-  return grids;
-}
-
-// Without the GIL as long as it lives.
-//
-// A daemon thread may want the GIL back when the interpreter has ended. Python up to 3.13 then ends
-// the thread, by an exception that may not pass through frames that catch all, ours and torch's.
-// The thread waits instead for the end of the process, which newer versions make it do themselves.
-class Released {
- public:
-  Released() : thread_(PyEval_SaveThread()) {}
-  ~Released() {
-    try {
-      PyEval_RestoreThread(thread_);
-    } catch (...) {
-      while (true) std::this_thread::sleep_for(std::chrono::hours(1));
-    }
-  }
-  Released(const Released&) = delete;
-  Released& operator=(const Released&) = delete;
-
- private:
-  PyThreadState* thread_;
-};
-
 // Python handles signals on its main thread alone, and other threads need not ask. They must not:
-// see above.
+// see Released.
 bool on_main_thread() {
   const auto threading = py::module_::import("threading");
   return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident"));

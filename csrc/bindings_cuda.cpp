@@ -4,9 +4,8 @@
 #include <pybind11/stl.h>
 
 #include <cstdint>
-#include <utility>
-#include <vector>
 
+#include "bindings.h"
 #include "cuda/platform.h"
 #include "params.h"
 
@@ -14,13 +13,8 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
+using selfment::Address, selfment::as_grids, selfment::at, selfment::Grids, selfment::Released;
 using selfment::Dtype;
-
-template <class T>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // Makes the device current, and at the end again the one that was so before.
 class CurrentDevice {
@@ -45,21 +39,13 @@ class CurrentDevice {
 // Runs the operation on the device, without the GIL.
 template <class Operation>
 auto run(int device, const Operation& operation) {
-  py::gil_scoped_release release;
+  const Released released;
   const CurrentDevice current(device);
   return operation();
 }
 
 selfment::cuda::Graphs graphs(Address bits, Address weights, int64_t batch, int64_t n, double eps) {
   return {at<const uint64_t>(bits), at<const float>(weights), batch, n, eps};
-}
-
-using Grids = std::vector<std::pair<int64_t, int64_t>>;
-
-std::vector<selfment::Grid> as_grids(const Grids& sides) {
-  std::vector<selfment::Grid> grids;
-  for (const auto& [h, w] : sides) grids.push_back({h, w});
-  return grids;
 }
 
 }  // namespace

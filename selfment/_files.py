@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -11,14 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import IO
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _YOUNG = 60.0  # seconds for which a temporary file may not have been locked yet
@@ -42,9 +36,8 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("xb") as file:
             held = os.dup(file.fileno())  # keeps the lock until the file has its name
-            if fcntl is not None:
-                with suppress(OSError):  # not every file system has locks: see remove_stale
-                    fcntl.flock(held, fcntl.LOCK_SH)
+            with suppress(OSError):  # not every file system has locks: see remove_stale
+                fcntl.flock(held, fcntl.LOCK_SH)
             yield file
             if durable:
                 file.flush()
@@ -57,10 +50,13 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
         if held is not None:
             os.close(held)
     if durable:
-        folder = os.open(path.parent, os.O_RDONLY)
-        with suppress(OSError):  # of file systems that keep names in another way
-            os.fsync(folder)
-        os.close(folder)
+        # Not every folder can be read, and some file systems keep names in another way.
+        with suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def write_atomically(
@@ -77,11 +73,9 @@ def write_atomically(
 def remove_stale(folder: Path) -> None:
     """Removes the temporary files of killed processes under ``folder``.
 
-    A process locks those that it writes, and the system takes the locks of a killed one. Where it
-    has no such locks, nothing is removed. Links are not followed.
+    A process locks those that it writes, and the system takes the locks of a killed one. Where the
+    file system has no such locks, nothing is removed. Links are not followed.
     """
-    if fcntl is None:
-        return
     for parent, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
             path = os.path.join(parent, name)

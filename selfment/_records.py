@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -10,16 +11,9 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 from ._files import atomic_file
-
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # not a POSIX system
-    fcntl = None
 
 Record = dict[str, Any]
 
@@ -186,17 +180,17 @@ class Records:
 
 
 def lock(file: IO[str], path: Path, *, shared: bool = False) -> None:
-    """Keeps other runs from ``path`` until the file is closed, where the system has such locks.
+    """Keeps other runs from ``path`` until the file is closed, if the file system has such locks.
 
     ``shared``: only those that do not share it. Raises ``ValueError`` where another run holds it.
     """
-    if fcntl is None:
-        return
     try:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ValueError(f"`out` must be used by one run at a time: another holds {path}") from None
+    except OSError:  # without locks
+        pass
 
 
 def _opened(path: Path, *, shared: bool) -> IO[str]:
@@ -218,12 +212,13 @@ def _opened(path: Path, *, shared: bool) -> IO[str]:
 
 
 def _last(main: IO[str]) -> bool:
-    """Whether no other process shares the locked file; locks it against all others then."""
-    if fcntl is None:
-        return False
+    """Whether no other process shares the locked file; locks it against all others then.
+
+    Where the file system has no locks, no process is known to be the last.
+    """
     try:
         fcntl.flock(main, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    except OSError:
         return False
     return True
 

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ._files import atomic_file, check_file
 from .backbones import WeightsError
+from .backbones.base import check_memory
 
 EMBEDDING = 128  #: length of the embedding that the contrastive loss takes
 
@@ -201,11 +202,12 @@ def _from_state(
         raise WeightsError(
             f"`head` must hold a PatchHead, with proj.0.weight of (128, d): {name!r} holds {keys}"
         )
-    head = PatchHead(first.shape[1])
     try:
+        check_memory(state)
+        head = PatchHead(first.shape[1])
         head.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1].strip()
+    except Exception as error:  # torch meets any key and value
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise WeightsError(
             f"`head` must hold a PatchHead: {name!r} does not fit ({reason})"
         ) from error

@@ -6,7 +6,7 @@ import glob
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ SUFFIXES = (
 SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_BOX = 1 << 20  # pixels that are converted at a time, in up to 32 MiB
 
 
 class ImageError(ValueError):
@@ -259,26 +260,62 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode in _DEEP_MODES:
-        image = Image.fromarray(_to_8bit(np.asarray(image), notes))
+        return _by_boxes(image, _to_8bit(image, notes))
     if image.has_transparency_data:
         notes.append("transparency composited on white")
-        layer = image.convert("RGBA")
-        white = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(white, layer).convert("RGB")
+        return _by_boxes(image, _on_white)
     return image.convert("RGB") if image.mode != "RGB" else image.copy()
 
 
-def _to_8bit(values: npt.NDArray[np.generic], notes: list[str]) -> npt.NDArray[np.uint8]:
-    """Single-channel values of more than 8 bits, scaled to 0..255."""
-    integer = values.dtype.kind in "iu"
-    scaled = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    low, high = float(scaled.min()), float(scaled.max())
-    ceiling = 65535.0 if integer else 1.0
+def _boxes(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of up to ``_BOX`` pixels, side by side, that make up an image of the size."""
+    width, height = size
+    across = max(1, min(width, _BOX))
+    down = _BOX // across
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            yield left, top, min(left + across, width), min(top + down, height)
+
+
+def _by_boxes(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The RGB image of what ``convert`` makes of each box: its memory is that of a box."""
+    made = Image.new("RGB", image.size)
+    for box in _boxes(image.size):
+        made.paste(convert(image.crop(box)).convert("RGB"), box)
+    return made
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA"))
+
+
+def _to_8bit(image: Image.Image, notes: list[str]) -> Callable[[Image.Image], Image.Image]:
+    """How the single channel of an image of more than 8 bits, or of a box of it, becomes 0..255."""
+    extremes = [
+        (values.min(), values.max())
+        for values in (_finite(image.crop(box)) for box in _boxes(image.size))
+    ]
+    low, high = float(min(extremes)[0]), float(max(most for _, most in extremes))
+    ceiling = 1.0 if image.mode == "F" else 65535.0
     if low < 0 or high > ceiling:
         notes.append(f"scaled from [{low:g}, {high:g}]")
-        scaled -= low
-        ceiling = max(high - low, float(np.finfo(np.float64).tiny))
-    return np.rint(scaled * (255 / ceiling)).astype(np.uint8)
+        scale = 255 / (high - low) if high > low else 0.0
+    else:
+        low, scale = 0.0, 255 / ceiling
+
+    def convert(box: Image.Image) -> Image.Image:
+        values = _finite(box)
+        values -= low
+        values *= scale
+        return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
+
+    return convert
+
+
+def _finite(image: Image.Image) -> npt.NDArray[np.float64]:
+    values = np.asarray(image).astype(np.float64)
+    return np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -338,6 +339,34 @@ def test_checkpoints_are_not_executed(kind, tmp_path):
         assert trace.exists()
 
 
+@pytest.mark.parametrize("shape", [(1, 2**30, 192), (0, 2**40), (1, 3, 2**25, 2**25)])
+@pytest.mark.parametrize("nested", [False, True])
+def test_tensors_larger_than_their_file(shape, nested, tmp_path):
+    """One number stands for all, or a side of 0 for none: what is made of them would not."""
+    path = tmp_path / "weights.pth"
+    tensor = torch.zeros(shape) if 0 in shape else torch.ones((), dtype=torch.half).expand(shape)
+    whole = timm.create_model("test_vit", num_classes=0).state_dict()
+    torch.save(
+        {"encoder": {"pos_embed": tensor}} if nested else {**whole, "pos_embed": tensor}, path
+    )
+    held = 0 if 0 in shape else 2
+    message = rf"does not fit \(pos_embed has the shape \({shape[0]}, .*\), and {held} bytes"
+    with pytest.raises(WeightsError, match=message):
+        load_backbone("test_vit", weights=path)
+    wide = torch.ones(()).expand(128, 2**40)
+    torch.save({"proj.0.weight": wide}, path)
+    with pytest.raises(WeightsError, match=r"proj\.0\.weight has the shape .*, and 4 bytes"):
+        load_head(path)
+
+
+@pytest.mark.parametrize("other", [3, None, "x", [], {}, torch.ones(2).to_sparse()])
+def test_heads_of_anything(other, tmp_path):
+    for key in ("proj.0.bias", "strange"):
+        torch.save({**a_head().state_dict(), key: other}, tmp_path / "head.pt")
+        with pytest.raises(WeightsError, match=r"`head` must hold a PatchHead: .* does not fit"):
+            load_head(tmp_path / "head.pt")
+
+
 @pytest.mark.parametrize("length", [0, 1, 2**20, 2**40, 2**63 - 1, 2**64 - 1])
 def test_absurd_headers_of_safetensors(length, tmp_path):
     path = tmp_path / "head.safetensors"
@@ -642,6 +671,46 @@ def test_only_what_nobody_writes_is_removed(tmp_path):
     assert (tmp_path / "result").read_bytes() == b"slow"
     assert not stale.exists()
     assert all(path.exists() for path in others)  # no pattern of ours, or too young to tell
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(number, tmp_path, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    stale = tmp_path / f".{'0' * 32}.tmp"
+    stale.write_bytes(b"half")
+    os.utime(stale, (1, 1))
+    write_atomically(tmp_path / "result", lambda file: file.write(b"whole"), durable=True)
+    remove_stale(tmp_path)
+    assert (tmp_path / "result").read_bytes() == b"whole"
+    assert stale.exists()  # it could be at work
+    path = tmp_path / "labels.jsonl"
+    runs = [Records(path, shard=(rank, 2)) for rank in range(2)]
+    for rank, run in enumerate(runs):
+        run.add({"image": f"/{rank}.png", "settings": {}})
+        run.close()
+    # No process knows that it was the last: the next run that is not sharded merges.
+    assert len(list(tmp_path.glob("labels-rank*.jsonl"))) == 2
+    records = Records(path)
+    assert {records.get(f"/{rank}.png")["image"] for rank in range(2)} == {"/0.png", "/1.png"}
+    records.close()
+    assert not list(tmp_path.glob("labels-rank*.jsonl"))
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_a_folder_that_cannot_be_read_takes_durable_files(tmp_path, monkeypatch):
+    opened = os.open
+
+    def refuse(path, *arguments, **options):
+        if os.fspath(path) == str(tmp_path):
+            raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr("selfment._files.os.open", refuse)
+    write_atomically(tmp_path / "result", lambda file: file.write(b"whole"), durable=True)
+    assert (tmp_path / "result").read_bytes() == b"whole"
 
 
 def test_a_killed_writer_leaves_nothing_for_the_next_run(photos_in, tmp_path, capsys):

@@ -11,6 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -204,3 +206,36 @@ def test_ctrl_c_while_daemon_threads_are_in_a_kernel(last: str) -> None:
         assert process.stderr.read().splitlines()[-1] == "KeyboardInterrupt"
         # Python ends by the signal itself.
         assert process.wait(timeout=60) == -signal.SIGINT
+
+
+# No grid is launched: the emulated device would be destroyed under it, as a real one is not.
+IN_A_CUDA_CALL_AT_THE_END = """
+import sys, threading, time
+sys.path.insert(0, {folder!r})
+import _cuda
+entered = threading.Barrier(4)
+
+def work():
+    entered.wait()
+    while True:
+        try:
+            _cuda.fiedler_scratch(1, 64, 1, False, {device})
+        except RuntimeError as error:
+            assert "invalid device ordinal" in str(error)
+
+for _ in range(3):
+    threading.Thread(target=work, daemon=True).start()
+entered.wait()
+time.sleep(0.3)
+print("the main thread ends", flush=True)
+"""
+
+
+@pytest.mark.parametrize("device", [0, 99], ids=["returns", "raises"])
+def test_daemon_threads_in_a_cuda_call_at_the_end(device: int, emulated: ModuleType) -> None:
+    folder = str(Path(str(emulated.__file__)).parent)
+    script = IN_A_CUDA_CALL_AT_THE_END.format(folder=folder, device=device)
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "the main thread ends\n", "")

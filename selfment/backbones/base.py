@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+_ODDITY = 1 << 20  # bytes that a tensor may say it holds without having them in its file
 
 
 class WeightsError(RuntimeError):
@@ -101,3 +105,19 @@ class Backbone(ABC):
         One pass. Raises ``ValueError`` for a backbone that does not ``attends``.
         """
         raise ValueError(f"the backbone must be a ViT with a CLS token: got {self.name!r}")
+
+
+def check_memory(state: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for a tensor that says it holds far more than the file gave it.
+
+    One number can stand for all of any shape, and a shape with a side of 0 needs none; what is
+    computed from such a tensor takes the memory and the time that its shape says.
+    """
+    for key, value in state.items():
+        if isinstance(value, dict):
+            check_memory(value)
+        elif isinstance(value, Tensor):
+            held = value.untyped_storage().nbytes()
+            if math.prod(filter(None, value.shape)) * value.element_size() > max(held, _ODDITY):
+                shape = tuple(value.shape)
+                raise ValueError(f"{key} has the shape {shape}, and {held} bytes in the file")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .base import Attended, Backbone, WeightsError
+from .base import Attended, Backbone, WeightsError, check_memory
 
 _MODULES = ("vision_transformer", "deit", "eva")
 
@@ -173,6 +173,7 @@ def _from_file(name: str, file: str) -> Any:
     state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
     source = {"state_dict": state, "num_classes": 0, "custom_load": False, "source": ""}
     try:
+        check_memory(state)
         model = _create(name, pretrained_cfg_overlay=source)
     except Exception as error:  # timm's checkpoint filters meet any key and shape
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

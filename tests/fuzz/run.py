@@ -23,10 +23,12 @@ PACKAGES = ["selfment", "PIL", "tomllib", "tomli"]
 def fuzz(name: str, corpus: str, options: list[str]) -> None:
     """Fuzzes one target; ends the process."""
     import atheris
-    import timm  # noqa: F401 - before the packages that are traced: it takes minutes otherwise
+    from timm.models import eva, vision_transformer  # traced as a whole they take minutes
     from torch._weights_only_unpickler import Unpickler
 
     Unpickler.load = atheris.instrument_func(Unpickler.load)
+    for module in (eva, vision_transformer):
+        module.checkpoint_filter_fn = atheris.instrument_func(module.checkpoint_filter_fn)
     with atheris.instrument_imports(include=PACKAGES):
         from targets import TARGETS, forbid_side_effects
 
@@ -37,7 +39,8 @@ def fuzz(name: str, corpus: str, options: list[str]) -> None:
     target.check(b"")  # what is imported on the way is no part of an input
     forbid_side_effects()
     sys.stderr = open("/dev/null", "w")  # noqa: SIM115 - the readers report; libFuzzer has its own
-    atheris.Setup([sys.argv[0], corpus, *options], target.check)
+    mutate = {} if target.mutate is None else {"custom_mutator": target.mutate}
+    atheris.Setup([sys.argv[0], corpus, *options], target.check, **mutate)
     atheris.Fuzz()
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import shutil
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import torch
+from mutators import mutate_checkpoint
 from PIL import Image
 from safetensors.torch import save
 
@@ -33,7 +36,9 @@ Image.MAX_IMAGE_PIXELS = 1 << 19  # what is refused beyond it is tested without 
 
 _FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 _DIM = 3
-_VIT = "test_vit"  # timm's smallest
+_VITS = ("test_vit", "eva02_tiny_patch14_224")  # of timm's two kinds
+_SHAPE = {"img_size": 8, "patch_size": 4, "embed_dim": 4}
+_SHAPE |= {"depth": 1, "num_heads": 1, "mlp_ratio": 1}
 _KEY = "0123456789abcdef"
 _FORBIDDEN = ("os.exec", "os.posix_spawn", "os.system", "socket.connect", "subprocess.Popen")
 
@@ -44,6 +49,7 @@ class Target:
 
     seeds: Callable[[], Iterator[bytes]]
     check: Callable[[bytes], None]  # raises whatever must not come out of the reader
+    mutate: Callable[[bytes, int, int], bytes] | None = None  # data, most bytes, random seed
 
 
 def remove_files() -> None:
@@ -153,17 +159,35 @@ def _configs() -> Iterator[bytes]:
     yield b"{}"
 
 
+def _states() -> list[dict[str, torch.Tensor]]:
+    """Whole weights of the backbones."""
+    torch.manual_seed(0)
+    models = [timm.create_model(name, num_classes=0) for name in _VITS]
+    return [dict(model.state_dict()) for model in models]
+
+
 def _weights() -> Iterator[bytes]:
-    yield _as_torch({"norm.weight": torch.ones(64), "cls_token": torch.zeros(1, 1, 64)})
-    yield _as_torch({"state_dict": {"pos_embed": torch.zeros(1, 5, 64)}})
-    yield _as_torch({"model": {"patch_embed.proj.weight": torch.zeros(64, 3, 4, 4)}})
+    for state in _states():
+        yield save(state)
+        yield _as_torch(state)
+        yield _as_torch({"state_dict": state, "args": Namespace(lr=1e-3)})
+        yield _as_torch({"model": state}, _use_new_zipfile_serialization=False)
+        # Positions and patches of other sizes are resampled.
+        resized = {"pos_embed": torch.zeros(1, 10, 4), "patch_embed.proj.weight": torch.ones(4, 48)}
+        yield _as_torch({**state, **resized})
 
 
 def _check_weights(data: bytes) -> None:
-    try:
-        load_backbone(_VIT, weights=_file("weights.pth", data))
-    except WeightsError as error:
-        assert str(error).startswith("`weights` must ")
+    path = _file("weights.pth" if data[:1] in (b"P", b"\x80") else "weights.safetensors", data)
+    for name in _VITS:
+        try:
+            backbone = load_backbone(name, weights=path)
+        except WeightsError as error:
+            assert str(error).startswith("`weights` must be a checkpoint ")
+            if "can read" in str(error):
+                return
+            continue
+        assert backbone(torch.zeros(1, 3, 8, 8)).shape == (1, 4, _SHAPE["embed_dim"])
 
 
 def _tensors() -> Iterator[bytes]:
@@ -228,13 +252,16 @@ def _check_recipe(data: bytes) -> None:
 
 TARGETS = {
     "images": Target(_pictures, _check_image),
-    "heads": Target(_checkpoints, _check_head("head.pt")),
-    "safetensors": Target(_safe_checkpoints, _check_head("head.safetensors")),
+    "heads": Target(_checkpoints, _check_head("head.pt"), mutate_checkpoint),
+    "safetensors": Target(_safe_checkpoints, _check_head("head.safetensors"), mutate_checkpoint),
     "configs": Target(_configs, _check_head(f"head/{CONFIG_NAME}")),
-    "weights": Target(_weights, _check_weights),
+    "weights": Target(_weights, _check_weights, mutate_checkpoint),
     "cache": Target(_tensors, _check_cache),
     "records": Target(_lines, _check_records),
     "recipes": Target(_recipes, _check_recipe),
 }
 
+# The loader makes a model for each input, and looks up its name: the smallest, and once.
+timm.create_model = functools.partial(timm.create_model, **_SHAPE)
+timm.list_pretrained = functools.cache(timm.list_pretrained)
 warnings.simplefilter("ignore")
