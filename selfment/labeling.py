@@ -75,7 +75,8 @@ def label_images(
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since; failed ones are tried again. What earlier runs made of an image stays where it is
     of the same label, and goes where an image is labelled otherwise; ``out/annotations.json`` is
-    composed again by runs without "coco", too. An image keeps the name it has in ``labels.jsonl``,
+    composed again by runs without "coco", too, but by none that finds it whole and all records
+    unchanged. An image keeps the name it has in ``labels.jsonl``,
     and never gets that of another image, or of a file that no run has written. What fails is
     reported on stderr and in ``labels.jsonl``, and the run goes on; broken files of annotations
     count as failed, too, and the next run with "coco" makes them again. Lines and files of

@@ -61,10 +61,12 @@ def predict_images(
     [0, 1) that adds ``sub/a_mask.png`` (or ``.mp4``), 255 where the saliency exceeds T and 0
     elsewhere. ``overlays`` adds ``overlays/sub/a_overlay.jpg`` (or ``.mp4``). What an earlier run
     made with the same settings, the head's weights among them, is skipped unless the file has
-    changed since; names, failures, ``progress`` and ``shard`` are as in
-    :func:`selfment.labeling.label_images`. Raises ``ValueError`` when ``out`` cannot be written or
-    a result would replace an input, ``ImportError`` for videos without PyAV, and whatever backbone
-    and head raise when they cannot be loaded.
+    changed since. Where a file is segmented otherwise, what earlier runs made of it goes if it is
+    not made again, and so does a mask whose threshold an interrupt has left unknown. Names,
+    failures, ``progress`` and ``shard`` are as in :func:`selfment.labeling.label_images`. Raises
+    ``ValueError`` when ``out`` cannot be written or a result would replace an input,
+    ``ImportError`` for videos without PyAV, and whatever backbone and head raise when they cannot
+    be loaded.
     """
     run = _Run(out, segmenter, overlays, binary, shard)
     run(images, progress)
