@@ -12,9 +12,8 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,33 +22,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ._files import printable, reason, remove_stale
+from ._files import RealPaths, printable, reason, remove_stale
+from ._job import Job
 from ._records import Record, Records
 from .images import ImageEntry, ImageError, load_image
 
 Result = TypeVar("Result")
-
-
-@dataclass
-class Job:
-    """One image on its way from file to file."""
-
-    image: str  # the file, absolute
-    name: str  # of what is made of it, relative to the output folder
-    bytes: int = 0
-    mtime_ns: int = 0
-    seconds: float = 0.0
-    notes: Sequence[str] = ()
-    size: tuple[int, int] = (0, 0)  # (W, H), upright
-    picture: Image.Image | None = None  # kept for the overlay
-    pixels: Tensor | None = None  # what the backbone takes
-    content: tuple[int, int] = (0, 0)  # (height, width) of the image in the pixels
-    last: Record = field(default_factory=dict)  # which files the image has, and of what label
-
-    def stat(self) -> None:
-        """Notes the file's size and time, by which a change is seen."""
-        stat = os.stat(self.image)
-        self.bytes, self.mtime_ns = stat.st_size, stat.st_mtime_ns
 
 
 class Pipeline(ABC, Generic[Result]):
@@ -59,19 +37,21 @@ class Pipeline(ABC, Generic[Result]):
     key: ClassVar[str]  #: the record's field that names what is made of an image
     verb: ClassVar[str]  #: what is done to an image
     unit: ClassVar[str] = "image"
-    fields: ClassVar[tuple[str, ...]] = ()  #: the record's other fields that name files
+    fields: ClassVar[tuple[str, ...]]  #: the record's fields that name files
+    about: ClassVar[tuple[str, ...]] = ()  #: the record's fields that say more of these files
 
     def __init__(
         self,
         out: str | os.PathLike[str],
         settings: Mapping[str, Any],
+        wanted: Collection[str],
         batch_size: int,
         shard: tuple[int, int],
     ) -> None:
         """Makes and locks the folder; raises ``ValueError`` where it cannot be written.
 
-        ``settings``: results of others are made again. ``shard``: rank and number of the processes
-        that share the work.
+        ``settings``: results of others are made again. ``wanted``: the fields of the files that
+        this run makes. ``shard``: rank and number of the processes that share the work.
         """
         self.folder = Path(out).absolute()
         try:
@@ -82,12 +62,12 @@ class Pipeline(ABC, Generic[Result]):
             raise ValueError(
                 f"`out` must be a folder that can be written: got {os.fspath(out)!r} ({reason})"
             ) from error
-        if shard[1] == 1:  # nobody else writes here
-            remove_stale(self.folder)
         text = json.dumps(settings, sort_keys=True)
         self.settings = hashlib.sha256(text.encode()).hexdigest()[:12]
+        self.wanted = frozenset(wanted)
         self.batch_size = batch_size
         self.shard = shard
+        self._is_tidy = False
         self.done = self.skipped = self.failed = 0
         self.reading: deque[tuple[Job, Future[None]]] = deque()
         self.writing: deque[tuple[Job, Future[Record]]] = deque()
@@ -96,6 +76,8 @@ class Pipeline(ABC, Generic[Result]):
         """Does what is left to do, once; ``progress``: a bar on stderr."""
         try:
             jobs = self._plan(entries)
+            if jobs or self.records.changed:
+                self._tidy()
             if jobs:
                 self._load()
                 with tqdm(
@@ -122,12 +104,21 @@ class Pipeline(ABC, Generic[Result]):
         """Writes the files of a result and returns what the record says of it; in a thread."""
 
     @abstractmethod
-    def _files(self, name: str) -> list[str]:
-        """All files that may be made of an image, the first of which is ``name``."""
+    def _named(self, name: str) -> dict[str, str]:
+        """All files that may be made of an image, by field; the first is ``name``."""
 
-    @abstractmethod
-    def _wanted(self, record: Record) -> list[str | None]:
-        """The files of a finished image; None for one that this run wants and it lacks."""
+    def _files(self, name: str) -> list[str]:
+        return list(self._named(name).values())
+
+    def _holds(self, record: Record, field: str) -> bool:
+        """Whether a file of a result like this run's is as this run would leave it."""
+        return True
+
+    def _tidy(self) -> None:
+        """Removes what killed processes left; a run that writes nothing need not look for it."""
+        if not self._is_tidy and self.shard[1] == 1:  # nobody else writes here
+            remove_stale(self.folder)
+        self._is_tidy = True
 
     def _finish(self, records: Iterable[Record]) -> None:
         """Composes files of all records, at the end of a run and in its last process only.
@@ -147,7 +138,7 @@ class Pipeline(ABC, Generic[Result]):
     def _plan(self, entries: Sequence[ImageEntry]) -> list[Job]:
         """The jobs that are left to do in this process; names are given to all, alike in each."""
         rank, world = self.shard
-        real = _RealPaths()
+        real = RealPaths()
         folder = os.fspath(self.folder)
         sources = set()
         for entry in entries:
@@ -158,7 +149,8 @@ class Pipeline(ABC, Generic[Result]):
         jobs = []
         for index, entry in enumerate(entries):
             image = str(entry.path)
-            name = self.records.get(image).get(self.key) or self._name(entry)
+            record = self.records.get(image)
+            name = record.get(self.key) or self._name(entry)
             for output in self._files(name):
                 if real(os.path.join(folder, output)) in sources:
                     raise ValueError(
@@ -170,7 +162,7 @@ class Pipeline(ABC, Generic[Result]):
                 self.records.claim(name, image)
             if index % world != rank:
                 continue
-            if self._is_done(image):
+            if self._is_done(image, record):
                 self.skipped += 1
             else:
                 jobs.append(Job(image, name))
@@ -185,14 +177,14 @@ class Pipeline(ABC, Generic[Result]):
             and any(os.path.exists(os.path.join(folder, file)) for file in self._files(name))
         )
 
-    def _is_done(self, image: str) -> bool:
-        record = self.records.get(image)
+    def _is_done(self, image: str, record: Record) -> bool:
         try:
             stat = os.stat(image)
             if not self._speaks_of(record, stat.st_size, stat.st_mtime_ns):
                 return False
-            for file in self._wanted(record):
-                if not file:
+            for field in self.wanted:
+                file = record.get(field)
+                if not file or not self._holds(record, field):
                     return False
                 # A power failure can leave an empty file at a name that had just been given.
                 size = os.path.getsize(os.path.join(self.folder, file))
@@ -220,7 +212,7 @@ class Pipeline(ABC, Generic[Result]):
         if record.get("error") is not None:
             last: Record = record.get("last") or {}
             return last
-        known = ("settings", "bytes", "mtime_ns", *self.fields)
+        known = ("settings", "bytes", "mtime_ns", *self.fields, *self.about)
         return {name: record[name] for name in known if record.get(name) is not None}
 
     def _run(self, jobs: Sequence[Job]) -> None:
@@ -257,6 +249,7 @@ class Pipeline(ABC, Generic[Result]):
             job.stat()
             self._begin(job)
             fields = work(job)
+            fields = {**self._others(job), **fields}
         except Exception as error:
             self._fail(job, error)
             return
@@ -317,18 +310,45 @@ class Pipeline(ABC, Generic[Result]):
                 raise ValueError(
                     f"`out` must hold no {file} of another program where a result is to be"
                 )
-        same = self._speaks_of(job.last, job.bytes, job.mtime_ns)
-        last = {**job.last, **new} | ({} if same else {"settings": None})
+        last = {**job.last, **new}
+        if not self._speaks_of(job.last, job.bytes, job.mtime_ns):
+            last["settings"] = None
+        if not all(self._holds(job.last, field) for field in new):
+            last.update(dict.fromkeys(self.about))
         error = "the run was interrupted"
         self.records.add({**self._record(job), self.key: job.name, "error": error, "last": last})
 
     def _made(self, name: str) -> dict[str, str]:
         """The record's fields of the files that this run makes of an image, with the files."""
-        return {}
+        return {field: file for field, file in self._named(name).items() if field in self.wanted}
+
+    def _others(self, job: Job) -> Record:
+        """The fields of the files that this run does not make, but that hold its very result.
+
+        Removes those of another result, but no file that the image's own record does not name.
+        """
+        same = self._speaks_of(job.last, job.bytes, job.mtime_ns)
+        kept: Record = {}
+        for field, file in self._named(job.name).items():
+            path = self.folder / file
+            if field in self.wanted or job.last.get(field) != file:
+                continue
+            if path.is_file() or path.is_symlink():
+                if same and self._holds(job.last, field):
+                    kept[field] = file
+                else:
+                    self._remove(path)
+        return kept
+
+    def _remove(self, path: Path) -> None:
+        """Removes a file, unless a link on the way to it leads out of the folder."""
+        if Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(self.folder)):
+            path.unlink(missing_ok=True)
 
     def _write(self, job: Job, result: Result) -> Record:
         start = time.perf_counter()
         fields = self._save(job, result)
+        fields = {**self._others(job), **fields}
         job.picture = None
         job.seconds += time.perf_counter() - start
         return fields
@@ -337,7 +357,7 @@ class Pipeline(ABC, Generic[Result]):
         return {
             "image": job.image,
             self.key: None,
-            "overlay": None,
+            **dict.fromkeys((*self.fields, *self.about)),
             "error": None,
             "notes": list(job.notes),
             "settings": self.settings,
@@ -376,19 +396,3 @@ class Pipeline(ABC, Generic[Result]):
         self.failed += 1
         tqdm.write(printable(sentence), file=sys.stderr)
         self.bar.update()
-
-
-class _RealPaths:
-    """Paths without the links on the way to them; each folder is looked up once.
-
-    A link that is itself the last part stays: a result takes its place, not that of its target.
-    """
-
-    def __init__(self) -> None:
-        self._folders: dict[str, str] = {}
-
-    def __call__(self, path: str) -> str:
-        folder, name = os.path.split(path)
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        return os.path.join(self._folders[folder], name)

@@ -42,10 +42,10 @@ class Records:
     """The records of a folder of results, by source image.
 
     Each is appended and flushed when it is added, so that a run that is killed loses nothing;
-    :meth:`close` rewrites the file with one line per image. In memory they are lines of text, a
-    fifth of what dictionaries take. A line ends with its own checksum. One whose checksum is wrong
-    or missing is reported on stderr and counts for nothing, and neither do earlier ones of its
-    image: the image is done again, under the same name.
+    :meth:`close` rewrites the file with one line per image, unless it has these already. In memory
+    they are lines of text, a fifth of what dictionaries take. A line ends with its own checksum.
+    One whose checksum is wrong or missing is reported on stderr and counts for nothing, and neither
+    do earlier ones of its image: the image is done again, under the same name.
 
     The processes of a sharded run append to files of their own, ``labels-rank0.jsonl`` beside
     ``labels.jsonl``. Every run reads all of them; the last process to end, or the next run that is
@@ -66,6 +66,8 @@ class Records:
         self._lines: dict[str, str] = {}  # less the checksums
         self._owners: dict[str, str] = {}
         self._damaged: dict[str, tuple[str, str]] = {}  # by image: the name, if known, and the line
+        #: Whether the file lacks a record, or has more than the latest: where a run was killed, too
+        self.changed = False
         # Shared among the processes of one run, so that no other run starts meanwhile.
         self._main = _opened(path, shared=world > 1)
         self._file = self._main
@@ -104,6 +106,7 @@ class Records:
         now = max(time.time(), self.get(record["image"]).get("time", 0) + 0.001)
         record = {**record, "time": round(now, 3)}
         line = json.dumps(record)
+        self.changed = True
         self._own(record)
         self._lines[record["image"]] = line
         self._damaged.pop(record["image"], None)
@@ -116,18 +119,21 @@ class Records:
     def close(self, finish: Callable[[Iterable[Record]], object] = list) -> None:
         """Calls ``finish`` with the records, then rewrites the file with one line per image.
 
-        ``finish`` may add records. The file is written atomically. A process of a sharded run does
-        so only if it is the last, with the lines of all.
+        ``finish`` may add records. The file is written atomically, and not at all where nothing
+        has :attr:`changed`, or where ``finish`` raises: what it composes is then not yet of these
+        records, and the next run sees that. A process of a sharded run does so only if it is the
+        last, with the lines of all.
         """
         try:
             if self._file is not self._main:
                 if not _last(self._main):
                     return
                 self._read_all()  # what the others have added
-            try:
-                finish(json.loads(line) for line in self._lines.values())
-            finally:
+            finish(json.loads(line) for line in self._lines.values())
+            if self.changed:
                 self._merge()
+            for part in self._parts():
+                part.unlink()
         finally:
             self._release()
 
@@ -139,8 +145,6 @@ class Records:
                 file.writelines(f"{line}\n".encode() for _, line in self._damaged.values())
         except OSError as error:
             raise _named(error, self.path) from error
-        for part in self._parts():
-            part.unlink()
 
     def _release(self) -> None:
         try:
@@ -154,24 +158,29 @@ class Records:
         return sorted(self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}"))
 
     def _read_all(self) -> None:
+        count = 0
         for path in (self.path, *self._parts()):
             latest: dict[str, str] = {}
-            for image, line, content in _read(path, self._key, self._tells):
-                if content is None:
+            for line, image, record in _read(path, self._key, self._tells):
+                count += 1
+                self.changed = self.changed or path != self.path
+                if record is not None:
+                    latest[image] = line
+                    self._damaged.pop(image, None)
+                    self._own(record)
+                elif image:
                     latest.pop(image, None)
                     self._lines.pop(image, None)
                     self._damaged[image] = _name(line, self._key), line
-                    continue
-                latest[image] = content
-                self._damaged.pop(image, None)
-                self._own(json.loads(content))
             # Within a file the last line is the latest; between files the time says.
             for image, line in latest.items():
                 other = self._lines.get(image)
-                if other is None or _time(line) >= _time(other):
+                if other in (None, line) or _time(line) >= _time(other):
                     self._lines[image] = line
         for image in self._lines:
             self._damaged.pop(image, None)
+        # With one line for each image nothing is in the file that would not be written again.
+        self.changed = self.changed or count != len(self._lines) + len(self._damaged)
         self._tells = False
 
     def _own(self, record: Record) -> None:
@@ -223,10 +232,11 @@ def _last(main: IO[str]) -> bool:
     return True
 
 
-def _read(path: Path, key: str, tells: bool) -> Iterator[tuple[str, str, str | None]]:
-    """The image of each record of a file, its line, and that less the checksum if it is whole.
+def _read(path: Path, key: str, tells: bool) -> Iterator[tuple[str, str, Record | None]]:
+    """Each line of a file, the image that it names, and the record.
 
-    A last line that is cut off is left out, as are damaged ones that name no image; how many are
+    Of a whole record the line comes without its checksum. There is no record for a line that is
+    damaged, and no image for one that names none, or that is the last and cut off. How many are
     damaged is reported on stderr if it ``tells``. Raises ``ValueError`` for a file of another kind.
     """
     strange, damaged, first, whole = 0, 0, 0, 0
@@ -234,16 +244,18 @@ def _read(path: Path, key: str, tells: bool) -> Iterator[tuple[str, str, str | N
         for number, text in enumerate(file, 1):
             line = text.rstrip("\n")
             content = unsealed(line)
-            if content is not None and (image := _image(content, key)) is not None:
+            if content is not None and (record := _parsed(content, key)) is not None:
                 whole += 1
-                yield image, line, content
-            elif text.endswith("\n") and line.strip():
+                yield content, record["image"], record
+                continue
+            named = ""
+            if text.endswith("\n") and line.strip():
                 damaged += 1
                 first = first or number
                 if not line.startswith('{"image": ') or _is_foreign(line):
                     strange = strange or number
-                if named := _text(_IMAGE.match(line)):
-                    yield named, line, None
+                named = _text(_IMAGE.match(line))
+            yield line, named, None
     if strange and not whole:
         # Not even records that a killed run cut off: this is another's file.
         raise ValueError(
@@ -297,10 +309,10 @@ def _text(found: re.Match[str] | None) -> str:
         return ""
 
 
-def _image(line: str, key: str) -> str | None:
-    """The image of a record; None for a line that is none, or names a file outside the folder."""
+def _parsed(line: str, key: str) -> Record | None:
+    """The record of a line; None for one that is none, or names a file outside the folder."""
     try:
-        record = json.loads(line)
+        record: Record = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(record, dict) or not isinstance(record.get("image"), str):
@@ -310,7 +322,7 @@ def _image(line: str, key: str) -> str | None:
     name = record.get(key)
     if name is not None and (not isinstance(name, str) or _leads_outside(name)):
         return None
-    return str(record["image"])
+    return record
 
 
 def _leads_outside(name: str) -> bool:

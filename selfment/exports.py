@@ -6,7 +6,10 @@ objects of its own has one instance, its foreground.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
@@ -26,6 +29,8 @@ FORMATS = ("png", "coco", "yolo")
 CATEGORY = {"id": 1, "name": "object", "supercategory": "object"}
 
 _HEAD = b'{"info": {"description": "Pseudo-labels of selfment"}, "annotations": ['
+_TAIL = re.compile(rb', "sources": "([0-9a-f]{16})", "crc32": "([0-9a-f]{8})"\}\n')
+_TAIL_LENGTH = len(', "sources": "0123456789abcdef", "crc32": "01234567"}\n')
 
 Instances = npt.NDArray[np.uint16]
 Record = dict[str, Any]
@@ -133,34 +138,72 @@ def read_record(file: Path) -> Record:
         raise ValueError(f"cannot read {file}: {reason}") from error
 
 
-def write_coco(path: Path, sources: Iterable[tuple[str, Path]]) -> dict[Path, str]:
+def write_coco(path: Path, sources: Iterable[tuple[str, str, Path]]) -> dict[Path, str]:
     """Composes a COCO instances file, atomically and one image at a time.
 
-    ``sources``: the ``file_name`` of each image and the JSON file of its :func:`coco_record`. Ids
-    count from 1 in this order, so that the same sources give the same bytes. Returns those that are
-    broken, which are left out, each with a sentence.
+    ``sources``: the ``file_name`` of each image, what its label is of (any text), and the JSON file
+    of its :func:`coco_record`. Ids count from 1 in this order, so that the same sources give the
+    same bytes. Returns the files that are broken, which are left out, each with a sentence. The
+    file ends with what :func:`is_composed` looks for.
     """
     images: list[Record] = []
+    composed = []
     broken = {}
-    count = 0
+    count = total = 0
     with atomic_file(path, durable=True) as file:
-        file.write(_HEAD)
-        for name, source in sources:
+
+        def write(data: bytes) -> None:
+            nonlocal total
+            total = zlib.crc32(data, total)
+            file.write(data)
+
+        write(_HEAD)
+        for name, label, source in sources:
             try:
                 found = read_record(source)
             except ValueError as error:
                 broken[source] = str(error)
                 continue
+            composed.append((name, label))
             annotations = found.pop("annotations")
             images.append({"id": len(images) + 1, "file_name": name, **found})
             for annotation in annotations:
                 ids = {"id": count + 1, "image_id": len(images), "category_id": CATEGORY["id"]}
-                file.write(b",\n" if count else b"\n")
-                file.write(json.dumps({**ids, **annotation}).encode())
+                write(b",\n" if count else b"\n")
+                write(json.dumps({**ids, **annotation}).encode())
                 count += 1
         rest = json.dumps({"images": images, "categories": [CATEGORY]})
-        file.write(f"\n], {rest[1:]}\n".encode())
+        write(f'\n], {rest[1:-1]}, "sources": "{_digest(composed)}"'.encode())
+        file.write(f', "crc32": "{total:08x}"}}\n'.encode())
     return broken
+
+
+def is_composed(path: Path, sources: Iterable[tuple[str, str, Path]]) -> bool:
+    """Whether a whole file lies there that :func:`write_coco` has composed of these sources.
+
+    The sources are not read: their names and what their labels are of must agree.
+    """
+    if not is_coco(path):
+        return False
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_LENGTH))
+        tail = _TAIL.fullmatch(file.read())
+        if tail is None or tail[1].decode() != _digest((name, label) for name, label, _ in sources):
+            return False
+        file.seek(0)
+        total, left = 0, size - _TAIL_LENGTH + tail.end(1) + 1
+        while left > 0 and (data := file.read(min(left, 1 << 20))):
+            total = zlib.crc32(data, total)
+            left -= len(data)
+    return total == int(tail[2], 16)
+
+
+def _digest(sources: Iterable[tuple[str, str]]) -> str:
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(json.dumps(source).encode())
+    return digest.hexdigest()[:16]
 
 
 def check_coco(path: Path) -> None:

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from . import _params as params
 from . import exports, refinement
 from ._files import printable, reason, write_atomically
-from ._pipeline import Job, Pipeline
+from ._job import Job
+from ._pipeline import Pipeline
 from ._records import Record, sealed
 from .images import ImageEntry
 from .labeler import PseudoLabeler
@@ -74,7 +75,8 @@ def label_images(
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since; failed ones are tried again. What earlier runs made of an image stays where it is
     of the same label, and goes where an image is labelled otherwise; ``out/annotations.json`` is
-    composed again by runs without "coco", too. An image keeps the name it has in ``labels.jsonl``,
+    composed again by runs without "coco", too, but by none that finds it whole and all records
+    unchanged. An image keeps the name it has in ``labels.jsonl``,
     and never gets that of another image, or of a file that no run has written. What fails is
     reported on stderr and in ``labels.jsonl``, and the run goes on; broken files of annotations
     count as failed, too, and the next run with "coco" makes them again. Lines and files of
@@ -114,7 +116,8 @@ class _Run(Pipeline[Result]):
             exports.load_coco_masks()
             exports.check_coco(Path(out) / "annotations.json")
         settings = {**labeler.settings, "refinement": self.steps}
-        super().__init__(out, settings, labeler.batch_size, shard)
+        wanted = [_FIELDS[name] for name in self.formats] + (["overlay"] if overlays else [])
+        super().__init__(out, settings, wanted, labeler.batch_size, shard)
         self.labeler = labeler
         self.overlays = overlays
 
@@ -163,64 +166,34 @@ class _Run(Pipeline[Result]):
             made["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
         for field, write in made.items():
             write_atomically(self.folder / files[field], write)
-        new = {field: files.pop(field) for field in made}
+        new = {field: files[field] for field in made}
         count = {"instances": len(exports.boxes(instances))}
-        return new | self._others(job, files) | count | _figures(result)
-
-    def _others(self, job: Job, files: Mapping[str, str]) -> Record:
-        """The fields of those ``files`` that hold this very label; removes those of another one."""
-        same = self._speaks_of(job.last, job.bytes, job.mtime_ns)
-        kept = {}
-        for field, file in files.items():
-            path = self.folder / file
-            if job.last.get(field) == file and (path.is_file() or path.is_symlink()):
-                if same:
-                    kept[field] = file
-                else:
-                    path.unlink()
-        return kept
+        return new | count | _figures(result)
 
     def _at_size(self, mask: Tensor, job: Job) -> refinement.Bools:
         if self.steps is None or job.picture is None:
             return refinement.resize(mask.numpy(), job.size)
         return refinement.refine_mask(mask, job.picture, **self.steps)
 
-    def _record(self, job: Job) -> Record:
-        return super()._record(job) | dict.fromkeys(_FIELDS.values())
-
-    def _made(self, name: str) -> dict[str, str]:
-        wanted = {_FIELDS[name] for name in self.formats} | (
-            {"overlay"} if self.overlays else set()
-        )
-        return {field: file for field, file in self._named(name).items() if field in wanted}
-
-    def _named(self, name: str) -> dict[str, str]:
-        fields = ("mask", "overlay", "annotations", "boxes")
-        return dict(zip(fields, self._files(name), strict=True))
-
     def _may_be_empty(self, record: Record, file: str) -> bool:
         return file == record.get("boxes") and record.get("instances") == 0
 
-    def _files(self, name: str) -> list[str]:
+    def _named(self, name: str) -> dict[str, str]:
         path = PurePosixPath(name)  # of PNG files, so that no other file can take a mask's place
-        return [
-            name,
-            str("overlays" / path.with_suffix(".jpg")),
-            str("annotations" / path.with_suffix(".json")),
-            str("labels" / path.with_suffix(".txt")),
-        ]
+        return {
+            "mask": name,
+            "overlay": str("overlays" / path.with_suffix(".jpg")),
+            "annotations": str("annotations" / path.with_suffix(".json")),
+            "boxes": str("labels" / path.with_suffix(".txt")),
+        }
 
-    def _wanted(self, record: Record) -> list[str | None]:
-        fields = [_FIELDS[name] for name in sorted(self.formats)]
-        return [record.get(field) for field in (*fields, *(["overlay"] if self.overlays else []))]
-
-    def _is_done(self, image: str) -> bool:
-        if not super()._is_done(image):
+    def _is_done(self, image: str, record: Record) -> bool:
+        if not super()._is_done(image, record):
             return False
         if "coco" not in self.formats:
             return True
         try:
-            exports.read_record(self.folder / self.records.get(image)["annotations"])
+            exports.read_record(self.folder / record["annotations"])
         except (OSError, ValueError) as error:
             tqdm.write(f"{printable(reason(error))}; the image is labelled again", file=sys.stderr)
             return False
@@ -231,21 +204,30 @@ class _Run(Pipeline[Result]):
         if "coco" not in self.formats and not exports.is_coco(composed):
             return
         found = sorted(
-            (record["image"], record["name"], self.folder / record["annotations"])
+            (record["image"], name, _label(record), self.folder / record["annotations"])
             for record in map(_whole, records)
-            if record.get("annotations")
+            if (name := record.get("name"))
+            and record.get("annotations") == self._named(name)["annotations"]
         )
-        found = [entry for entry in found if os.path.isfile(entry[2])]
-        names = exports.image_names([(image, name) for image, name, _ in found])
-        files = [file for *_, file in found]
-        broken = exports.write_coco(composed, zip(names, files, strict=True))
-        for image, _, file in found:
+        found = [entry for entry in found if os.path.isfile(entry[-1])]
+        names = exports.image_names([(image, name) for image, name, *_ in found])
+        sources = [(name, *entry[2:]) for name, entry in zip(names, found, strict=True)]
+        if not self.records.changed and exports.is_composed(composed, sources):
+            return
+        self._tidy()
+        broken = exports.write_coco(composed, sources)
+        for image, *_, file in found:
             if file in broken:
                 rest = f"{composed.name} is without it, and the next run makes it again"
                 print(printable(f"{broken[file]}; {rest}"), file=sys.stderr)
-                file.unlink(missing_ok=True)
+                self._remove(file)
                 self.records.add({**self.records.get(image), "annotations": None})
                 self.failed += 1
+
+
+def _label(record: Record) -> str:
+    """What the annotations of a record are of: settings, and the image's bytes."""
+    return f"{record.get('settings')} {record.get('bytes')}"
 
 
 def _whole(record: Record) -> Record:
@@ -256,7 +238,9 @@ def _whole(record: Record) -> Record:
     holds = last.get("settings") and all(
         last.get(name) == record.get(name) for name in ("bytes", "mtime_ns")
     )
-    return {**record, "annotations": last.get("annotations") if holds else None}
+    if not holds:
+        return {**record, "annotations": None}
+    return {**record, "annotations": last.get("annotations"), "settings": last["settings"]}
 
 
 def _figures(result: Result) -> Record:

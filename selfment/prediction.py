@@ -13,7 +13,8 @@ from torch import Tensor
 
 from . import _params as params
 from ._files import write_atomically
-from ._pipeline import Job, Pipeline
+from ._job import Job
+from ._pipeline import Pipeline
 from ._records import Record
 from .images import SUFFIXES, ImageEntry, find_images
 from .segmenter import Segmenter
@@ -60,10 +61,12 @@ def predict_images(
     [0, 1) that adds ``sub/a_mask.png`` (or ``.mp4``), 255 where the saliency exceeds T and 0
     elsewhere. ``overlays`` adds ``overlays/sub/a_overlay.jpg`` (or ``.mp4``). What an earlier run
     made with the same settings, the head's weights among them, is skipped unless the file has
-    changed since; names, failures, ``progress`` and ``shard`` are as in
-    :func:`selfment.labeling.label_images`. Raises ``ValueError`` when ``out`` cannot be written or
-    a result would replace an input, ``ImportError`` for videos without PyAV, and whatever backbone
-    and head raise when they cannot be loaded.
+    changed since. Where a file is segmented otherwise, what earlier runs made of it goes if it is
+    not made again, and so does a mask whose threshold an interrupt has left unknown. Names,
+    failures, ``progress`` and ``shard`` are as in :func:`selfment.labeling.label_images`. Raises
+    ``ValueError`` when ``out`` cannot be written or a result would replace an input,
+    ``ImportError`` for videos without PyAV, and whatever backbone and head raise when they cannot
+    be loaded.
     """
     run = _Run(out, segmenter, overlays, binary, shard)
     run(images, progress)
@@ -72,6 +75,7 @@ def predict_images(
 
 class _Run(Pipeline[Tensor]):
     file, key, verb, unit = "predictions.jsonl", "saliency", "segment", "file"
+    fields, about = ("saliency", "mask", "overlay"), ("binary",)
 
     def __init__(
         self,
@@ -83,7 +87,12 @@ class _Run(Pipeline[Tensor]):
     ) -> None:
         if binary is not None:
             params.number("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
-        super().__init__(out, segmenter.settings, segmenter.batch_size, shard)
+        wanted = ["saliency"]
+        if binary is not None:
+            wanted.append("mask")
+        if overlays:
+            wanted.append("overlay")
+        super().__init__(out, segmenter.settings, wanted, segmenter.batch_size, shard)
         self.segmenter = segmenter
         self.overlays = overlays
         self.binary = binary
@@ -121,8 +130,7 @@ class _Run(Pipeline[Tensor]):
             mask = mask_image(saliency > self.binary, job.size)
             self._write_image(record["mask"], mask, "PNG")
         if job.picture is not None:
-            overlay = tint_saliency(job.picture, saliency)
-            self._write_image(record["overlay"], overlay, "JPEG")
+            self._write_image(record["overlay"], tint_saliency(job.picture, saliency), "JPEG")
         record["mean_saliency"] = float(np.mean(saliency, dtype=np.float64))
         return record
 
@@ -141,12 +149,19 @@ class _Run(Pipeline[Tensor]):
         return {**record, "notes": notes, "frames": summary.frames, "fps": summary.rate}
 
     def _fields(self, job: Job) -> Record:
-        _, mask, overlay = self._files(job.name)
-        return {
-            "mask": None if self.binary is None else mask,
-            "binary": self.binary,
-            "overlay": overlay if self.overlays else None,
-        }
+        made: Record = dict(self._made(job.name))
+        return made if self.binary is None else {**made, "binary": self.binary}
+
+    def _others(self, job: Job) -> Record:
+        kept = super()._others(job)
+        return {**kept, "binary": job.last["binary"]} if "mask" in kept else kept
+
+    def _holds(self, record: Record, field: str) -> bool:
+        # A mask is of its own threshold, which is unknown where a run was interrupted.
+        binary = record.get("binary")
+        if field != "mask" or self.binary is None:
+            return field != "mask" or binary is not None
+        return bool(binary == self.binary)
 
     def _write_image(self, name: str, image: Image.Image, kind: str) -> None:
         write_atomically(self.folder / name, lambda file: image.save(file, kind, quality=90))
@@ -159,19 +174,15 @@ class _Run(Pipeline[Tensor]):
         stem, suffix = _split(name)
         return f"{stem}-{tag}_saliency{suffix}"
 
-    def _files(self, name: str) -> list[str]:
+    def _named(self, name: str) -> dict[str, str]:
         stem, suffix = _split(name)
         # No overlay can take another file's place: their endings differ.
         overlay = f"{stem}_overlay{'.jpg' if suffix == '.png' else suffix}"
-        return [name, f"{stem}_mask{suffix}", str(PurePosixPath("overlays") / overlay)]
-
-    def _wanted(self, record: Record) -> list[str | None]:
-        wanted = [record.get("saliency")]
-        if self.overlays:
-            wanted.append(record.get("overlay"))
-        if self.binary is not None:
-            wanted.append(record.get("mask") if record.get("binary") == self.binary else None)
-        return wanted
+        return {
+            "saliency": name,
+            "mask": f"{stem}_mask{suffix}",
+            "overlay": str(PurePosixPath("overlays") / overlay),
+        }
 
 
 def _split(name: str) -> tuple[str, str]:

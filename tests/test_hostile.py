@@ -731,4 +731,6 @@ def test_a_killed_writer_leaves_nothing_for_the_next_run(photos_in, tmp_path, ca
         writer.kill()
         writer.wait()
     label(capsys, photos_in / "b.png", out)
+    assert left.exists()  # nothing to do, so that nothing was looked for
+    label(capsys, photos_in / "c.png", out)
     assert not left.exists()
