@@ -203,12 +203,16 @@ class Pipeline(ABC, Generic[Result]):
         found = record.get("settings"), record.get("bytes"), record.get("mtime_ns")
         return record.get("error") is None and found == (self.settings, size, mtime_ns)
 
-    def _last(self, image: str) -> Record:
+    def _last(self, job: Job) -> Record:
         """What is known of the files that the image has: their names, settings, bytes and time.
 
-        An error does not change them. Settings are None of files that may be of several results.
+        An error does not change them. Settings are None of files that may be of several results, or
+        of one whose record is damaged.
         """
-        record = self.records.get(image)
+        record = self.records.get(job.image)
+        if not record:
+            files = self._named(job.name).items()
+            return {field: file for field, file in files if self.records.mentions(job.image, file)}
         if record.get("error") is not None:
             last: Record = record.get("last") or {}
             return last
@@ -302,7 +306,7 @@ class Pipeline(ABC, Generic[Result]):
     def _begin(self, job: Job) -> None:
         # From here on its file may be there, or be the new one: the record must name it, and an old
         # one must not vouch for it.
-        job.last = self._last(job.image)
+        job.last = self._last(job)
         new = self._made(job.name)
         for name, file in new.items():
             strange = job.last and job.last.get(name) != file
@@ -337,13 +341,8 @@ class Pipeline(ABC, Generic[Result]):
                 if same and self._holds(job.last, field):
                     kept[field] = file
                 else:
-                    self._remove(path)
+                    path.unlink()
         return kept
-
-    def _remove(self, path: Path) -> None:
-        """Removes a file, unless a link on the way to it leads out of the folder."""
-        if Path(os.path.realpath(path.parent)).is_relative_to(os.path.realpath(self.folder)):
-            path.unlink(missing_ok=True)
 
     def _write(self, job: Job, result: Result) -> Record:
         start = time.perf_counter()
@@ -391,7 +390,7 @@ class Pipeline(ABC, Generic[Result]):
         kept = self.records.get(job.image).get(self.key)
         there = kept and any(os.path.exists(self.folder / file) for file in self._files(kept))
         name = kept if there else None
-        last = self._last(job.image)
+        last = self._last(job)
         self.records.add({**self._record(job), self.key: name, "error": sentence, "last": last})
         self.failed += 1
         tqdm.write(printable(sentence), file=sys.stderr)

@@ -94,6 +94,10 @@ class Records:
         """
         return name in self._owners or self._damaged.get(image, ("", ""))[0] == name
 
+    def mentions(self, image: str, file: str) -> bool:
+        """Whether the damaged record of a source image has a field that is ``file``."""
+        return f": {json.dumps(file)}" in self._damaged.get(image, ("", ""))[1]
+
     def claim(self, name: str, image: str) -> str:
         """The source image that owns the file ``name``: the one that did, or now ``image``."""
         return self._owners.setdefault(name, image)
@@ -155,7 +159,9 @@ class Records:
             self._main.close()
 
     def _parts(self) -> list[Path]:
-        return sorted(self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}"))
+        name = re.compile(rf"{re.escape(self.path.stem)}-rank\d+{re.escape(self.path.suffix)}")
+        files = self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}")
+        return sorted(file for file in files if name.fullmatch(file.name))
 
     def _read_all(self) -> None:
         count = 0

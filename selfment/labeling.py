@@ -220,7 +220,7 @@ class _Run(Pipeline[Result]):
             if file in broken:
                 rest = f"{composed.name} is without it, and the next run makes it again"
                 print(printable(f"{broken[file]}; {rest}"), file=sys.stderr)
-                self._remove(file)
+                file.unlink(missing_ok=True)
                 self.records.add({**self.records.get(image), "annotations": None})
                 self.failed += 1
 

@@ -89,8 +89,8 @@ FUNCTIONS: dict[str, Callable[[Any], list[Found]]] = {
 @cache
 def batch() -> Tensor:
     """Made once: torch's own products depend on the number of threads."""
-    images = [smooth(*GRID, 320, seed=seed) for seed in range(4)]
-    return torch.stack([*images, object_on_ground(*GRID, 320)])
+    images = [smooth(*GRID, 384, seed=seed) for seed in range(4)]
+    return torch.stack([*images, object_on_ground(*GRID, 384)])
 
 
 @cache

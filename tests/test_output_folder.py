@@ -215,17 +215,40 @@ def test_names_that_are_not_of_the_image_are_not_removed(photos_in, tmp_path):
 
 
 @pytest.mark.parametrize("command", [predict, label])
-def test_nothing_is_removed_through_a_link_that_leads_out(photos_in, tmp_path, command):
+def test_a_linked_folder_holds_results_as_any_other(photos_in, tmp_path, command):
     out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
     out.mkdir()
     elsewhere.mkdir()
+    (elsewhere / "mine.jpg").write_bytes(b"precious")
     (out / "overlays").symlink_to(elsewhere)
     command(photos_in, out, overlays=True)
     made = files_in(elsewhere)
-    assert len(made) == 3
+    assert len(made) == 4
     other = {"head": 1} if command is predict else {"tau": 0.4}
     assert command(photos_in, out, **other) == (3, 0, 0)
+    assert files_in(elsewhere) == ["mine.jpg"]
+    assert command(photos_in, out, overlays=True, **other) == (3, 0, 0)
     assert files_in(elsewhere) == made
+    assert (elsewhere / "mine.jpg").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("command", [label, predict])
+def test_files_that_a_damaged_record_names_are_of_its_image(photos_in, tmp_path, command):
+    out = tmp_path / "out"
+    command(photos_in, out, overlays=True)
+    overlay = out / ("overlays/a.jpg" if command is label else "overlays/a_overlay.jpg")
+    assert overlay.exists()
+    file = out / ("labels.jsonl" if command is label else "predictions.jsonl")
+    lines = file.read_text().splitlines(keepends=True)
+    damaged = [
+        line.replace('"bytes": ', '"bytes": 1') if "a.png" in line else line for line in lines
+    ]
+    assert damaged != lines
+    file.write_text("".join(damaged))
+    assert command(photos_in / "a.png", out) == (1, 0, 0)
+    assert not overlay.exists()
+    assert command(photos_in, out, overlays=True) == (1, 2, 0)
+    assert overlay.exists()
 
 
 def test_broken_annotations_outside_of_the_folder_stay(photos_in, tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-_ODDITY = 1 << 20  # bytes that a tensor may say it holds without having them in its file
+_ODDITY = 1 << 26  # bytes that a tensor may say it holds without having them in its file
 
 
 class WeightsError(RuntimeError):
@@ -108,7 +108,7 @@ class Backbone(ABC):
 
 
 def check_memory(state: dict[str, Any]) -> None:
-    """Raises ``ValueError`` for a tensor that says it holds far more than the file gave it.
+    """Raises ``ValueError`` for a tensor that is not dense, or larger than what its file holds.
 
     One number can stand for all of any shape, and a shape with a side of 0 needs none; what is
     computed from such a tensor takes the memory and the time that its shape says.
@@ -117,6 +117,8 @@ def check_memory(state: dict[str, Any]) -> None:
         if isinstance(value, dict):
             check_memory(value)
         elif isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_nested:
+                raise ValueError(f"{key} is not a dense tensor")
             held = value.untyped_storage().nbytes()
             if math.prod(filter(None, value.shape)) * value.element_size() > max(held, _ODDITY):
                 shape = tuple(value.shape)
