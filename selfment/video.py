@@ -166,7 +166,7 @@ class _Source:
             raise self._broken("it holds no frame")
         self._first = first
         # What the camera noted; releases before 14 do not tell.
-        self.rotation = round(getattr(first, "rotation", 0) / 90) * 90
+        self.rotation = round(first.rotation / 90) * 90
         sides = (first.height, first.width) if self.rotation % 180 else (first.width, first.height)
         width, height = (max(2, side - side % 2) for side in sides)
         self.size = width, height
