@@ -15,6 +15,9 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+# One may label for long while the others wait; torchrun ends all if one fails.
+_PATIENCE = timedelta(days=7)
+
 
 def world() -> tuple[int, int]:
     """The rank of this process and how many there are."""
@@ -31,18 +34,21 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    # One may label for long while the others wait; torchrun ends all if one fails.
     backend = "nccl" if device.type == "cuda" else "gloo"
-    timeout = timedelta(days=7)
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    store = distributed.PrefixStore(_agreed(store, rank, size), store)
+    store, rank, size = _own_store()
     distributed.init_process_group(
-        backend, store=store, rank=rank, world_size=size, timeout=timeout
+        backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE
     )
     try:
         yield
     finally:
         distributed.destroy_process_group()
+
+
+def _own_store() -> tuple[Any, int, int]:
+    """Keys and values that the processes of this start share, the rank, and how many there are."""
+    store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
+    return distributed.PrefixStore(_agreed(store, rank, size), store), rank, size
 
 
 def _agreed(store: Any, rank: int, size: int) -> str:
@@ -86,8 +92,10 @@ def any_failed(count: int) -> bool:
     """
     if not distributed.is_torchelastic_launched():
         return count > 0
-    with process_group(torch.device("cpu")):
-        return any(gathered(count))
+    # Through torchrun's store alone: to leave a process group of gloo can hang (torch 2.6).
+    store, rank, size = _own_store()
+    store.set(f"failed/{rank}", str(count))
+    return any(int(store.get(f"failed/{other}")) > 0 for other in range(size))
 
 
 def gathered(value: Any) -> list[Any]:
