@@ -28,11 +28,12 @@ import re
 import sys
 import threading
 import time
+from array import array
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,12 +53,7 @@ DIMS = (1, 3, 8, 24, 96, 384, 1100)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-class Sample(NamedTuple):
-    """The memory after so many calls, in bytes."""
-
-    calls: int
-    allocated: int
-    resident: int
+Samples = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class MallocInfo(ctypes.Structure):
@@ -83,21 +79,22 @@ class Record:
     undetermined: int = 0
     wrong: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    # Calls, bytes allocated, bytes resident, and so on: plain numbers, which take little memory.
+    samples: array[int] = field(default_factory=lambda: array("q"))
 
 
 LIBC = ctypes.CDLL(None)
 LIBC.mallinfo2.restype = MallocInfo
 
 
-def memory(calls: int) -> Sample:
-    """What is allocated now, and what is resident without what malloc can give back."""
+def memory() -> tuple[int, int]:
+    """Bytes that are allocated now, and resident without what malloc can give back."""
     gc.collect()
     LIBC.malloc_trim(0)
     info = LIBC.mallinfo2()
     found = re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())
     assert found is not None
-    return Sample(calls, info.uordblks + info.hblkhd, int(found[1]) * 1024)
+    return info.uordblks + info.hblkhd, int(found[1]) * 1024
 
 
 def contents(random: np.random.Generator) -> tuple[Tensor, tuple[int, int]]:
@@ -197,26 +194,19 @@ class Worker:
         return []
 
 
-def warm(samples: list[Sample]) -> list[Sample]:
-    """Those after the warm-up."""
-    if not samples:
-        return []
-    first = max(WARM_UP, samples[-1].calls // 2)
-    return [sample for sample in samples if sample.calls >= first]
+def warm(record: Record) -> Samples:
+    """(M, 3) int64, those after the warm-up: calls, bytes allocated, bytes resident."""
+    samples = np.array(record.samples, dtype=np.int64).reshape(-1, 3)
+    calls = samples[:, 0]
+    after: Samples = samples[calls >= max(WARM_UP, calls.max(initial=0) // 2)]
+    return after
 
 
-def series(record: Record, name: str) -> tuple[list[int], list[int]]:
-    """Calls and bytes of the samples after the warm-up."""
-    samples = warm(record.samples)
-    return [sample.calls for sample in samples], [getattr(sample, name) for sample in samples]
-
-
-def growth(calls: list[int], sizes: list[int]) -> tuple[float, float]:
+def growth(calls: Samples, sizes: Samples) -> tuple[float, float]:
     """Bytes per call and its standard error; NaN if the samples are few."""
     if len(calls) < 10:
         return float("nan"), float("nan")
-    x, y = np.array(calls, dtype=np.float64), np.array(sizes, dtype=np.float64)
-    x, y = x - x.mean(), y - y.mean()
+    x, y = calls - calls.mean(), sizes - sizes.mean()
     slope = float(x @ y / (x @ x))
     rest = y - slope * x
     return slope, float(np.sqrt(rest @ rest / (len(x) - 2) / (x @ x)))
@@ -231,7 +221,7 @@ def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
         while time.monotonic() < until and not record.errors:
             stop = min(until, time.monotonic() + SAMPLE_EVERY)
             list(pool.map(lambda worker, stop=stop: worker.run(stop), workers))
-            record.samples.append(memory(record.calls))
+            record.samples.extend((record.calls, *memory()))
     return record
 
 
@@ -242,10 +232,10 @@ def rows(record: Record, minutes: float, at_once: int) -> Iterator[tuple[str, st
     yield "masks checked, wrong", f"{record.checked}, {len(record.wrong)}"
     yield "cuts not determined, with other masks", f"{record.undetermined}"
     yield "unexpected errors", f"{len(record.errors)}"
-    for name in BOUNDS:
-        calls, sizes = series(record, name)
+    calls, *memories = warm(record).T
+    for name, sizes in zip(BOUNDS, memories, strict=True):
         slope, error = growth(calls, sizes)
-        ends = f"{sizes[0] / 2**20:.1f}, {sizes[-1] / 2**20:.1f} MiB" if sizes else "-"
+        ends = f"{sizes[0] / 2**20:.1f}, {sizes[-1] / 2**20:.1f} MiB" if len(sizes) else "-"
         yield f"{name} after the warm-up, at the end", ends
         yield f"growth of {name} per call", f"{slope:.1f} +- {error:.1f} bytes"
 
@@ -270,10 +260,12 @@ def main() -> None:
     for line in [*record.wrong, *record.errors]:
         print(line)
     print(json.dumps(machine()))
-    grown = {name: growth(*series(record, name)) for name in BOUNDS}
-    if math.isnan(grown["allocated"][0]):
+    calls, *memories = warm(record).T
+    grown = [growth(calls, sizes) for sizes in memories]
+    if math.isnan(grown[0][0]):
         sys.exit("error: `--minutes` must be enough for 10 looks at the memory after the warm-up")
-    leaks = [slope > max(BOUNDS[name], 4 * error) for name, (slope, error) in grown.items()]
+    bounded = zip(BOUNDS.values(), grown, strict=True)
+    leaks = [slope > max(bound, 4 * error) for bound, (slope, error) in bounded]
     if record.wrong or record.errors or any(leaks):
         sys.exit(1)
 
