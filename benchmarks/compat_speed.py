@@ -4,8 +4,8 @@ Each pair runs in one process, on the same features and threads, and is compared
 timed. The dense ways are what everybody runs:
 
 - MaskCut: three rounds of numpy matrices and LAPACK's generalised solver, `scipy.linalg.eigh`.
-  Masks and seeds must be equal; the vector's sign and ties of the seed, which LAPACK leaves to
-  rounding, are by the drop-in's rules in both.
+  Masks and seeds must be equal; ties of the seed, which rounding decides in numpy, are by the
+  drop-in's rule in both.
 - Deep Spectral Segmentation: 20 pairs by scipy's `eigsh` in shift-invert mode, in float32. Only
   `eigsh` is timed there, with D - W and D given; the drop-in from features to vectors. Eigenvalues
   must agree, and residuals |(D - W) x - lambda D x|, W in float64, be at most 1e-5.
@@ -54,7 +54,6 @@ def dense(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
         columns, painting = get_masked_affinity_matrix(painting, columns, paint, side)
         A, D = get_affinity_matrix(columns, TAU)
         x = scipy.linalg.eigh(D - A, D, subset_by_index=[1, 2])[1][:, 0]
-        x = x * np.sign(x[first_peak(abs(x))])
         foreground = get_salient_areas(x)
         reverse = check_num_fg_corners(foreground, grid) >= 3
         reverse = reverse or not foreground[first_peak(abs(x))]
