@@ -43,8 +43,14 @@ ROUNDS, TAU, PATCH = 3, 0.15, 8
 PAIRS = 20
 
 
-def dense(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
-    """MaskCut of (d, side * side) features by dense matrices, at the grid's size."""
+def drop_in_maskcut(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
+    """MaskCut of (d, side * side) features: the last seed, and the masks at the grid's size."""
+    size = (side, side)
+    return maskcut_forward(columns, size, (PATCH, PATCH), size, TAU, ROUNDS)[:2]
+
+
+def dense_maskcut(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
+    """The same by dense matrices and scipy."""
     grid = (side, side)
     painting = torch.zeros(1, *grid)
     mask = np.zeros(grid)
@@ -75,19 +81,15 @@ def maskcut(side: int, dim: int, repeats: int) -> None:
     columns = rows.T.contiguous()
     print(f"MaskCut, {ROUNDS} rounds, tau = {TAU}")
     start = time.perf_counter()
-    seed, masks = dense(columns, side)
+    seed, masks = dense_maskcut(columns, side)
     slow = time.perf_counter() - start
 
-    def ours() -> tuple[int, list[np.ndarray]]:
-        size = (side, side)
-        return maskcut_forward(columns, size, (PATCH, PATCH), size, TAU, ROUNDS)[:2]
-
-    own_seed, own_masks = ours()
+    own_seed, own_masks = drop_in_maskcut(columns, side)
     if own_seed != seed or not np.array_equal(own_masks, masks):
         sys.exit("the drop-in and the dense way differ")
     areas = ", ".join(f"{int(mask.sum())}" for mask in masks)
     print(f"equal: the seed and {ROUNDS} masks of {areas} patches")
-    report(times(ours, repeats), [slow])
+    report(times(lambda: drop_in_maskcut(columns, side), repeats), [slow])
 
 
 def deep_spectral(side: int, dim: int, repeats: int) -> None:
