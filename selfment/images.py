@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -256,7 +257,8 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
         cut = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         image.load()
         if cut and image.mode not in _DEEP_MODES:  # Pillow has no colours of 16 bits
-            most = max(high for _, high in image.getextrema())
+            extrema: Any = image.getextrema()
+            most = max(high for _, high in extrema)
             notes.append(
                 f"16-bit colours read as their upper 8 bits, of which the largest is {most}"
             )

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from ._files import atomic_file, check_file
 from .segmenter import Segmenter
-from .visualize import tint_saliency
+from .visualize import saliency_image, tint_saliency
 
 #: File name endings, in lower case, of what is taken for a video.
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
@@ -86,8 +86,7 @@ def segment_video(
         def draw(batch: Sequence[_Frame], grids: Tensor) -> None:
             for frame, grid in zip(batch, grids, strict=True):
                 values = segmenter.to_image(grid, frame.content, source.size)
-                levels = np.rint(255 * values.numpy()).astype(np.uint8)
-                pictures = [_grey(levels)]
+                pictures = [_grey(np.asarray(saliency_image(values)))]
                 if mask is not None:
                     pictures.append(_grey(np.where(values.numpy() > threshold, 255, 0)))
                 if frame.picture is not None:
