@@ -139,14 +139,14 @@ def read_checkpoint(name: str) -> dict[str, Any]:
     if not os.path.isfile(name):
         raise WeightsError(f"`head` must be a checkpoint or a folder: {name!r} does not exist")
     try:
-        # Whatever a training script saved beside the weights, such as its command line.
-        unknown = []
-        if zipfile.is_zipfile(name):  # torch's format since 1.6
-            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
         # The list of safe classes belongs to the process: two callers would undo each other's.
-        inert = torch.serialization.safe_globals([(_Inert, kind) for kind in unknown])
-        with _SAFE_GLOBALS.held(), inert:
-            content = torch.load(name, map_location="cpu", weights_only=True)
+        with _SAFE_GLOBALS.held():
+            # Whatever a training script saved beside the weights, such as its command line.
+            unknown = []
+            if zipfile.is_zipfile(name):  # torch's format since 1.6
+                unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
+            with torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]):
+                content = torch.load(name, map_location="cpu", weights_only=True)
     except Exception as error:  # torch, pickle and zip have errors of their own
         raise WeightsError(
             f"`head` must be a checkpoint that torch can read: {name!r} is not "
