@@ -31,6 +31,9 @@ class ProcessLock:
 
 #: Held while a model is loaded.
 LOADING = ProcessLock()
+#: Held while other settings are changed that belong to the process, such as filters of warnings:
+#: two callers would undo each other's.
+SETTINGS = ProcessLock()
 
 
 def as_documented(device: torch.device | str = "cpu") -> AbstractContextManager[None]:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ._arrays import check_dense, check_device
 from ._files import atomic_file, check_file
-from ._torch_state import ProcessLock, loading, without_autocast
+from ._torch_state import SETTINGS, loading, without_autocast
 from .backbones import WeightsError
 from .backbones.base import check_memory
 
@@ -25,7 +25,6 @@ EMBEDDING = 128  #: length of the embedding that the contrastive loss takes
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 
 _MODEL_TYPE = "selfment-patch-head"  # in the configuration
-_SAFE_GLOBALS = ProcessLock()
 
 
 class PatchHead(nn.Module):
@@ -139,8 +138,7 @@ def read_checkpoint(name: str) -> dict[str, Any]:
     if not os.path.isfile(name):
         raise WeightsError(f"`head` must be a checkpoint or a folder: {name!r} does not exist")
     try:
-        # The list of safe classes belongs to the process: two callers would undo each other's.
-        with _SAFE_GLOBALS.held():
+        with SETTINGS.held():  # the list of safe classes belongs to the process
             # Whatever a training script saved beside the weights, such as its command line.
             unknown = []
             if zipfile.is_zipfile(name):  # torch's format since 1.6

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import _ops
 from . import _params as params
 from ._arrays import Grid, as_features
-from ._torch_state import ProcessLock
+from ._torch_state import SETTINGS
 from .graph import build, check_finite
 from .spectral import eigenpairs
 
@@ -23,8 +23,6 @@ METHODS = ("kmeans", "rotation")
 _STARTS = 10  # of k-means, of which the best is taken
 NO_ASSOCIATION = 1e-6  # eigenvalues of M up to this are those of its null space, and rounding
 _STALLED = 1e-12  # the relative gain at which the rotation has arrived
-
-_LIMITS = ProcessLock()
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -127,8 +125,8 @@ def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
     from threadpoolctl import threadpool_limits  # of scikit-learn
 
     # On one thread: the order of its sums, and so the clusters, depend on how many there are. That
-    # number and the filters of warnings belong to the process: two callers would undo each other's.
-    with _LIMITS.held(), threadpool_limits(1), warnings.catch_warnings():
+    # number and the filters of warnings belong to the process.
+    with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
         # Fewer rows that differ than clusters: those that are left are empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)

@@ -97,9 +97,14 @@ def fit(
     ``finished`` epochs with their ``optimizer_state`` ends as one that never stopped. Under
     ``torch.distributed`` each process takes its share of every epoch. ``on_epoch`` gets the epoch,
     from 1, and the optimiser's state. The caller's autocast, default device, and modes without
-    gradients change nothing.
+    gradients change nothing. Raises ``ValueError`` where the loss is not finite, or for a head that
+    was made in inference mode.
     """
     device = next(head.parameters()).device
+    if any(parameter.is_inference() for parameter in head.parameters()):
+        raise ValueError(
+            "`head` must not be made in torch.inference_mode(): its parameters can have no gradients"
+        )
     with torch.inference_mode(False), torch.enable_grad(), as_documented(device):
         model: nn.Module = head
         rank, world = 0, 1
