@@ -75,8 +75,7 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
         kind = TORCH if torch.compiler.is_compiling() else Kind(array=_named(value, name))
         return value.detach().resolve_neg(), kind  # kernels read the memory as it is
     if isinstance(value, np.ndarray):
-        if isinstance(value, np.ma.MaskedArray):
-            raise TypeError(f"`{name}` must be an array without a mask: got a MaskedArray")
+        check_unmasked(value, name)
         if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise TypeError(f"`{name}` must hold native numbers: got dtype {value.dtype}")
         # torch takes neither negative strides, nor those that are no multiple of an element, nor,
@@ -125,6 +124,12 @@ def check_data(value: Tensor, name: str) -> None:
         raise ValueError(
             f"`{name}` must be on the CPU or another device that holds numbers: got meta"
         )
+
+
+def check_unmasked(value: Any, name: str) -> None:
+    """Raises ``TypeError`` for an array of numpy with a mask, which nothing here would heed."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` must be an array without a mask: got a MaskedArray")
 
 
 def _named(value: Any, name: str) -> str:

@@ -186,6 +186,8 @@ class PseudoLabeler(ImageModel):
 
         Raises ``ValueError`` for features that are not finite.
         """
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
         backbone = self.backbone
         with as_documented(self.torch_device):
             if self._voters:
@@ -199,6 +201,8 @@ class PseudoLabeler(ImageModel):
         """
         if self.objects is None:
             raise ValueError("`objects` must be given to find objects: got None")
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
         backbone = self.backbone
         with as_documented(self.torch_device):
             features = _where_kernels_are(backbone(batch))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ._arrays import check_dense
+from ._arrays import check_data, check_dense
 from ._torch_state import without_autocast
 
 TEMPERATURE = 0.05
@@ -35,8 +35,7 @@ def head_loss(logits: Tensor, embedding: Tensor, labels: Tensor) -> HeadLoss:
     first two, under autocast, too. Raises ``ValueError`` for other shapes and ``TypeError`` for
     what is no dense tensor.
     """
-    for name, value in (("logits", logits), ("embedding", embedding), ("labels", labels)):
-        check_dense(value, name)
+    _check(logits=logits, embedding=embedding, labels=labels)
     patches = len(labels)
     if labels.ndim != 1 or logits.shape != (patches, 2) or embedding.shape[:-1] != (patches,):
         raise ValueError(
@@ -53,6 +52,7 @@ def head_loss(logits: Tensor, embedding: Tensor, labels: Tensor) -> HeadLoss:
 
 def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
     """One minus the Dice overlap of (N,) probabilities with (N,) targets of 0 and 1."""
+    _check(probability=probability, target=target)
     overlap = 2 * (probability * target).sum() + 1e-6
     return 1 - overlap / (probability.sum() + target.sum() + 1e-6)
 
@@ -67,6 +67,7 @@ def contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERAT
     The mean over positives is a product with the class sum S: <e_i, S - e_i> / ((n - 1) T), so that
     only the logarithms of the softmax's denominators take all pairs.
     """
+    _check(embedding=embedding, labels=labels)
     foreground = labels.to(embedding.dtype)
     sizes = torch.stack([len(labels) - foreground.sum(), foreground.sum()])
     members = torch.stack([1 - foreground, foreground], 1)  # (N, 2)
@@ -123,6 +124,13 @@ class _RowLogSumExp(torch.autograd.Function):
                 plain, shared = (kernel @ both).chunk(2, 1)
                 parts.append(torch.addcmul(shared, own, plain))
         return torch.cat(parts).div_(ctx.temperature), None
+
+
+def _check(**tensors: Tensor) -> None:
+    """Raises ``TypeError`` for what is no dense tensor, ``ValueError`` for one without numbers."""
+    for name, tensor in tensors.items():
+        check_dense(tensor, name)
+        check_data(tensor, name)
 
 
 def _kernel(part: Tensor, rows: Tensor, temperature: float, buffer: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ._arrays import check_data, check_dense
+from ._arrays import check_data, check_dense, check_unmasked
 
 Floats = npt.NDArray[np.float64]
 
@@ -108,6 +108,7 @@ def as_map(value: Any, name: str) -> npt.NDArray[Any]:
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         array: npt.NDArray[Any] = (tensor.float() if half else tensor).numpy()
     elif isinstance(value, np.ndarray):
+        check_unmasked(value, name)
         array = value.astype(np.float32) if value.dtype == np.float16 else value
     else:
         raise TypeError(

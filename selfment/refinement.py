@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import _params as params
-from ._arrays import check_data, check_dense
+from ._arrays import check_data, check_dense, check_unmasked
 from ._lattice import bilateral_grid, permutohedral_lattice
 from .images import ImageLike, load_image
 
@@ -236,11 +236,15 @@ def largest(mask: Bools) -> Bools:
 
 
 def as_mask(mask: Any) -> npt.NDArray[Any]:
-    """``mask`` as an (h, w) array, bool or float64 in [0, 1]; raises ``ValueError``."""
+    """``mask`` as an (h, w) array, bool or float64 in [0, 1].
+
+    Raises ``TypeError`` for a kind of tensor or array that is not dense, and ``ValueError``.
+    """
     if isinstance(mask, Tensor):
         check_dense(mask, "mask")
         check_data(mask, "mask")
         mask = mask.detach().cpu()
+    check_unmasked(mask, "mask")
     values = np.asarray(mask)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"`mask` must be (h, w) and not empty: got shape {values.shape}")

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ._arrays import check_data, check_dense
 from ._files import write_atomically
 from ._model import ImageModel
 from ._torch_state import LOADING, as_documented
@@ -171,8 +172,11 @@ class Segmenter(ImageModel):
     def saliency_batch(self, batch: Tensor) -> Tensor:
         """(B, h, w) float32 in [0, 1] on the patch grid, of (B, 3, H, W) preprocessed images.
 
-        Raises ``ValueError`` for features that are not finite.
+        Raises ``ValueError`` for features that are not finite and ``TypeError`` for a batch that is
+        no dense tensor.
         """
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
         self.load()
         assert self._forward is not None
         with as_documented(self.torch_device):

@@ -103,7 +103,8 @@ def fit(
     device = next(head.parameters()).device
     if any(parameter.is_inference() for parameter in head.parameters()):
         raise ValueError(
-            "`head` must not be made in torch.inference_mode(): its parameters can have no gradients"
+            "`head` must not be made in torch.inference_mode(): its parameters then can have no "
+            "gradients"
         )
     with torch.inference_mode(False), torch.enable_grad(), as_documented(device):
         model: nn.Module = head
