@@ -39,9 +39,12 @@ def load_backbone(
 
     ``features``: the final normalised patch tokens, or the keys of the last attention block.
     ``weights``: a checkpoint file instead of timm's download. ``dtype``: autocast to ``float16`` or
-    ``bfloat16``; None and ``float32`` do not. Nothing that the caller has set in torch,
-    such as a default dtype, changes what is loaded. Raises ``ValueError`` for a wrong argument and
-    :class:`WeightsError` when the weights cannot be had or do not fit.
+    ``bfloat16``; None and ``float32`` do not.
+
+    The caller's default dtype, default device and autocast change neither the backbone nor its
+    features. ``torch.set_float32_matmul_precision`` does hold: it says how exact products of
+    float32 matrices are. Raises ``ValueError`` for a wrong argument and :class:`WeightsError` when
+    the weights cannot be had or do not fit.
     """
     choice("features", features, FEATURES)
     autocast = as_dtype(dtype)
