@@ -240,8 +240,13 @@ def _from_state(
         )
     try:
         check_memory(state)
+        width, dim = first.shape
+        second = state.get("proj.2.weight")
+        # Before so large a head is made: a file may hold a long column, and not its square.
+        if not isinstance(second, Tensor) or second.shape != (width, width):
+            raise ValueError(f"proj.2.weight must be ({width}, {width}), as proj.0.weight says")
         with loading():
-            head = PatchHead(first.shape[1], first.shape[0])
+            head = PatchHead(dim, width)
             head.load_state_dict(state)
     except Exception as error:  # torch meets any key and value
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()

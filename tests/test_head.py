@@ -106,6 +106,16 @@ def test_an_embedding_of_another_length(width: int, tmp_path: Path) -> None:
     assert head.proj[0].weight.grad is not None
 
 
+@pytest.mark.parametrize("second", [None, torch.zeros(1), torch.zeros(128, 128)])
+def test_an_embedding_that_the_file_does_not_hold(second: object, tmp_path: Path) -> None:
+    """A column of a million numbers is no head whose second layer would take 4 TB."""
+    state = {**PatchHead(1).state_dict(), "proj.0.weight": torch.zeros(10**6, 1)}
+    torch.save({**state, "proj.2.weight": second}, tmp_path / "head.pt")
+    message = r"does not fit \(proj\.2\.weight must be \(1000000, 1000000\), as proj\.0\.weight"
+    with pytest.raises(WeightsError, match=message):
+        load_head(tmp_path / "head.pt")
+
+
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("nested", [True, False])
 def test_state_dicts_at_top_level_and_nested(tmp_path: Path, prefix: str, nested: bool) -> None:

@@ -209,6 +209,10 @@ def test_from_pretrained_takes_folders_and_checkpoints(tmp_path):
         again = Segmenter.from_pretrained(name, size=64)
         assert again.backbone_name == "classic"
         assert torch.equal(again(noise(20, 30)), expected)
+    # The weights alone know their backbone by the configuration beside them.
+    again = Segmenter.from_pretrained(tmp_path / "head/model.safetensors", size=64)
+    assert again.backbone_name == "classic"
+    assert torch.equal(again(noise(20, 30)), expected)
     card = (tmp_path / "head/README.md").read_text()
     assert card.startswith("---\nlibrary_name: selfment\n")
     assert "`classic`" in card
