@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -99,6 +100,20 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
         f"`{name}` must be a torch tensor, a numpy array or a DLPack array: "
         f"got {type(value).__name__}"
     )
+
+
+def as_array(value: Any, name: str) -> npt.NDArray[Any]:
+    """What ``numpy.asarray`` makes of ``value``, which may be a tensor on any device.
+
+    Raises ``TypeError`` for tensors that are not dense and arrays with a mask, ``ValueError`` for
+    tensors without numbers.
+    """
+    check_unmasked(value, name)
+    if isinstance(value, Tensor):
+        check_dense(value, name)
+        check_data(value, name)
+        value = value.detach().cpu()
+    return np.asarray(value)
 
 
 def check_dense(value: Any, name: str) -> None:

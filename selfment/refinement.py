@@ -10,10 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
 
 from . import _params as params
-from ._arrays import check_data, check_dense, check_unmasked
+from ._arrays import as_array
 from ._lattice import bilateral_grid, permutohedral_lattice
 from .images import ImageLike, load_image
 
@@ -240,12 +239,7 @@ def as_mask(mask: Any) -> npt.NDArray[Any]:
 
     Raises ``TypeError`` for a kind of tensor or array that is not dense, and ``ValueError``.
     """
-    if isinstance(mask, Tensor):
-        check_dense(mask, "mask")
-        check_data(mask, "mask")
-        mask = mask.detach().cpu()
-    check_unmasked(mask, "mask")
-    values = np.asarray(mask)
+    values = as_array(mask, "mask")
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"`mask` must be (h, w) and not empty: got shape {values.shape}")
     if values.dtype == np.bool_:

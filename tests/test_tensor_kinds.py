@@ -14,11 +14,12 @@ from torch import Tensor
 import selfment
 from cases import smooth
 from heads import a_head
-from selfment import Evaluator, PseudoLabeler, Segmenter, methods, metrics, reference
+from selfment import Evaluator, PseudoLabeler, Segmenter, methods, metrics, reference, visualize
 from selfment.compat import maskcut, tokencut
 from selfment.compat.selfment import unsupervised_saliency_labels
 from selfment.head import PatchHead
 from selfment.losses import contrastive, head_loss, soft_dice
+from selfment.threshold import auto_tau
 
 GRID = (4, 5)
 N, D = 20, 6
@@ -45,7 +46,10 @@ KINDS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "sparse": (Tensor.to_sparse, "the layout sparse_coo; call .to_dense() first"),
     "nested": (nested, "a nested one"),
     "jagged": (jagged, "a nested one"),
-    "mkldnn": (Tensor.to_mkldnn, "the layout mkldnn; call .to_dense() first"),
+    "mkldnn": (
+        lambda tensor: tensor.float().to_mkldnn(),
+        "the layout mkldnn; call .to_dense() first",
+    ),
     "meta": (lambda tensor: tensor.to("meta"), "meta"),
     "list": (lambda tensor: tensor.tolist(), "list"),
     "masked array": (lambda tensor: np.ma.masked_less(tensor.numpy(), 0), "MaskedArray"),
@@ -53,7 +57,7 @@ KINDS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 if hasattr(torch, "quantize_per_tensor"):  # deprecated since torch 2.14
     KINDS["quantized"] = (
-        lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.quint8),
+        lambda tensor: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.quint8),
         "a quantized one",
     )
 
@@ -108,6 +112,20 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Any], Any]]] = {
     ),
     "selfment": ("feats", ROWS, lambda x: unsupervised_saliency_labels(x, *GRID)),
 }
+CALLS |= {
+    "detect_box": (
+        "bipartition",
+        LABELS.reshape(GRID),
+        lambda x: tokencut.detect_box(x, 1, GRID, scales=(8, 8)),
+    ),
+    "saliency image": ("saliency", MAP, visualize.saliency_image),
+    "tint of saliency": ("saliency", MAP, lambda x: visualize.tint_saliency(IMAGE, x)),
+    "tint of a mask": ("mask", MAP > 0.5, lambda x: visualize.tint(IMAGE, x)),
+    "instances": ("instances", (MAP > 0.5).int(), lambda x: visualize.overlay_instances(IMAGE, x)),
+    "auto_tau": ("features", ROWS[None], auto_tau),
+    "k-means": ("features", ROWS, lambda x: methods.kmeans_split(x, GRID)),
+    "CLS token": ("features", ROWS, lambda x: methods.cls_split(x, ROWS[0])),
+}
 for _method in ("tokencut", "maskcut", "dsm", "selfmask"):
     CALLS[f"method {_method}"] = (
         "features",
@@ -115,7 +133,15 @@ for _method in ("tokencut", "maskcut", "dsm", "selfmask"):
         lambda x, method=_method: methods.label(x, GRID, method),
     )
 CALLS["split kmeans"] = "features", ROWS[None], lambda x: methods.label(x, GRID, init="kmeans")
-TAKES_LISTS = ("refine_mask",)
+#: What takes whatever numpy does, lists of numbers among it.
+TAKES_LISTS = (
+    "refine_mask",
+    "detect_box",
+    "saliency image",
+    "tint of saliency",
+    "tint of a mask",
+    "instances",
+)
 
 
 @pytest.mark.filterwarnings("ignore:.*(nested tensors|quantize_per_tensor)")
