@@ -2,7 +2,8 @@
 
 Compares initial masks and IPO masks of `selfment.pseudo_label` and `selfment.reference`, binary and
 weighted, at several sizes, and explains each patch of an initial mask that differs: how far its
-entry of the Fiedler vector lies from the mean, as a share of the vector's range.
+entry of the Fiedler vector lies from the mean, as a share of the vector's range. Then compares the
+seed and the masks of MaskCut's drop-in with those of `scipy.linalg.eigh` on dense matrices.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from compat_speed import dense_maskcut, drop_in_maskcut
 from inputs import machine, photo_features, photographs
 
 import selfment
@@ -39,6 +42,14 @@ def compare(path: Path, side: int, dim: int, graph: str) -> dict[str, Any]:
         "iterations": int(ours.lanczos_iters),
         "error": float((ours.fiedler - expected.fiedler).abs().max() / (x.max() - x.min())),
     }
+
+
+def same_maskcut(path: Path, side: int, dim: int) -> bool:
+    """Whether the drop-in gives the seed and the masks of the dense way."""
+    columns = photo_features(path, side, dim).T.contiguous()
+    seed, masks = drop_in_maskcut(columns, side)
+    expected_seed, expected_masks = dense_maskcut(columns, side)
+    return seed == expected_seed and all(map(np.array_equal, masks, expected_masks))
 
 
 def main() -> None:
@@ -72,6 +83,9 @@ def main() -> None:
             for row in part:
                 if row["initial"] or row["ipo"]:
                     print(f"  {row}")
+        others = [path.name for path in photos if not same_maskcut(path, side, arguments.dim)]
+        print(f"N = {side * side}, MaskCut: {len(others)} of {len(photos)} photographs differ")
+        print("".join(f"  {name}\n" for name in others), end="", flush=True)
     if arguments.json:
         arguments.json.write_text(json.dumps({"machine": machine(), "rows": rows}) + "\n")
 

@@ -130,19 +130,21 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "fiedler",
       [](Address bits, const Weights* weights, Address degrees, int64_t batch, int64_t n,
-         double eps, int64_t k, Address eigenvalues, Address vectors, Address gaps,
-         Address residuals, Address iterations, int threads) {
+         double eps, int64_t k, bool lapack_sign, Address eigenvalues, Address vectors,
+         Address gaps, Address residuals, Address iterations, int threads) {
         run(threads, [&](const selfment::Context& context) {
           const auto views = graphs(bits, weights, batch, n, eps);
           selfment::cpu::fiedler({views.data(), at<const double>(degrees), batch, k,
+                                  lapack_sign ? selfment::Sign::kLapack : selfment::Sign::kPeak,
                                   at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
                                   at<double>(residuals), at<int64_t>(iterations)},
                                  context);
         });
       },
       py::arg("bits"), py::arg("weights").none(true), py::arg("degrees"), py::arg("batch"),
-      py::arg("n"), py::arg("eps"), py::arg("k"), py::arg("eigenvalues"), py::arg("vectors"),
-      py::arg("gaps"), py::arg("residuals"), py::arg("iterations"), py::arg("threads"));
+      py::arg("n"), py::arg("eps"), py::arg("k"), py::arg("lapack_sign"), py::arg("eigenvalues"),
+      py::arg("vectors"), py::arg("gaps"), py::arg("residuals"), py::arg("iterations"),
+      py::arg("threads"));
 
   m.def(
       "components",

@@ -121,20 +121,20 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "fiedler",
       [](Address bits, Address weights, Address degrees, int64_t batch, int64_t n, double eps,
-         int64_t k, Address eigenvalues, Address vectors, Address gaps, Address residuals,
-         Address iterations, Address scratch, int device, Address stream) {
+         int64_t k, bool lapack_sign, Address eigenvalues, Address vectors, Address gaps,
+         Address residuals, Address iterations, Address scratch, int device, Address stream) {
         run(device, [&] {
-          selfment::cuda::fiedler(
-              {graphs(bits, weights, batch, n, eps), at<const double>(degrees), k,
-               at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
-               at<double>(residuals), at<int64_t>(iterations)},
-              {at<void>(scratch), at<void>(stream)});
+          selfment::cuda::fiedler({graphs(bits, weights, batch, n, eps), at<const double>(degrees),
+                                   k, lapack_sign ? selfment::Sign::kLapack : selfment::Sign::kPeak,
+                                   at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
+                                   at<double>(residuals), at<int64_t>(iterations)},
+                                  {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("bits"), py::arg("weights"), py::arg("degrees"), py::arg("batch"), py::arg("n"),
-      py::arg("eps"), py::arg("k"), py::arg("eigenvalues"), py::arg("vectors"), py::arg("gaps"),
-      py::arg("residuals"), py::arg("iterations"), py::arg("scratch"), py::arg("device"),
-      py::arg("stream"));
+      py::arg("eps"), py::arg("k"), py::arg("lapack_sign"), py::arg("eigenvalues"),
+      py::arg("vectors"), py::arg("gaps"), py::arg("residuals"), py::arg("iterations"),
+      py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def("components_scratch", &selfment::cuda::components_scratch, py::arg("batch"), py::arg("n"),
         py::arg("frames"));

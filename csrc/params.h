@@ -110,12 +110,20 @@ struct MatvecParams {
   double* y;        // out: (batch, columns, n), A x
 };
 
+// Which of x and -x an eigenvector is: the one whose entry of largest magnitude is positive, or the
+// one that LAPACK's xSYGVX returns for (D - A, D).
+enum class Sign : int { kPeak, kLapack };
+
+// Lanczos vectors that the sign of LAPACK is read from, at most.
+inline constexpr int64_t kSignVectors = 64;
+
 struct FiedlerParams {
   const Graph* graphs;    // (batch,), all of the same n
   const double* degrees;  // (batch, n), positive
   int64_t batch, k;       // 1 <= k < n
-  double* eigenvalues;    // out: (batch, k), ascending
-  double* vectors;        // out: (batch, k, n), x^T D x = 1, positive at the largest magnitude
+  Sign sign;
+  double* eigenvalues;  // out: (batch, k), ascending
+  double* vectors;      // out: (batch, k, n), x^T D x = 1
   double* gaps;       // out: (batch, k), distance to the nearest other nontrivial eigenvalue found
   double* residuals;  // out: (batch, k), |M y - theta y| of the unit vectors y = D^1/2 x
   int64_t* iterations;  // out: (batch,), products with the graph
@@ -219,6 +227,7 @@ struct FiedlerParams {
   Graphs graphs;
   const double* degrees;  // (batch, n)
   int64_t k;              // 1 <= k < n
+  Sign sign;
   // out, as in selfment::FiedlerParams
   double *eigenvalues, *vectors, *gaps, *residuals;
   int64_t* iterations;

@@ -211,7 +211,15 @@ def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:
     return product
 
 
-def fiedler(bits: Tensor, weights: Any, degree: Tensor, n: int, eps: float, k: int) -> Pairs:
+def fiedler(
+    bits: Tensor,
+    weights: Any,
+    degree: Tensor,
+    n: int,
+    eps: float,
+    k: int,
+    sign: str,
+) -> Pairs:
     """Eigenvalues (B, k), vectors (B, k, N), gaps, residuals (B, k) and products with A (B,)."""
     batch = len(bits)
     twin = _twin(bits.device)
@@ -228,6 +236,7 @@ def fiedler(bits: Tensor, weights: Any, degree: Tensor, n: int, eps: float, k: i
         n=n,
         eps=eps,
         k=k,
+        lapack_sign=sign == "lapack",
         eigenvalues=values,
         vectors=vectors,
         gaps=gaps,

@@ -17,6 +17,7 @@ _LARGEST: Any = sys.float_info.max
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")
+SIGNS = ("peak", "lapack")
 
 # Two entries of the Fiedler vector whose magnitudes differ by less than this share of the largest
 # count as equal when the seed is chosen, so that the seed does not depend on a solver's rounding.

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,10 @@ SUFFIXES = (
 SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_DEPTHS = (8, 10, 12, 14, 16)
+_MAX_SAMPLE_VALUE = 281  # the number of the TIFF tag
+_LEAST_WHITE = 16.0  # a float image whose largest value is less is not one of 0..255
+_ROUNDING = 1e-6
 _BOX = 1 << 20  # pixels that are converted at a time, in up to 32 MiB
 
 
@@ -92,12 +97,14 @@ def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
     """An 8-bit RGB image, upright after its EXIF rotation, and notes on what was changed.
 
     ``image``: a path, a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4). Transparency is
-    composited on white; 16-bit values use the full 16-bit range; float and 32-bit values outside
-    theirs are scaled by minimum and maximum; an animation gives its first frame. The bytes say what
-    format a file has, not its name, and what follows the image in it is ignored. Refused are files
-    of more than 178,956,970 pixels, twice ``PIL.Image.MAX_IMAGE_PIXELS``, which one may set, pipes,
-    sockets and devices, and PostScript. Raises :class:`ImageError`, and
-    ``TypeError`` for anything else.
+    composited on white; an animation gives its first frame. A single channel of more than 8 bits
+    is scaled so that white is, in this order: what a TIFF file says in MaxSampleValue; 1, for
+    floats from 0 to 1; the largest number of 8, 10, 12, 14 or 16 bits, of the fewest that hold all
+    values; otherwise the largest value, with the smallest as black. A note tells unless it is 1 or
+    16 bits. The bytes say what format a file has, not its name, and what follows the image in it is
+    ignored. Refused are files of more than 178,956,970 pixels, twice
+    ``PIL.Image.MAX_IMAGE_PIXELS``, which one may set, pipes, sockets and devices, and PostScript.
+    Raises :class:`ImageError`, and ``TypeError`` for anything else.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image), []
@@ -239,12 +246,22 @@ def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:
 
 def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
     notes = []
+    if 0 in image.size:
+        width, height = image.size
+        raise ImageError(f"cannot read {name}: it has no pixels, its size is {width} x {height}")
     try:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             frame = "first frame" if image.tell() == 0 else f"frame {image.tell() + 1}"
             notes.append(f"{frame} of {frames}")
+        cut = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
         image.load()
+        if cut and image.mode not in _DEEP_MODES:  # Pillow has no colours of 16 bits
+            extrema: Any = image.getextrema()
+            most = max(high for _, high in extrema)
+            notes.append(
+                f"16-bit colours read as their upper 8 bits, of which the largest is {most}"
+            )
         try:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
             upright = ImageOps.exif_transpose(image) if turned else image
@@ -297,20 +314,48 @@ def _to_8bit(image: Image.Image, notes: list[str]) -> Callable[[Image.Image], Im
         for values in (_finite(image.crop(box)) for box in _boxes(image.size))
     ]
     low, high = float(min(extremes)[0]), float(max(most for _, most in extremes))
-    ceiling = 1.0 if image.mode == "F" else 65535.0
-    if low < 0 or high > ceiling:
-        notes.append(f"scaled from [{low:g}, {high:g}]")
+    white, note = _full_scale(image, low, high)
+    if note:
+        notes.append(note)
+    if white is None:
         scale = 255 / (high - low) if high > low else 0.0
     else:
-        low, scale = 0.0, 255 / ceiling
+        low, scale = 0.0, 255 / white
 
     def convert(box: Image.Image) -> Image.Image:
         values = _finite(box)
         values -= low
         values *= scale
+        np.minimum(values, 255, out=values)
         return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
     return convert
+
+
+def _full_scale(image: Image.Image, low: float, high: float) -> tuple[float | None, str | None]:
+    """The value that is white in a channel of more than 8 bits, and a note unless it is the usual.
+
+    The first that applies:
+
+    - The largest value that a TIFF file says it may hold (MaxSampleValue), if it holds none larger.
+    - 1 for floats from 0 to 1.
+    - The largest number of 8, 10, 12, 14 or 16 bits, of the fewest that hold all values: cameras,
+      scanners and microscopes store fewer bits in 16, and programs 8 in 32. Floats count if one of
+      them is 16 or more.
+    - None: white is the largest value and black the smallest.
+    """
+    stated = getattr(image, "tag_v2", {}).get(_MAX_SAMPLE_VALUE)
+    stated = stated[0] if isinstance(stated, tuple) else stated
+    if low >= 0 and stated and high <= float(stated):
+        return float(stated), f"white is {stated}, as the file says"
+    real = image.mode == "F"
+    if real and low >= 0 and high <= 1 + _ROUNDING:
+        return 1.0, None
+    bits = next((bits for bits in _DEPTHS if high < 1 << bits), None)
+    if low < 0 or bits is None or (real and high < _LEAST_WHITE):
+        return None, f"scaled from [{low:g}, {high:g}]"
+    usual = bits == 16 and not real
+    return float((1 << bits) - 1), None if usual else f"values up to {high:g} read as {bits} bits"
 
 
 def _finite(image: Image.Image) -> npt.NDArray[np.float64]:

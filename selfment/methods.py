@@ -45,7 +45,7 @@ from . import _params as params
 from ._arrays import Grid, as_features
 from ._selfmask import Mask, selfmask, unit
 from .backbones import Attended, Backbone
-from .graph import affinity
+from .graph import Graph, affinity
 from .optimization import refine
 from .partition import kmeans
 from .pseudo_labels import PseudoLabels, pseudo_label
@@ -66,7 +66,7 @@ OPTIONS: Mapping[str, Any] = {
 }
 
 _BACKGROUND = 0.3  # FOUND's least cosine with the reference patch
-_ROUNDS = 3  # MaskCut's
+_MASKCUT_TAU, _ROUNDS = 0.15, 3
 
 
 def check(method: str, init: str, options: Mapping[str, Any]) -> None:
@@ -250,19 +250,39 @@ def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
     mask is emptied if its intersection over union with the one before is > 0.5, or if it covers 1 %
     of the grid or less.
     """
-    rule: dict[str, Any] = {"tau": 0.15, "orient": "corners", "ipo_iters": 0}
-    labels = pseudo_label(features, grid, **rule)
-    mask = union = labels.mask.flatten(1)
-    graph = affinity(features, tau=rule["tau"])
-    for _ in range(_ROUNDS - 1 if graph.n > 1 else 0):
+    labels = pseudo_label(features, grid, tau=_MASKCUT_TAU, ipo_iters=0)
+    graph = affinity(features, tau=_MASKCUT_TAU)
+    if graph.n == 1:
+        return _with_mask(labels, features, labels.mask)
+    mask, seed, x = _maskcut_round(graph, grid)
+    labels = replace(
+        labels,
+        ncut_mask=mask.unflatten(1, grid),
+        seed=seed,
+        fiedler=x.float().unflatten(1, grid),
+    )
+    union = mask
+    for _ in range(_ROUNDS - 1):
         graph = graph.paint(mask)
-        x = eigenpairs(graph, 1).vectors[:, 0]
-        last, mask = mask, initial_mask(x, grid, "corners")[0]
+        last, mask = mask, _maskcut_round(graph, grid)[0]
         overlap, either = (mask & last).sum(dim=1), (mask | last).sum(dim=1)
         void = (2 * overlap > either) | (100 * mask.sum(dim=1) <= mask.shape[1])
         mask = mask & ~void[:, None]
         union = union | mask
     return _with_mask(labels, features, union.unflatten(1, grid))
+
+
+def _maskcut_round(graph: Graph, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The masks (B, N) of one round, their seeds (B,) and the vectors (B, N), as LAPACK's.
+
+    MaskCut asks the side x > mean(x) for its corners. Where x is negative at the peak of |x|, that
+    is the side without the seed, which it leaves in any case.
+    """
+    x = eigenpairs(graph, 1, sign="lapack").vectors[:, 0]
+    mask, seed = initial_mask(x, grid, "seed")
+    other, other_seed = initial_mask(x, grid, "corners")
+    positive = x.gather(1, seed[:, None]) > 0
+    return torch.where(positive, other, mask), torch.where(positive[:, 0], other_seed, seed), x
 
 
 def _with_mask(labels: PseudoLabels, features: Tensor, mask: Tensor) -> PseudoLabels:

@@ -23,7 +23,7 @@ class Eigenpairs:
     """k nontrivial pairs of (D - A) x = lambda D x for each of B images."""
 
     values: Tensor  #: (B, k) float64, ascending
-    vectors: Tensor  #: (B, k, N) float64, x^T D x = 1, positive where |x| peaks
+    vectors: Tensor  #: (B, k, N) float64, x^T D x = 1
     gaps: Tensor  #: (B, k) float64, distance to the nearest other eigenvalue that was found
     residuals: Tensor  #: (B, k) float64, |M y - theta y| of the unit vector y = D^1/2 x
     iterations: Tensor  #: (B,) int64, products with the graph
@@ -36,6 +36,7 @@ def ncut(
     tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
+    sign: str = "peak",
 ) -> tuple[Any, Any]:
     """The k smallest nontrivial eigenpairs of (D - A) x = lambda D x (Shi and Malik, 2000).
 
@@ -46,10 +47,12 @@ def ncut(
         tau: see :func:`selfment.affinity`.
         eps: see :func:`selfment.affinity`.
         graph: see :func:`selfment.affinity`.
+        sign: "peak", the entry of largest magnitude of each vector is positive; or "lapack", each
+            vector has the sign that ``scipy.linalg.eigh(D - A, D, subset_by_index=...)`` gives it.
 
     Returns:
-        Eigenvalues (B, k), ascending, and eigenvectors (B, N, k) with x^T D x = 1 and the entry of
-        largest magnitude positive, both float64; without B for (N, d) features. The vectors of a
+        Eigenvalues (B, k), ascending, and eigenvectors (B, N, k) with x^T D x = 1, both float64;
+        without B for (N, d) features. The vectors of a
         repeated eigenvalue are one deterministic choice among many. On the CPU, a
         ``RuntimeWarning`` says so when pairs have not converged after 4000 products with the graph;
         on a CUDA device, where looking would mean waiting, the residual of
@@ -62,32 +65,33 @@ def ncut(
         ImportError: the module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
+    params.choice("sign", sign, params.SIGNS)
     if isinstance(features, Graph):
         params.check_k(k, features.n)
         with features.kind.stream():
-            values, vectors = _of_graph(features, int(k))
+            values, vectors = _of_graph(features, int(k), sign)
             return features.give(values), features.give(vectors)
     params.check_graph(tau, eps, graph)
     given = as_features(features)
     params.check_k(k, given.tensor.shape[1])
     with given.kind.stream():
-        values, vectors = _ncut(given.tensor, int(k), params.fixed(tau), float(eps), graph)
+        values, vectors = _ncut(given.tensor, int(k), params.fixed(tau), float(eps), graph, sign)
         return given.give(values), given.give(vectors)
 
 
-def _of_graph(graph: Graph, k: int) -> tuple[Tensor, Tensor]:
-    pairs = eigenpairs(graph, k)
+def _of_graph(graph: Graph, k: int, sign: str) -> tuple[Tensor, Tensor]:
+    pairs = eigenpairs(graph, k, sign)
     return pairs.values, pairs.vectors.transpose(1, 2).contiguous()
 
 
 def _ncut_impl(
-    features: Tensor, k: int, tau: float | None, eps: float, graph: str
+    features: Tensor, k: int, tau: float | None, eps: float, graph: str, sign: str
 ) -> tuple[Tensor, Tensor]:
-    return _of_graph(build(features.contiguous(), tau, eps, graph), k)
+    return _of_graph(build(features.contiguous(), tau, eps, graph), k, sign)
 
 
 def _ncut_fake(
-    features: Tensor, k: int, tau: float | None, eps: float, graph: str
+    features: Tensor, k: int, tau: float | None, eps: float, graph: str, sign: str
 ) -> tuple[Tensor, Tensor]:
     batch, n, _ = features.shape
     values = features.new_empty((batch, k), dtype=torch.float64)
@@ -95,17 +99,17 @@ def _ncut_fake(
 
 
 _ncut = _ops.register(
-    "ncut(Tensor features, SymInt k, float? tau, float eps, str graph) "
+    "ncut(Tensor features, SymInt k, float? tau, float eps, str graph, str sign) "
     "-> (Tensor eigenvalues, Tensor eigenvectors)",
     _ncut_impl,
     _ncut_fake,
 )
 
 
-def eigenpairs(graph: Graph, k: int) -> Eigenpairs:
+def eigenpairs(graph: Graph, k: int, sign: str = "peak") -> Eigenpairs:
     """The k < N smallest nontrivial pairs of the graph, with what is known of their accuracy."""
     pairs = Eigenpairs(
-        *_ops.fiedler(graph.bits, graph.weights, graph.degree, graph.n, graph.eps, k)
+        *_ops.fiedler(graph.bits, graph.weights, graph.degree, graph.n, graph.eps, k, sign)
     )
     if not pairs.residuals.is_cuda:
         worst = pairs.residuals.max().item()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,12 +22,22 @@ from tqdm import tqdm
 
 from ._files import atomic_file, check_file
 from .segmenter import Segmenter
-from .visualize import tint_saliency
+from .visualize import saliency_image, tint_saliency
 
 #: File name endings, in lower case, of what is taken for a video.
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 
-_LOST = 0.1  # share of a video's duration that may be missing at its end
+# What may be missing at the end of a video: its last frames may have no duration, and programs
+# round. The lesser of a share and of seconds.
+_LOST_SHARE, _LOST_SECONDS = Fraction(1, 10), Fraction(2)
+
+# Formats whose files say how long they are; others have their length guessed from the bit rate.
+_TIMED_FORMATS = ("asf", "avi", "flv", "matroska", "mov", "nut", "ogg", "webm")
+
+_NO_ENCODER = (
+    "videos are written as H.264, which the PyAV installed here cannot encode: "
+    "pip install --force-reinstall --only-binary av av"
+)
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -86,8 +96,7 @@ def segment_video(
         def draw(batch: Sequence[_Frame], grids: Tensor) -> None:
             for frame, grid in zip(batch, grids, strict=True):
                 values = segmenter.to_image(grid, frame.content, source.size)
-                levels = np.rint(255 * values.numpy()).astype(np.uint8)
-                pictures = [_grey(levels)]
+                pictures = [_grey(np.asarray(saliency_image(values)))]
                 if mask is not None:
                     pictures.append(_grey(np.where(values.numpy() > threshold, 255, 0)))
                 if frame.picture is not None:
@@ -154,9 +163,13 @@ class _Source:
             raise
 
     def _open(self) -> None:
-        if not self._container.streams.video:
-            raise self._broken("it holds no video")
-        stream = self._stream = self._container.streams.video[0]
+        streams = self._container.streams.video
+        pictures = [stream for stream in streams if not _is_cover(stream)]
+        if not pictures:
+            raise self._broken(
+                "it holds no video" + (", only sound and a cover picture" if streams else "")
+            )
+        stream = self._stream = pictures[0]
         stream.thread_type = "AUTO"
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
         self.time_base = Fraction(stream.time_base or 1 / self.rate)
@@ -170,7 +183,7 @@ class _Source:
         sides = (first.height, first.width) if self.rotation % 180 else (first.width, first.height)
         width, height = (max(2, side - side % 2) for side in sides)
         self.size = width, height
-        seconds = self._duration()
+        seconds = self._duration() or self._length_of_file()
         self.expected = stream.frames or (round(seconds * self.rate) if seconds else None)
 
     def __iter__(self) -> Iterator[tuple[int, Image.Image]]:
@@ -193,30 +206,65 @@ class _Source:
         return picture.resize(self.size, Image.Resampling.BILINEAR)
 
     def _decoded(self) -> Iterator[Any]:
-        start, end = None, 0
+        spans: dict[int, _Span] = {}  # of the packets of each stream
+        own = self._stream.index
         try:
-            for packet in self._container.demux(self._stream):
-                if packet.is_corrupt:
+            for packet in self._container.demux():
+                if packet.stream.index == own and packet.is_corrupt:
                     raise self._broken("it is damaged or cut short")
-                if packet.pts is not None:
-                    start = packet.pts if start is None else min(start, packet.pts)
-                    end = max(end, packet.pts + (packet.duration or 0))
-                yield from packet.decode()
+                if packet.pts is not None and packet.time_base:
+                    spans.setdefault(packet.stream.index, _Span()).add(packet)
+                if packet.stream.index == own:
+                    yield from packet.decode()
         except self._error as error:
             raise self._broken(error.strerror) from error
-        seconds, length = self._duration(), (end - (start or 0)) * self.time_base
-        if seconds and length < (1 - _LOST) * seconds - 2 / self.rate:
-            raise self._broken(
-                f"it is cut short, after {float(length):.1f} of {float(seconds):.1f} seconds"
-            )
+        if own in spans:
+            self._check_whole(spans[own], spans)
+
+    def _check_whole(self, video: _Span, spans: Mapping[int, _Span]) -> None:
+        """Raises :class:`VideoError` where the file says that it is longer than what it holds.
+
+        The video may end before the sound: only its own duration tells of its end. That of the file
+        tells of the end of all streams.
+        """
+        first = min(span.start for span in spans.values())
+        last = max(span.end for span in spans.values())
+        for stated, reached in (
+            (self._duration(), video.end - video.start),
+            (self._tagged_end(), video.end),
+            (self._length_of_file(), last - first),
+        ):
+            if stated is None:
+                continue
+            lost = min(_LOST_SHARE * stated, _LOST_SECONDS) + 2 / self.rate
+            if reached < stated - lost:
+                raise self._broken(
+                    f"it is cut short, after {float(reached):.1f} of {float(stated):.1f} seconds"
+                )
 
     def _duration(self) -> Fraction | None:
-        """Seconds, as the file says; None where it does not, or not of the video alone."""
-        if self._stream.duration:
-            return Fraction(self._stream.duration * self.time_base)
-        if self._container.duration and len(self._container.streams) == 1:
-            return Fraction(self._container.duration, 1_000_000)
-        return None
+        """Seconds of the video, as its stream says; None where it does not."""
+        return Fraction(self._stream.duration * self.time_base) if self._stream.duration else None
+
+    def _tagged_end(self) -> Fraction | None:
+        """When the video ends, in seconds, by the tag that Matroska and WebM files have.
+
+        A tag beyond the end of the file is that of another file, which this one was cut from.
+        """
+        parts = str(self._stream.metadata.get("DURATION", "")).split(":")
+        try:
+            hours, minutes, seconds = map(Fraction, parts)
+        except ValueError:
+            return None
+        end = 3600 * hours + 60 * minutes + seconds
+        length = self._length_of_file()
+        return end if end > 0 and length is not None and end <= length + 1 else None
+
+    def _length_of_file(self) -> Fraction | None:
+        """Seconds of the longest stream, as the file says; None where it does not."""
+        container = self._container
+        known = any(name in _TIMED_FORMATS for name in container.format.name.split(","))
+        return Fraction(container.duration, 1_000_000) if known and container.duration else None
 
     def _broken(self, reason: str) -> VideoError:
         return VideoError(f"cannot read {self.name}: {reason}")
@@ -226,6 +274,19 @@ class _Source:
 
     def __exit__(self, *_: object) -> None:
         self._container.close()
+
+
+class _Span:
+    """When the packets of a stream begin and end, in seconds."""
+
+    def __init__(self) -> None:
+        self.start, self.end = Fraction(10**9), Fraction(-(10**9))
+
+    def add(self, packet: Any) -> None:
+        """Makes room for a packet that says when it begins."""
+        self.start = min(self.start, Fraction(packet.pts * packet.time_base))
+        end = packet.pts + (packet.duration or 0)
+        self.end = max(self.end, Fraction(end * packet.time_base))
 
 
 class _Sink:
@@ -269,11 +330,21 @@ def _grey(levels: npt.NDArray[Any]) -> Pixels:
 
 
 def load_av() -> Any:
-    """PyAV; raises ``ImportError`` where it is missing."""
+    """PyAV; raises ``ImportError`` where it is missing or cannot write H.264."""
     try:
         import av
     except ImportError as error:
         raise ImportError(
             'videos need PyAV, which is missing here: pip install "selfment[video]"'
         ) from error
+    try:
+        av.codec.Codec("h264", "w")
+    except av.codec.codec.UnknownCodecError:
+        raise ImportError(_NO_ENCODER) from None
     return av
+
+
+def _is_cover(stream: Any) -> bool:
+    """Whether a stream is a picture attached to sound, not a video."""
+    attached = load_av().stream.Disposition.attached_pic
+    return bool(stream.disposition & attached)

@@ -81,9 +81,12 @@ def tint_saliency(image: Image.Image, saliency: Any) -> Image.Image:
 
 
 def saliency_image(saliency: Any) -> Image.Image:
-    """An 8-bit image of an (h, w) saliency in [0, 1], rounded to the nearest of 256 levels."""
+    """An 8-bit image of an (h, w) saliency in [0, 1]: 255 times it, cut to whole numbers.
+
+    The official code cuts, too: white is 1 alone.
+    """
     values = as_array(saliency, "saliency").astype(np.float32)
-    return Image.fromarray(np.rint(255 * values).astype(np.uint8))
+    return Image.fromarray((255 * values).astype(np.uint8))
 
 
 def _shrunk(image: ImageLike, max_side: int) -> Image.Image:

@@ -198,6 +198,21 @@ def test_eigenpairs(target: Target, name: str) -> None:
         assert torch.equal(reference._signed(vectors), vectors)
 
 
+@on_both({name: case for name, case in CASES.items() if len(case[0]) > 1})
+def test_signs_of_lapack(target: Target, name: str) -> None:
+    """As on the CPU, where they are compared with LAPACK's."""
+    rows, _ = CASES[name]
+    k = min(2, len(rows) - 1)
+    for graph in GRAPHS:
+        _, expected = selfment.ncut(rows, k=k, graph=graph, sign="lapack")
+        _, vectors = target(selfment.ncut, rows, k=k, graph=graph, sign="lapack")
+        _, peaked = target(selfment.ncut, rows, k=k, graph=graph)
+        assert torch.equal(vectors.abs(), peaked.abs())
+        gaps = eigenpairs(selfment.affinity(rows, graph=graph), k).gaps[0]
+        same = (vectors * expected).sum(0) > 0
+        assert (same | (gaps < 1e-7)).all()
+
+
 @BOTH
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_matvec(target: Target, graph: str) -> None:
@@ -888,7 +903,7 @@ def test_operators_are_what_they_claim(device: torch.device) -> None:
     labels = rows[..., 0] > 0
     graph = (0.2, 1e-5, "binary")
     opcheck(torch.ops.selfment.pseudo_label.default, (rows, 6, 9, *graph, "seed", 20, 10))
-    opcheck(torch.ops.selfment.ncut.default, (rows, 2, *graph))
+    opcheck(torch.ops.selfment.ncut.default, (rows, 2, *graph, "lapack"))
     opcheck(torch.ops.selfment.ipo.default, (rows, labels, 20, 10))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from selfment import PseudoLabeler
 from selfment.images import ImageError, find_images, load_image, sample_images
 
 
@@ -127,6 +128,62 @@ def test_16_bit_uses_the_full_range(tmp_path):
         image, notes = load_image(tmp_path / name)
         assert np.asarray(image)[0, :, 0].tolist() == [0, 1, 128, 255], name
         assert notes == []
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_fewer_bits_than_the_file_could_hold(tmp_path, bits):
+    """The same picture, whichever way its values are stored; the darkest of 14 bits needs 13."""
+    eight = np.linspace(40, 200, 12 * 9).reshape(9, 12).round()
+    values = np.round(eight / 255 * (2**bits - 1))
+    expected = [f"values up to {values.max():g} read as {bits} bits"]
+    for name, kind in (
+        ("a.png", "uint16"),
+        ("b.tif", "uint16"),
+        ("c.tif", "int32"),
+        ("d.tif", "f4"),
+    ):
+        Image.fromarray(values.astype(kind)).save(tmp_path / name)
+        image, notes = load_image(tmp_path / name)
+        assert np.abs(np.asarray(image)[..., 1] - eight).max() <= 1, name
+        assert notes == expected, name
+
+
+def test_a_file_may_say_what_is_white(tmp_path):
+    values = np.array([[0, 500, 1000]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={281: 4000})
+    image, notes = load_image(tmp_path / "a.tif")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 32, 64]
+    assert notes == ["white is 4000, as the file says"]
+    Image.fromarray(values).save(tmp_path / "b.tif", tiffinfo={281: 999})  # it does not hold
+    assert load_image(tmp_path / "b.tif")[1] == ["values up to 1000 read as 10 bits"]
+
+
+def test_colours_of_16_bits_are_cut_and_noted(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    for name in ("a.png", "b.tif"):
+        cv2.imwrite(str(tmp_path / name), np.full((5, 4, 3), 800, np.uint16))
+        image, notes = load_image(tmp_path / name)
+        assert np.asarray(image).max() == 3
+        assert notes == ["16-bit colours read as their upper 8 bits, of which the largest is 3"]
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (3, 0)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16", "F", "L"])
+def test_images_without_pixels(mode, size):
+    with pytest.raises(ImageError, match=f"the image: it has no pixels, its size is {size[0]} x"):
+        load_image(Image.new(mode, size))
+
+
+def test_depths_have_the_mask_of_8_bits():
+    folder = Path(__file__).resolve().parent.parent.parent / "shared/cases/depths"
+    if not folder.is_dir():
+        pytest.skip(f"no images of several depths: {folder} is missing")
+    labeler = PseudoLabeler("classic", 480)
+    expected = labeler(folder / "f_8bit.png").mask
+    assert 0 < expected.sum() < expected.numel()
+    for path in sorted(folder.iterdir()):
+        mask = labeler(path).mask
+        assert (mask & expected).sum() >= 0.95 * (mask | expected).sum(), path.name
 
 
 def test_values_out_of_range_are_scaled_and_noted(tmp_path):

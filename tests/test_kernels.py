@@ -105,7 +105,8 @@ class Images:
         vectors = np.empty((self.batch, k, self.n))
         iterations = np.empty(self.batch, dtype=np.int64)
         out = (values, vectors, gaps, residuals, iterations)
-        sizes = (self.batch, self.n, EPS, k)
+        # With LAPACK's signs, which take the longer way.
+        sizes = (self.batch, self.n, EPS, k, True)
         self.native.fiedler(at(bits), weights, at(degrees), *sizes, *map(at, out), self.threads)
         return out
 

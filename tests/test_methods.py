@@ -149,15 +149,9 @@ def test_maskcut_is_the_union_of_three_rounds(photos):
 )
 def test_which_rounds_count(areas, union, monkeypatch):
     grid = (10, 20)
-    plain = label(smooth(*grid, 8), grid)
     masks = iter([torch.arange(200)[None].ge(a) & torch.arange(200)[None].lt(b) for a, b in areas])
-
-    def cut(features, grid, **rule):
-        fields_ = {**vars(plain), "mask": next(masks).unflatten(1, grid)}
-        return PseudoLabels(**fields_)
-
-    monkeypatch.setattr(methods, "pseudo_label", cut)
-    monkeypatch.setattr(methods, "initial_mask", lambda x, grid, orient: (next(masks), None))
+    seed, x = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 200)
+    monkeypatch.setattr(methods, "_maskcut_round", lambda graph, grid: (next(masks), seed, x))
     found = methods.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
     assert set(found.nonzero().flatten().tolist()) == union
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional
+from torchvision import transforms
 
 from heads import a_head
 from selfment import PatchHead, Segmenter
@@ -56,9 +57,10 @@ def test_it_is_backbone_head_softmax_and_interpolation(dtype):
     picture = noise(50, 70)
     found = Segmenter(head, "classic", 96)(picture)
     backbone = load_backbone("classic")
-    resized = picture.resize((96, 96), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.asarray(resized) / np.float32(255)).permute(2, 0, 1)
-    rows = backbone(pixels[None])[0].to(dtype)
+    official = transforms.Compose(
+        [transforms.ToTensor(), transforms.Resize((96, 96), antialias=True)]
+    )
+    rows = backbone(official(picture)[None])[0].to(dtype)
     rows = rows / rows.norm(dim=1, keepdim=True)
     state = head.state_dict()
     hidden = (rows @ state["proj.0.weight"].T + state["proj.0.bias"]).clamp(min=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from torch import Tensor
 import selfment
 from cases import CASES, DEGENERATE, noise, smooth
 from selfment import reference
+from selfment.backbones import load_backbone
 from selfment.graph import Graph
+from selfment.images import load_image
 from selfment.spectral import eigenpairs, initial_mask
 
 GRAPHS = ("binary", "weighted")
@@ -56,6 +59,61 @@ def test_lapack_agrees_with_the_reference() -> None:
     np.testing.assert_allclose(ours.numpy(), values, atol=1e-12)
     np.testing.assert_allclose(np.abs(x.numpy()), np.abs(vectors), atol=1e-9)
     np.testing.assert_allclose(np.einsum("nk,nm,mk->k", x.numpy(), D, x.numpy()), 1, atol=1e-9)
+
+
+def count_signs(features: Tensor, graph: str, tau: float) -> int:
+    """Compares the signs of two vectors with LAPACK's; returns how many are determined."""
+    A = reference.affinity(features, graph=graph, tau=tau).numpy()
+    D = np.diag(A.sum(1))
+    values, vectors = scipy.linalg.eigh(D - A, D, subset_by_index=[1, min(3, len(A) - 1)])
+    k = min(2, len(values))
+    _, x = selfment.ncut(features, k=k, graph=graph, tau=tau, sign="lapack")
+    y = np.sqrt(np.diag(D))[:, None] * x.numpy()
+    apart = np.diff(values, prepend=-np.inf, append=np.inf)
+    compared = 0
+    for i in range(k):
+        # A vector that is 0 at the first patch lies outside of what the reflections reach first;
+        # LAPACK gives it the sign of a rounding error.
+        if min(apart[i], apart[i + 1]) > 1e-7 and abs(y[0, i]) > 1e-9:
+            assert x[:, i].numpy() @ vectors[:, i] > 0, i
+            compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_signs_are_those_of_lapack(graph: str) -> None:
+    compared = 0
+    for name, (features, _) in CASES.items():
+        if 2 < len(features) <= 1000:  # two patches are opposite: rounding picks the larger
+            compared += sum(count_signs(features, graph, tau) for tau in (0.15, 0.2, 0.3))
+        assert compared > 0, name
+    sizes = np.random.default_rng(0).integers((3, 1), (200, 20), (60, 2))
+    for seed, (n, d) in enumerate(sizes.tolist()):
+        compared += count_signs(noise(n, 1, d, seed=seed), graph, 0.2)
+        compared += count_signs(smooth(n // 3 + 1, 3, d, seed=seed), graph, 0.2)
+    assert compared > 200
+
+
+def test_signs_on_photographs_are_those_of_lapack(photos: list[Path]) -> None:
+    backbone = load_backbone("classic")
+    for path in photos[::20]:
+        image, _ = load_image(path)
+        features = backbone(backbone.preprocess(image, 320)[None])[0]
+        for graph, tau in (("binary", 0.15), ("binary", 0.2), ("weighted", 0.2)):
+            assert count_signs(features, graph, tau) == 2
+            assert count_signs(features[20:], graph, tau) == 2  # a rectangle
+
+
+def test_signs_do_not_depend_on_batch_or_pairs() -> None:
+    features = torch.stack([smooth(14, 11, 24, seed=seed) for seed in range(6)])
+    for graph in GRAPHS:
+        _, one = selfment.ncut(features, graph=graph, sign="lapack")
+        _, four = selfment.ncut(features, k=4, graph=graph, sign="lapack")
+        assert ((one * four[..., :1]).sum(1) > 0).all()
+        for image, x in zip(features, four, strict=True):
+            assert torch.equal(selfment.ncut(image, k=4, graph=graph, sign="lapack")[1], x)
+    with pytest.raises(ValueError, match="`sign` must be 'peak' or 'lapack': got 'up'"):
+        selfment.ncut(features, sign="up")
 
 
 @pytest.mark.parametrize("name", ["smooth", "object", "noise", "large"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from fractions import Fraction
@@ -138,6 +139,95 @@ def test_a_video_that_is_cut_short_leaves_nothing(segmenter, tmp_path, suffix, c
     with pytest.raises(VideoError, match=rf"cannot read .*in\.{suffix}: [^\n]+$"):
         segment_video(source, tmp_path / "out/s.mp4", segmenter, progress=False)
     assert not list((tmp_path / "out").iterdir())
+
+
+def with_sound(path: Path, frames: int, seconds: float, *, late: int = 0, rate: int = 10) -> Path:
+    """A video whose sound lasts ``seconds``, in packets between those of the pictures."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        webm = path.suffix == ".webm"
+        pictures = container.add_stream("libvpx" if webm else "h264", rate=rate)
+        pictures.width, pictures.height = SIZE
+        pictures.pix_fmt = "yuv420p"
+        sound = container.add_stream("libopus" if webm else "aac", rate=48000)
+        sound.layout = "mono"
+        packets = []
+        for index in range(frames):
+            frame = av.VideoFrame.from_ndarray(pattern(index), format="rgb24")
+            frame.pts, frame.time_base = late + index, Fraction(1, rate)
+            packets += pictures.encode(frame)
+        packets += pictures.encode(None)
+        for start in range(0, int(48000 * seconds), 960):
+            tone = np.sin(np.arange(start, start + 960)[None] / 20).astype(np.float32)
+            noise = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+            noise.pts, noise.time_base, noise.sample_rate = start, Fraction(1, 48000), 48000
+            packets += sound.encode(noise)
+        packets += sound.encode(None)
+        packets.sort(key=lambda packet: packet.dts * packet.time_base)
+        container.mux(packets)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+def test_a_video_with_sound_that_is_cut_short_is_no_success(segmenter, tmp_path, suffix, share):
+    source = with_sound(tmp_path / f"in.{suffix}", 100, 10)
+    data = source.read_bytes()
+    source.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(VideoError, match=r"cut short, after \d+\.\d of 10\.0 seconds"):
+        segment_video(source, tmp_path / "s.mp4", segmenter, progress=False)
+    assert not (tmp_path / "s.mp4").exists()
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "webm", "mp4", "mov"])
+@pytest.mark.parametrize(("seconds", "late"), [(3, 0), (9, 0), (1, 0), (3, 25)])
+def test_whole_videos_with_sound_are_whole(segmenter, tmp_path, suffix, seconds, late):
+    """Sound as long as the pictures, longer, shorter, and pictures that begin later."""
+    source = with_sound(tmp_path / f"in.{suffix}", 30, seconds, late=late)
+    assert segment_video(source, tmp_path / "s.mp4", segmenter, progress=False).frames == 30
+
+
+def test_videos_of_the_cases(segmenter, tmp_path):
+    folder = Path(__file__).resolve().parent.parent.parent / "shared/cases/video"
+    if not folder.is_dir():
+        pytest.skip(f"no videos that are whole and cut: {folder} is missing")
+    for source in sorted(folder.iterdir()):
+        if "cut" in source.stem:
+            with pytest.raises(VideoError, match=r"cut short, after 2\.\d of 5\.0 seconds"):
+                segment_video(source, tmp_path / "s.mp4", segmenter, progress=False)
+        else:
+            assert segment_video(source, tmp_path / "s.mp4", segmenter, progress=False).frames == 60
+
+
+def test_sound_with_a_cover_picture_is_no_video(segmenter, tmp_path):
+    sound, cover = io.BytesIO(), io.BytesIO()
+    with av.open(sound, "w", format="mp3") as container:
+        stream = container.add_stream("mp3", rate=44100)
+        noise = av.AudioFrame.from_ndarray(
+            np.zeros((1, 1152), np.float32), format="fltp", layout="mono"
+        )
+        noise.sample_rate = 44100
+        for _ in range(60):
+            container.mux(stream.encode(noise))
+        container.mux(stream.encode(None))
+    Image.fromarray(pattern(0)).save(cover, "JPEG")
+    picture = b"\0image/jpeg\0\3\0" + cover.getvalue()
+    frame = b"APIC" + len(picture).to_bytes(4, "big") + b"\0\0" + picture
+    size = bytes(len(frame) >> shift & 127 for shift in (21, 14, 7, 0))
+    (tmp_path / "a.mp4").write_bytes(b"ID3\3\0\0" + size + frame + sound.getvalue())
+    with pytest.raises(VideoError, match="it holds no video, only sound and a cover picture"):
+        segment_video(tmp_path / "a.mp4", tmp_path / "s.mp4", segmenter, progress=False)
+
+
+def test_without_an_encoder_nothing_begins(segmenter, tmp_path, monkeypatch):
+    def missing(name, mode):
+        raise av.codec.codec.UnknownCodecError(name)
+
+    source = video(tmp_path / "a.mp4", range(3))
+    monkeypatch.setattr(av.codec, "Codec", missing)
+    with pytest.raises(ImportError, match=r"H\.264, which the PyAV installed here cannot encode"):
+        predict_images(find_inputs([source]), tmp_path / "out", segmenter, progress=False)
+    assert not list((tmp_path / "out").rglob("*.mp4"))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a video at all" * 100, None])

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "../reflections.h"
 #include "matvec.h"
 #include "peak.h"
 #include "simd.h"
@@ -146,6 +147,48 @@ class Solver {
     return pairs;
   }
 
+  // Gives each pair the sign that LAPACK gives it: after `polish`.
+  //
+  // xSYGVX makes C = I - M tridiagonal by reflections, C = Q T Q^T with Q e_1 = e_1, and xSTEIN
+  // makes the entry of largest magnitude of T's eigenvector z = Q^T y positive. The columns of Q
+  // are, up to sign, the Lanczos vectors of M from e_1, whose space holds nearly all of y after a
+  // few steps. No entry of z that is not known yet exceeds the norm of what is left of y: a known
+  // one that is larger is the largest. Where the space ends before, y is orthogonal to it: T falls
+  // apart, LAPACK's sign is that of a rounding error, and the peak's is as good.
+  void orient_as_lapack(std::vector<Pair>& pairs) {
+    const int64_t most = std::min(kSignVectors, n_);
+    std::vector<std::vector<double>> columns;
+    std::vector<double> next(n_), factors(most * most);
+    std::vector<LargestEntry> entries(pairs.size());
+    next[0] = 1;
+    bool certain = false;
+    while (orthogonalize(next, columns)) {
+      columns.push_back(next);
+      const auto index = static_cast<int64_t>(columns.size()) - 1;
+      // Reflections leave the first entry alone: the first column is e_1.
+      const auto entry = [&](int64_t i, int64_t j) { return columns[j + 1][i + 1]; };
+      const double sign =
+          index == 0 ? 1 : column_sign(index - 1, index == n_ - 1, entry, factors.data(), most);
+      certain = true;
+      for (size_t i = 0; i < pairs.size(); ++i) {
+        entries[i].add(sign * dot(next.data(), pairs[i].y.data()));
+        certain = certain && entries[i].certain();
+      }
+      if (certain || index == most - 1) break;
+      multiply(columns.back().data(), next.data(), 1);
+    }
+    const bool ended = !certain && static_cast<int64_t>(columns.size()) < most;
+    for (size_t i = 0; i < pairs.size(); ++i)
+      if (entries[i].certain() || !ended) orient(pairs[i], entries[i].value);
+      else orient_by_peak(pairs[i]);
+  }
+
+  // The sign that makes the entry of x with the largest magnitude positive.
+  void orient_by_peak(Pair& pair) const {
+    const auto x = [&](int64_t j) { return scale_[j] * pair.y[j]; };
+    orient(pair, x(first_peak(n_, [&](int64_t j) { return std::abs(x(j)); })));
+  }
+
   // One product more: y <- M y / |M y|. What is left of the start vector among patches with equal
   // rows vanishes, so that they get equal entries, to the bit. Returns the residuals of the new y.
   std::vector<double> polish(std::vector<Pair>& pairs) {
@@ -177,6 +220,12 @@ class Solver {
   }
 
  private:
+  // Makes the pair's entry whose value is given positive.
+  static void orient(Pair& pair, double entry) {
+    if (entry < 0)
+      for (double& y : pair.y) y = -y;
+  }
+
   double dot(const double* x, const double* y) const { return simd_.dot(x, y, n_); }
   void axpy(double a, const double* x, double* y) const { simd_.axpy(a, x, n_, y); }
 
@@ -199,6 +248,15 @@ class Solver {
 
   void project(double* v) const {
     for (const auto& known : locked_) axpy(-dot(known.data(), v), known.data(), v);
+  }
+
+  // Makes v orthogonal to the others and of norm 1; false if only rounding is left of it.
+  bool orthogonalize(std::vector<double>& v, const std::vector<std::vector<double>>& others) const {
+    for (int pass = 0; pass < 2; ++pass)
+      for (const auto& other : others) axpy(-dot(other.data(), v.data()), other.data(), v.data());
+    if (std::sqrt(dot(v.data(), v.data())) <= kBreakdown) return false;
+    normalize(v.data());
+    return true;
   }
 
   void lock(const std::vector<Pair>& pairs) {
@@ -365,6 +423,8 @@ void fiedler(const FiedlerParams& p, const Context& context) {
     Solver solver(p.graphs[image], p.degrees + image * n, workers);
     std::vector<Pair> pairs = solver.solve(p.k);
     const std::vector<double> residuals = solver.polish(pairs);
+    if (p.sign == Sign::kLapack) solver.orient_as_lapack(pairs);
+    else std::for_each(pairs.begin(), pairs.end(), [&](Pair& y) { solver.orient_by_peak(y); });
     for (int64_t i = 0; i < p.k; ++i) {
       const int64_t at = image * p.k + i;
       p.residuals[at] = residuals[i];
@@ -372,8 +432,6 @@ void fiedler(const FiedlerParams& p, const Context& context) {
       p.gaps[at] = pairs[i].gap;
       double* x = p.vectors + at * n;
       for (int64_t j = 0; j < n; ++j) x[j] = solver.scale()[j] * pairs[i].y[j];
-      if (x[first_peak(n, [x](int64_t j) { return std::abs(x[j]); })] < 0)
-        for (int64_t j = 0; j < n; ++j) x[j] = -x[j];
     }
     p.iterations[image] = solver.products();
   });

@@ -3,6 +3,7 @@
 // owns some rows of all vectors, and the blocks exchange the vector that is multiplied and partial
 // inner products. The basis is orthogonalised by classical Gram-Schmidt, twice, which needs one
 // exchange a pass. The graph lies in the team's shared memory where it fits.
+#include "../reflections.h"
 #include "graph_product.cuh"
 #include "jacobi.cuh"
 #include "team.cuh"
@@ -71,6 +72,7 @@ class Solver {
     }
     team_.sync();
     for (int64_t slot = 1; slot <= k && finite; ++slot) finite = give(image, slot);
+    if (finite && a_.p.sign == Sign::kLapack) orient_as_lapack(image);
     if (!finite) give_up(image);
     else if (team_.rank() == 0 && threadIdx.x == 0) a_.p.iterations[image] = products_;
   }
@@ -405,6 +407,50 @@ class Solver {
       a_.p.eigenvalues[result] = 1 - rayleigh;
       a_.p.gaps[result] = gap(slot);
       a_.p.residuals[result] = residual;
+    }
+    return true;
+  }
+
+  // Gives the vectors LAPACK's signs: see the CPU twin. The columns of the reflections take the
+  // place of the basis, and their signs that of the Ritz values.
+  __device__ SELFMENT_CALL void orient_as_lapack(int64_t image) {
+    const int64_t most = min(kSignVectors, n());
+    int64_t columns = 0;
+    bool ended = false;
+    for (int64_t slot = 1; slot <= a_.p.k; ++slot) {
+      double *y = pair(slot), *x = a_.p.vectors + (image * a_.p.k + slot - 1) * n();
+      LargestEntry entry;
+      for (int64_t j = 0; j < most && !entry.certain(); ++j) {
+        if (j == columns && !ended) {
+          ended = !make_column(j);
+          if (!ended) ++columns;
+        }
+        if (j == columns) break;
+        const double along = dot(basis(j), y);
+        entry.add(j == 0 ? along : ritz_values()[j - 1] * along);
+      }
+      if (ended && !entry.certain()) continue;
+      const double sign = entry.value < 0 ? -1 : 1, *scale = this->scale();
+      own_rows([=](int64_t i) { x[i] = sign * (scale[i] * y[i]); });
+    }
+  }
+
+  // Column j of the product of reflections, up to the sign; false if the space ends before. The
+  // entries that decide the sign are rows of rank 0; others may read it after they have met.
+  __device__ SELFMENT_CALL bool make_column(int64_t j) {
+    double* v = basis(j);
+    if (j == 0) {
+      own_rows([=](int64_t i) { v[i] = i == 0 ? 1 : 0; });
+      return true;
+    }
+    multiply_by_graph(basis(j - 1), v);
+    for (int pass = 0; pass < 2; ++pass) project(v, 0, j);
+    const double norm = sqrt(dot(v, v));
+    if (norm <= kBreakdown) return false;
+    own_rows([=](int64_t i) { v[i] /= norm; });
+    if (team_.rank() == 0 && threadIdx.x == 0) {
+      const auto entry = [this](int64_t row, int64_t column) { return basis(column + 1)[row + 1]; };
+      ritz_values()[j - 1] = column_sign(j - 1, j == n() - 1, entry, projected(), a_.limit);
     }
     return true;
   }

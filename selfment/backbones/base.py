@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+_STRIP = 1 << 21  # pixels of a photograph that are floats at a time
 _ODDITY = 1 << 26  # bytes that a tensor may say it holds without having them in its file
 
 
@@ -68,9 +69,9 @@ class Backbone(ABC):
         return height // patch, (height if width is None else width) // patch
 
     def preprocess(self, image: Image.Image, size: int) -> Tensor:
-        """(3, size, size) float32 of an RGB image: bilinear antialiased resize, mean, std."""
+        """(3, size, size) float32 of an RGB image: see :func:`resize`; then mean and std."""
         self.grid(size)
-        return self._standardised(image.resize((size, size), Image.Resampling.BILINEAR))
+        return self._standardised(resize(image, (size, size)))
 
     def preprocess_whole(self, image: Image.Image, size: int) -> tuple[Tensor, tuple[int, int]]:
         """(3, H, W) float32 of an RGB image in its aspect ratio, and how much of it is image.
@@ -82,13 +83,11 @@ class Backbone(ABC):
         patch = self.patch_size
         scale = size / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)
-        resized = image.resize((width, height), Image.Resampling.BILINEAR)
-        pixels = self._standardised(resized)
+        pixels = self._standardised(resize(image, (width, height)))
         padding = (0, -width % patch, 0, -height % patch)
         return functional.pad(pixels, padding, mode="replicate"), (height, width)
 
-    def _standardised(self, image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
+    def _standardised(self, pixels: Tensor) -> Tensor:
         mean, std = (_of_colours(stat) for stat in (self.mean, self.std))
         return pixels.sub_(mean).div_(std)
 
@@ -112,6 +111,34 @@ class Backbone(ABC):
 def _of_colours(stat: tuple[float, float, float]) -> Tensor:
     """(3, 1, 1) float32 on the CPU, whatever torch's default dtype and device are."""
     return torch.tensor(stat, dtype=torch.float32, device="cpu")[:, None, None]
+
+
+def resize(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """(3, height, width) float32 in [0, 1] of an RGB image: bilinear and antialiased.
+
+    As the official code does, to the bit: pixels become floats first, so that nothing is rounded to
+    8 bits. torch changes the width of all rows first, and then the height; strips of rows can so be
+    taken one after another, and a large photograph never lies in memory as floats.
+
+    Args:
+        image: RGB.
+        size: (width, height) in pixels.
+    """
+    width, height = size
+    pixels = np.array(image)
+    rows = max(1, _STRIP // image.width)
+    strips = []
+    for top in range(0, len(pixels), rows):
+        strip = torch.from_numpy(pixels[top : top + rows]).permute(2, 0, 1).contiguous()
+        strips.append(_interpolated(strip.float().div_(255), strip.shape[1], width))
+    return _interpolated(torch.cat(strips, dim=1), height, width)
+
+
+def _interpolated(pixels: Tensor, height: int, width: int) -> Tensor:
+    found: Tensor = functional.interpolate(
+        pixels[None], (height, width), mode="bilinear", align_corners=False, antialias=True
+    )
+    return found[0]
 
 
 def check_memory(state: dict[str, Any]) -> None:

@@ -91,14 +91,14 @@ def graph_mode(tau: float, eps: float, weighted: bool) -> tuple[float, str]:
 
 
 def fiedler(rows: Tensor, tau: float, eps: float, weighted: bool = False) -> Array:
-    """The Fiedler vector (N,) of checked rows (N, C): x^T D x = 1, positive where |x| peaks."""
+    """The Fiedler vector (N,) of checked rows (N, C): x^T D x = 1, with LAPACK's sign."""
     tau, graph = graph_mode(tau, eps, weighted)
     return fiedler_of(affinity(rows, tau=tau, eps=eps, graph=graph))
 
 
 def fiedler_of(graph: Graph) -> Array:
     """The same of a graph of (N, C) rows."""
-    vector: Array = ncut(graph)[1][:, 0].cpu().numpy()
+    vector: Array = ncut(graph, sign="lapack")[1][:, 0].cpu().numpy()
     return vector
 
 
@@ -113,12 +113,14 @@ def above_mean(x: Array) -> NDArray[np.bool_]:
     return np.asarray(x > np.sum(x) / len(x))
 
 
-def bipartition(x: Array) -> tuple[NDArray[np.bool_], int]:
-    """TokenCut's side (N,) of a Fiedler vector that is positive where |x| peaks, and the seed.
+def bipartition(x: Array) -> tuple[NDArray[np.bool_], int, Array]:
+    """TokenCut's side (N,) of a Fiedler vector, its seed, and the vector or its negative.
 
-    The peak is then on the side: no vector has to be negated, no side complemented.
+    The seed is where |x| peaks. Where it is not above the mean, the side is the complement and the
+    vector is negated.
     """
-    return above_mean(x), first_peak(np.abs(x))
+    side, seed = above_mean(x), first_peak(np.abs(x))
+    return (side, seed, x) if side[seed] else (~side, seed, -x)
 
 
 def upsample(grid: Array, size: tuple[int, ...]) -> Array:

@@ -4,8 +4,8 @@ One line changes in a program that imports them from ``maskcut``::
 
     from selfment.compat.maskcut import maskcut_forward
 
-Features may be on the CPU or a CUDA device, where the cuts are then made. The sign of the vectors,
-on which the corner rule depends, and ties of the seed: see :mod:`selfment.compat`.
+Features may be on the CPU or a CUDA device, where the cuts are then made. Ties of the seed: see
+:mod:`selfment.compat`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ def maskcut_forward(
 ) -> tuple[int, list[Array], list[Array]]:
     """N rounds of the cut, each on the features that earlier masks have painted over with zeros.
 
-    In each round the foreground is the side x > mean(x), which holds the peak of |x|, or the other
-    one if that holds three corners of the grid or more; the seed is the patch deepest in the
-    foreground, and the mask its 4-connected component. From the second round on a mask is emptied
+    In each round the foreground is the side x > mean(x), or the other one if that side holds three
+    corners of the grid or more, or does not hold the peak of |x|; the seed is the patch deepest in
+    the foreground, and the mask its 4-connected component. The sign of x, which decides which side
+    is asked for its corners, is LAPACK's. From the second round on a mask is emptied
     if its intersection over union with the previous round's is > 0.5, or if it covers 1 % of the
     grid or less. What earlier masks cover is taken from a mask at the image's size.
 
@@ -57,8 +58,8 @@ def maskcut_forward(
 
     Returns:
         The last round's seed, a flat index; N masks (H, W) float64 of 0 and 1, empty ones included;
-        N Fiedler vectors (H, W) float64, as they come from the solver. Pixels have the value of the
-        nearest patch.
+        N Fiedler vectors (H, W) float64, with the signs that LAPACK gives them. Pixels have the
+        value of the nearest patch.
 
     Raises:
         TypeError: a wrong kind of array or dtype.
@@ -109,19 +110,19 @@ def second_smallest_eigenvector(A: Array, D: Array) -> tuple[Array, Array]:
     """The Fiedler vector (N,) float64 of dense A and D (N, N), N >= 2, and a copy of it first.
 
     By LAPACK, for any symmetric A and its diagonal D > 0: :func:`maskcut_forward` does without.
-    x^T D x = 1; the entry of largest magnitude is positive. Raises ``ValueError`` for other shapes.
+    x^T D x = 1; the sign is that of ``scipy.linalg.eigh(D - A, D, subset_by_index=[1, 2])``. Raises
+    ``ValueError`` for other shapes.
     """
     if np.ndim(A) != 2 or len(A) < 2 or np.shape(A) != (len(A),) * 2 or np.shape(D) != np.shape(A):
         raise ValueError(
             f"`A` and `D` must be (N, N) with N >= 2: got shapes {np.shape(A)} and {np.shape(D)}"
         )
-    # The symmetric problem of D^-1/2 A D^-1/2: the solver for the generalised one is far slower.
+    # What xSYGVX makes of the generalised problem, and the driver that it then calls; only the
+    # Cholesky factor, which is known of a diagonal matrix, is not computed.
     scale = 1 / np.sqrt(np.diag(D))
-    second = [len(A) - 2, len(A) - 2]
-    y = scipy.linalg.eigh(scale[:, None] * A * scale, subset_by_index=second)[1][:, 0]
+    standard = scale[:, None] * (D - A) * scale
+    y = scipy.linalg.eigh(standard, subset_by_index=[1, 1], driver="evx")[1][:, 0]
     x: Array = scale * y
-    if x[_cut.first_peak(np.abs(x))] < 0:
-        x = -x
     return x.copy(), x
 
 
@@ -169,11 +170,11 @@ def get_masked_affinity_matrix(
 
 
 def _foreground(x: Array, grid: tuple[int, int]) -> tuple[NDArray[np.bool_], int]:
-    """The foreground (N,) of x, which is positive where |x| peaks, and the seed, deepest in it."""
-    side, seed = _cut.bipartition(x)
-    if check_num_fg_corners(side, grid) >= 3:
+    """The foreground (N,) of a vector with LAPACK's sign, and the seed, deepest in it."""
+    side = _cut.above_mean(x)
+    if check_num_fg_corners(side, grid) >= 3 or not side[_cut.first_peak(np.abs(x))]:
         return ~side, _cut.first_peak(-x)
-    return side, seed
+    return side, _cut.first_peak(x)
 
 
 def _iou(a: Array, b: Array) -> float:

@@ -7,8 +7,7 @@ One line changes in a program that imports them from an ``object_discovery`` mod
     from selfment.compat.tokencut import wsol_ncut as ncut           # weakly supervised detection
 
 Features may be on the CPU or a CUDA device, where the cut is then made; results are numpy arrays.
-The vector's sign, ties of the seed, and the weighted graph at tau = 0: see
-:mod:`selfment.compat`.
+Ties of the seed, and the weighted graph at tau = 0: see :mod:`selfment.compat`.
 
 Raises, for all three: ``TypeError`` for a wrong kind of array or dtype; ``ValueError`` for a wrong
 shape, size, tau or eps, or features that are not finite; ``ImportError`` when the native module for
@@ -64,7 +63,7 @@ def ncut(
     grid = _cut.as_dims(dims)
     image = _cut.sizes("init_image_size", init_image_size, "C, H, W")
     x = _cut.fiedler(_cut.from_tokens(feats, grid), tau, eps, no_binary_graph)
-    side, seed = _cut.bipartition(x)
+    side, seed, x = _cut.bipartition(x)
     box, _, objects, inside = detect_box(side.reshape(grid), seed, grid, image[1:], scales)
     mask = np.zeros(grid)
     mask[inside] = 1
@@ -143,12 +142,12 @@ def saliency_ncut(
 
     Returns:
         The seed, a flat index; the mask (H, W) float64 of 0 and 1; the Fiedler vector (H, W)
-        float64, as it comes from the solver. Pixels have the value of the nearest patch.
+        float64, with the sign that LAPACK gives it. Pixels have the value of the nearest patch.
     """
     grid = _cut.as_dims(dims)
     size = _cut.sizes("init_image_size", init_image_size, "H, W")
     x = _cut.fiedler(_cut.from_columns(feats, grid), tau, eps, no_binary_graph)
-    side, seed = _cut.bipartition(x)
+    side, seed, _ = _cut.bipartition(x)
     mask = component(side.reshape(grid), seed)
     return seed, _cut.upsample(mask, size), _cut.upsample(x.reshape(grid), size)
 
@@ -179,7 +178,7 @@ def wsol_ncut(
     grid = _cut.as_dims(dims)
     image = _cut.sizes("init_image_size", init_image_size, "H, W")
     x = _cut.fiedler(_cut.from_tokens(feats, grid), tau, eps)
-    side, seed = _cut.bipartition(x)
+    side, seed, x = _cut.bipartition(x)
     box = detect_box(side.reshape(grid), seed, grid, image, scales)[0]
     return np.asarray(box), side.reshape(grid).astype(np.float64), seed, x.reshape(grid)
 
