@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from . import _params as params
+from ._torch_state import LOADING, as_device
 from .backbones import Backbone, as_dtype, backbone_class, load_backbone
 from .images import DECODING
 
@@ -47,17 +48,23 @@ class ImageModel:
         Raises ``ValueError`` or :class:`selfment.backbones.WeightsError`.
         """
         if self._backbone is None:
-            state = self._state_of_weights()
-            backbone = load_backbone(
-                self.backbone_name,
-                features=self.features,
-                weights=self.weights,
-                dtype=self.dtype,
-                device=self.torch_device,
-            )
-            backbone.grid(self.size)
-            self._backbone, self._loaded = backbone, state
+            with LOADING.held():
+                if self._backbone is None:  # no other thread has loaded it meanwhile
+                    self._load()
+        assert self._backbone is not None
         return self._backbone
+
+    def _load(self) -> None:
+        state = self._state_of_weights()
+        backbone = load_backbone(
+            self.backbone_name,
+            features=self.features,
+            weights=self.weights,
+            dtype=self.dtype,
+            device=self.torch_device,
+        )
+        backbone.grid(self.size)
+        self._loaded, self._backbone = state, backbone  # last: then other threads use it
 
     def share(self, other: ImageModel) -> None:
         """Takes the backbone of ``other``, a model of the same arguments for it."""
@@ -96,16 +103,9 @@ def _device(device: str | torch.device | None) -> torch.device:
     """The device; of several CUDA devices without a number, torchrun's for this process."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"`device` must be a torch device such as 'cpu': got {device!r}") from None
-    if resolved.type != "cuda":
-        return resolved
-    count = torch.cuda.device_count()
-    if (resolved.index or 0) >= count:
-        raise ValueError(f"`device` must exist: got {device!r}, torch sees no such CUDA device")
-    if resolved.index is None:
+    resolved = as_device(device)
+    if resolved.type == "cuda" and resolved.index is None:
         # Where each process is shown one device only, that is its number 0.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", rank % torch.cuda.device_count())
     return resolved

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import __version__, _distributed
 from ._cache import TensorCache, content_of, key_of
 from ._files import printable, reason
+from ._torch_state import as_documented
 from .images import ImageError, load_image
 from .labeler import PseudoLabeler
 
@@ -153,7 +154,8 @@ class Source:
 
     def _extract(self, pixels: Tensor) -> Tensor:
         # Rounded as they are stored, so that labels and head do not depend on the cache.
-        features: Tensor = self.labeler.backbone(pixels)
+        with as_documented(self.labeler.torch_device):
+            features: Tensor = self.labeler.backbone(pixels)
         return features.to(self.dtype)
 
     def _label(self, batch: list[tuple[int, str, Tensor]]) -> None:

@@ -47,6 +47,7 @@ from tqdm import tqdm
 from . import _params as params
 from . import _tables
 from ._files import write_atomically
+from ._torch_state import SETTINGS
 from .images import ImageError, find_images
 from .maps import read_saliency, read_truth, saliency_of, truth_of
 from .metrics import Curves, accuracy, as_map, f_curves, iou, tokencut_curves
@@ -533,8 +534,9 @@ def _add_pysod(
         metric.step(saliency, truth)
         return metric.get_results()
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of means over no pixels
+    # Means over no pixels are not numbers, whatever the caller has made of such errors.
+    with SETTINGS.held(), np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         if "Sm" in wanted:
             scores["Sm"] = float(results(library.Smeasure())["sm"])
         if "wFm" in wanted:

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import _native, methods
 from . import _params as params
-from ._arrays import Grid
+from ._arrays import Grid, check_data, check_dense
 from ._model import ImageModel
+from ._torch_state import as_documented
 from .backbones import Attended, Backbone, backbone_class
 from .images import ImageLike, load_image
 from .multi_object import Objects, multi_label
@@ -185,10 +186,13 @@ class PseudoLabeler(ImageModel):
 
         Raises ``ValueError`` for features that are not finite.
         """
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
         backbone = self.backbone
-        if self._voters:
-            return self.label_features(backbone(batch), self._votes(batch))
-        return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
+        with as_documented(self.torch_device):
+            if self._voters:
+                return self.label_features(backbone(batch), self._votes(batch))
+            return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
 
     def objects_batch(self, batch: Tensor) -> list[Objects]:
         """The objects of each image of a (B, 3, size, size) batch, on the CPU.
@@ -197,10 +201,14 @@ class PseudoLabeler(ImageModel):
         """
         if self.objects is None:
             raise ValueError("`objects` must be given to find objects: got None")
-        features = _where_kernels_are(self.backbone(batch))
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
+        backbone = self.backbone
+        with as_documented(self.torch_device):
+            features = _where_kernels_are(backbone(batch))
         found = multi_label(
             features,
-            self.backbone.grid(self.size),
+            backbone.grid(self.size),
             max_objects=self.objects,
             orient=self.orient,
             **{name: self.options[name] for name in _OF_OBJECTS},
@@ -235,6 +243,9 @@ class PseudoLabeler(ImageModel):
             raise ValueError(f"`objects` must be None for a label of one mask: got {self.objects}")
         if self._voters and not votes:
             raise ValueError(f"{self.needs}: got patch features alone")
+        rows = features.features if isinstance(features, Attended) else features
+        check_dense(rows, "features")
+        check_data(rows, "features")
         features = _where_kernels_are(features)
         grid = self.backbone.grid(self.size)
         labels = methods.label(features, grid, orient=self.orient, votes=votes, **self.options)

@@ -103,7 +103,7 @@ class _Run(Pipeline[Tensor]):
         super().__call__(entries, progress)
 
     def _load(self) -> None:
-        _ = self.segmenter.backbone
+        self.segmenter.load()
 
     def _run(self, jobs: Sequence[Job]) -> None:
         videos = [job for job in jobs if _is_video(job.image)]

@@ -27,6 +27,7 @@ from ._cache import TensorCache
 from ._files import atomic_file, remove_stale, write_atomically
 from ._records import lock
 from ._source import Source, ahead
+from ._torch_state import as_documented, loading
 from .backbones import DTYPES, WeightsError
 from .head import HeadInfo, PatchHead, read_checkpoint, save_head
 from .images import ImageEntry
@@ -95,39 +96,47 @@ def fit(
     The order of an epoch depends on ``seed`` and its number alone, so that a run that goes on after
     ``finished`` epochs with their ``optimizer_state`` ends as one that never stopped. Under
     ``torch.distributed`` each process takes its share of every epoch. ``on_epoch`` gets the epoch,
-    from 1, and the optimiser's state.
+    from 1, and the optimiser's state. The caller's autocast, default device, and modes without
+    gradients change nothing. Raises ``ValueError`` where the loss is not finite, or for a head that
+    was made in inference mode.
     """
     device = next(head.parameters()).device
-    model: nn.Module = head
-    rank, world = 0, 1
-    if torch.distributed.is_initialized():
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        model = nn.parallel.DistributedDataParallel(head)
-    optimizer = torch.optim.Adam(head.parameters(), lr=lr, weight_decay=weight_decay)
-    if optimizer_state is not None:
-        optimizer.load_state_dict(optimizer_state)
-    indices: Any = range(len(samples))
-    sampler: DistributedSampler[int]
-    sampler = DistributedSampler(indices, world, rank, shuffle=True, seed=seed)
-    step = finished * len(sampler)
-    head.train()
-    for epoch in range(finished + 1, epochs + 1):
-        sampler.set_epoch(epoch)
-        for index, features, labels in _prefetched(samples, sampler, device.type == "cuda"):
-            logits, embedding = model(features.to(device, non_blocking=True))
-            loss = head_loss(logits, embedding, labels.to(device, non_blocking=True))
-            optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
-            optimizer.step()
-            step += 1
-            values = _values(loss)
-            if not math.isfinite(values["total"]):  # in every process alike
-                raise ValueError(
-                    f"the loss must be finite: got {values['total']} in step {step}, of epoch "
-                    f"{epoch}; is the learning rate of {lr} too high, or a feature not finite?"
-                )
-            on_step(Step(epoch, step, index, **values))
-        on_epoch(epoch, optimizer.state_dict())
+    if any(parameter.is_inference() for parameter in head.parameters()):
+        raise ValueError(
+            "`head` must not be made in torch.inference_mode(): its parameters then can have no "
+            "gradients"
+        )
+    with torch.inference_mode(False), torch.enable_grad(), as_documented(device):
+        model: nn.Module = head
+        rank, world = 0, 1
+        if torch.distributed.is_initialized():
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            model = nn.parallel.DistributedDataParallel(head)
+        optimizer = torch.optim.Adam(head.parameters(), lr=lr, weight_decay=weight_decay)
+        if optimizer_state is not None:
+            optimizer.load_state_dict(optimizer_state)
+        indices: Any = range(len(samples))
+        sampler: DistributedSampler[int]
+        sampler = DistributedSampler(indices, world, rank, shuffle=True, seed=seed)
+        step = finished * len(sampler)
+        head.train()
+        for epoch in range(finished + 1, epochs + 1):
+            sampler.set_epoch(epoch)
+            for index, features, labels in _prefetched(samples, sampler, device.type == "cuda"):
+                logits, embedding = model(features.to(device, non_blocking=True))
+                loss = head_loss(logits, embedding, labels.to(device, non_blocking=True))
+                optimizer.zero_grad(set_to_none=True)
+                loss.total.backward()
+                optimizer.step()
+                step += 1
+                values = _values(loss)
+                if not math.isfinite(values["total"]):  # in every process alike
+                    raise ValueError(
+                        f"the loss must be finite: got {values['total']} in step {step}, of epoch "
+                        f"{epoch}; is the learning rate of {lr} too high, or a feature not finite?"
+                    )
+                on_step(Step(epoch, step, index, **values))
+            on_epoch(epoch, optimizer.state_dict())
     return head.eval()
 
 
@@ -171,7 +180,8 @@ def train(
     folder = Path(out).absolute()
     device = labeler.torch_device
     run = _Run(folder, rank == 0, resume)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=generator, device="cpu")
     paths = [images[index].path for index in sorted(chosen[:max_images].tolist())]
     try:
         if run.finished > epochs:
@@ -356,9 +366,16 @@ class _Run:
 
 
 def _new_head(dim: int, seed: int) -> PatchHead:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PatchHead(dim)
+    """What ``torch.manual_seed(seed)`` and ``PatchHead(dim)`` make; global generators stay."""
+    with loading():
+        head = PatchHead(dim)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for layer in (part for part in head.modules() if isinstance(part, nn.Linear)):
+            # As torch's linear layers begin.
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        return head
 
 
 def _prefetched(

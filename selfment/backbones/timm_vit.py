@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from .._torch_state import as_documented
 from .base import Attended, Backbone, WeightsError, check_memory
+from .keys import with_keys
 
 _MODULES = ("vision_transformer", "deit", "eva")
 
@@ -48,16 +50,19 @@ class TimmViT(Backbone):
         self.attends = self.model.cls_token is not None and _is_plain(attention)
         if self.attends:
             attention.fused_attn = True  # whatever TIMM_FUSED_ATTN says: see _LastAttention
-        self._key_input: Tensor | None = None
-        self._keys: tuple[Tensor, Tensor | None] | None = None
-        if features == "keys":
-            self._keys = _key_projection(name, attention)
-            self.dim = self._keys[0].shape[0]
-            attention.register_forward_pre_hook(self._keep_input)
+        self._by_head = features == "keys"
+        self._featuring = self._attending = self.model
+        if self._by_head:
+            weight, bias = _key_projection(name, attention)
+            self.dim = weight.shape[0]
+            self._featuring = with_keys(name, self.model, weight, bias)
+            self._attending = with_keys(name, self.model, weight, bias, attends=True)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """(B, N, d) float32 of a (B, 3, H, W) batch; prefix and register tokens are left out."""
-        patches: Tensor = self._tokens(batch)[:, self.model.num_prefix_tokens :].float()
+        patches: Tensor = self._tokens(self._featuring, batch)[
+            :, self.model.num_prefix_tokens :
+        ].float()
         return patches
 
     def attend(self, batch: Tensor) -> Attended:
@@ -65,29 +70,28 @@ class TimmViT(Backbone):
         if not self.attends:
             return super().attend(batch)
         with _LastAttention() as last:
-            tokens = self._tokens(batch)
+            tokens = self._tokens(self._attending, batch)
         first = self.model.num_prefix_tokens
         features, cls = tokens[:, first:].float(), tokens[:, 0].float()
-        by_head = self._keys is not None
-        return Attended(features, cls, last.of_cls()[..., first:], by_head)
+        with as_documented(self.device):
+            attention = last.of_cls()[..., first:]
+        return Attended(features, cls, attention, self._by_head)
 
     @torch.no_grad()
-    def _tokens(self, batch: Tensor) -> Tensor:
-        """(B, prefix + N, d) of all tokens, the CLS token first where there is one."""
-        self.grid(*batch.shape[-2:])
-        kind = self.device.type
-        with torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
-            # Models that pool before their norm keep it in `fc_norm`; the other of the two is void.
-            tokens = self.model.fc_norm(self.model.forward_features(batch.to(self.device)))
-            if self._keys is not None:
-                assert self._key_input is not None
-                tokens = functional.linear(self._key_input, *self._keys)
-                self._key_input = None
-        found: Tensor = tokens
-        return found
+    def _tokens(self, model: Any, batch: Tensor) -> Tensor:
+        """(B, prefix + N, d) of all tokens, the CLS token first where there is one.
 
-    def _keep_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._key_input = args[0]
+        ``model``: the ViT, or a view of it that ends in keys.
+        """
+        self.grid(*batch.shape[-2:])
+        pixels, kind = batch.to(self.device), self.device.type
+        with (
+            as_documented(self.device),
+            torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
+        ):
+            # Models that pool before their norm keep it in `fc_norm`; the other of the two is void.
+            tokens: Tensor = model.fc_norm(model.forward_features(pixels))
+        return tokens
 
 
 class _LastAttention(TorchFunctionMode):
