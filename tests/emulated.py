@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+
+import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATION = ROOT / "tests/emulation"
@@ -32,7 +33,7 @@ def compiler() -> list[str] | None:
 
 
 def run(command: Sequence[str | Path]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = processes.run(command)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(map(str, command))}\n{done.stdout}{done.stderr}")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import processes
 import selfment
 from selfment import _native
 
@@ -50,13 +51,10 @@ def python(
     ours = ("SELFMENT_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CXXFLAGS", "LDFLAGS", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     kept["SELFMENT_CUDA"] = "0"
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, *arguments],
         cwd=cwd,
         env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
@@ -311,13 +309,13 @@ def test_cuda_module_needs_no_cuda_library_and_loads_without_a_driver(tree: Path
 
     binary = tree / "selfment" / BINARY
     dynamic = ["readelf", "--dynamic", "--wide", str(binary)]
-    text = subprocess.run(dynamic, capture_output=True, text=True, check=True).stdout
+    text = processes.run(dynamic, check=True).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", text)
     assert "libc.so.6" in needed
     assert [name for name in needed if "cuda" in name or "nv" in name] == []
     assert not re.search(r"\((RPATH|RUNPATH)\)", text)
     symbols = ["nm", "--dynamic", "--defined-only", str(binary)]
-    text = subprocess.run(symbols, capture_output=True, text=True, check=True).stdout
+    text = processes.run(symbols, check=True).stdout
     assert "PyInit__cuda" in text
     assert not re.search(r" (cuda|_ZNK?8selfment)", text)
 
@@ -355,8 +353,9 @@ def test_portable_sources_compile_for_arm64(tmp_path: Path) -> None:
         for name in CSRC
         if name.startswith("csrc/cpu/") and name.endswith(".cpp") and "simd_avx" not in name
     ]
-    done = subprocess.run(
-        [AARCH64, *flags, "-c", *sources], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    done = processes.run(
+        [AARCH64, *flags, "-c", *sources],
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*.o"))) == len(sources)

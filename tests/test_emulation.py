@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import emulated
+import processes
 
 ORDERS = ("forward", "reverse", "shuffle")
 SANITIZERS = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -41,12 +42,9 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SELFMENT_")}
     ours = {f"SELFMENT_EMULATED_{name.upper()}": str(value) for name, value in settings.items()}
-    return subprocess.run(
+    return processes.run(
         [program, case],
         env={**kept, **ours, "SELFMENT_EMULATED_ORDER": order},
-        capture_output=True,
-        text=True,
-        timeout=60,
     )
 
 
