@@ -285,6 +285,43 @@ def test_nvcc_is_found_and_its_failure_is_one_of_the_build(
 
 @needs_tools
 @pytest.mark.usefixtures("commands")
+@pytest.mark.parametrize(
+    ("cxx", "reason"),
+    [
+        (None, "c++ is not"),
+        ("ccache absent-g++ -m64", "CXX names 'absent-g++', which is not"),
+    ],
+)
+@pytest.mark.parametrize("wish", ["0", "1"])
+def test_a_missing_compiler_is_one_sentence(
+    tree: Path, tmp_path: Path, wish: str, cxx: str | None, reason: str
+) -> None:
+    nvcc = tmp_path / "nvcc"  # it answers as one does that finds no compiler
+    nvcc.write_text(f"""#!{shutil.which("sh")}
+case "$*" in
+--list-gpu-arch) echo compute_90 ;;
+*) echo 'nvcc fatal   : Failed to preprocess host compiler properties.' && exit 1 ;;
+esac
+""")
+    nvcc.chmod(0o755)
+    environment = {"SELFMENT_CUDA": wish, "CUDACXX": str(nvcc), "PATH": str(tmp_path)}
+    if cxx is not None:
+        environment["CXX"] = cxx
+    changed = tree / "csrc/cpu/components.cpp"
+    times = changed.stat()
+    changed.touch()
+    try:
+        _, error = refused(tree, **environment)
+    finally:
+        os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert error == (
+        f"selfment needs a C++17 compiler, as nvcc does, and {reason} on the PATH: "
+        "install GCC or clang, or set CXX to where one is\n"
+    )
+
+
+@needs_tools
+@pytest.mark.usefixtures("commands")
 @pytest.mark.parametrize(("wish", "nvcc"), [("0", True), ("auto", False)])
 def test_a_build_without_cuda_leaves_no_module_of_an_earlier_one(
     tree: Path, tmp_path: Path, elsewhere: str, wish: str, nvcc: bool

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,6 +101,38 @@ selfment.affinity(torch.eye(3))
     last = run.stderr.strip().splitlines()[-1]
     assert "selfment's CPU module cannot be loaded" in last
     assert "pip install ." in last
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import torch, selfment; selfment.affinity(torch.eye(3))",
+        "import runpy; sys.argv[1:] = ['label', '--samples', '--out', 'labels']; "
+        "runpy.run_module('selfment', run_name='__main__', alter_sys=True)",
+    ],
+    ids=["import", "-m"],
+)
+def test_a_source_tree_that_hides_the_installed_package(tmp_path: Path, statement: str) -> None:
+    """As a clone does right after `pip install .`, which builds nothing in it."""
+    clone, installed = tmp_path / "clone", tmp_path / "installed"
+    package, module = Path(selfment.__file__).parent, Path(str(_native.cpu().__file__))
+    without = shutil.ignore_patterns("__pycache__", module.name)
+    shutil.copytree(package, clone / "selfment", ignore=without)
+    (installed / "selfment").mkdir(parents=True)
+    shutil.copy(module, installed / "selfment")
+    # An editable installation, which may be there, gives the module to whoever asks for it.
+    script = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in str(f)]"
+    done = processes.run(
+        [sys.executable, "-c", f"{script}; {statement}"],
+        cwd=clone,
+        env={**os.environ, "PYTHONPATH": str(installed)},
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith(
+        f": the source tree in {clone}, where it is not built, hides the package that is installed "
+        f"in {installed}; start `selfment`, or `torchrun --no-python selfment`, or Python in "
+        "another folder"
+    )
 
 
 def peak_growth(shape: str) -> float:
