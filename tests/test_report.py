@@ -20,8 +20,7 @@ from selfment.report import to_html, write_html
 from test_cli import call
 from test_evaluation import pair, save
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 EVIL = "<script>alert(1)</script>&\"'"
 VOID = ("meta", "img")
 
