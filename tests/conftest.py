@@ -38,6 +38,7 @@ def nothing_left(request: pytest.FixtureRequest, outside_the_tree: leaks.Watch) 
     before = outside_the_tree.state()
     with leaks.time_limit(leaks.LIMIT):
         yield
+    leaks.release()
     left = outside_the_tree.left_since(before)
     if leaks.threads(before):
         request.session.shouldfail = f"{request.node.nodeid} has left a thread behind"

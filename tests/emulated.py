@@ -39,7 +39,10 @@ def run(command: Sequence[str | Path]) -> None:
 
 
 def link(target: Path, sources: Sequence[Path], flags: Sequence[str], last: Sequence[str]) -> Path:
-    """Compiles the sources, two at a time, and links them into ``target``."""
+    """Compiles the sources, two at a time, and links them into ``target``.
+
+    With sanitizers one at a time: a compiler takes more than 1 GiB then.
+    """
     command = compiler()
     if command is None:
         raise RuntimeError("no C++ compiler: neither $CXX nor c++")
@@ -49,7 +52,8 @@ def link(target: Path, sources: Sequence[Path], flags: Sequence[str], last: Sequ
     def compile_one(source: Path, to: Path) -> None:
         run([*command, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", to])
 
-    with ThreadPoolExecutor(2) as pool:
+    sanitized = any("-fsanitize" in flag for flag in flags)
+    with ThreadPoolExecutor(1 if sanitized else 2) as pool:
         list(pool.map(compile_one, sources, objects))
     run([*command, *FLAGS, *flags, *objects, *last, "-o", target])
     return target

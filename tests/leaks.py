@@ -1,9 +1,14 @@
-"""What a test must not leave behind: threads, processes, files, and memory beyond a limit."""
+"""What a test must not leave behind: threads, processes, files, and memory beyond a limit.
+
+Processes are looked for where there is a /proc (Linux).
+"""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
+import gc
 import os
 import resource
 import shutil
@@ -21,6 +26,9 @@ import processes
 
 #: Bytes that the process of the tests, or any that it starts, may take.
 MEMORY = 4 << 30
+
+#: Bytes of memory from which on what is free is given back after each test.
+MANY = 1 << 30
 
 #: Seconds after which a test hangs; the longest takes some minutes.
 LIMIT = 1800
@@ -52,6 +60,10 @@ _FILES = {
     ".config": "settings that libraries write when they are first used",
     ".triton": "compiled code",
     ".nv": "compiled code of the CUDA driver",
+    ".cupy": "compiled code",
+    ".ccache": "compiled code",
+    ".hypothesis": "examples that have failed",
+    "Library": "the same on macOS",
 }
 
 
@@ -207,6 +219,19 @@ def remove_folders() -> None:
     """Removes the folders that were the session's own."""
     for folder in _own:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def release() -> None:
+    """Gives memory back to the system where this process has much: models in cycles, mostly."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") < MANY:
+            return
+    except OSError:
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peaks() -> tuple[int, int]:
