@@ -34,7 +34,7 @@ MANY = 1 << 30
 LIMIT = 1800
 
 #: Seconds that a thread or process which is about to end has for it.
-GRACE = 10.0
+GRACE = 60.0
 
 # Threads that serve a whole process and wait for work: what starts them, by module and why.
 _THREADS = {
