@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import processes
 from selfment import PseudoLabeler
 from selfment.images import ImageError, find_images, load_image, sample_images
 
@@ -300,7 +300,7 @@ before = peak()
 load_image(image)
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", script])
     made = 4 * 6_000 * 5_000  # bytes of Pillow's RGB
     assert made // 2 < 1024 * int(done.stdout) < made + (64 << 20)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import processes
 from selfment.evaluation import PROTOCOLS, Evaluator, ImageScores, Report, evaluate
 from selfment.images import SUFFIXES
 from selfment.report import to_html, write_html
@@ -169,13 +170,14 @@ def test_command(capsys, folders):
 
 def browse(path, size: str = "1200,1000") -> tuple[str, str]:
     """The page after its scripts have run, and what the browser's console says."""
+    # --no-sandbox: as root, which CI may be, there is none. The rest keeps it off the network.
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+    quiet = ("background-networking", "component-update", "sync", "extensions", "breakpad")
+    options += (*(f"--disable-{name}" for name in quiet), "--no-first-run", "--dump-dom")
     logging = ("--enable-logging=stderr", "--v=0", f"--user-data-dir={path.parent / 'profile'}")
-    done = subprocess.run(
-        [BROWSER, *options, *logging, f"--window-size={size}", "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
+    done = processes.run(
+        [BROWSER, *options, *logging, f"--window-size={size}", path.as_uri()],
+        env={**os.environ, "HOME": str(path.parent)},  # it keeps certificates there
     )
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout, "\n".join(console)
