@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from . import _params as params
-from .backbones import Backbone, as_dtype, backbone_class, load_backbone
+from .backbones import POSITIONS, Backbone, as_dtype, backbone_class, load_backbone, resampling
 
 
 class ImageModel:
@@ -23,11 +23,13 @@ class ImageModel:
         device: str | torch.device | None,
         dtype: str | torch.dtype | None,
         batch_size: int,
+        positions: str,
     ) -> None:
         params.number("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
         whole = isinstance(batch_size, int) and batch_size >= 1
         params.number("batch_size", batch_size, "an integer >= 1", whole)
         as_dtype(dtype)
+        params.choice("positions", positions, POSITIONS)
         self.backbone_name = backbone
         self.size = size
         self.features = features
@@ -36,6 +38,7 @@ class ImageModel:
         self.dtype = dtype
         self.note = backbone_class(backbone).note
         self.batch_size = batch_size
+        self.positions = positions
         self._backbone: Backbone | None = None
         self._loaded: list[Any] | None = None  # what the weights' file was like then
 
@@ -52,6 +55,7 @@ class ImageModel:
                 features=self.features,
                 weights=self.weights,
                 dtype=self.dtype,
+                positions=self.positions,
                 device=self.torch_device,
             )
             backbone.grid(self.size)
@@ -77,6 +81,7 @@ class ImageModel:
             "size": self.size,
             "features": self.features,
             "weights": weights,
+            "positions": resampling(self.backbone_name, self.positions),
             "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
         }
 

@@ -67,6 +67,7 @@ class HeadInfo:
     features: str = "tokens"
     size: int | None = None  #: side in pixels of the images that it was trained on
     settings: dict[str, Any] = field(default_factory=dict)  #: of the training, ready for JSON
+    positions: str = "authors"  #: as :func:`selfment.backbones.load_backbone` takes it
 
 
 def check_fit(head: PatchHead, info: HeadInfo, backbone: str, dim: int) -> None:

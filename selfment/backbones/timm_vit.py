@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from .base import Attended, Backbone, WeightsError, check_memory
+from .position_embeddings import resampling, use_scaled
 
 _MODULES = ("vision_transformer", "deit", "eva")
 
@@ -31,6 +32,7 @@ class TimmViT(Backbone):
         features: str = "tokens",
         weights: str | os.PathLike[str] | None = None,
         dtype: torch.dtype | None = None,
+        positions: str = "authors",
         device: str | torch.device = "cpu",
     ) -> None:
         """See :func:`selfment.backbones.load_backbone`; ``dtype`` None computes in float32."""
@@ -40,6 +42,8 @@ class TimmViT(Backbone):
         self.dtype = dtype
         model = _download(name) if weights is None else _from_file(name, os.fspath(weights))
         _check_kind(name, model)
+        if resampling(name, positions) == "scaled":
+            use_scaled(model)
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.mean, self.std = (self.model.pretrained_cfg[stat] for stat in ("mean", "std"))
         self.patch_size = self.model.patch_embed.patch_size[0]
