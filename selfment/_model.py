@@ -9,6 +9,7 @@ import torch
 
 from . import _params as params
 from .backbones import POSITIONS, Backbone, as_dtype, backbone_class, load_backbone, resampling
+from .backbones.checkpoints import files_of
 
 
 class ImageModel:
@@ -86,10 +87,11 @@ class ImageModel:
         }
 
     def _state_of_weights(self) -> list[Any] | None:
-        if self.weights is None or not os.path.isfile(self.weights):
+        if self.weights is None or not (files := files_of(self.weights)):
             return None
-        stat = os.stat(self.weights)
-        return [self.weights, stat.st_size, stat.st_mtime_ns]
+        stats = [os.stat(file) for file in files]
+        size, time = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        return [self.weights, size, time]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": None}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ._files import atomic_file, check_file
 from .backbones import WeightsError
 from .backbones.base import check_memory
+from .backbones.checkpoints import read_inert
 
 EMBEDDING = 128  #: length of the embedding that the contrastive loss takes
 
@@ -118,12 +117,7 @@ def read_checkpoint(name: str) -> dict[str, Any]:
     if not os.path.isfile(name):
         raise WeightsError(f"`head` must be a checkpoint or a folder: {name!r} does not exist")
     try:
-        # Whatever a training script saved beside the weights, such as its command line.
-        unknown = []
-        if zipfile.is_zipfile(name):  # torch's format since 1.6
-            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
-        with torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]):
-            content = torch.load(name, map_location="cpu", weights_only=True)
+        content = read_inert(name)
     except Exception as error:  # torch, pickle and zip have errors of their own
         raise WeightsError(
             f"`head` must be a checkpoint that torch can read: {name!r} is not "
@@ -135,19 +129,6 @@ def read_checkpoint(name: str) -> dict[str, Any]:
             f"{type(content).__name__}"
         )
     return content
-
-
-class _Inert:
-    """Stands for an object of a class that is not loaded: takes any state, does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
 
 
 def _read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

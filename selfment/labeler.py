@@ -60,8 +60,8 @@ class PseudoLabeler(ImageModel):
         init: str = "ncut",
         backbones: Sequence[str] | Mapping[str, str | os.PathLike[str] | None] = (),
     ) -> None:
-        """``backbone`` to ``positions`` as in :func:`selfment.backbones.load_backbone`, the rest as in
-        :func:`selfment.pseudo_label`.
+        """``backbone`` to ``positions`` as in :func:`selfment.backbones.load_backbone`, the rest as
+        in :func:`selfment.pseudo_label`.
 
         ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there is one
         where the labeler is used. ``orient`` None: the backbone's own. ``objects``: label up to so

@@ -59,7 +59,8 @@ class Segmenter(ImageModel):
         it.
 
         ``backbone``, ``features`` and ``positions`` None: those the head was trained on, as its
-        file says; ``features``, ``weights``, ``dtype`` and ``positions`` as in :func:`selfment.backbones.load_backbone`.
+        file says; ``features``, ``weights``, ``dtype`` and ``positions`` as in
+        :func:`selfment.backbones.load_backbone`.
         ``size``: side in pixels, a multiple of the patch size, of the square that an image is
         resized to; with ``keep_aspect`` its longer side, the shorter padded to whole patches.
         ``device`` None: CUDA if there is one. ``batch_size``: images per pass. ``compile``: runs
@@ -104,8 +105,8 @@ class Segmenter(ImageModel):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the head into a folder that can be uploaded to a model hub as it is.
 
-        ``model.safetensors``, ``config.json`` with backbone, features and positions, and a ``README.md`` where
-        there is none. :meth:`from_pretrained` reads it.
+        ``model.safetensors``, ``config.json`` with backbone, features and positions, and a
+        ``README.md`` where there is none. :meth:`from_pretrained` reads it.
         """
         info = HeadInfo(
             self.backbone_name,

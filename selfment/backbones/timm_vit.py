@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .base import Attended, Backbone, WeightsError, check_memory
+from . import fitting
+from .base import Attended, Backbone, WeightsError
+from .checkpoints import read_vit
 from .position_embeddings import resampling, use_scaled
-
-_MODULES = ("vision_transformer", "deit", "eva")
 
 
 class TimmViT(Backbone):
@@ -128,7 +128,7 @@ def _check_name(name: str) -> None:
             f"`backbone` must be 'classic' or the name of a timm ViT: got {name!r}{hint}"
         )
     architecture, _, tag = name.partition(".")
-    if not timm.models.is_model_in_modules(architecture, _MODULES):
+    if not timm.models.is_model_in_modules(architecture, fitting.MODULES):
         raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
@@ -141,13 +141,9 @@ def _check_kind(name: str, model: Any) -> None:
         raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
 
 
-def _create(name: str, **kwargs: Any) -> Any:
-    return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **kwargs)
-
-
 def _download(name: str) -> Any:
     try:
-        return _create(name)
+        return fitting.create(name, pretrained=True)
     except Exception as error:  # every release of the hub library raises errors of its own
         raise WeightsError(
             f"the weights of {name} cannot be downloaded ({type(error).__name__}): get online or "
@@ -156,39 +152,14 @@ def _download(name: str) -> Any:
         ) from error
 
 
-def _from_file(name: str, file: str) -> Any:
-    if not os.path.isfile(file):
-        raise WeightsError(
-            f"`weights` must be a checkpoint file of {name}: {file!r} does not exist"
-        )
+def _from_file(name: str, path: str) -> Any:
+    state = read_vit(path, name)
     try:
-        # Said, because releases of timm differ: without it a pickle may run what it likes.
-        state = timm.models.load_state_dict(file, weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each have errors of their own
-        raise WeightsError(
-            f"`weights` must be a checkpoint that torch or safetensors can read: {file!r} is not "
-            f"({type(error).__name__})"
-        ) from error
-    # A classifier would make timm load the rest without comparing names, so it goes first.
-    config: Any = timm.get_pretrained_cfg(name)
-    heads = config.classifier or ()
-    heads = (heads,) if isinstance(heads, str) else heads
-    prefixes = tuple(f"{head}." for head in heads)
-    state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
-    source = {"state_dict": state, "num_classes": 0, "custom_load": False, "source": ""}
-    try:
-        check_memory(state)
-        model = _create(name, pretrained_cfg_overlay=source)
+        return fitting.load(name, state)
     except Exception as error:  # timm's checkpoint filters meet any key and shape
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        detail = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
-        if len(detail) > 160:
-            detail = detail[:157] + "..."
         raise WeightsError(
-            f"`weights` must be a checkpoint of {name}: {file!r} does not fit ({detail})"
+            f"`weights` must be a checkpoint of {name}: {path!r} does not fit ({error})"
         ) from error
-    del model.pretrained_cfg["state_dict"]  # timm would keep this second copy of the weights
-    return model
 
 
 def _last_attention(model: Any) -> Any:
