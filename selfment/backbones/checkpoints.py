@@ -85,6 +85,25 @@ def read_vit(path: str, name: str) -> dict[str, Any]:
     return state
 
 
+def read_config(path: str) -> dict[str, Any]:
+    """What ``config.json`` of a folder of the Hugging Face hub says; nothing where there is none.
+
+    Raises:
+        WeightsError: a file that is not JSON.
+    """
+    file = os.path.join(path, "config.json")
+    if not os.path.isfile(file):
+        return {}
+    try:
+        with open(file, encoding="utf-8") as stream:
+            config = json.load(stream)
+    except (ValueError, OSError, RecursionError) as error:
+        raise WeightsError(
+            f"`weights` must be a checkpoint with a config.json in JSON: {file!r} is not ({error})"
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
 def describe(state: dict[str, Any]) -> str:
     """What a state dict holds, in a few words: the shape of its ViT, or its first keys."""
     weight = state.get(_FIRST_KEYS[0])
@@ -142,11 +161,15 @@ def _parts(index: str) -> list[str]:
             names = sorted(set(json.load(file)["weight_map"].values()))
         if any(os.path.basename(name) != name for name in names):
             raise ValueError("it names files in other folders")
+        files = [os.path.join(os.path.dirname(index), name) for name in names]
+        if absent := [file for file in files if not os.path.isfile(file)]:
+            raise ValueError(f"{absent[0]!r} does not exist")
     except Exception as error:  # any JSON can be there
         raise WeightsError(
-            f"`weights` must be a checkpoint with an index in JSON: {index!r} is not ({error!r})"
+            f"`weights` must be a checkpoint with an index in JSON of its parts: {index!r} is not "
+            f"({error or type(error).__name__})"
         ) from error
-    return [os.path.join(os.path.dirname(index), name) for name in names]
+    return files
 
 
 def _read(file: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def create(name: str, **kwargs: Any) -> Any:
     return timm.create_model(name, num_classes=0, dynamic_img_size=True, **kwargs)
 
 
-def load(name: str, state: dict[str, Any]) -> Any:
+def load(name: str, state: dict[str, Any], config: dict[str, Any]) -> Any:
     """The timm model ``name`` with the weights of a checkpoint.
 
     The model keeps the grid of position embeddings that the file has, so that they are resampled
@@ -35,6 +35,8 @@ def load(name: str, state: dict[str, Any]) -> Any:
     Args:
         name: a name in timm.
         state: as :func:`selfment.backbones.checkpoints.read_vit` returns it.
+        config: as :func:`selfment.backbones.checkpoints.read_config` returns it: what the shapes
+            of weights do not tell.
 
     Raises:
         ValueError: the checkpoint is not one of this model. The sentence says why not, and of
@@ -42,6 +44,8 @@ def load(name: str, state: dict[str, Any]) -> Any:
     """
     state = _without_classifier(name, state)
     problem = _problem(name, state)
+    if problem is None and (difference := _difference(name, config)):
+        raise ValueError(difference)
     if problem is not None:
         found = _fitting(name, state)
         holds = f"it holds {describe(state)}" if found is None else f"it fits {found}"
@@ -107,6 +111,21 @@ def _problem(name: str, state: dict[str, Any]) -> str | None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
         return detail if len(detail) <= 160 else detail[:157] + "..."
+    return None
+
+
+def _difference(name: str, config: dict[str, Any]) -> str | None:
+    """What a configuration of transformers says that the model is not."""
+    with torch.device("meta"):
+        plan = create(name)
+    attention, rope = getattr(plan.blocks[0], "attn", None), getattr(plan, "rope", None)
+    own = {
+        "num_attention_heads": getattr(attention, "num_heads", None),
+        "rope_theta": getattr(rope, "temperature", None),
+    }
+    for key, value in own.items():
+        if value is not None and config.get(key, value) != value:
+            return f"its config.json says {key} = {config[key]!r}, the model has {value!r}"
     return None
 
 

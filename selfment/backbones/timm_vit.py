@@ -18,7 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from . import fitting
 from .base import Attended, Backbone, WeightsError
-from .checkpoints import read_vit
+from .checkpoints import read_config, read_vit
+from .names import timm_name
 from .position_embeddings import resampling, use_scaled
 
 
@@ -120,6 +121,12 @@ class _LastAttention(TorchFunctionMode):
 
 
 def _check_name(name: str) -> None:
+    known_as = timm_name(name)
+    if known_as is not None:
+        raise ValueError(
+            f"`backbone` must be 'classic' or the name of a timm ViT: got {name!r}, which timm "
+            f"calls {known_as}"
+        )
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_models(pretrained=True)]
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -142,7 +149,16 @@ def _check_kind(name: str, model: Any) -> None:
 
 
 def _download(name: str) -> Any:
+    config: Any = timm.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url or config.file):
+        raise WeightsError(
+            f"timm has no weights of {name}: pass a checkpoint with --weights FILE, or use "
+            "--backbone classic, which needs none"
+        )
     try:
+        if config.hf_hub_id:  # the files first: a model of 7 billion parameters takes minutes
+            file = config.hf_hub_filename
+            _fetch(config.hf_hub_id, [file] if file else ["model.safetensors", "pytorch_model.bin"])
         return fitting.create(name, pretrained=True)
     except Exception as error:  # every release of the hub library raises errors of its own
         raise WeightsError(
@@ -152,10 +168,24 @@ def _download(name: str) -> Any:
         ) from error
 
 
-def _from_file(name: str, path: str) -> Any:
-    state = read_vit(path, name)
+def _fetch(repository: str, names: list[str]) -> None:
+    """Gets the first file that there is into the cache of the Hugging Face hub, or raises."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    identity, _, revision = repository.partition("@")
     try:
-        return fitting.load(name, state)
+        hf_hub_download(identity, names[0], revision=revision or None)
+    except EntryNotFoundError:  # also where it is not in the cache, and there is no network
+        if len(names) == 1:
+            raise
+        _fetch(repository, names[1:])
+
+
+def _from_file(name: str, path: str) -> Any:
+    state, config = read_vit(path, name), read_config(path)
+    try:
+        return fitting.load(name, state, config)
     except Exception as error:  # timm's checkpoint filters meet any key and shape
         raise WeightsError(
             f"`weights` must be a checkpoint of {name}: {path!r} does not fit ({error})"
