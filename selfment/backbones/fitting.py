@@ -11,6 +11,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from .checkpoints import describe, patch_of
 
@@ -43,17 +44,43 @@ def load(name: str, state: dict[str, Any], config: dict[str, Any]) -> Any:
             which model it is, where one is found.
     """
     state = _without_classifier(name, state)
-    problem = _problem(name, state)
-    if problem is None and (difference := _difference(name, config)):
+    plan = _plan(name)
+    problem = _problem(name, plan, state)
+    if problem is None and (difference := _difference(plan, config)):
         raise ValueError(difference)
     if problem is not None:
         found = _fitting(name, state)
         holds = f"it holds {describe(state)}" if found is None else f"it fits {found}"
         raise ValueError(f"{problem}; {holds}")
-    model = _load(name, state)
+    model = _load(name, plan, state)
     if _PERIODS in state:
         model.rope.periods.copy_(state[_PERIODS])
     return model
+
+
+class _RatesOnCPU(TorchFunctionMode):
+    """Leaves the one thing on the CPU whose values releases of timm need to build a model.
+
+    These are the rates of dropped paths, which are numbers of the constructor.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        options = kwargs or {}
+        if func is torch.linspace:
+            options = {"device": "cpu", **options}
+        return func(*args, **options)
+
+
+def _plan(name: str) -> Any:
+    """The model without memory for its weights."""
+    with torch.device("meta"), _RatesOnCPU():
+        return create(name)
 
 
 def _without_classifier(name: str, state: dict[str, Any]) -> dict[str, Any]:
@@ -64,15 +91,13 @@ def _without_classifier(name: str, state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if not str(key).startswith(prefixes)}
 
 
-def _load(name: str, state: dict[str, Any], device: str = "cpu") -> Any:
-    with torch.device("meta"):
-        plan = create(name)
+def _load(name: str, plan: Any, state: dict[str, Any], device: str = "cpu") -> Any:
     if not _has_qkv_bias(plan) and "storage_tokens" in state:
         # All zero, as _problem has seen to; timm would print that it leaves them out.
         state = {key: value for key, value in state.items() if not key.endswith("qkv.bias")}
     options = _image_size(plan, state)
     source = {"state_dict": state, "num_classes": 0, "custom_load": False, "source": ""}
-    with torch.device(device):
+    with torch.device(device), _RatesOnCPU():
         model = create(name, pretrained=True, pretrained_cfg_overlay=source, **options)
     del model.pretrained_cfg["state_dict"]  # timm would keep this second copy of the weights
     return model
@@ -95,10 +120,8 @@ def _image_size(plan: Any, state: dict[str, Any]) -> dict[str, Any]:
     return {"img_size": side * plan.patch_embed.patch_size[0]}
 
 
-def _problem(name: str, state: dict[str, Any]) -> str | None:
+def _problem(name: str, plan: Any, state: dict[str, Any]) -> str | None:
     """Why the checkpoint is not one of the model, None where it is; no weights are copied."""
-    with torch.device("meta"):
-        plan = create(name)
     patch, own = patch_of(state), plan.patch_embed.patch_size[0]
     if patch is not None and patch != own:
         return f"its patches have {patch} x {patch} pixels, those of the model {own} x {own}"
@@ -106,7 +129,7 @@ def _problem(name: str, state: dict[str, Any]) -> str | None:
         return problem
     shapes = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in state.items()}
     try:
-        _load(name, shapes, "meta")
+        _load(name, plan, shapes, "meta")
     except Exception as error:  # timm's checkpoint filters meet any key and shape
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
@@ -114,10 +137,8 @@ def _problem(name: str, state: dict[str, Any]) -> str | None:
     return None
 
 
-def _difference(name: str, config: dict[str, Any]) -> str | None:
+def _difference(plan: Any, config: dict[str, Any]) -> str | None:
     """What a configuration of transformers says that the model is not."""
-    with torch.device("meta"):
-        plan = create(name)
     attention, rope = getattr(plan.blocks[0], "attn", None), getattr(plan, "rope", None)
     own = {
         "num_attention_heads": getattr(attention, "num_heads", None),
@@ -139,7 +160,7 @@ def _dinov3_problem(plan: Any, state: dict[str, Any]) -> str | None:
             queries, keys, values = bias.tensor_split(3)
             mask = state.get(f"{key}_mask")
             if isinstance(mask, Tensor) and mask.shape == bias.shape:
-                # The mask is undefined in checkpoints of the first release, and 0 for all keys.
+                # What is no number counts as 0: timm has no biases of keys in any case.
                 keys = (bias * mask.nan_to_num()).tensor_split(3)[1]
             if keys.any():
                 return f"{key} is not zero for keys, of which the model has no bias"
@@ -177,7 +198,9 @@ def _fitting(name: str, state: dict[str, Any]) -> str | None:
         and timm.models.is_model_in_modules(other, MODULES)
     ]
     names.sort(key=lambda other: -difflib.SequenceMatcher(None, wanted, other).ratio())
-    found = next((other for other in names[:_TRIES] if _problem(other, state) is None), None)
+    found = next(
+        (other for other in names[:_TRIES] if _problem(other, _plan(other), state) is None), None
+    )
     if found is None:
         return None
     tags = timm.list_pretrained(f"{found}.*")
