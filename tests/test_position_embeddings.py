@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from selfment import PatchHead, PseudoLabeler, Segmenter
+from selfment import PatchHead, PseudoLabeler, Segmenter, cli
+from selfment._arguments import parser
 from selfment.backbones import load_backbone, resampling
 from selfment.backbones.position_embeddings import scaled
 from selfment.head import HeadInfo, save_head
@@ -240,3 +241,18 @@ def test_mistakes(name, positions, message):
     if name != "classic":
         with pytest.raises(ValueError, match=message):
             PseudoLabeler(name, 64, positions=positions)
+
+
+@pytest.mark.parametrize("command", ["label", "train", "predict", "compare"])
+def test_the_command_line_says_whose(command, capsys):
+    line = [command, "photos", "--out", "out", "--positions"]
+    line += {"predict": ["timm", "--head", "head"], "compare": ["timm", "--gt", "gt"]}.get(
+        command, ["timm"]
+    )
+    assert parser().parse_args(line).positions == "timm"
+    if command != "predict":
+        assert cli._label_options(parser().parse_args(line))["positions"] == "timm"
+    line[line.index("timm")] = "official"
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(line)
+    assert "argument --positions: invalid choice: 'official'" in capsys.readouterr().err
