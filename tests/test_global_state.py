@@ -37,6 +37,7 @@ GRID = (8, 9)
 VITS = {
     "test_vit": 64,
     "vit_small_patch16_dinov3.lvd1689m": 32,
+    "vit_small_patch16_224.dino": 48,
     "eva02_tiny_patch14_224": 56,
     "vit_small_patch14_reg4_dinov2.lvd142m": 28,
 }
