@@ -9,7 +9,8 @@ import torch
 
 from . import _params as params
 from ._torch_state import LOADING, as_device
-from .backbones import Backbone, as_dtype, backbone_class, load_backbone
+from .backbones import POSITIONS, Backbone, as_dtype, backbone_class, load_backbone, resampling
+from .backbones.checkpoints import files_of
 from .images import DECODING
 
 
@@ -25,11 +26,13 @@ class ImageModel:
         device: str | torch.device | None,
         dtype: str | torch.dtype | None,
         batch_size: int,
+        positions: str,
     ) -> None:
         params.number("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
         whole = isinstance(batch_size, int) and batch_size >= 1
         params.number("batch_size", batch_size, "an integer >= 1", whole)
         as_dtype(dtype)
+        params.choice("positions", positions, POSITIONS)
         self.backbone_name = backbone
         self.size = size
         self.features = features
@@ -38,6 +41,7 @@ class ImageModel:
         self.dtype = dtype
         self.note = backbone_class(backbone).note
         self.batch_size = batch_size
+        self.positions = positions
         self._backbone: Backbone | None = None
         self._loaded: list[Any] | None = None  # what the weights' file was like then
 
@@ -61,6 +65,7 @@ class ImageModel:
             features=self.features,
             weights=self.weights,
             dtype=self.dtype,
+            positions=self.positions,
             device=self.torch_device,
         )
         backbone.grid(self.size)
@@ -86,14 +91,16 @@ class ImageModel:
             "features": self.features,
             "decoding": DECODING,
             "weights": weights,
+            "positions": resampling(self.backbone_name, self.positions),
             "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
         }
 
     def _state_of_weights(self) -> list[Any] | None:
-        if self.weights is None or not os.path.isfile(self.weights):
+        if self.weights is None or not (files := files_of(self.weights)):
             return None
-        stat = os.stat(self.weights)
-        return [self.weights, stat.st_size, stat.st_mtime_ns]
+        stats = [os.stat(file) for file in files]
+        size, time = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        return [self.weights, size, time]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": None}

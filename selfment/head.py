@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,10 @@ from torch.nn import functional
 
 from ._arrays import check_dense, check_device
 from ._files import atomic_file, check_file
-from ._torch_state import SETTINGS, loading, without_autocast
+from ._torch_state import loading, without_autocast
 from .backbones import WeightsError
 from .backbones.base import check_memory
+from .backbones.checkpoints import read_inert
 
 EMBEDDING = 128  #: length of the embedding that the contrastive loss takes
 
@@ -85,6 +85,7 @@ class HeadInfo:
     features: str = "tokens"
     size: int | None = None  #: side in pixels of the images that it was trained on
     settings: dict[str, Any] = field(default_factory=dict)  #: of the training, ready for JSON
+    positions: str = "authors"  #: as :func:`selfment.backbones.load_backbone` takes it
 
 
 def check_fit(head: PatchHead, info: HeadInfo, backbone: str, dim: int) -> None:
@@ -138,13 +139,7 @@ def read_checkpoint(name: str) -> dict[str, Any]:
     if not os.path.isfile(name):
         raise WeightsError(f"`head` must be a checkpoint or a folder: {name!r} does not exist")
     try:
-        with SETTINGS.held():  # the list of safe classes belongs to the process
-            # Whatever a training script saved beside the weights, such as its command line.
-            unknown = []
-            if zipfile.is_zipfile(name):  # torch's format since 1.6
-                unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
-            with torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]):
-                content = torch.load(name, map_location="cpu", weights_only=True)
+        content = read_inert(name)
     except Exception as error:  # torch, pickle and zip have errors of their own
         raise WeightsError(
             f"`head` must be a checkpoint that torch can read: {name!r} is not "
@@ -156,19 +151,6 @@ def read_checkpoint(name: str) -> dict[str, Any]:
             f"{type(content).__name__}"
         )
     return content
-
-
-class _Inert:
-    """Stands for an object of a class that is not loaded: takes any state, does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
 
 
 def _read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:

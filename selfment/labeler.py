@@ -47,6 +47,7 @@ class PseudoLabeler(ImageModel):
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        positions: str = "authors",
         tau: float | str = params.TAU,
         eps: float = params.EPS,
         graph: str = "binary",
@@ -60,8 +61,8 @@ class PseudoLabeler(ImageModel):
         init: str = "ncut",
         backbones: Sequence[str] | Mapping[str, str | os.PathLike[str] | None] = (),
     ) -> None:
-        """``backbone`` to ``dtype`` as in :func:`selfment.backbones.load_backbone`, the rest as in
-        :func:`selfment.pseudo_label`.
+        """``backbone`` to ``positions`` as in :func:`selfment.backbones.load_backbone`, the rest as
+        in :func:`selfment.pseudo_label`.
 
         ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there is one
         where the labeler is used. ``orient`` None: the backbone's own. ``objects``: label up to so
@@ -83,8 +84,9 @@ class PseudoLabeler(ImageModel):
             raise ValueError(f"`backbones` must be a list or a mapping of names: got {backbones!r}")
         files = backbones if isinstance(backbones, Mapping) else dict.fromkeys(backbones)
         self._voters = [
-            ImageModel(name, size, "tokens", file, device, None, batch_size)
+            ImageModel(name, size, "tokens", file, device, None, batch_size, whose)
             for name, file in files.items()
+            for whose in ["authors" if name == "classic" else positions]
         ]
         params.check_graph(tau, eps, graph)
         params.check_ipo(ipo_iters, ipo_min_count)
@@ -93,7 +95,7 @@ class PseudoLabeler(ImageModel):
         methods.check_backbone(method, init, backbone_class(backbone), backbone)
         if orient is not None:
             params.choice("orient", orient, params.ORIENTS)
-        super().__init__(backbone, size, features, weights, device, dtype, batch_size)
+        super().__init__(backbone, size, features, weights, device, dtype, batch_size, positions)
         if objects is not None:
             whole = isinstance(objects, Integral) and not isinstance(objects, bool)
             params.number("objects", objects, "an integer >= 1", whole and objects >= 1)

@@ -52,6 +52,7 @@ class Segmenter(ImageModel):
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        positions: str | None = None,
         keep_aspect: bool = False,
         batch_size: int = 8,
         compile: bool = False,
@@ -59,8 +60,9 @@ class Segmenter(ImageModel):
         """``head``: a module, which is copied, or a path as :func:`selfment.head.load_head` takes
         it.
 
-        ``backbone`` and ``features`` None: those the head was trained on, as its file says;
-        ``features``, ``weights`` and ``dtype`` as in :func:`selfment.backbones.load_backbone`.
+        ``backbone``, ``features`` and ``positions`` None: those the head was trained on, as its
+        file says; ``features``, ``weights``, ``dtype`` and ``positions`` as in
+        :func:`selfment.backbones.load_backbone`.
         ``size``: side in pixels, a multiple of the patch size, of the square that an image is
         resized to; with ``keep_aspect`` its longer side, the shorter padded to whole patches.
         ``device`` None: CUDA if there is one. ``batch_size``: images per pass. ``compile``: runs
@@ -79,7 +81,8 @@ class Segmenter(ImageModel):
                 "`backbone` must be given: the head does not say which one it was trained on"
             )
         features = features or self.info.features
-        super().__init__(name, size, features, weights, device, dtype, batch_size)
+        positions = positions or self.info.positions
+        super().__init__(name, size, features, weights, device, dtype, batch_size, positions)
         self.keep_aspect = keep_aspect
         self.compile = compile
         self._forward: Callable[[Tensor], Tensor] | None = None
@@ -104,10 +107,16 @@ class Segmenter(ImageModel):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the head into a folder that can be uploaded to a model hub as it is.
 
-        ``model.safetensors``, ``config.json`` with backbone and features, and a ``README.md`` where
-        there is none. :meth:`from_pretrained` reads it.
+        ``model.safetensors``, ``config.json`` with backbone, features and positions, and a
+        ``README.md`` where there is none. :meth:`from_pretrained` reads it.
         """
-        info = HeadInfo(self.backbone_name, self.features, self.info.size, self.info.settings)
+        info = HeadInfo(
+            self.backbone_name,
+            self.features,
+            self.info.size,
+            self.info.settings,
+            self.positions,
+        )
         save_head(folder, self.head, info)
         card = Path(folder) / "README.md"
         if not card.exists():

@@ -221,7 +221,9 @@ def train(
                 head.load_state_dict(run.checkpoint["model_state"])
             # What travels with the head names no path of this machine.
             public = {name: value for name, value in settings.items() if name != "weights"}
-            info = HeadInfo(labeler.backbone_name, labeler.features, labeler.size, public)
+            info = HeadInfo(
+                labeler.backbone_name, labeler.features, labeler.size, public, labeler.positions
+            )
             steps = -(-len(source) // world) * max(0, epochs - run.finished)
             with tqdm(total=steps, unit="step", disable=not progress or rank > 0) as bar:
                 fit(
