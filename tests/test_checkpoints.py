@@ -178,6 +178,18 @@ def test_what_a_file_holds_is_said(content, message, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["visual.conv1.weight", "conv1.weight"])
+def test_patches_of_clip_are_compared(key, tmp_path):
+    state = {
+        key: torch.ones(768, 3, 32, 32),
+        key[:-12] + "positional_embedding": torch.ones(50, 768),
+    }
+    state["visual.class_embedding"] = torch.ones(768)
+    message = "its patches have 32 x 32 pixels, those of the model 16 x 16"
+    with pytest.raises(WeightsError, match=message):
+        load_backbone("vit_base_patch16_clip_224.openai", weights=save(state, tmp_path / "a.pth"))
+
+
 @pytest.mark.parametrize(
     ("held", "asked", "fits"),
     [

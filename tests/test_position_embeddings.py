@@ -208,6 +208,10 @@ def test_the_rule_is_in_the_settings(name, rule):
 def test_every_name_of_dino_and_dinov2_is_known():
     names = [name for name in timm.list_pretrained("vit_*") if re.search(r"\.dino$|_dinov2", name)]
     assert len(names) >= 12
+    for name in timm.list_models("vit_*"):  # without a tag they mean the first of their weights
+        config = timm.get_pretrained_cfg(name)
+        if config is not None and config.tag == "dino":
+            names.append(name)
     for name in names:
         assert resampling(name, "authors") == ("timm" if "reg4" in name else "scaled")
 
