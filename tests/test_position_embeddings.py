@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch.nn import functional
 
@@ -16,13 +17,10 @@ from selfment._arguments import parser
 from selfment.backbones import load_backbone, resampling
 from selfment.backbones.position_embeddings import scaled
 from selfment.head import HeadInfo, save_head
-
-timm = pytest.importorskip("timm")
+from vits import DINO, DINO8, DINOV2, REGISTERS, random_state
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "position_embeddings.npz"
-DINO, DINOV2 = "vit_small_patch16_224.dino", "vit_small_patch14_dinov2.lvd142m"
-REGISTERS = "vit_small_patch14_reg4_dinov2.lvd142m"
-SIZES = ((0, 0), (4, 7), (7, 28), (30, 22))  # patch grids; (0, 0): that of the training
+SIZES = ((0, 0), (4, 7), (7, 28), (16, 11))  # patch grids; (0, 0): that of the training
 
 
 def bicubic(embeddings: np.ndarray, grid: tuple[int, int], offset: float) -> np.ndarray:
@@ -127,29 +125,10 @@ def official(state: dict[str, torch.Tensor], batch: torch.Tensor, heads: int) ->
     return norm(x, "norm")[:, len(torch.cat(first, dim=1)[0]) :]
 
 
-def official_state(name: str) -> dict[str, torch.Tensor]:
-    """Random weights under the keys of the official checkpoint of the model ``name``."""
-    model = timm.create_model(name, pretrained=False, num_classes=0)
-    stream = torch.Generator().manual_seed(0)
-    state = {
-        key: (1 if key.endswith(("norm.weight", "norm1.weight", "norm2.weight")) else 0)
-        + torch.randn(value.shape, generator=stream) * (0.3 if value.ndim < 2 else 0.06)
-        for key, value in model.state_dict().items()
-    }
-    state["pos_embed"] *= 10
-    if "reg_token" in state:
-        state["register_tokens"] = state.pop("reg_token")
-        cls = torch.randn(1, 1, model.embed_dim, generator=stream)
-        state["pos_embed"] = torch.cat([cls, state["pos_embed"]], dim=1)
-    if "dinov2" in name:
-        state["mask_token"] = torch.zeros(1, model.embed_dim)
-    return state
-
-
-@pytest.fixture(scope="module", params=[DINO, "vit_small_patch8_224.dino", DINOV2, REGISTERS])
+@pytest.fixture(scope="module", params=[DINO, DINO8, DINOV2, REGISTERS])
 def model(request, tmp_path_factory):
     """A model's name, a file of official keys with random weights, and these."""
-    state = official_state(request.param)
+    state = random_state(request.param)
     file = tmp_path_factory.mktemp("official") / "weights.pth"
     torch.save(state, file)
     return request.param, file, state
@@ -172,7 +151,7 @@ def test_features_are_those_of_the_official_forward_pass(model, grid):
 
 
 def test_resampling_starts_from_the_grid_of_the_file(tmp_path):
-    state = official_state(DINO)
+    state = random_state(DINO)
     stream = torch.Generator().manual_seed(3)
     state["pos_embed"] = torch.randn(1, 1 + 20 * 20, 384, generator=stream)
     torch.save(state, tmp_path / "weights.pth")
@@ -208,6 +187,10 @@ def test_the_rule_is_in_the_settings(name, rule):
 def test_every_name_of_dino_and_dinov2_is_known():
     names = [name for name in timm.list_pretrained("vit_*") if re.search(r"\.dino$|_dinov2", name)]
     assert len(names) >= 12
+    for name in timm.list_models("vit_*"):  # without a tag they mean the first of their weights
+        config = timm.get_pretrained_cfg(name)
+        if config is not None and config.tag == "dino":
+            names.append(name)
     for name in names:
         assert resampling(name, "authors") == ("timm" if "reg4" in name else "scaled")
 

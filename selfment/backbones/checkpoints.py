@@ -111,7 +111,8 @@ def describe(state: dict[str, Any]) -> str:
     patch = patch_of(state)
     if patch is None or not isinstance(weight, Tensor):
         keys = ", ".join(map(repr, list(state)[:3])) or "nothing"
-        return f"no ViT that is known: {keys[:120]}{' and others' if len(state) > 3 else ''}"
+        known = "" if patch else "no ViT that is known: "
+        return f"{known}{keys[:120]}{' and others' if len(state) > 3 else ''}"
     blocks = {key.split(".")[1] for key in map(str, state) if key.startswith("blocks.")}
     return (
         f"a ViT with patches of {patch} x {patch} pixels, {len(blocks)} blocks and the width "
@@ -121,7 +122,10 @@ def describe(state: dict[str, Any]) -> str:
 
 def patch_of(state: dict[str, Any]) -> int | None:
     """Side in pixels of the patches of RGB that a ViT's state dict is for, if it says one."""
-    weight = state.get(_FIRST_KEYS[0])
+    # CLIP's encoder of images keeps its own names until timm converts them.
+    keys = [_FIRST_KEYS[0], "visual.conv1.weight", "module.visual.conv1.weight"]
+    keys += ["conv1.weight"] if "positional_embedding" in state else []
+    weight = next((state[key] for key in keys if key in state), None)
     if not isinstance(weight, Tensor) or weight.ndim not in (2, 4):
         return None
     if weight.ndim == 4:

@@ -122,6 +122,8 @@ def _image_size(plan: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 def _problem(name: str, plan: Any, state: dict[str, Any]) -> str | None:
     """Why the checkpoint is not one of the model, None where it is; no weights are copied."""
+    if not state:  # with nothing to load timm would download the weights of the name
+        return "no weights are left without a classifier"
     patch, own = patch_of(state), plan.patch_embed.patch_size[0]
     if patch is not None and patch != own:
         return f"its patches have {patch} x {patch} pixels, those of the model {own} x {own}"

@@ -19,7 +19,10 @@ from torch.nn import functional
 #: Whose resampling is used: that of the model's authors, by the family in its name, or timm's.
 POSITIONS = ("authors", "timm")
 
-_SCALED = re.compile(r"vit_[a-z0-9]+_patch\d+_224\.dino|vit_[a-z0-9]+_patch14_dinov2(\..+)?")
+# Of vit_small_patch8_224 there are no weights but DINO's.
+_SCALED = re.compile(
+    r"vit_small_patch8_224|vit_[a-z0-9]+_patch\d+_224\.dino|vit_[a-z0-9]+_patch14_dinov2(\..+)?"
+)
 _OFFSET = 0.1  # in patches: keeps the product of size and scale from falling below the grid
 
 
