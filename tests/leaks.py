@@ -237,7 +237,7 @@ def release() -> None:
 def peaks() -> tuple[int, int]:
     """Bytes of memory: the most that this process has had, and the most of one it started.
 
-    A process that is started counts with at least what this one had at that time.
+    Linux lets a process that is started begin with the peak of the one that starts it.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     ours, theirs = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -111,7 +111,7 @@ def test_a_test_that_hangs_is_ended(tmp_path: Path) -> None:
 def test_memory_is_reported_and_limited(tmp_path: Path) -> None:
     done = pytest_on(tmp_path, "pass", "pass", settings="leaks.MEMORY = 1 << 20")
     assert done.returncode == 1
-    assert "test_0 takes too much: peak memory: 0.0" in done.stdout
+    assert "test_0 takes too much: peak memory: " in done.stdout
     assert "2 passed, 1 error" in done.stdout
     assert re.search(r"\npeak memory: \d\.\d\d GiB in this process, at most ", done.stdout)
 
