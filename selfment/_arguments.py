@@ -114,6 +114,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
     _add_voters(parser)
     add = parser.add_argument
     add("--gt", required=True, metavar="DIR", help="folder of ground truth of the same names")
+    add("--gt-suffix", default="", metavar="S", help="of the ground truths' names: _mask")
     add("--out", required=True, metavar="DIR", help="folder for the masks and the table")
     whose = f"whose labels: {','.join(METHODS)} (all that the backbone allows)"
     add("--methods", type=_names(*METHODS), metavar="NAMES", help=whose)
@@ -190,6 +191,7 @@ def _add_evaluation(parser: argparse.ArgumentParser) -> None:
     add("--metrics", nargs="+", metavar="NAME", help="only these of the protocol's scores")
     suffix = "of the predictions' names after the ground truth's: _saliency, _mask, '' (found out)"
     add("--suffix", metavar="S", help=suffix)
+    add("--gt-suffix", default="", metavar="S", help="of the ground truths' names: _mask")
     add("--workers", type=int, default=1, metavar="N", help="processes (%(default)s)")
     add("--allow-missing", action="store_true", help="score what has both files")
     for name, what in (("json", "JSON"), ("csv", "CSV"), ("markdown", "Markdown")):

@@ -185,6 +185,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         arguments.out,
         methods=arguments.methods,
         inits=arguments.inits,
+        gt_suffix=arguments.gt_suffix,
         allow_missing=arguments.allow_missing,
         workers=arguments.workers,
         **_label_options(arguments),
@@ -208,6 +209,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         allow_missing=arguments.allow_missing,
         suffix=arguments.suffix,
+        gt_suffix=arguments.gt_suffix,
     )
     print(report.to_text(), end="")
     for name in FORMATS:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import _tables
 from ._files import atomic_file
-from .evaluation import Report, evaluate
+from .evaluation import Report, by_stem, check_complete, evaluate, nfc
 from .images import ImageEntry
 from .labeler import PseudoLabeler
 from .labeling import label_images
+from .maps import read_truth
 from .methods import INITS, METHODS, OPTIONS, needs
 
 Variant = tuple[str, str]  # method and initial split
@@ -66,6 +67,7 @@ def compare(
     *,
     methods: Sequence[str] | None = None,
     inits: Sequence[str] | None = None,
+    gt_suffix: str = "",
     allow_missing: bool = False,
     workers: int = 1,
     progress: bool = True,
@@ -77,7 +79,8 @@ def compare(
     :mod:`selfment.methods`; the splits are those of ``"selfment"``. Without either all that the
     backbone allows are compared. ``options``: of :class:`selfment.PseudoLabeler`; those that only
     one method or split takes do not reach the others, and ``objects`` is none of them.
-    ``allow_missing`` and ``workers``: of :func:`selfment.evaluate`.
+    ``gt_suffix``, ``allow_missing`` and ``workers``: of :func:`selfment.evaluate`. The ground truth
+    is looked for, and read, before anything is labelled.
 
     ``out`` gets a folder of masks for each row of the table, as :func:`label_images` writes it and
     goes on with it, and the table in :data:`FILES`. The backbone is loaded once and runs once for
@@ -89,7 +92,8 @@ def compare(
             "`objects` must be left alone: a comparison scores one mask of each image: got "
             f"{options['objects']!r}"
         )
-    folder = Path(out).absolute()
+    folder = Path(os.path.abspath(out))
+    _check_truths(images, by_stem(gt, "gt", gt_suffix), allow_missing)
     chosen = [(method, "ncut") for method in methods or ()]
     chosen += [("selfment", init) for init in inits or ()]
     whole = methods is None and inits is None
@@ -121,7 +125,7 @@ def compare(
         if progress:
             print(name, file=sys.stderr)
         reports[variant] = _score(
-            labeler, images, gt, folder / name, allow_missing, workers, progress
+            labeler, images, gt, gt_suffix, folder / name, allow_missing, workers, progress
         )
     comparison = Comparison(reports, left_out)
     for kind, file in FILES.items():
@@ -131,10 +135,25 @@ def compare(
     return comparison
 
 
+def _check_truths(
+    images: Sequence[ImageEntry], truths: Mapping[str, Path], allow_missing: bool
+) -> None:
+    """Raises ``ValueError`` where the images could not be scored once they are labelled."""
+    stems = [nfc(entry.mask_name.removesuffix(".png")) for entry in images]
+    if not allow_missing:
+        missing = sorted(truths.keys() - set(stems))
+        extra = [stem for stem in stems if stem not in truths]
+        check_complete(missing, extra, "images", "photograph")
+    for stem in stems:
+        if stem in truths:
+            read_truth(truths[stem])
+
+
 def _score(
     labeler: PseudoLabeler,
     images: Sequence[ImageEntry],
     gt: str | os.PathLike[str],
+    gt_suffix: str,
     folder: Path,
     allow_missing: bool,
     workers: int,
@@ -154,6 +173,7 @@ def _score(
         workers=workers,
         allow_missing=allow_missing,
         suffix="",
+        gt_suffix=gt_suffix,
         progress=progress,
     )
     masks = len(report.images) + len(report.extra) + len(report.failed)

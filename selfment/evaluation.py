@@ -15,9 +15,11 @@ every report names its protocol:
     All of them.
 
 Where a prediction and its ground truth differ in size, ``paper`` and ``tokencut`` resize the ground
-truth to the prediction, as the official code does, and ``pysod`` resizes the prediction to the
-ground truth, as users of the library do; both bilinearly. Foreground of the ground truth is what
-exceeds 0.5 (``paper``), 128 of 255 (``pysod``) or 0 (``tokencut``, but for ``IoU`` and ``Acc``).
+truth to the prediction, as the official code does, by Pillow's bilinear filter in 8 bits, and
+``pysod`` resizes the prediction to the ground truth, as users of the library do, by OpenCV's.
+What files of ground truth mean is said in :mod:`selfment.maps`. Foreground of the ground truth is
+what exceeds 0.5 (``paper``), 128 of 255 (``pysod``) or 0 (``tokencut``, but for ``IoU`` and
+``Acc``).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import unicodedata
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -39,13 +42,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch.nn import functional
 from tqdm import tqdm
 
 from . import _params as params
 from . import _tables
 from ._files import write_atomically
-from .images import ImageError, _reason, find_images, load_image, open_image
+from .images import ImageError, find_images
+from .maps import read_saliency, read_truth, saliency_of, truth_of
 from .metrics import Curves, accuracy, as_map, f_curves, iou, tokencut_curves
 
 Array = npt.NDArray[Any]
@@ -164,13 +167,14 @@ class Evaluator:
         """Adds a saliency map ``pred`` and its ground truth ``gt``; returns their scores.
 
         Both are numpy arrays or torch tensors, (H, W) or (1, H, W), of floats in [0, 1], bool or
-        uint8 (255 for 1), or PIL images; the sizes may differ. A uint8 ground truth of 0 and 1 is
-        scaled. ``pysod`` takes floats as the 8-bit levels that a file of them has. ``name``: the
-        image's in the report, by default its number from 0. Raises ``TypeError`` and
-        ``ValueError`` as :mod:`selfment.metrics` does.
+        uint8 (255 for 1), or PIL images; the sizes may differ. A uint8 ground truth is read as a
+        file of it is: see :mod:`selfment.maps`. ``pysod`` takes floats as the 8-bit levels that a
+        file of them has. ``name``: the image's in the report, by default its number from 0. Raises
+        ``TypeError`` and ``ValueError`` as :mod:`selfment.metrics` does.
         """
-        saliency, truth = _given(pred, "pred"), _given(gt, "gt")
-        scored = _score(saliency, truth, self._wanted)
+        saliency, notes = _given(pred, "pred", saliency_of)
+        truth, more = _given(gt, "gt", truth_of)
+        scored = _score(saliency, truth, self._wanted, [*notes, *more])
         return self._add(str(len(self._images)) if name is None else name, scored)
 
     def report(self) -> Report:
@@ -214,6 +218,7 @@ def evaluate(
     workers: int = 1,
     allow_missing: bool = False,
     suffix: str | None = None,
+    gt_suffix: str = "",
     progress: bool = True,
 ) -> Report:
     """Scores the saliency maps in the folder ``pred`` against the masks in the folder ``gt``.
@@ -222,9 +227,11 @@ def evaluate(
     ``sub/a``, ``sub/a_saliency`` or ``sub/a_mask``, with any image suffix. All predictions are of
     one kind: ``suffix`` (``""``, ``"_saliency"``, ``"_mask"`` or another) names it; by default it
     is the only kind in the folder, and ``_saliency`` where there are ``_saliency`` and ``_mask``.
-    Files of another kind are left alone. Colour is turned to grey, transparency ignored, and 16-bit
-    files are read at their full range. The PNG files of a labeler with ``objects`` hold numbers of
-    objects, not saliency, and are not to be scored.
+    Files of another kind are left alone. :mod:`selfment.maps` says how files are read. The PNG
+    files of a labeler with ``objects`` hold numbers of objects, not saliency, and are not to be
+    scored. ``gt_suffix``: what follows the names of the ground truths, ``"_mask"`` for
+    ``a_mask.png``; files without it are left alone. Names match whichever way Unicode composes
+    their letters.
 
     ``protocol`` and ``metrics``: as in :class:`Evaluator`. ``workers``: processes that share the
     work, this one and others that are started afresh where there is enough to do, so that a script
@@ -239,16 +246,9 @@ def evaluate(
     """
     params.number("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
     evaluator = Evaluator(protocol, metrics=metrics)
-    pairs, missing, extra = match(pred, gt, suffix)
-    if (missing or extra) and not allow_missing:
-        found = [
-            f"{_tables.counted(missing, 'ground truth')} without a prediction" if missing else "",
-            f"{_tables.counted(extra, 'prediction')} without a ground truth" if extra else "",
-        ]
-        raise ValueError(
-            f"`pred` must hold one prediction for each ground truth: "
-            f"{' and '.join(filter(None, found))}; to score the others, allow missing files"
-        )
+    pairs, missing, extra = match(pred, gt, suffix, gt_suffix)
+    if not allow_missing:
+        check_complete(missing, extra)
     failed = []
     results = _scored(pairs, evaluator._wanted, workers)
     bar = tqdm(results, total=len(pairs), unit="image", disable=not progress, file=sys.stderr)
@@ -264,6 +264,21 @@ def evaluate(
     return report
 
 
+def check_complete(
+    missing: Sequence[str], extra: Sequence[str], argument: str = "pred", kind: str = "prediction"
+) -> None:
+    """Raises ``ValueError`` for ground truths, or files of a ``kind``, that lack the other."""
+    found = [
+        f"{_tables.counted(missing, 'ground truth')} without a {kind}" if missing else "",
+        f"{_tables.counted(extra, kind)} without a ground truth" if extra else "",
+    ]
+    if any(found):
+        raise ValueError(
+            f"`{argument}` must hold one {kind} for each ground truth: "
+            f"{' and '.join(filter(None, found))}; to score the others, allow missing files"
+        )
+
+
 @dataclass(frozen=True)
 class Pair:
     """A prediction, its ground truth, and the path that they share, without suffixes."""
@@ -274,13 +289,16 @@ class Pair:
 
 
 def match(
-    pred: str | os.PathLike[str], gt: str | os.PathLike[str], suffix: str | None = None
+    pred: str | os.PathLike[str],
+    gt: str | os.PathLike[str],
+    suffix: str | None = None,
+    gt_suffix: str = "",
 ) -> tuple[list[Pair], list[str], list[str]]:
     """The pairs of two folders, the ground truths without a prediction, and the reverse.
 
     All in the order of their names; see :func:`evaluate`, of which it has the errors.
     """
-    truths = by_stem(gt, "gt")
+    truths = by_stem(gt, "gt", gt_suffix)
     files = _files(pred, "pred")
     if suffix is None:
         suffix = _suffix(files, truths)
@@ -300,36 +318,44 @@ def match(
     return pairs, missing, extra
 
 
-def by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, Path]:
-    """The images in a folder by their path in it, ``/`` between the parts and without a suffix.
+def by_stem(folder: str | os.PathLike[str], name: str, suffix: str = "") -> dict[str, Path]:
+    """The images in a folder by their stems: the path in it, without the ending of the file.
 
-    Sorted. ``name``: of the argument, in the errors. Raises ``ValueError`` for a folder that does
-    not exist or has no images, and for two files of one stem.
+    ``/`` is between the parts, and letters are composed (NFC). Sorted.
+
+    Args:
+        folder: where to search.
+        name: of the argument, in the errors.
+        suffix: the end of the stems of those that count, which is taken off.
+
+    Raises:
+        ValueError: the folder does not exist, holds no such image, or two of one stem.
     """
-    return {stem: _only(found, name) for stem, found in _files(folder, name).items()}
+    found = {
+        stem.removesuffix(suffix): _only(files, name)
+        for stem, files in _files(folder, name).items()
+        if stem.endswith(suffix)
+    }
+    if not found:
+        raise ValueError(
+            f"`{name}` must hold images whose names end in {suffix!r}: "
+            f"got {os.fspath(folder)!r}, which holds none"
+        )
+    return found
 
 
-def read_map(path: str | os.PathLike[str]) -> npt.NDArray[np.uint8]:
-    """The grey levels (H, W) of an image file; transparency is ignored.
-
-    Otherwise as :func:`selfment.images.load_image` reads it. Raises
-    :class:`selfment.images.ImageError`.
-    """
-    try:
-        with open_image(path) as opened:
-            opened.load()
-            return _grey(opened)
-    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        raise ImageError(f"cannot read {os.fspath(path)}: {_reason(error)}") from error
+def nfc(name: str) -> str:
+    """The name with its letters composed: file systems differ in how they keep an umlaut."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _files(folder: str | os.PathLike[str], name: str) -> dict[str, list[Path]]:
-    root = Path(folder).absolute()
+    root = Path(os.path.abspath(folder))
     if not root.is_dir():
         raise ValueError(f"`{name}` must be a folder that exists: got {os.fspath(folder)!r}")
     found: dict[str, list[Path]] = {}
     for entry in find_images([root]):
-        stem = entry.path.relative_to(root).with_suffix("").as_posix()
+        stem = nfc(entry.path.relative_to(root).with_suffix("").as_posix())
         found.setdefault(stem, []).append(entry.path)
     return {stem: found[stem] for stem in sorted(found)}
 
@@ -394,6 +420,13 @@ def _scored(
         for pair in pairs:
             yield _score_pair(pair, wanted)
         return
+    main = sys.modules["__main__"]
+    script = getattr(main, "__file__", None)
+    if getattr(main, "__spec__", None) is None and script and not os.path.exists(script):
+        raise ValueError(
+            "`workers` must be 1 in a program that is read from standard input, which other "
+            f"processes cannot import: got {workers}"
+        )
     starts = range(0, len(pairs), _CHUNK)
     chunks = deque(pairs[start : start + _CHUNK] for start in starts)
     ordered: deque[Future[list[_Scored | str]]] = deque()
@@ -436,16 +469,19 @@ def _score_chunk(pairs: Sequence[Pair], wanted: tuple[str, ...]) -> list[_Scored
 
 def _score_pair(pair: Pair, wanted: tuple[str, ...]) -> _Scored | str:
     try:
-        saliency, truth = read_map(pair.prediction), read_map(pair.truth)
+        saliency, notes = read_saliency(pair.prediction)
+        truth, more = read_truth(pair.truth)
     except ImageError as error:
         return str(error)
-    return _score(saliency, truth, wanted)
+    return _score(saliency, truth, wanted, [*notes, *more])
 
 
-def _score(saliency: Array, truth: Array, wanted: tuple[str, ...]) -> _Scored:
-    """All scores of a saliency map and a mask, which may differ in size."""
-    notes: list[str] = []
-    truth = _checked(saliency, truth, notes)
+def _score(saliency: Array, truth: Array, wanted: tuple[str, ...], notes: Sequence[str]) -> _Scored:
+    """All scores of a saliency map and a mask, which may differ in size.
+
+    ``notes``: on how they were read.
+    """
+    notes = [*notes, *_oddities(saliency, truth)]
     scores: dict[str, float] = {}
     curves: dict[str, Array] = {}
     ours = [key for key in wanted if key not in _PYSOD]
@@ -520,12 +556,10 @@ def _add_pysod(
             curves["pysod"] = np.stack([found[key]["dynamic"] for key in "prf"])
 
 
-def _checked(saliency: Array, truth: Array, notes: list[str]) -> Array:
-    """The ground truth, scaled if it is of 0 and 1; notes what is odd about it."""
+def _oddities(saliency: Array, truth: Array) -> list[str]:
+    """Notes on what is odd about the pair."""
+    notes = []
     top = 255 if truth.dtype == np.uint8 else 1
-    if top == 255 and truth.max() == 1:
-        notes.append("ground truth of 0 and 1, scaled to 0 and 255")
-        truth = truth * np.uint8(255)
     if np.any((truth != 0) & (truth != top)):
         notes.append("ground truth is not binary, each protocol has its own threshold")
     foreground = 2.0 * truth > top
@@ -536,15 +570,14 @@ def _checked(saliency: Array, truth: Array, notes: list[str]) -> Array:
         notes.append("ground truth looks inverted, foreground is most of it and of its border")
     if saliency.dtype == np.uint8 and saliency.max() == 1:
         notes.append("prediction of 0 and 1, of 255, taken as it is")
-    return truth
+    return notes
 
 
 def _resized(truth: Array, shape: tuple[int, ...]) -> Array:
-    """A mask as float32 in [0, 1] at another size, bilinearly."""
-    values = truth.astype(np.float32) / np.float32(255 if truth.dtype == np.uint8 else 1)
-    tensor = torch.from_numpy(values)[None, None]
-    resized: Array = functional.interpolate(tensor, shape, mode="bilinear")[0, 0].numpy()
-    return resized
+    """The levels of a mask at another size, by Pillow's bilinear filter, as the official code."""
+    height, width = shape
+    picture = Image.fromarray(_bytes(truth))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _bytes(values: Array) -> Array:
@@ -554,13 +587,15 @@ def _bytes(values: Array) -> Array:
     return np.rint(255 * values.astype(np.float32)).astype(np.uint8)
 
 
-def _given(value: Any, name: str) -> Array:
-    return _grey(value) if isinstance(value, Image.Image) else as_map(value, name)
-
-
-def _grey(picture: Image.Image) -> npt.NDArray[np.uint8]:
-    opaque = picture.convert("RGB") if picture.has_transparency_data else picture
-    return np.asarray(load_image(opaque)[0].convert("L"))
+def _given(
+    value: Any, name: str, decode: Callable[[Any], tuple[Array, list[str]]]
+) -> tuple[Array, list[str]]:
+    """A map that the caller gave, and notes; ``decode`` says what Pillow's images mean."""
+    if isinstance(value, Image.Image):
+        return decode(value)
+    values = as_map(value, name)
+    # Masks in uint8 arrays are what masks in files are; saliency in them is taken as it is.
+    return decode(values) if decode is truth_of and values.dtype == np.uint8 else (values, [])
 
 
 def _summary(images: Sequence[ImageScores]) -> list[str]:

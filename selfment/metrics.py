@@ -3,7 +3,7 @@
 A saliency map or mask is a torch tensor or a numpy array (H, W): floats in [0, 1], bool, or uint8
 where 255 means 1. Floats of half precision count as float32. All functions raise ``TypeError`` for
 another dtype and ``ValueError`` for a map that is empty, not (H, W), not of the mask's shape, or
-has values outside [0, 1]. :mod:`selfment.evaluation` scores folders.
+has values outside [0, 1] by more than 1e-6. :mod:`selfment.evaluation` scores folders.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ TOKENCUT_BETA2 = 0.3  #: beta^2 of TokenCut's F measure
 THRESHOLDS: Floats = np.arange(255, dtype=np.float64) / 255  #: of the paper's F measure
 #: TokenCut's: multiples of 1 / 255 as floating point has them, which may miss k / 255 by a bit.
 TOKENCUT_THRESHOLDS: Floats = np.arange(255, dtype=np.float64) * (1 / 255)
+
+_ROUNDING = 1e-6  # by which interpolation may leave [0, 1]
 
 _LEVELS: Floats = np.arange(256, dtype=np.float64) / 255  # what the bytes mean
 
@@ -118,8 +120,12 @@ def as_map(value: Any, name: str) -> npt.NDArray[Any]:
         raise ValueError(f"`{name}` must be (H, W), not empty: got shape {shape}")
     if array.dtype.kind == "f":
         low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # not a number fails, too
-            raise ValueError(f"`{name}` must lie in [0, 1]: got values from {low:g} to {high:g}")
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # not a number fails, too
+            raise ValueError(
+                f"`{name}` must lie in [0, 1]: got values from {low:.9g} to {high:.9g}"
+            )
+        if low < 0 or high > 1:
+            array = array.clip(0, 1)
     return array
 
 

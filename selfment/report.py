@@ -17,8 +17,9 @@ from PIL import Image
 from . import _params as params
 from ._files import write_atomically
 from ._tables import MEANINGS, number, remarks, title
-from .evaluation import ImageScores, Report, by_stem, read_map
+from .evaluation import ImageScores, Report, by_stem
 from .images import ImageError, load_image
+from .maps import read_saliency, read_truth
 
 _SIDE = 200  # pixels, of a picture's longer side at most
 _BINS = 20  # of a histogram
@@ -196,9 +197,8 @@ def _picture(what: str, path: Path) -> str:
         if what == "image":
             picture = load_image(path)[0]
         else:
-            levels = read_map(path)
-            scale = 255 if what == "ground truth" and levels.max() == 1 else 1
-            picture = Image.fromarray(levels * np.uint8(scale))
+            read = read_truth if what == "ground truth" else read_saliency
+            picture = Image.fromarray(read(path)[0])
     except ImageError:  # it has changed since it was scored, or is none
         return f'<span class="none">{what} cannot be read</span>'
     picture.thumbnail((_SIDE, _SIDE))

@@ -183,7 +183,7 @@ class _Source:
         sides = (first.height, first.width) if self.rotation % 180 else (first.width, first.height)
         width, height = (max(2, side - side % 2) for side in sides)
         self.size = width, height
-        seconds = self._duration() or self._length_of_file()
+        seconds = self._duration() or self._tagged_end() or self._length_of_file()
         self.expected = stream.frames or (round(seconds * self.rate) if seconds else None)
 
     def __iter__(self) -> Iterator[tuple[int, Image.Image]]:
@@ -227,12 +227,13 @@ class _Source:
         The video may end before the sound: only its own duration tells of its end. That of the file
         tells of the end of all streams.
         """
+        # Some formats count from 0, others from the first packet.
         first = min(span.start for span in spans.values())
         last = max(span.end for span in spans.values())
         for stated, reached in (
             (self._duration(), video.end - video.start),
             (self._tagged_end(), video.end),
-            (self._length_of_file(), last - first),
+            (self._length_of_file(), max(last, last - first)),
         ):
             if stated is None:
                 continue

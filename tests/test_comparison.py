@@ -178,17 +178,21 @@ def test_images_that_cannot_be_compared(folders, tmp_path, capsys):
     images = find_images([photos])[:2]
     message = r"`out` must hold the masks of these images alone: got 3 masks in .*dsm for 2 images"
     with pytest.raises(ValueError, match=message):
-        compare(images, masks, out, size=96, methods=["dsm"], progress=False)
+        compare(images, masks, out, size=96, methods=["dsm"], allow_missing=True, progress=False)
+    message = r"`images` must hold one photograph for each ground truth: 1 ground truth \(sub/b\)"
+    with pytest.raises(ValueError, match=message):
+        compare(images, masks, tmp_path / "new", size=96, methods=["dsm"], progress=False)
+    assert not (tmp_path / "new").exists()
     (photos / "d.png").write_text("not an image")
     message = "all images must be labelled to be compared: 1 of 4 failed, see .*dsm/labels.jsonl"
     with pytest.raises(ValueError, match=message):
-        run(folders, out, methods=["dsm"])
+        run(folders, out, methods=["dsm"], allow_missing=True)
     (photos / "d.png").unlink()
     (masks / "a.png").unlink()
     arguments = ["compare", photos, "--gt", masks, "--out", out, "--size", 96, "--methods", "dsm"]
     code, _, err = call(capsys, *arguments)
     assert code == 2
-    assert "1 prediction (a) without a ground truth" in err
+    assert "1 photograph (a) without a ground truth" in err
     code, printed, _ = call(capsys, *arguments, "--allow-missing")
     assert (code, printed.splitlines()[0]) == (0, "protocol paper, 2 images")
 

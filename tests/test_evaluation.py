@@ -18,8 +18,9 @@ from PIL import Image
 
 from cases import generator
 from selfment import evaluation
-from selfment.evaluation import FORMATS, PROTOCOLS, Evaluator, evaluate, match, read_map
+from selfment.evaluation import FORMATS, PROTOCOLS, Evaluator, evaluate, match
 from selfment.images import ImageError
+from selfment.maps import read_saliency
 from selfment.metrics import accuracy, f_max, iou
 from test_cli import call
 from test_metrics import literal_f_max, literal_tokencut
@@ -153,16 +154,36 @@ def test_sizes_differ(tmp_path):
     report = Evaluator()
     report.update(saliency, truth)
     scores = report.report().scores
-    tensor = torch.from_numpy(truth).float()[None, None] / 255
-    small = torch.nn.functional.interpolate(tensor, saliency.shape, mode="bilinear")[0, 0]
-    assert scores["F_max"] == f_max(torch.from_numpy(saliency), small > 0.5)
-    assert scores["IoU"] == iou(torch.from_numpy(saliency), small > 0.5)
+    picture = Image.fromarray(truth)
+    small = np.asarray(picture.resize(saliency.shape[::-1], Image.Resampling.BILINEAR))
+    assert scores["F_max"] == f_max(saliency, small / 255 > 0.5)
+    assert scores["IoU"] == iou(saliency, small / 255 > 0.5)
     large = cv2.resize(saliency, (62, 48), interpolation=cv2.INTER_LINEAR)
     expected, _ = library([(large, truth)])
     assert {key: scores[key] for key in expected} == expected
     notes = " ".join(report.report().notes)
     assert "ground truth resized to the prediction for F_max, IoU, Acc, maxF_tokencut" in notes
     assert "prediction resized to the ground truth for Sm, wFm" in notes
+
+
+def test_any_two_sizes_are_scored_as_pillow_resizes():
+    """Masks as files have them, and as floats; none of the resized values leaves [0, 1]."""
+    sizes = np.random.default_rng(0).integers(20, 501, (60, 4))
+    for index, (height, width, other_height, other_width) in enumerate(sizes.tolist()):
+        saliency = pair(index, (height, width))[0]
+        truth = pair(index, (other_height, other_width))[1]
+        picture = Image.fromarray(truth).resize((width, height), Image.Resampling.BILINEAR)
+        resized = np.asarray(picture)
+        given = truth if index % 2 else truth.astype(np.float32) / 255
+        found = Evaluator("paper").update(saliency, given).scores
+        assert found["F_max"] == f_max(saliency, resized / 255 > 0.5)
+        assert found["IoU"] == iou(saliency, resized / 255 > 0.5)
+        positive = np.count_nonzero(resized)
+        curves = Evaluator("tokencut")
+        curves.update(saliency, given)
+        assert curves.report().curves["tokencut"].recall[0] == pytest.approx(
+            np.count_nonzero((saliency > 0) & (resized > 0)) / positive
+        )
 
 
 class Awaited(ProcessPoolExecutor):
@@ -362,7 +383,7 @@ def test_what_the_library_cannot_score_is_noted(tmp_path):
     assert json.loads(report.to_json())["scores"]["Sm"] is None
 
 
-def test_files_are_read_as_grey(tmp_path):
+def test_predictions_are_read_as_grey(tmp_path):
     saliency, _ = pair(0)
     grey = Image.fromarray(saliency)
     clear = Image.new("L", grey.size, 0)
@@ -371,11 +392,11 @@ def test_files_are_read_as_grey(tmp_path):
     Image.fromarray(saliency.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     grey.convert("P").save(tmp_path / "palette.png")
     for name in ("alpha", "rgb", "deep", "palette"):
-        np.testing.assert_array_equal(read_map(tmp_path / f"{name}.png"), saliency)
+        np.testing.assert_array_equal(read_saliency(tmp_path / f"{name}.png")[0], saliency)
     grey.point(lambda v: 255 * (v > 127), "1").save(tmp_path / "bits.png")
-    np.testing.assert_array_equal(read_map(tmp_path / "bits.png"), 255 * (saliency > 127))
+    np.testing.assert_array_equal(read_saliency(tmp_path / "bits.png")[0], 255 * (saliency > 127))
     with pytest.raises(ImageError, match=r"none\.png: no such file"):
-        read_map(tmp_path / "none.png")
+        read_saliency(tmp_path / "none.png")
 
 
 def test_broken_files_are_left_out(capsys, folders):

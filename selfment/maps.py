@@ -1,0 +1,229 @@
+"""Saliency maps and ground truth from files.
+
+They are no photographs: a number in them is a probability, a mask's 0 or 1, or the number of an
+object, and none is made brighter because a picture would look better. What a file of ground truth
+means is decided by what it holds:
+
+- **Palettes** (VOC, DAVIS): if all colours in use are grey, they are the levels; otherwise the
+  numbers count, 0 is the background, and any other an object. 255 beside other numbers is VOC's
+  border of unknown pixels, and counts as background.
+- **Two values**, 0 and any other: a mask, whatever the other is.
+- **More values** with one of at least half of white: grey levels, as an antialiased mask has them.
+- **More values below a quarter of white**, or integers of more than 8 bits: numbers of objects.
+- **Colours**: a map of coloured objects on black. Colours that differ from grey by no more than
+  what JPEG does are grey.
+- **Transparency**: the mask, if the colours are all the same; ignored, if it agrees with the
+  colours.
+
+Whatever else there is could mean several things, and is refused. All that is not plain black and
+white is noted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from .images import ImageError, _reason, open_image
+
+Levels = npt.NDArray[np.uint8]
+
+_VOID = 255  # VOC's border of what belongs to no class
+_NEARLY_GREY = 24  # by how much JPEG may make the channels of a grey image differ
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class _UnclearError(ValueError):
+    """What the file holds could mean several things."""
+
+
+def read_saliency(path: str | os.PathLike[str]) -> tuple[Levels, list[str]]:
+    """The levels (H, W) uint8 of a saliency map or a predicted mask, 255 for 1, and notes.
+
+    8-bit files are taken as they are, colour as its luminance, transparency not at all; 16-bit
+    integers are of 65,535 and floats of 1. In a palette with colours 0 is the background, and any
+    other number the foreground. Raises :class:`selfment.images.ImageError`.
+    """
+    return _read(path, _saliency)
+
+
+def read_truth(path: str | os.PathLike[str]) -> tuple[Levels, list[str]]:
+    """The levels (H, W) uint8 of a file of ground truth, 255 for foreground, and notes.
+
+    Raises :class:`selfment.images.ImageError`, also for a file that could mean several things.
+    """
+    return _read(path, _truth)
+
+
+def truth_of(given: Image.Image | Levels) -> tuple[Levels, list[str]]:
+    """The same of Pillow's image or of one channel (H, W) uint8.
+
+    Raises ``ValueError`` where it could mean several things.
+    """
+    notes: list[str] = []
+    if isinstance(given, Image.Image):
+        return _truth(given, notes), notes
+    return _levels(given, 255, notes), notes
+
+
+def saliency_of(picture: Image.Image) -> tuple[Levels, list[str]]:
+    """As :func:`read_saliency` of Pillow's image; raises ``ValueError``."""
+    notes: list[str] = []
+    return _saliency(picture, notes), notes
+
+
+def _read(
+    path: str | os.PathLike[str], decode: Callable[[Image.Image, list[str]], Levels]
+) -> tuple[Levels, list[str]]:
+    notes: list[str] = []
+    try:
+        with open_image(path) as opened:
+            opened.load()
+            return decode(opened, notes), notes
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+        raise ImageError(f"cannot read {os.fspath(path)}: {_reason(error)}") from error
+
+
+def _saliency(picture: Image.Image, notes: list[str]) -> Levels:
+    if picture.mode == "P" and not _grey_palette(picture):
+        notes.append("prediction of numbered objects, any number but 0 counts as foreground")
+        return _binary(np.asarray(picture) > 0)
+    if picture.mode not in _DEEP:
+        return np.array(_opaque(picture).convert("L"), dtype=np.uint8)
+    values: npt.NDArray[Any] = np.asarray(picture)
+    white = 1.0 if picture.mode == "F" else 65535.0
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= white + (1e-6 if white == 1 else 0)):
+        raise _UnclearError(
+            f"a saliency map of mode {picture.mode} must hold values from 0 to {white:g}: "
+            f"got values from {low:.9g} to {high:.9g}"
+        )
+    levels: Levels = np.rint(np.minimum(values / white, 1) * 255).astype(np.uint8)
+    return levels
+
+
+def _truth(picture: Image.Image, notes: list[str]) -> Levels:
+    opaque = _opaque(picture)
+    if not picture.has_transparency_data:
+        return _colours(opaque, notes)
+    alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+    if alpha.min() == 255:
+        return _colours(opaque, notes)
+    pixels = np.asarray(opaque.convert("RGB"))
+    if (pixels == pixels[0, 0]).all():
+        notes.append("ground truth in the transparency, its colours are all the same")
+        return _levels(alpha, 255, notes)
+    inner: list[str] = []
+    found = _colours(opaque, inner)
+    if not np.array_equal(found > 127, alpha > 127):
+        raise _UnclearError(
+            "its colours and its transparency are different masks: save the one that counts alone"
+        )
+    notes.extend(inner)
+    return found
+
+
+def _colours(picture: Image.Image, notes: list[str]) -> Levels:
+    """Ground truth without transparency."""
+    if picture.mode in _DEEP:
+        white = 1 if picture.mode == "F" else 65535
+        return _levels(np.asarray(picture), white, notes)
+    if picture.mode == "P" and not _grey_palette(picture):
+        return _numbers(np.asarray(picture), notes)
+    if picture.mode in ("1", "L", "P"):
+        return _levels(np.asarray(picture.convert("L")), 255, notes)
+    pixels = np.asarray(picture.convert("RGB")).astype(np.int16)
+    if (pixels.max(axis=2) - pixels.min(axis=2)).max() <= _NEARLY_GREY:
+        return _levels(np.asarray(picture.convert("L")), 255, notes)
+    black = (pixels == 0).all(axis=2)
+    if not black.any():
+        raise _UnclearError("it has colours and nothing black, so that no background can be told")
+    notes.append("ground truth of coloured objects, any colour but black counts as foreground")
+    return _binary(~black)
+
+
+def _levels(values: npt.NDArray[Any], white: int, notes: list[str]) -> Levels:
+    """The levels of one channel, whose largest possible value is ``white``."""
+    found = _distinct(values)
+    if not (found[0] >= 0 and np.isfinite(found[-1])):
+        raise _UnclearError(f"it holds values from {found[0]:.9g} to {found[-1]:.9g}")
+    objects = found[found > 0]
+    if len(objects) <= 1:
+        if len(objects) and objects[0] != white:
+            notes.append(f"ground truth of 0 and {objects[0]:g}, scaled to 0 and 255")
+        return _binary(values > 0)
+    if white / 2 <= found[-1] <= white and not _is_numbered(objects, white):
+        return np.rint(values / white * 255).astype(np.uint8)
+    if white == 65535 and found[-1] == 255:
+        return _levels(values.astype(np.uint8), 255, notes)
+    if white != 255 or found[-1] == _VOID or found[-1] < 64:
+        if white == 1 and (found != np.rint(found)).any():
+            raise _UnclearError(
+                f"its floats lie between 0 and {found[-1]:.9g}, which are neither levels of 1 nor "
+                "numbers of objects"
+            )
+        if found[-1] == _VOID and (objects < 64).sum() == len(objects) - 1:
+            raise _UnclearError(
+                f"its values are 0 to {objects[-2]:g} and 255, which can be the numbers of classes "
+                "with VOC's border, or grey levels: save the foreground as 255"
+            )
+        return _numbers(values, notes)
+    raise _UnclearError(
+        f"its largest value is {found[-1]:g} of 255, which is neither white nor the number of an "
+        "object: save the foreground as 255"
+    )
+
+
+def _is_numbered(objects: npt.NDArray[Any], white: int) -> bool:
+    """Whether 255 of 255 may be VOC's border beside the numbers of classes."""
+    return white == 255 and objects[-1] == _VOID and objects[-2] < 64
+
+
+def _numbers(values: npt.NDArray[Any], notes: list[str]) -> Levels:
+    numbers = _distinct(values)
+    objects = numbers[numbers > 0]
+    void = len(objects) > 1 and objects[-1] == _VOID
+    if len(objects):
+        last = objects[-2] if void else objects[-1]
+        notes.append(
+            f"ground truth of objects with numbers up to {last:g}, any but 0 counts as foreground"
+        )
+    if void:
+        notes.append("pixels with the number 255, which belong to no class, count as background")
+        return _binary((values > 0) & (values != _VOID))
+    return _binary(values > 0)
+
+
+def _opaque(picture: Image.Image) -> Image.Image:
+    """The picture without its transparency."""
+    if picture.mode in ("LA", "La"):
+        return picture.getchannel(0)
+    if picture.mode in ("RGBA", "RGBa", "PA"):
+        return picture.convert("RGBA").convert("RGB")
+    return picture
+
+
+def _grey_palette(picture: Image.Image) -> bool:
+    """Whether all colours that a palette image uses are grey."""
+    used = _distinct(np.asarray(picture))
+    palette = np.zeros((256, 3), np.int16)
+    entries = np.array(picture.getpalette("RGB") or [], np.int16).reshape(-1, 3)
+    palette[: len(entries)] = entries
+    colours = palette[used]
+    return bool((colours == colours[:, :1]).all())
+
+
+def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values that occur, in order."""
+    if values.dtype == np.uint8:
+        return np.flatnonzero(np.bincount(values.ravel(), minlength=256))
+    return np.unique(values)
+
+
+def _binary(mask: npt.NDArray[np.bool_]) -> Levels:
+    return np.where(mask, np.uint8(255), np.uint8(0))
