@@ -9,6 +9,7 @@ import torch
 
 from . import _params as params
 from .backbones import Backbone, as_dtype, backbone_class, load_backbone
+from .images import DECODING
 
 
 class ImageModel:
@@ -76,6 +77,7 @@ class ImageModel:
             "backbone": self.backbone_name,
             "size": self.size,
             "features": self.features,
+            "decoding": DECODING,
             "weights": weights,
             "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
         }

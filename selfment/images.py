@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import importlib
 import importlib.util
 import os
 from collections import Counter
@@ -31,7 +32,18 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _DEPTHS = (8, 10, 12, 14, 16)
 _MAX_SAMPLE_VALUE = 281  # the number of the TIFF tag
 _LEAST_WHITE = 16.0  # a float image whose largest value is less is not one of 0..255
+_LEAST_COLOUR = 16  # of the upper 8 of 16 bits: 12 bits leave 15, 10 bits 3
 _ROUNDING = 1e-6
+
+# Plug-ins of Pillow by the files that need them: the module that registers it, and its package.
+_PLUGINS = {
+    ".heic": ("pillow_heif", "pillow-heif"),
+    ".heif": ("pillow_heif", "pillow-heif"),
+    ".jxl": ("pillow_jxl", "pillow-jxl-plugin"),
+}
+
+#: Changes whenever the same file would give other pixels to a backbone; part of all settings.
+DECODING = 2
 _BOX = 1 << 20  # pixels that are converted at a time, in up to 32 MiB
 
 
@@ -130,11 +142,28 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     Also ``OSError`` for what is no file, and for PostScript, which Pillow would have run.
     """
     check_file(path)
-    image = Image.open(path)
+    try:
+        image = Image.open(path)
+    except UnidentifiedImageError:
+        _load_plugin(path)
+        image = Image.open(path)
     if image.format == "EPS":
         image.close()
         raise OSError("PostScript is a program, which is not run")
     return image
+
+
+def _load_plugin(path: str | os.PathLike[str]) -> None:
+    """Registers the plug-in of Pillow for a file's ending, where there is one to be had."""
+    module, package = _PLUGINS.get(Path(path).suffix.lower(), (None, None))
+    if module is None:
+        return
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError as error:
+        raise OSError(f"Pillow reads such files with a plug-in: pip install {package}") from error
+    if hasattr(plugin, "register_heif_opener"):  # the others register when they are imported
+        plugin.register_heif_opener()
 
 
 def _expand(value: str, skip: str | None, suffixes: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -259,6 +288,11 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
         if cut and image.mode not in _DEEP_MODES:  # Pillow has no colours of 16 bits
             extrema: Any = image.getextrema()
             most = max(high for _, high in extrema)
+            if most < _LEAST_COLOUR:
+                raise ValueError(
+                    "its 16-bit colours use the lower bits alone, which Pillow cuts off: the upper "
+                    f"8 bits go up to {most}; save it with 8 bits a channel"
+                )
             notes.append(
                 f"16-bit colours read as their upper 8 bits, of which the largest is {most}"
             )

@@ -31,8 +31,9 @@ VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 # round. The lesser of a share and of seconds.
 _LOST_SHARE, _LOST_SECONDS = Fraction(1, 10), Fraction(2)
 
-# Formats whose files say how long they are; others have their length guessed from the bit rate.
-_TIMED_FORMATS = ("asf", "avi", "flv", "matroska", "mov", "nut", "ogg", "webm")
+# Formats whose files say how long they are. Others have their length guessed from the bit rate, or,
+# as AVI, tell of each stream.
+_TIMED_FORMATS = ("asf", "flv", "matroska", "mov", "nut", "ogg", "webm")
 
 _NO_ENCODER = (
     "videos are written as H.264, which the PyAV installed here cannot encode: "

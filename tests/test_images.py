@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -161,10 +162,35 @@ def test_a_file_may_say_what_is_white(tmp_path):
 def test_colours_of_16_bits_are_cut_and_noted(tmp_path):
     cv2 = pytest.importorskip("cv2")
     for name in ("a.png", "b.tif"):
-        cv2.imwrite(str(tmp_path / name), np.full((5, 4, 3), 800, np.uint16))
+        cv2.imwrite(str(tmp_path / name), np.full((5, 4, 3), 51400, np.uint16))
         image, notes = load_image(tmp_path / name)
-        assert np.asarray(image).max() == 3
-        assert notes == ["16-bit colours read as their upper 8 bits, of which the largest is 3"]
+        assert np.asarray(image).max() == 200
+        assert notes == ["16-bit colours read as their upper 8 bits, of which the largest is 200"]
+        for bits in (10, 12):
+            cv2.imwrite(str(tmp_path / name), np.full((5, 4, 3), (1 << bits) - 1, np.uint16))
+            with pytest.raises(ImageError, match="its 16-bit colours use the lower bits alone"):
+                load_image(tmp_path / name)
+
+
+def test_plugins_of_pillow(tmp_path, monkeypatch):
+    """One that is missing is named; one that is there is registered when it is first needed."""
+    path = tmp_path / "a.HEIC"
+    path.write_bytes(b"some new format")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(ImageError, match=r"a\.HEIC: Pillow reads .*: pip install pillow-heif$"):
+        load_image(path)
+    plugin = types.ModuleType("pillow_heif")
+
+    def register() -> None:
+        Image.register_open(
+            "NEW", lambda file, name: Image.new("RGB", (3, 2), "red"), lambda b: True
+        )
+
+    plugin.register_heif_opener = register
+    monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    monkeypatch.setattr(Image, "ID", Image.ID[:])
+    monkeypatch.setattr(Image, "OPEN", Image.OPEN.copy())
+    assert load_image(path)[0].getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (3, 0)])

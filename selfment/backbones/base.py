@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+_MOST_BETWEEN = 1 << 24  # pixels between the two steps of a resize, in 192 MiB
 _STRIP = 1 << 21  # pixels of a photograph that are floats at a time
 _ODDITY = 1 << 26  # bytes that a tensor may say it holds without having them in its file
 
@@ -109,9 +111,10 @@ class Backbone(ABC):
 def resize(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """(3, height, width) float32 in [0, 1] of an RGB image: bilinear and antialiased.
 
-    As the official code does, to the bit: pixels become floats first, so that nothing is rounded to
-    8 bits. torch changes the width of all rows first, and then the height; strips of rows can so be
-    taken one after another, and a large photograph never lies in memory as floats.
+    As the official code does, to the bit for any photograph: pixels become floats first, so that
+    nothing is rounded to 8 bits. torch changes the width of all rows first, and then the height;
+    strips of rows can so be taken one after another, and a large photograph never lies in memory as
+    floats.
 
     Args:
         image: RGB.
@@ -119,12 +122,27 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """
     width, height = size
     pixels = np.array(image)
+    between = image.height * width, image.width * height  # pixels after the first of two steps
+    if between[0] > _MOST_BETWEEN and between[1] < between[0]:
+        # Tall and narrow: the height goes first, column by column, and rounding differs by a bit.
+        columns = max(1, _STRIP // image.height)
+        parts = [
+            _interpolated(part, height, part.shape[2])
+            for part in map(_floats, np.split(pixels, range(columns, image.width, columns), axis=1))
+        ]
+        return _interpolated(torch.cat(parts, dim=2), height, width)
     rows = max(1, _STRIP // image.width)
-    strips = []
-    for top in range(0, len(pixels), rows):
-        strip = torch.from_numpy(pixels[top : top + rows]).permute(2, 0, 1).contiguous()
-        strips.append(_interpolated(strip.float().div_(255), strip.shape[1], width))
-    return _interpolated(torch.cat(strips, dim=1), height, width)
+    parts = [
+        _interpolated(part, part.shape[1], width)
+        for part in map(_floats, np.split(pixels, range(rows, image.height, rows)))
+    ]
+    return _interpolated(torch.cat(parts, dim=1), height, width)
+
+
+def _floats(pixels: npt.NDArray[np.uint8]) -> Tensor:
+    """(3, h, w) float32 in [0, 1] of (h, w, 3)."""
+    planes = torch.from_numpy(pixels).permute(2, 0, 1)
+    return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _interpolated(pixels: Tensor, height: int, width: int) -> Tensor:
