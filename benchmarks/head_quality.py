@@ -21,16 +21,15 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from inputs import machine
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 import selfment
 from selfment.images import find_images, load_image
 from selfment.labeler import PseudoLabeler
+from selfment.maps import read_truth
 from selfment.metrics import f_max, iou
 from selfment.training import fit
 
@@ -99,9 +98,9 @@ def photographs_with_masks(folders: list[Path], size: int) -> list[Sample]:
     for folder in folders:
         for entry in find_images([folder / "images"]):
             picture, _ = load_image(entry.path)
-            mask = Image.open(folder / "masks" / f"{entry.path.stem}.png").convert("L")
+            levels, _ = read_truth(folder / "masks" / f"{entry.path.stem}.png")
             features = labeler.backbone(labeler.preprocess(picture)[None])[0]
-            truth = torch.from_numpy(np.array(mask)) > 127
+            truth = torch.from_numpy(levels) > 127
             grid = labeler.backbone.grid(size)
             samples.append(Sample(features, grid, labeler.orient, truth))
     return samples

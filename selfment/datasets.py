@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -11,6 +11,11 @@ from pathlib import Path
 from .images import SUFFIXES
 
 _SHOWN = 3  # names in a sentence on files that are missing
+_JPEG = (".jpg", ".jpeg")
+_BESIDE = "beside one of the same name without its losses"
+
+
+_Split = Callable[[Sequence[Path]], tuple[Sequence[Path], Sequence[Path]]]
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class DataSet:
     without_mask: tuple[str, ...] = ()  #: names of images
     without_image: tuple[str, ...] = ()  #: names of masks, less those of other data sets
     ambiguous: tuple[str, ...] = ()  #: names of files that share their stem with another's
+    stray: tuple[str, ...] = ()  #: names of masks in JPEG that are there without loss as well
     there: bool = True  #: whether any of its folders is
 
     @property
@@ -82,9 +88,12 @@ class DataSet:
     @property
     def notes(self) -> list[str]:
         """What is odd and yet harmless, one phrase each."""
-        if self.count is None or not self.without_image:
-            return []
-        return [_named(self.without_image, "mask", "without an image")]
+        notes = []
+        if self.stray:
+            notes.append(stray_note(self.stray))
+        if self.count is not None and self.without_image:
+            notes.append(_named(self.without_image, "mask", "without an image"))
+        return notes
 
     @property
     def whole(self) -> bool:
@@ -180,10 +189,49 @@ def find_folder(folder: str | os.PathLike[str], name: str | None = None) -> Data
     """
     tree = _Tree(folder)
     images, masks = map(tree.find, _OWN)
-    name = name or tree.root.absolute().name
+    name = name or os.path.basename(os.path.abspath(tree.root))
     if images is None and masks is None:
         return DataSet(name, None, tree.root / _OWN[0], tree.root / _OWN[1], there=False)
     return _read(name, None, images or tree.root / _OWN[0], masks or tree.root / _OWN[1])
+
+
+def find_masks(folder: str | os.PathLike[str]) -> DataSet | None:
+    """The published data set whose masks lie in ``folder``, by the layouts of :data:`KNOWN`.
+
+    None where the folder is that of no data set, or not all of its images lie where they belong.
+    """
+    masks = Path(os.path.abspath(folder))
+    parts = [part.lower() for part in masks.parts]
+    for name, known in KNOWN.items():
+        for layout in known.layouts:
+            below = [part.lower() for part in Path(layout[1]).parts]
+            if parts[-len(below) :] != below:
+                continue
+            try:
+                images = _Tree(masks.parents[len(below) - 1]).find(layout[0])
+            except PermissionError:  # a folder above may be searched by its owner alone
+                continue
+            if images is not None:
+                found = _read(name, known, images, masks)
+                if len(found.images) == known.count:
+                    return found
+    return None
+
+
+def split_stray(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """Of masks of one stem those that count, and those in JPEG beside one without its losses.
+
+    DUTS-TR is published with three of the latter.
+    """
+    lossless = [file for file in files if file.suffix.lower() not in _JPEG]
+    if not lossless:
+        return list(files), []
+    return lossless, [file for file in files if file.suffix.lower() in _JPEG]
+
+
+def stray_note(names: Sequence[str]) -> str:
+    """A phrase on masks that :func:`split_stray` has put aside."""
+    return _named(names, "mask", f"in JPEG {_BESIDE}, not used")
 
 
 def check(root: str | os.PathLike[str]) -> list[DataSet]:
@@ -220,7 +268,7 @@ def describe(sets: Sequence[DataSet], root: str | os.PathLike[str]) -> list[str]
             pairs = "1 pair" if len(one.pairs) == 1 else f"{len(one.pairs):,} pairs"
             state = f"ok: {pairs} in {images} and {masks}"
         else:
-            problems = "; ".join(one.problems).replace(os.path.join(root, ""), "")
+            problems = "; ".join(one.problems).replace(os.path.join(Path(root), ""), "")
             state = f"NOT WHOLE: {problems}; looked in {images} and {masks}"
         notes = f" (note: {'; '.join(one.notes)})" if one.there and one.notes else ""
         lines.append(f"{one.name:<{width}}  {state}{notes}")
@@ -277,8 +325,8 @@ def _find(name: str, tree: _Tree) -> DataSet:
 
 def _read(name: str, known: Known | None, images: Path, masks: Path) -> DataSet:
     prefix = known.prefix if known else ""
-    of_images, twin_images = _files(images, prefix)
-    of_masks, twin_masks = _files(masks, prefix)
+    of_images, twin_images, _ = _files(images, prefix)
+    of_masks, twin_masks, stray = _files(masks, prefix, split_stray)
     stems = sorted(of_images)
     lonely = sorted(of_masks.keys() - of_images.keys())
     return DataSet(
@@ -291,13 +339,19 @@ def _read(name: str, known: Known | None, images: Path, masks: Path) -> DataSet:
         without_mask=tuple(of_images[s].name for s in stems if s not in of_masks),
         without_image=() if known and known.shared else tuple(of_masks[s].name for s in lonely),
         ambiguous=(*twin_images, *twin_masks),
+        stray=tuple(stray),
     )
 
 
-def _files(folder: Path, prefix: str) -> tuple[dict[str, Path], list[str]]:
-    """The images in a folder by their stems, and the names of those whose stem is taken."""
+def _files(
+    folder: Path, prefix: str, split: _Split | None = None
+) -> tuple[dict[str, Path], list[str], list[str]]:
+    """The images in a folder by their stems, the names of those whose stem is taken, and of others.
+
+    ``split`` says which files of one stem count; the others are those.
+    """
     if not folder.is_dir():
-        return {}, []
+        return {}, [], []
     with os.scandir(folder) as entries:
         names = sorted(
             entry.name
@@ -307,15 +361,18 @@ def _files(folder: Path, prefix: str) -> tuple[dict[str, Path], list[str]]:
             and os.path.splitext(entry.name)[1].lower() in SUFFIXES
             and entry.is_file()
         )
-    found: dict[str, Path] = {}
-    twins = []
+    alike: dict[str, list[Path]] = {}
     for name in names:
-        stem = os.path.splitext(name)[0]
-        if stem in found:
-            twins.append(name)
-        else:
-            found[stem] = folder / name
-    return found, twins
+        alike.setdefault(os.path.splitext(name)[0], []).append(folder / name)
+    found: dict[str, Path] = {}
+    twins: list[str] = []
+    others: list[str] = []
+    for stem, files in alike.items():
+        counted, aside = split(files) if split else (files, [])
+        found[stem] = counted[0]
+        twins += [file.name for file in counted[1:]]
+        others += [file.name for file in aside]
+    return found, twins, others
 
 
 def _named(names: Sequence[str], noun: str, rest: str) -> str:

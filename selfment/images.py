@@ -296,17 +296,22 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
             notes.append(
                 f"16-bit colours read as their upper 8 bits, of which the largest is {most}"
             )
-        try:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
-            upright = ImageOps.exif_transpose(image) if turned else image
-        except Exception:  # a picture is worth more than its broken metadata
-            notes.append("unreadable EXIF data ignored")
-            turned, upright = False, image
-        if turned:
-            notes.append("rotated as its EXIF data says")
-        return _to_rgb(upright, notes), notes
+        return _to_rgb(upright(image, notes), notes), notes
     except Exception as error:
         raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+
+
+def upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    """The image rotated as its EXIF data says; adds to the notes where there is anything to say."""
+    try:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+        rotated = ImageOps.exif_transpose(image) if turned else image
+    except Exception:  # a picture is worth more than its broken metadata
+        notes.append("unreadable EXIF data ignored")
+        return image
+    if turned:
+        notes.append("rotated as its EXIF data says")
+    return rotated
 
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -10,7 +10,7 @@ import pytest
 
 from commands import call
 from selfment import datasets
-from selfment.datasets import KNOWN, check, describe, find_folder, find_set
+from selfment.datasets import KNOWN, check, describe, find_folder, find_masks, find_set
 
 # As the official archives unpack, and as the papers on camouflage pass their test sets on.
 OFFICIAL = [
@@ -171,6 +171,43 @@ def test_files_of_one_stem_and_masks_without_an_image(tmp_path):
     assert len(found.pairs) == 2
 
 
+def test_masks_in_jpeg_beside_others_are_left_aside(tmp_path):
+    folder = tmp_path / "DUTS-TR/DUTS-TR-Mask"
+    put(tmp_path, "DUTS-TR", "DUTS-TR/DUTS-TR-Image", "DUTS-TR/DUTS-TR-Mask")
+    fill(folder, ["-0.v1.jpg", "-1.v1.JPEG"])
+    found = find_set("DUTS-TR", tmp_path)
+    assert (found.whole, found.image_problems) == (True, [])
+    assert [pair.mask.suffix for pair in found.pairs] == [".png", ".png"]
+    assert found.notes == [
+        "2 masks in JPEG beside one of the same name without its losses, not used: "
+        "-0.v1.jpg, -1.v1.JPEG"
+    ]
+    fill(folder, ["-0.v1.bmp"])  # which of two would count, nobody can tell
+    assert find_set("DUTS-TR", tmp_path).problems == ["1 file with the stem of another: -0.v1.png"]
+
+
+def test_masks_in_jpeg_alone_count(tmp_path):
+    fill(tmp_path / "images", ["a.jpg", "b.jpg"])
+    fill(tmp_path / "masks", ["a.jpg", "b.jpeg", "b.png"])
+    found = find_folder(tmp_path)
+    assert found.whole
+    assert [pair.mask.name for pair in found.pairs] == ["a.jpg", "b.png"]
+    assert found.stray == ("b.jpeg",)
+
+
+@pytest.mark.parametrize(("name", "images", "masks"), OFFICIAL)
+def test_the_masks_of_a_data_set_are_known_by_their_place(tmp_path, name, images, masks):
+    put(tmp_path, name, images, masks)
+    fill(tmp_path / masks, [f"{KNOWN[name].prefix}extra.png"])
+    found = find_masks(tmp_path / masks)
+    assert found is not None
+    assert {image.stem for image in found.images} == {pair.stem for pair in found.pairs}
+    assert len(found.pairs) == 2
+    next((tmp_path / images).iterdir()).unlink()
+    assert find_masks(tmp_path / masks) is None
+    assert find_masks(tmp_path / images) is None
+
+
 def test_a_folder_of_ones_own(tmp_path):
     own = tmp_path / "own"
     fill(own / "Images", ["a.jpg", "b.png"])
@@ -222,6 +259,28 @@ def test_check_lists_known_sets_and_ones_own(tmp_path):
     lines = describe(found, tmp_path)
     assert lines[0] == "ECSSD      ok: 2 pairs in ECSSD/images and ECSSD/masks"
     assert lines[-1] == "own        ok: 1 pair in own/images and own/masks"
+
+
+@pytest.mark.parametrize("root", ["..", ".", "../own", "./../own/", "masks/.."])
+def test_folders_may_be_named_by_the_way_to_them(tmp_path, monkeypatch, capsys, root):
+    own = tmp_path / "own"
+    fill(own / "images", ["a.jpg", "b.jpg"])
+    fill(own / "masks", ["a.png"])
+    monkeypatch.chdir(own / "images" if root == ".." else own)
+    code, out, err = call(capsys, "data", "check", root)
+    assert (code, err) == (1, "")
+    assert out.splitlines()[-1].split(None, 1) == [
+        "own",
+        "NOT WHOLE: 1 image without a mask: b.jpg; looked in images and masks",
+    ]
+
+
+def test_places_in_problems_are_relative(tmp_path, monkeypatch, capsys):
+    fill(tmp_path / "data/ECSSD/images", ["a.jpg", "b.jpg"])
+    monkeypatch.chdir(tmp_path)
+    for root in ("data", "./data", "data/../data"):
+        out = call(capsys, "data", "check", root)[1]
+        assert "NOT WHOLE: no masks, which belong in ECSSD/ground_truth_mask;" in out
 
 
 def test_data_check(capsys, tmp_path):

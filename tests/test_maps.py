@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from selfment.evaluation import evaluate
 from selfment.images import ImageError
-from selfment.maps import read_saliency, read_truth, truth_of
+from selfment.maps import read_saliency, read_truth, saliency_of, truth_of
 
 CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
 MASK = np.zeros((40, 60), bool)
@@ -103,6 +103,70 @@ def test_grey_levels_stay():
     for picture in (Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16))):
         assert np.array_equal(truth_of(picture)[0], grey)
     assert np.array_equal(truth_of(Image.fromarray(grey.astype(np.uint16) * 257))[0], grey)
+
+
+def in_12_bits() -> Image.Image:
+    return Image.fromarray(antialiased().astype(np.uint16) * 16 + antialiased() // 16)
+
+
+def test_grey_levels_in_deeper_files_stay():
+    """White of 8 bits is no border of unknown pixels in a file of 32."""
+    grey = antialiased()
+    for dtype in (np.uint16, np.int32, np.float32):
+        levels, notes = truth_of(Image.fromarray(grey.astype(dtype)))
+        assert np.array_equal(levels, grey), dtype
+        assert notes == []
+    with pytest.raises(
+        ValueError, match="its largest value is 4095, which can be white in 12 bits"
+    ):
+        truth_of(in_12_bits())
+
+
+def test_numbers_of_class_and_object_in_one():
+    """As 24,001 and 33,018, which exceed half of 16 bits and are no grey."""
+    numbers = np.where(INNER, 33018, np.where(MASK, 24001, 0)).astype(np.uint16)
+    levels, notes = truth_of(Image.fromarray(numbers))
+    assert np.array_equal(levels, LEVELS)
+    assert "numbers up to 33018" in notes[0]
+
+
+@pytest.mark.parametrize("channel", [0, 1, 2])
+def test_dark_colours_are_colours(channel):
+    channels = [0 * LEVELS] * 3
+    channels[channel] = MASK * 1
+    levels, notes = truth_of(rgb(*channels))
+    assert np.array_equal(levels, LEVELS)
+    assert "any colour but black" in notes[0]
+
+
+def test_colours_with_losses_are_refused(tmp_path):
+    rgb(128 * MASK, 0 * MASK, 64 * MASK).save(tmp_path / "a.jpg", quality=60)
+    with pytest.raises(ImageError, match="it has colours and the losses of JPEG"):
+        read_truth(tmp_path / "a.jpg")
+
+
+def test_files_are_turned_as_they_say(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    Image.fromarray(LEVELS.astype(np.uint8)).save(tmp_path / "a.png", exif=exif)
+    for read in (read_truth, read_saliency):
+        assert np.array_equal(read(tmp_path / "a.png")[0], np.rot90(LEVELS, -1))
+    assert np.array_equal(truth_of(Image.open(tmp_path / "a.png"))[0], np.rot90(LEVELS, -1))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+@pytest.mark.parametrize("top", [1, 255])
+def test_predictions_that_are_nearly_black_are_noted(dtype, top):
+    notes = saliency_of(Image.fromarray((MASK * top).astype(dtype)))[1]
+    assert notes == [f"prediction of values up to {top} of 65535, taken as it is"]
+    assert saliency_of(Image.fromarray((0 * LEVELS).astype(dtype)))[1] == []
+
+
+def test_predictions_in_the_transparency():
+    levels, notes = saliency_of(with_alpha(0 * LEVELS, LEVELS))
+    assert np.array_equal(levels, LEVELS)
+    assert notes == ["prediction in the transparency, its colours are all the same"]
+    assert np.array_equal(saliency_of(with_alpha(LEVELS, 255 - LEVELS))[0], LEVELS)
 
 
 def test_what_jpeg_does_to_a_mask_is_no_meaning(tmp_path):
