@@ -15,7 +15,7 @@ import torch
 from . import _arguments, _distributed, _native
 from . import _params as params
 from .backbones import WeightsError
-from .images import ImageEntry, find_images, sample_images
+from .images import ImageEntries, find_images, sample_images
 from .labeler import PseudoLabeler
 from .labeling import label_images
 
@@ -54,7 +54,7 @@ def _label(arguments: argparse.Namespace) -> int:
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
-    return 1 if _distributed.any_failed(summary.failed) else 0
+    return 1 if _distributed.any_failed(summary.failed + len(images.unlisted)) else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -83,7 +83,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0  # the first process speaks for all
     counts = f"trained on {summary.images} images, {summary.failed} failed"
     print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or images.unlisted else 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -118,7 +118,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     counts = f"{summary.predicted} segmented, {summary.skipped} already done"
     where = f"{arguments.out}/predictions.jsonl"
     print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
-    return 1 if _distributed.any_failed(summary.failed) else 0
+    return 1 if _distributed.any_failed(summary.failed + len(inputs.unlisted)) else 0
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _images(arguments: argparse.Namespace) -> list[ImageEntry]:
+def _images(arguments: argparse.Namespace) -> ImageEntries:
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     _set_threads(arguments.threads)
