@@ -35,7 +35,7 @@ def identify(
             job.stat()
         record = records.get(entry.name)
         here = record and record.get("path") == job.path
-        if here or (record and job.is_of(record)):
+        if entry.name not in used and (here or (record and job.is_of(record))):
             job.image, job.twin = entry.name, record.get("twin")
             used.add(entry.name)
             moved.add((_root(record.get("path"), entry.name), _root(job.path, entry.name)))

@@ -56,11 +56,11 @@ class Job:
     def is_of(self, record: Record) -> bool:
         """Whether the file has the very content that a record is of.
 
-        At the same place its size and time tell, and content where only the time differs, as that
-        of a copy does; at another place content alone does.
+        At the same place size and time tell. At another place, where they may be those of another
+        image or have changed with the move, the content does.
         """
-        if record.get("bytes") != self.bytes or not record.get("path"):
+        if record.get("bytes") != self.bytes:
             return False
-        if (record["path"], record.get("mtime_ns")) == (self.path, self.mtime_ns):
-            return True
+        if record.get("path") == self.path:
+            return bool(record.get("mtime_ns") == self.mtime_ns)
         return record.get("checksum") is not None and record["checksum"] == self.digest()

@@ -22,12 +22,12 @@ def record_file(folder: str, names: Iterable[str]) -> str | None:
     return None
 
 
-def recorded_files(folder: str) -> dict[str, str]:
-    """The results that the records in a folder name: relative paths, with the record's field.
+def recorded_files(folder: str) -> dict[str, tuple[str, str]]:
+    """The results that the records in a folder name, by their relative paths.
 
-    A mask of predictions and one of labels have the same field, but no file has two.
+    Of each, whether it is of ``"labels"`` or of ``"predictions"``, and the record's field.
     """
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, str]] = {}
     try:
         names = sorted(filter(_FILE.fullmatch, os.listdir(folder)))
     except OSError:
@@ -38,7 +38,7 @@ def recorded_files(folder: str) -> dict[str, str]:
                 fields = one if isinstance(one, dict) else {}
                 for field in _FIELDS:
                     if isinstance(file := fields.get(field), str):
-                        found[file] = field
+                        found[file] = name.partition(".")[0].partition("-")[0], field
     return found
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from . import __version__, _distributed, _native
 from . import _params as params
-from ._files import write_atomically
+from ._cache import content_of
+from ._files import RealPaths, write_atomically
 from ._records import unsealed
 from .datasets import DataSet, Pair, find_folder, find_set
 from .head import WEIGHTS_NAME

@@ -160,9 +160,9 @@ def train(
     ``out`` gets ``settings.json``, ``steps.jsonl`` (the losses of each step), TensorBoard events,
     ``epoch-NNN.pt`` after each epoch and the finished ``head/``. ``resume`` goes on after the last
     epoch that is there, to the same result; the images may lie elsewhere by then, under the same
-    names relative to the folder that was searched. Images that cannot be labelled are reported on stderr
-    and left out; one that has labels but cannot be read again ends the run, which can be resumed.
-    An image that the labeler rejects is trained on as one that is all background.
+    names relative to the folder that was searched. Images that cannot be labelled are reported on
+    stderr and left out; one that has labels but cannot be read again ends the run, which can be
+    resumed. An image that the labeler rejects is trained on as one that is all background.
     Raises ``ValueError`` for wrong arguments, an ``out`` that holds another training,
     and when no image is left, and whatever the backbone raises when it cannot be loaded.
     """
@@ -175,6 +175,8 @@ def train(
     chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     taken = [images[index] for index in sorted(chosen[:max_images].tolist())]
     try:
+        if len({entry.name for entry in taken}) < len(taken):
+            raise ValueError("`images` must have a `name` each: got the same more than once")
         if run.finished > epochs:
             raise ValueError(
                 f"`epochs` must be at least as many as are finished: got {epochs}, {folder} has "
