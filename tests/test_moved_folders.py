@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import call
 from PIL import Image
 
+from commands import call
 from selfment.evaluation import match
 from selfment.head import PatchHead
 from selfment.images import find_images
