@@ -152,7 +152,8 @@ class PseudoLabeler(ImageModel):
 
         One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
         axis. A list: with it. A mapping with the column ``image`` (uint8 images, of any sizes) or
-        ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`.
+        ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`. One
+        row, with one image or path in place of a column: the same, without the batch axis.
 
         With ``objects`` = K these are :class:`selfment.Objects`, a list of them, and the columns
         ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K),
@@ -167,11 +168,17 @@ class PseudoLabeler(ImageModel):
                     "a batch must have the column 'image' or 'path': "
                     f"got {', '.join(map(repr, images)) or 'no column'}"
                 )
-            values = [_from_column(value) for value in images[column]]
+            alone = _is_image(images[column])
+            rows = [images[column]] if alone else images[column]
+            values = [_from_column(value) for value in rows]
             if self.objects is not None:
-                return {**images, **_object_columns(self._find(values), self.objects)}
-            labels = self._label(values)
-            return {**images, **{name: getattr(labels, name).numpy() for name in _FIELDS}}
+                found = _object_columns(self._find(values), self.objects)
+            else:
+                labels = self._label(values)
+                found = {name: getattr(labels, name).numpy() for name in _FIELDS}
+            if alone:
+                found = {name: column[0] for name, column in found.items()}
+            return {**images, **found}
         if isinstance(images, Sequence) and not isinstance(images, str):
             return self._label(images) if self.objects is None else self._find(images)
         if self.objects is not None:
@@ -287,9 +294,19 @@ def _where_kernels_are(features: Any) -> Any:
 
 def _from_column(value: Any) -> ImageLike:
     """An entry of a numpy column: text as a string, nested lists as an array."""
-    if isinstance(value, str | Image.Image | np.ndarray):
+    if isinstance(value, str | os.PathLike | Image.Image | np.ndarray):
         return value
     return np.asarray(value)
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a row's value is one image or path, and not a column of them."""
+    if isinstance(value, np.ndarray):
+        # Rows of grey images of 3 or 4 pixels a line are no column that anybody has.
+        return value.dtype != object and (
+            value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))
+        )
+    return isinstance(value, str | os.PathLike | Image.Image)
 
 
 def _object_columns(found: Sequence[Objects], most: int) -> dict[str, npt.NDArray[Any]]:

@@ -168,9 +168,10 @@ def train(
 
     ``out`` gets ``settings.json``, ``steps.jsonl`` (the losses of each step), TensorBoard events,
     ``epoch-NNN.pt`` after each epoch and the finished ``head/``. ``resume`` goes on after the last
-    epoch that is there, to the same result. Images that cannot be labelled are reported on stderr
-    and left out; one that has labels but cannot be read again ends the run, which can be resumed.
-    An image that the labeler rejects is trained on as one that is all background.
+    epoch that is there, to the same result; the images may lie elsewhere by then, under the same
+    names relative to the folder that was searched. Images that cannot be labelled are reported on
+    stderr and left out; one that has labels but cannot be read again ends the run, which can be
+    resumed. An image that the labeler rejects is trained on as one that is all background.
     Raises ``ValueError`` for wrong arguments, an ``out`` that holds another training,
     and when no image is left, and whatever the backbone raises when it cannot be loaded.
     """
@@ -182,8 +183,10 @@ def train(
     run = _Run(folder, rank == 0, resume)
     generator = torch.Generator("cpu").manual_seed(seed)
     chosen = torch.randperm(len(images), generator=generator, device="cpu")
-    paths = [images[index].path for index in sorted(chosen[:max_images].tolist())]
+    taken = [images[index] for index in sorted(chosen[:max_images].tolist())]
     try:
+        if len({entry.name for entry in taken}) < len(taken):
+            raise ValueError("`images` must have a `name` each: got the same more than once")
         if run.finished > epochs:
             raise ValueError(
                 f"`epochs` must be at least as many as are finished: got {epochs}, {folder} has "
@@ -200,11 +203,11 @@ def train(
                     "`out` must be the same folder for all processes: they found checkpoints of "
                     f"{', '.join(map(str, seen))} epochs"
                 )
-            source = Source(paths, labeler, store, feature_dtype)
+            source = Source(taken, labeler, store, feature_dtype)
             failed = source.prepare(progress and rank == 0)
             if not len(source):
                 raise ValueError(
-                    f"`images` must hold one that can be labelled: got {len(paths)}, of which none "
+                    f"`images` must hold one that can be labelled: got {len(taken)}, of which none "
                     "can"
                 )
             settings = {
@@ -215,7 +218,7 @@ def train(
                 "processes": world,
                 "feature_dtype": feature_dtype,
             }
-            run.begin(settings, dict(zip(map(str, source.paths), source.keys, strict=True)), failed)
+            run.begin(settings, dict(zip(source.names, source.keys, strict=True)), failed)
             head = _new_head(labeler.backbone.dim, seed)
             if run.checkpoint:
                 head.load_state_dict(run.checkpoint["model_state"])
@@ -292,7 +295,7 @@ class _Run:
     def begin(self, settings: dict[str, Any], images: dict[str, str], failed: list[str]) -> None:
         """Checks that a resumed run is the same, and writes what there is to say of it.
 
-        ``images``: the keys of their features, by path.
+        ``images``: the keys of their features, which are of their content, by relative name.
         """
         self._settings, self._images = settings, images
         before = self.checkpoint.get("settings", settings)
@@ -303,19 +306,19 @@ class _Run:
                     f"{before.get(name)!r}, is {settings[name]!r}"
                 )
         keys = self.checkpoint.get("images", images)
-        for path in [*keys, *images]:
-            if keys.get(path) != images.get(path):
-                state = "is new" if path not in keys else "has changed"
-                state = state if path in images else "is missing, or cannot be labelled now"
+        for name in [*keys, *images]:
+            if keys.get(name) != images.get(name):
+                state = "is new" if name not in keys else "has changed"
+                state = state if name in images else "is missing, or cannot be labelled now"
                 raise ValueError(
-                    f"`resume` must have the images of the training it goes on with: {path} {state}"
+                    f"`resume` must have the images of the training it goes on with: {name} {state}"
                 )
         self._last = time.perf_counter()
-        self._paths = list(images)
+        self._names = list(images)
         if not self._writes:
             return
         about = {"settings": settings, "versions": _native.info(), "failed": failed}
-        text = json.dumps({**about, "images": self._paths}, indent=2) + "\n"
+        text = json.dumps({**about, "images": self._names}, indent=2) + "\n"
         write_atomically(
             self.folder / "settings.json", lambda file: file.write(text.encode()), durable=True
         )
@@ -339,7 +342,7 @@ class _Run:
         bar.update()
         if self._steps is None:
             return
-        row = {**asdict(step), "image": self._paths[step.index], "seconds": self.seconds[-1]}
+        row = {**asdict(step), "image": self._names[step.index], "seconds": self.seconds[-1]}
         self._steps.write(json.dumps(row) + "\n")
         self._steps.flush()
         for name in _LOSSES:

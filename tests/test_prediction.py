@@ -86,7 +86,7 @@ def test_files_and_records(photos_in, tmp_path):
     assert 0 < mask.mean() < 255
     assert Image.open(out / "overlays/sub/b_overlay.jpg").size == (51, 30)
     record = records(out)["b.png"]
-    assert record["image"] == str(photos_in / "sub/b.png")
+    assert (record["image"], record["path"]) == ("sub/b.png", str(photos_in / "sub/b.png"))
     assert (record["saliency"], record["mask"]) == ("sub/b_saliency.png", "sub/b_mask.png")
     assert record["overlay"] == "overlays/sub/b_overlay.jpg"
     assert record["mean_saliency"] == pytest.approx(expected.mean(), abs=1e-6)
