@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 import processes
+from selfment._suffixes import image_suffixes
 from selfment.evaluation import PROTOCOLS, Evaluator, ImageScores, Report, evaluate
-from selfment.images import SUFFIXES
 from selfment.report import to_html, write_html
 from test_cli import call
 from test_evaluation import pair, save
@@ -154,7 +154,7 @@ def test_errors(folders):
         to_html(report, gallery=-1)
     with pytest.raises(ValueError, match="`images` must be a folder that exists: got"):
         to_html(report, images=folders / "absent")
-    assert ".jpg" in SUFFIXES
+    assert ".jpg" in image_suffixes()
     save(folders / "images/a.bmp", np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match=r"`images` must hold one file of each stem: got a\.bmp"):
         to_html(report, images=folders / "images")
