@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 
+from ._files import check_file
 from ._records import Record, unsealed
 
 _FILE = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")
@@ -45,6 +46,7 @@ def recorded_files(folder: str) -> dict[str, tuple[str, str]]:
 def _records(path: str) -> Iterator[Record]:
     """The whole records of a file; nothing of a file of another kind, as one of captions."""
     try:
+        check_file(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             while line := file.readline(_LONGEST):
                 content = unsealed(line.rstrip("\n"))
