@@ -94,7 +94,7 @@ def left_out(paths: Iterable[str], suffixes: Iterable[str]) -> str | None:
 def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
     """Why a file that looks like a picture was left out; None for one that does not."""
     if suffix in suffixes:
-        return "not what the suffix says"
+        return "not an MPEG stream"
     for _, project, read in _PLUG_INS.values():
         if suffix in read:
             return f"no reader is installed: pip install {project}"
