@@ -200,7 +200,8 @@ class _Run(Pipeline[Result]):
             self.records.claim(known, job.image)
             chosen = known
         elif "yolo" in self.formats:
-            chosen = next((file for file in names if self._is_free(file, job.image)), usual)
+            free = (f for f in names if f == usual or self._is_free(f, job.image))
+            chosen = next((f for f in free if self.records.claim(f, job.image) == job.image), usual)
         else:
             return
         if chosen != usual:
@@ -209,10 +210,7 @@ class _Run(Pipeline[Result]):
             self._late.append((job.image, chosen))
 
     def _is_free(self, file: str, image: str) -> bool:
-        there = os.path.lexists(self.folder / file)
-        return (self.records.owns(file, image) or not there) and (
-            self.records.claim(file, image) == image
-        )
+        return self.records.owns(file, image) or not os.path.lexists(self.folder / file)
 
     def _tell(self) -> None:
         if self._late:
@@ -249,8 +247,10 @@ class _Run(Pipeline[Result]):
             if record["image"] not in self._images and not os.path.exists(record.get("path") or ""):
                 gone.append(record["image"])
             elif annotations.is_file():
-                found.append((record["image"], _label(record), annotations))
-        sources = sorted(found)
+                # Images of other folders with the same names come last: ids of the rest stay.
+                place = "twin" in record, record["image"]
+                found.append((place, (record["image"], _label(record), annotations)))
+        sources = [source for _, source in sorted(found)]
         if not self.records.changed and exports.is_composed(composed, sources):
             return
         self._tidy()
