@@ -16,7 +16,7 @@ from ._records import Record
 _DIGITS = 32  # of a checksum in the records
 
 
-@dataclass
+@dataclass(slots=True)
 class Job:
     """One image on its way from file to file."""
 

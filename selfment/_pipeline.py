@@ -111,6 +111,12 @@ class Pipeline(ABC, Generic[Result]):
     def _named(self, name: str) -> dict[str, str]:
         """All files that may be made of an image, by field; the first is ``name``."""
 
+    def _choose(self, job: Job, record: Record) -> None:
+        """Chooses names of other files than the first, where they depend on other images' files.
+
+        Called for each image of a run, in their order, in each process. ``record``: of the image.
+        """
+
     def _files(self, name: str) -> list[str]:
         return list(self._named(name).values())
 
@@ -169,6 +175,7 @@ class Pipeline(ABC, Generic[Result]):
                 twins.append(f"{job.twin} is {name}")
             job.name = name
             self._images.add(image)
+            self._choose(job, record)
             if index % world != rank:
                 continue
             if self._is_done(job, record):
@@ -176,11 +183,16 @@ class Pipeline(ABC, Generic[Result]):
                 self._keep_place(job, record)
             else:
                 jobs.append(job)
+        if rank == 0:
+            self._tell()
         if twins and rank == 0:
             more = f" and {len(twins) - 3:,} more" if len(twins) > 3 else ""
             sentence = f"other images have the same names in {folder}: {', '.join(twins[:3])}{more}"
             print(printable(sentence), file=sys.stderr)
         return jobs
+
+    def _tell(self) -> None:
+        """Says on stderr what is unusual about the names of the files."""
 
     def _keep_place(self, job: Job, record: Record) -> None:
         """Lets the record of an image that was found again say where it lies now."""

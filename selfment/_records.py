@@ -201,8 +201,9 @@ class Records:
         self._tells = False
 
     def _own(self, record: Record) -> None:
-        if record.get(self._key):
-            self._owners[record[self._key]] = record["image"]
+        for name in (record.get(self._key), record.get("boxes")):
+            if name:
+                self._owners[name] = record["image"]
 
 
 def lock(file: IO[str], path: Path, *, shared: bool = False) -> None:

@@ -105,7 +105,7 @@ def missing_reader(path: str | os.PathLike[str]) -> str | None:
 def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
     """Why a file that looks like a picture was left out; None for one that does not."""
     if suffix in suffixes:
-        return "not what the suffix says"
+        return "not an MPEG stream"
     missing = missing_reader(suffix)
     if missing is not None:
         return missing

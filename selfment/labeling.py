@@ -67,10 +67,11 @@ def label_images(
     each mask, or to each object's, the earlier of which keeps the pixels that two claim.
     ``formats``: "png", the masks; "yolo", a text file for each image under ``out/labels`` with a
     line for each object, "0 cx cy w h" as shares of the image's size, and none for an image without
-    objects; "coco", ``out/annotations.json`` with all images of the folder that have annotations,
-    sorted by their paths, composed at the end of each run from a file for each image under
-    ``out/annotations``. The mask of a labeler without ``objects`` counts as one object. The score
-    of an object is 1 less its eigenvalue, or 0, also where its method has none.
+    objects, ``labels/a.txt`` for the first of images whose names differ in their suffix alone;
+    "coco", ``out/annotations.json`` with all images of the folder that have annotations, sorted
+    by their paths, composed at the end of each run from a file for each image under
+    ``out/annotations``. The mask of a labeler without ``objects`` counts as one object. The
+    score of an object is 1 less its eigenvalue, or 0, also where its method has none.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since; failed ones are tried again. What earlier runs made of an image stays where it is
@@ -120,6 +121,8 @@ class _Run(Pipeline[Result]):
         super().__init__(out, settings, wanted, labeler.batch_size, shard)
         self.labeler = labeler
         self.overlays = overlays
+        self._boxes: dict[str, str] = {}  # by mask: files of boxes that are not named after it
+        self._late: list[tuple[str, str]] = []  # images whose boxes have another name than theirs
 
     def _load(self) -> None:
         _ = self.labeler.backbone
@@ -184,8 +187,40 @@ class _Run(Pipeline[Result]):
             "mask": name,
             "overlay": str("overlays" / path.with_suffix(".jpg")),
             "annotations": str("annotations" / path.with_suffix(".json")),
-            "boxes": str("labels" / path.with_suffix(".txt")),
+            "boxes": self._boxes.get(name) or str("labels" / path.with_suffix(".txt")),
         }
+
+    def _choose(self, job: Job, record: Record) -> None:
+        # What trains on boxes looks for those of sub/a.jpg in labels/sub/a.txt.
+        usual = self._named(job.name)["boxes"]
+        known = record.get("boxes") or (record.get("last") or {}).get("boxes")
+        sought = str("labels" / PurePosixPath(job.image).with_suffix(".txt"))
+        names = dict.fromkeys((sought, usual, f"labels/{job.image}.txt"))
+        if known in names:
+            self.records.claim(known, job.image)
+            chosen = known
+        elif "yolo" in self.formats:
+            free = (f for f in names if f == usual or self._is_free(f, job.image))
+            chosen = next((f for f in free if self.records.claim(f, job.image) == job.image), usual)
+        else:
+            return
+        if chosen != usual:
+            self._boxes[job.name] = chosen
+        if chosen != sought and "yolo" in self.formats:
+            self._late.append((job.image, chosen))
+
+    def _is_free(self, file: str, image: str) -> bool:
+        return self.records.owns(file, image) or not os.path.lexists(self.folder / file)
+
+    def _tell(self) -> None:
+        if self._late:
+            image, file = self._late[0]
+            more = f" and {len(self._late) - 1:,} more" if len(self._late) > 1 else ""
+            sentence = (
+                f"the boxes of {image} are in {file}{more}, where programs do not look for them: "
+                "rename images that differ in their suffix alone"
+            )
+            print(printable(sentence), file=sys.stderr)
 
     def _is_done(self, job: Job, record: Record) -> bool:
         if not super()._is_done(job, record):
@@ -212,8 +247,10 @@ class _Run(Pipeline[Result]):
             if record["image"] not in self._images and not os.path.exists(record.get("path") or ""):
                 gone.append(record["image"])
             elif annotations.is_file():
-                found.append((record["image"], _label(record), annotations))
-        sources = sorted(found)
+                # Images of other folders with the same names come last: ids of the rest stay.
+                place = "twin" in record, record["image"]
+                found.append((place, (record["image"], _label(record), annotations)))
+        sources = [source for _, source in sorted(found)]
         if not self.records.changed and exports.is_composed(composed, sources):
             return
         self._tidy()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from PIL import Image
 
 from commands import call
+from selfment import PseudoLabeler, _suffixes
 from selfment.evaluation import match
 from selfment.head import PatchHead
 from selfment.images import find_images
@@ -218,3 +221,126 @@ def test_labels_and_predictions_in_one_folder(photos_in, truths, tmp_path, capsy
         assert {pair.prediction.name for pair in pairs} == {f"{n}{end}.png" for n in "abc"}
         assert not missing
         assert not extra
+
+
+def test_boxes_of_the_first_of_two_suffixes_are_where_they_are_looked_for(tmp_path, capsys):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for seed, name in enumerate(("a.jpg", "b.jpg")):
+        photo(folder / name, seed)
+    options = (folder, "--out", out, "--format", "png,yolo")
+    photo(folder / "a.png", 2)
+    err = label(capsys, *options)
+    assert "the boxes of a.png are in labels/a.png.txt, where programs do not look" in err
+    names = ["a.png.txt", "a.txt", "b.txt"]
+    assert sorted(file.name for file in (out / "labels").iterdir()) == names
+    assert masks(out) == ["a.jpg.png", "a.png.png", "b.png"]
+    # An image that comes first later takes no file of another.
+    photo(folder / "a.bmp", 3)
+    assert "1 labelled, 3 already done" in label(capsys, *options)
+    rows = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
+    boxes = {row["image"]: row["boxes"] for row in rows}
+    assert boxes["a.jpg"] == "labels/a.txt"
+    assert len(set(boxes.values())) == 4
+    # They go with their label, and only they.
+    label(capsys, *options[:-1], "png", "--tau", 0.3)
+    assert not list((out / "labels").iterdir())
+
+
+@pytest.mark.parametrize("command", ["label", "predict"])
+def test_what_is_left_out_is_said(photos_in, tmp_path, capsys, command):
+    for name in ("x.HEIC", "y.heic", "z.nef", "clip.wmv", "notes.txt", "code.ts", "a.json"):
+        (photos_in / name).write_bytes(b"nothing")
+    suffixes = _suffixes.image_suffixes() - {".heic"}
+    if command == "label":
+        assert len(find_images(photos_in, suffixes=suffixes)) == 3
+    else:
+        found = find_images(photos_in, suffixes={*suffixes, *_suffixes.VIDEO_SUFFIXES})
+        assert [entry.path.name for entry in found] == ["a.png", "b.png", "clip.wmv", "c.png"]
+    (err,) = capsys.readouterr().err.splitlines()
+    assert err.startswith(f"{7 if command == 'label' else 6} files were left out: ")
+    assert "2 .heic (no reader is installed: pip install pillow-heif)" in err
+    assert "1 .nef (raw data of a camera, to be developed first, as to TIFF)" in err
+    assert ("1 .wmv (a video, which only selfment predict takes)" in err) == (command == "label")
+    others = ".json, .ts, .txt" if command == "label" else ".json, .txt"
+    assert err.endswith(f"of no kind that is read ({others})")
+    assert ("1 .ts (not an MPEG stream)" in err) == (command == "predict")
+
+
+def test_videos_by_suffix_and_what_they_begin_with(tmp_path):
+    stream = (b"\x47" + bytes(187)) * 3
+    (tmp_path / "a.ts").write_bytes(stream)
+    (tmp_path / "b.mts").write_bytes(b"".join(bytes(4) + b"\x47" + bytes(187) for _ in range(3)))
+    (tmp_path / "c.ts").write_text("export const value = 1;\n" * 20)
+    for name in ("d.mpg", "e.flv", "f.3gp", "g.ogv", "h.WMV"):
+        (tmp_path / name).touch()
+    found = [entry.path.name for entry in find_inputs(tmp_path)]
+    assert found == ["a.ts", "b.mts", "d.mpg", "e.flv", "f.3gp", "g.ogv", "h.WMV"]
+
+
+def test_a_video_that_is_labelled_is_named_as_one(tmp_path, capsys):
+    (tmp_path / "clip.mpg").write_bytes(b"\0\0\1\xba" + bytes(100))
+    code, _, err = call(capsys, "label", tmp_path / "clip.mpg", "--out", tmp_path / "out", *SMALL)
+    assert code == 1
+    assert "it is a video, which only `selfment predict` takes" in err
+
+
+def test_plug_ins_of_pillow_are_used(photos_in, monkeypatch):
+    (photos_in / "x.heic").write_bytes(b"nothing")
+    assert "x.heic" not in [entry.name for entry in find_images(photos_in, suffixes={".png"})]
+    extensions = {**Image.registered_extensions(), ".heic": "PNG"}
+    monkeypatch.setattr(Image, "registered_extensions", lambda: extensions)
+    assert "x.heic" in [entry.name for entry in find_images(photos_in)]
+
+
+def test_a_folder_that_may_not_be_listed_fails_the_run(photos_in, tmp_path, capsys, monkeypatch):
+    scandir = os.scandir
+
+    def forbidden(path: Any) -> Any:
+        if os.fspath(path) == str(photos_in / "sub"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    code, _, err = call(capsys, "label", photos_in, "--out", tmp_path / "out", *SMALL)
+    assert code == 1
+    assert f"cannot list {photos_in}/sub: what is in there is left out" in err
+    assert "2 labelled, 0 already done, 0 failed" in err
+    assert find_images([photos_in]).unlisted == (str(photos_in / "sub"),)
+
+
+def test_one_input_is_a_string_or_a_path(photos_in, monkeypatch):
+    monkeypatch.chdir(photos_in.parent)
+    expected = find_images([photos_in])
+    assert find_images("photos") == find_images(Path("photos")) == expected
+    assert find_inputs("photos") == expected
+
+
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_a_row_of_one_image(photos_in, column):
+    labeler = PseudoLabeler(size=48)
+    for value in (photos_in / "a.png", str(photos_in / "a.png")):
+        entry = np.asarray(Image.open(value)) if column == "image" else value
+        row = labeler({column: entry, "id": 3})
+        assert row["id"] == 3
+        expected = labeler(value)
+        for name in vars(expected):
+            assert np.array_equal(row[name], getattr(expected, name).numpy(), equal_nan=True), name
+
+
+@pytest.mark.parametrize("command", ["info", "eval"])
+def test_a_closed_pipe_ends_a_command_quietly(truths, command):
+    arguments = ["--pred", truths, "--gt", truths] if command == "eval" else []
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(
+        [sys.executable, "-m", "selfment", command, *map(str, arguments)],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    os.close(writer)
+    assert process.returncode == 141
+    assert "Traceback" not in process.stderr
+    assert "roken" not in process.stderr

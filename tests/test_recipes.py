@@ -306,9 +306,13 @@ def test_another_run_in_the_folder_is_refused(tmp_path, own):
         run(tmp_path, own, ("seed = 1", "seed = 2"))
     with pytest.raises(ValueError, match=sentence + "number of images was 4, is 1"):
         run(tmp_path, own, limit=1)
-    (own / "images/a.jpg").touch()
+    moved = own.rename(tmp_path / "moved")
+    (moved / "images/a.jpg").touch()
+    run(tmp_path, moved)  # the same images, elsewhere
+    with (moved / "images/a.jpg").open("ab") as file:
+        file.write(b"0")
     with pytest.raises(ValueError, match=sentence + "digest of images was"):
-        run(tmp_path, own)
+        run(tmp_path, moved)
 
 
 def test_a_wrong_size_is_said_before_training(tmp_path, own, monkeypatch):
