@@ -13,6 +13,7 @@ from PIL import Image
 from . import _params as params
 from ._lattice import bilateral_grid, permutohedral_lattice
 from .images import ImageLike, load_image
+from .metrics import ROUNDING
 
 METHODS = ("bilateral", "guided", "crf")
 
@@ -235,7 +236,10 @@ def largest(mask: Bools) -> Bools:
 
 
 def as_mask(mask: Any) -> npt.NDArray[Any]:
-    """``mask`` as an (h, w) array, bool or float64 in [0, 1]; raises ``ValueError``."""
+    """``mask`` as an (h, w) array, bool or float64 in [0, 1]; raises ``ValueError``.
+
+    Values that leave [0, 1] by rounding alone are moved to its ends.
+    """
     values = np.asarray(mask)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"`mask` must be (h, w) and not empty: got shape {values.shape}")
@@ -244,9 +248,9 @@ def as_mask(mask: Any) -> npt.NDArray[Any]:
     if values.dtype.kind not in "fiu":
         raise ValueError(f"`mask` must be bool or numbers in [0, 1]: got {values.dtype}")
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"`mask` must be in [0, 1]: got values from {low} to {high}")
-    return values.astype(np.float64)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(f"`mask` must be in [0, 1]: got values from {low:.9g} to {high:.9g}")
+    return values.astype(np.float64).clip(0, 1)
 
 
 def check_method(method: str | None, options: Iterable[str] = ()) -> None:
