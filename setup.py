@@ -93,11 +93,24 @@ def find_nvcc() -> str | None:
     return None
 
 
+def refuse_without_compiler() -> None:
+    """Ends the build with a sentence if the C++ compiler is not there."""
+    # It is the last word of a CXX such as "ccache g++".
+    words = [word for word in shlex.split(os.environ.get("CXX", "")) if not word.startswith("-")]
+    if shutil.which(words[-1] if words else "c++") is None:
+        reason = f"CXX names {words[-1]!r}, which is not" if words else "c++ is not"
+        sys.exit(
+            f"selfment needs a C++17 compiler, as nvcc does, and {reason} on the PATH: "
+            "install GCC or clang, or set CXX to where one is"
+        )
+
+
 def ask(nvcc: str, *arguments: str) -> str:
     """What nvcc answers."""
     command = [nvcc, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
+        refuse_without_compiler()
         sys.exit(f"{shlex.join(command)} failed; {WITHOUT_CUDA}\n{done.stdout}")
     return done.stdout
 
@@ -127,7 +140,6 @@ def find_cuda() -> Cuda | None:
     nvcc = find_nvcc()
     if nvcc is None:
         return None
-    # The compiler is the last word of a CXX such as "ccache g++".
     cxx = [word for word in shlex.split(os.environ.get("CXX", "")) if not word.startswith("-")]
     if cxx:
         os.environ.setdefault("NVCC_CCBIN", cxx[-1])
@@ -230,6 +242,8 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
         try:
             subprocess.run(list(map(str, command)), check=True)
         except subprocess.CalledProcessError as error:
+            if cuda is None:
+                refuse_without_compiler()
             hint = f"; {WITHOUT_CUDA}" if cuda else ""
             status = f"ninja ended with status {error.returncode}"
             sys.exit(f"building {ext.name} failed: {status}{hint}")

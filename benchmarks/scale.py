@@ -38,6 +38,8 @@ from selfment.visualize import mask_image
 
 T = TypeVar("T")
 
+# With "-m", Python in the source tree would take the folder for the package.
+SELFMENT = str(Path(sys.executable).with_name("selfment"))
 RAY_LABEL = Path(__file__).resolve().parent.parent / "examples" / "ray_label.py"
 MANY = (10_000_000, 1_000_000_000)
 
@@ -58,13 +60,13 @@ def masks_of(out: Path) -> dict[str, Path]:
 def throughput(photos: Sequence[Path], count: int, size: int, rounds: int) -> None:
     """Prints images per second of the three ways, by turns."""
     cores = os.cpu_count() or 1
-    module, elastic = [sys.executable, "-m", "selfment"], "torch.distributed.run"
-    launch = [sys.executable, "-m", elastic, "--standalone", "--nproc-per-node", str(cores)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launch += ["--nproc-per-node", str(cores), "--no-python"]
     ways = {
-        f"one process, {cores} threads": [*module, "label", "--threads", str(cores)],
+        f"one process, {cores} threads": [SELFMENT, "label", "--threads", str(cores)],
         f"torchrun, {cores} processes of 1 thread": [
             *launch,
-            *("-m", "selfment", "label", "--threads", "1"),
+            *(SELFMENT, "label", "--threads", "1"),
         ],
         f"Ray, {cores} workers of 1 thread": [
             *(sys.executable, str(RAY_LABEL), "--workers", str(cores), "--block", "8")
@@ -193,7 +195,7 @@ def _bytes(size: float) -> str:
 
 
 def _label_all(photos: Sequence[Path], out: Path, size: int) -> None:
-    command = [sys.executable, "-m", "selfment", "label", *map(str, photos), "--out", str(out)]
+    command = [SELFMENT, "label", *map(str, photos), "--out", str(out)]
     subprocess.run([*command, "--size", str(size)], capture_output=True, check=True)
 
 

@@ -32,15 +32,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray
 import torch
-from ray.data import ActorPoolStrategy, DataContext
 
 from selfment import PseudoLabeler, PseudoLabels
 from selfment.images import ImageEntry, find_images, load_image
 from selfment.visualize import mask_image
+
+try:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext
+except ImportError as error:
+    sys.exit(f'ray_label: Ray is needed ({error}): pip install "selfment[ray]"')
 
 Row = dict[str, Any]
 

@@ -1,12 +1,15 @@
-"""``python -m selfment``, also under ``torchrun``."""
+"""The command ``selfment``, also as ``python -m selfment``; both also under ``torchrun``."""
 
 import os
 import sys
+from typing import NoReturn
 
 from ._distributed import world
 from .cli import main
 
-if __name__ == "__main__":
+
+def run() -> NoReturn:
+    """Runs the command line, and ends the process with its exit code."""
     code = main()
     if world()[1] > 1:
         # DistributedDataParallel leaves threads of the process group behind, which abort the
@@ -15,3 +18,7 @@ if __name__ == "__main__":
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from . import __version__
 from . import _params as params
-from .backbones import DTYPES, FEATURES
+from .backbones import DTYPES, FEATURES, POSITIONS
 from .confidence import RECOMMENDED_MIN_CONFIDENCE
 from .exports import FORMATS
 from .methods import INITS, METHODS
@@ -63,7 +63,11 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
         help="classic, or any timm ViT (%(default)s)",
     )
     add("--features", default="tokens", choices=FEATURES, help="what a ViT gives (%(default)s)")
-    add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
+    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
+    whose = (
+        "resample position embeddings as the authors (of *.dino, *_dinov2) or timm (%(default)s)"
+    )
+    add("--positions", default="authors", choices=POSITIONS, help=whose)
     side = "side the image is resized to (%(default)s)"
     add("--size", type=int, default=768, metavar="S", help=side)
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
@@ -167,7 +171,9 @@ def _add_prediction(parser: argparse.ArgumentParser) -> None:
     add("--backbone", metavar="NAME", help=name)
     features = "what a ViT gives (what the head was trained on)"
     add("--features", choices=FEATURES, help=features)
-    add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
+    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
+    whose = "whose way to resample position embeddings (that of the head's training)"
+    add("--positions", choices=POSITIONS, help=whose)
     side = "side the image is resized to (%(default)s)"
     add("--size", type=int, default=1536, metavar="S", help=side)
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
@@ -216,7 +222,7 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="DIR", help="folder for the head, predictions and results")
     most = "take so many images of each data set, for a quick check"
     add("--limit", type=int, metavar="N", help=most)
-    add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
+    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
     add("--device", help="torch device of the backbone (CUDA where there is one)")
     add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")

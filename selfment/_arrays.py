@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -65,13 +66,17 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
     """A tensor that shares memory with ``value`` where it can, and its kind of array.
 
     Takes torch tensors, numpy arrays and whatever speaks DLPack (cupy, jax, tensorflow, ...).
-    Raises ``TypeError`` for anything else.
+    Raises ``TypeError`` for anything else, and for tensors that are not dense or arrays with a
+    mask; ``ValueError`` for tensors without numbers, on the device meta.
     """
     if isinstance(value, Tensor):
+        check_dense(value, name)
+        check_data(value, name)
         # What torch.compile traces is kept simple.
         kind = TORCH if torch.compiler.is_compiling() else Kind(array=_named(value, name))
-        return value.detach(), kind
+        return value.detach().resolve_neg(), kind  # kernels read the memory as it is
     if isinstance(value, np.ndarray):
+        check_unmasked(value, name)
         if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise TypeError(f"`{name}` must hold native numbers: got dtype {value.dtype}")
         # torch takes neither negative strides, nor those that are no multiple of an element, nor,
@@ -95,6 +100,51 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
         f"`{name}` must be a torch tensor, a numpy array or a DLPack array: "
         f"got {type(value).__name__}"
     )
+
+
+def as_array(value: Any, name: str) -> npt.NDArray[Any]:
+    """What ``numpy.asarray`` makes of ``value``, which may be a tensor on any device.
+
+    Raises ``TypeError`` for tensors that are not dense and arrays with a mask, ``ValueError`` for
+    tensors without numbers.
+    """
+    check_unmasked(value, name)
+    if isinstance(value, Tensor):
+        check_dense(value, name)
+        check_data(value, name)
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+def check_dense(value: Any, name: str) -> None:
+    """Raises ``TypeError`` for what is no tensor, or a sparse, nested, MKL-DNN or quantized one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a torch tensor: got {type(value).__name__}")
+    if value.is_nested:
+        raise TypeError(f"`{name}` must be a dense tensor: got a nested one; pass its parts")
+    if value.is_quantized:
+        raise TypeError(
+            f"`{name}` must be a dense tensor: got a quantized one; call .dequantize() first"
+        )
+    if value.layout != torch.strided:
+        layout = str(value.layout).removeprefix("torch.").lstrip("_")
+        raise TypeError(
+            f"`{name}` must be a dense tensor: got the layout {layout}; call .to_dense() first"
+        )
+
+
+def check_data(value: Tensor, name: str) -> None:
+    """Raises ``ValueError`` for a tensor on the device meta."""
+    if value.device.type == "meta":
+        raise ValueError(
+            f"`{name}` must be on the CPU or another device that holds numbers: got meta"
+        )
+
+
+def check_unmasked(value: Any, name: str) -> None:
+    """Raises ``TypeError`` for an array of numpy with a mask, which nothing here would heed."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"`{name}` must be an array without a mask: got a MaskedArray")
 
 
 def _named(value: Any, name: str) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from . import _params as params
-from .backbones import Backbone, as_dtype, backbone_class, load_backbone
+from ._torch_state import LOADING, as_device
+from .backbones import POSITIONS, Backbone, as_dtype, backbone_class, load_backbone, resampling
+from .backbones.checkpoints import files_of
 from .images import DECODING
 
 
@@ -24,11 +26,13 @@ class ImageModel:
         device: str | torch.device | None,
         dtype: str | torch.dtype | None,
         batch_size: int,
+        positions: str,
     ) -> None:
         params.number("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
         whole = isinstance(batch_size, int) and batch_size >= 1
         params.number("batch_size", batch_size, "an integer >= 1", whole)
         as_dtype(dtype)
+        params.choice("positions", positions, POSITIONS)
         self.backbone_name = backbone
         self.size = size
         self.features = features
@@ -37,6 +41,7 @@ class ImageModel:
         self.dtype = dtype
         self.note = backbone_class(backbone).note
         self.batch_size = batch_size
+        self.positions = positions
         self._backbone: Backbone | None = None
         self._loaded: list[Any] | None = None  # what the weights' file was like then
 
@@ -47,17 +52,24 @@ class ImageModel:
         Raises ``ValueError`` or :class:`selfment.backbones.WeightsError`.
         """
         if self._backbone is None:
-            state = self._state_of_weights()
-            backbone = load_backbone(
-                self.backbone_name,
-                features=self.features,
-                weights=self.weights,
-                dtype=self.dtype,
-                device=self.torch_device,
-            )
-            backbone.grid(self.size)
-            self._backbone, self._loaded = backbone, state
+            with LOADING.held():
+                if self._backbone is None:  # no other thread has loaded it meanwhile
+                    self._load()
+        assert self._backbone is not None
         return self._backbone
+
+    def _load(self) -> None:
+        state = self._state_of_weights()
+        backbone = load_backbone(
+            self.backbone_name,
+            features=self.features,
+            weights=self.weights,
+            dtype=self.dtype,
+            positions=self.positions,
+            device=self.torch_device,
+        )
+        backbone.grid(self.size)
+        self._loaded, self._backbone = state, backbone  # last: then other threads use it
 
     def share(self, other: ImageModel) -> None:
         """Takes the backbone of ``other``, a model of the same arguments for it."""
@@ -79,14 +91,16 @@ class ImageModel:
             "features": self.features,
             "decoding": DECODING,
             "weights": weights,
+            "positions": resampling(self.backbone_name, self.positions),
             "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
         }
 
     def _state_of_weights(self) -> list[Any] | None:
-        if self.weights is None or not os.path.isfile(self.weights):
+        if self.weights is None or not (files := files_of(self.weights)):
             return None
-        stat = os.stat(self.weights)
-        return [self.weights, stat.st_size, stat.st_mtime_ns]
+        stats = [os.stat(file) for file in files]
+        size, time = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
+        return [self.weights, size, time]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": None}
@@ -96,16 +110,9 @@ def _device(device: str | torch.device | None) -> torch.device:
     """The device; of several CUDA devices without a number, torchrun's for this process."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        resolved = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"`device` must be a torch device such as 'cpu': got {device!r}") from None
-    if resolved.type != "cuda":
-        return resolved
-    count = torch.cuda.device_count()
-    if (resolved.index or 0) >= count:
-        raise ValueError(f"`device` must exist: got {device!r}, torch sees no such CUDA device")
-    if resolved.index is None:
+    resolved = as_device(device)
+    if resolved.type == "cuda" and resolved.index is None:
         # Where each process is shown one device only, that is its number 0.
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % count)
+        rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", rank % torch.cuda.device_count())
     return resolved

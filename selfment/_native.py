@@ -7,9 +7,13 @@ import platform
 import sys
 from functools import cache
 from importlib import import_module, metadata
+from importlib.machinery import PathFinder
+from pathlib import Path
 from types import ModuleType
 
 import torch
+
+_HERE = Path(__file__).resolve().parent
 
 ISAS = ("avx512vnni", "avx512", "avx2", "portable")
 
@@ -23,10 +27,28 @@ def cpu() -> ModuleType:
     try:
         return import_module("selfment._cpu")
     except ImportError as error:
+        if hidden := _hidden():
+            raise ImportError(
+                f"selfment's CPU module cannot be loaded ({error}): the source tree in "
+                f"{_HERE.parent}, where it is not built, hides the package that is installed in "
+                f"{hidden}; start `selfment`, or `torchrun --no-python selfment`, or Python in "
+                "another folder"
+            ) from error
         raise ImportError(
             f"selfment's CPU module cannot be loaded ({error}); build it with "
             f"`pip install .` in selfment's source tree, with this Python: {sys.executable}"
         ) from error
+
+
+def _hidden() -> Path | None:
+    """Where another selfment, with a built module, is that this one hides; None without."""
+    if PathFinder.find_spec("_cpu", [str(_HERE)]) is not None:
+        return None
+    for folder in sys.path:
+        other = Path(folder).resolve() / "selfment"
+        if other != _HERE and PathFinder.find_spec("_cpu", [str(other)]) is not None:
+            return other.parent
+    return None
 
 
 @cache

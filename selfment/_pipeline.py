@@ -23,11 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ._files import RealPaths, printable, reason, remove_stale
+from ._identity import identify
 from ._job import Job
 from ._records import Record, Records
 from .images import ImageEntry, ImageError, load_image
 
 Result = TypeVar("Result")
+
+_FILE = ("path", "bytes", "mtime_ns", "checksum")  # the record's fields of the image's file
 
 
 class Pipeline(ABC, Generic[Result]):
@@ -68,6 +71,7 @@ class Pipeline(ABC, Generic[Result]):
         self.batch_size = batch_size
         self.shard = shard
         self._is_tidy = False
+        self._images: set[str] = set()  # of this run, by what the records call them
         self.done = self.skipped = self.failed = 0
         self.reading: deque[tuple[Job, Future[None]]] = deque()
         self.writing: deque[tuple[Job, Future[Record]]] = deque()
@@ -146,9 +150,10 @@ class Pipeline(ABC, Generic[Result]):
             sources.add(real(path))
             if os.path.islink(path):
                 sources.add(os.path.realpath(path))
-        jobs = []
-        for index, entry in enumerate(entries):
-            image = str(entry.path)
+        jobs, twins = [], []
+        for index, (job, tag) in enumerate(identify(entries, self.records, real)):
+            image = job.image
+            entry = entries[index]
             record = self.records.get(image)
             name = record.get(self.key) or self._name(entry)
             for output in self._files(name):
@@ -158,15 +163,30 @@ class Pipeline(ABC, Generic[Result]):
                         f"in {self.folder}"
                     )
             if self._taken(name, image):
-                name = self._tagged(name, hashlib.sha256(os.fsencode(image)).hexdigest()[:8])
+                name = self._tagged(name, tag)
                 self.records.claim(name, image)
+            if job.twin is not None and not record:
+                twins.append(f"{job.twin} is {name}")
+            job.name = name
+            self._images.add(image)
             if index % world != rank:
                 continue
-            if self._is_done(image, record):
+            if self._is_done(job, record):
                 self.skipped += 1
+                self._keep_place(job, record)
             else:
-                jobs.append(Job(image, name))
+                jobs.append(job)
+        if twins and rank == 0:
+            more = f" and {len(twins) - 3:,} more" if len(twins) > 3 else ""
+            sentence = f"other images have the same names in {folder}: {', '.join(twins[:3])}{more}"
+            print(printable(sentence), file=sys.stderr)
         return jobs
+
+    def _keep_place(self, job: Job, record: Record) -> None:
+        """Lets the record of an image that was found again say where it lies now."""
+        place = {"path": job.path, "mtime_ns": job.mtime_ns}
+        if any(record.get(name) != value for name, value in place.items()):
+            self.records.add({**record, **place})
 
     def _taken(self, name: str, image: str) -> bool:
         """Whether another image owns the file, or one lies there that no run has recorded."""
@@ -177,10 +197,9 @@ class Pipeline(ABC, Generic[Result]):
             and any(os.path.exists(os.path.join(folder, file)) for file in self._files(name))
         )
 
-    def _is_done(self, image: str, record: Record) -> bool:
+    def _is_done(self, job: Job, record: Record) -> bool:
         try:
-            stat = os.stat(image)
-            if not self._speaks_of(record, stat.st_size, stat.st_mtime_ns):
+            if not self._speaks_of(record, job):
                 return False
             for field in self.wanted:
                 file = record.get(field)
@@ -198,10 +217,10 @@ class Pipeline(ABC, Generic[Result]):
         """Whether a result file without contents can be whole."""
         return False
 
-    def _speaks_of(self, record: Record, size: int, mtime_ns: int) -> bool:
-        """Whether a record is of this run's settings and of an image of such bytes and time."""
-        found = record.get("settings"), record.get("bytes"), record.get("mtime_ns")
-        return record.get("error") is None and found == (self.settings, size, mtime_ns)
+    def _speaks_of(self, record: Record, job: Job) -> bool:
+        """Whether a record is of this run's settings and of the image as it is."""
+        mine = record.get("error") is None and record.get("settings") == self.settings
+        return mine and job.is_of(record)
 
     def _last(self, job: Job) -> Record:
         """What is known of the files that the image has: their names, settings, bytes and time.
@@ -216,7 +235,7 @@ class Pipeline(ABC, Generic[Result]):
         if record.get("error") is not None:
             last: Record = record.get("last") or {}
             return last
-        known = ("settings", "bytes", "mtime_ns", *self.fields, *self.about)
+        known = ("settings", *_FILE, *self.fields, *self.about)
         return {name: record[name] for name in known if record.get(name) is not None}
 
     def _run(self, jobs: Sequence[Job]) -> None:
@@ -251,6 +270,7 @@ class Pipeline(ABC, Generic[Result]):
         start = time.perf_counter()
         try:
             job.stat()
+            job.digest()
             self._begin(job)
             fields = work(job)
             fields = {**self._others(job), **fields}
@@ -270,9 +290,10 @@ class Pipeline(ABC, Generic[Result]):
 
     def _read(self, job: Job) -> None:
         start = time.perf_counter()
-        if os.path.isfile(job.image):
+        if os.path.isfile(job.path):
             job.stat()
-        picture, job.notes = load_image(job.image)
+        picture, job.notes = load_image(job.path)
+        job.digest()
         job.size = picture.size
         self._prepare(job, picture)
         job.seconds += time.perf_counter() - start
@@ -315,7 +336,7 @@ class Pipeline(ABC, Generic[Result]):
                     f"`out` must hold no {file} of another program where a result is to be"
                 )
         last = {**job.last, **new}
-        if not self._speaks_of(job.last, job.bytes, job.mtime_ns):
+        if not self._speaks_of(job.last, job):
             last["settings"] = None
         if not all(self._holds(job.last, field) for field in new):
             last.update(dict.fromkeys(self.about))
@@ -331,7 +352,7 @@ class Pipeline(ABC, Generic[Result]):
 
         Removes those of another result, but no file that the image's own record does not name.
         """
-        same = self._speaks_of(job.last, job.bytes, job.mtime_ns)
+        same = self._speaks_of(job.last, job)
         kept: Record = {}
         for field, file in self._named(job.name).items():
             path = self.folder / file
@@ -355,13 +376,13 @@ class Pipeline(ABC, Generic[Result]):
     def _record(self, job: Job) -> Record:
         return {
             "image": job.image,
+            **({} if job.twin is None else {"twin": job.twin}),
             self.key: None,
             **dict.fromkeys((*self.fields, *self.about)),
             "error": None,
             "notes": list(job.notes),
             "settings": self.settings,
-            "bytes": job.bytes,
-            "mtime_ns": job.mtime_ns,
+            **{name: getattr(job, name) for name in _FILE},
         }
 
     def _collect(self, most: int) -> None:
@@ -384,8 +405,8 @@ class Pipeline(ABC, Generic[Result]):
     def _fail(self, job: Job, error: Exception) -> None:
         # An image error is a sentence, which may have a line break in the image's name.
         sentence = str(error) if isinstance(error, ImageError) else reason(error)
-        if job.image not in sentence:
-            sentence = f"cannot {self.verb} {job.image}: {sentence}"
+        if job.path not in sentence:
+            sentence = f"cannot {self.verb} {job.path}: {sentence}"
         # A file of an earlier run stays, and stays this image's.
         kept = self.records.get(job.image).get(self.key)
         there = kept and any(os.path.exists(self.folder / file) for file in self._files(kept))

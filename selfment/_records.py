@@ -87,6 +87,17 @@ class Records:
         record: Record = {} if line is None else json.loads(line)
         return record
 
+    def places(self) -> Iterator[tuple[str, str, str | None]]:
+        """Each image with the path where it lay, and the name that it shares with another."""
+        for image, line in self._lines.items():
+            record = json.loads(line)
+            if record.get("path"):
+                yield image, record["path"], record.get("twin")
+
+    def has_files(self, record: Record) -> bool:
+        """Whether files of the folder belong to the image of a record."""
+        return bool(record.get(self._key))
+
     def owns(self, name: str, image: str) -> bool:
         """Whether the file ``name`` belongs to any source image.
 

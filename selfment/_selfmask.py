@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import Grid
+from ._arrays import Grid, check_data, check_dense
+from ._torch_state import as_documented
 from .partition import NO_ASSOCIATION, kmeans
 
 Mask = NDArray[np.bool_]
@@ -106,7 +107,8 @@ def _range_of_products(f: Tensor) -> tuple[float, float]:
     rows = f.float()
     least, pair = torch.inf, (0, 0)
     for start in range(0, len(rows), _ROWS):
-        products = rows[start : start + _ROWS] @ rows[start:].T
+        with as_documented():
+            products = rows[start : start + _ROWS] @ rows[start:].T
         smallest, at = products.flatten().min(dim=0)
         if smallest < least:
             i, j = divmod(int(at), products.shape[1])
@@ -116,6 +118,8 @@ def _range_of_products(f: Tensor) -> tuple[float, float]:
 
 def unit(rows: Tensor) -> Tensor:
     """(N, d) rows of norm 1 in float64, on the CPU; raises ``ValueError``."""
+    check_dense(rows, "features")
+    check_data(rows, "features")
     values = rows.detach().cpu().double()
     norms = values.norm(dim=1, keepdim=True)
     if not norms.isfinite().all():

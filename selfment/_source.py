@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from . import __version__, _distributed
 from ._cache import TensorCache, content_of, key_of
 from ._files import printable, reason
-from .images import ImageError, load_image
+from ._torch_state import as_documented
+from .images import ImageEntry, ImageError, load_image
 from .labeler import PseudoLabeler
 
 
@@ -27,7 +28,7 @@ class Source:
 
     def __init__(
         self,
-        paths: list[Path],
+        images: Sequence[ImageEntry],
         labeler: PseudoLabeler,
         cache: TensorCache | None,
         dtype: str,
@@ -36,7 +37,8 @@ class Source:
             raise ValueError(f"{labeler.needs}: got patch features alone, which training keeps")
         if labeler.objects is not None:
             raise ValueError(f"`objects` must be None for training: got {labeler.objects}")
-        self.paths = paths
+        self.paths = [entry.path for entry in images]
+        self.names = [entry.name for entry in images]
         self.labeler = labeler
         self.cache = cache
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -111,6 +113,7 @@ class Source:
         failed = [found[index][0] for index in sorted(found) if found[index][1] is None]
         kept = [index for index in sorted(found) if found[index][1] is not None]
         self.paths = [self.paths[index] for index in kept]
+        self.names = [self.names[index] for index in kept]
         self.keys = [found[index][0] for index in kept]
         self.labels = [labels for index in kept if (labels := found[index][1]) is not None]
         return failed
@@ -153,7 +156,8 @@ class Source:
 
     def _extract(self, pixels: Tensor) -> Tensor:
         # Rounded as they are stored, so that labels and head do not depend on the cache.
-        features: Tensor = self.labeler.backbone(pixels)
+        with as_documented(self.labeler.torch_device):
+            features: Tensor = self.labeler.backbone(pixels)
         return features.to(self.dtype)
 
     def _label(self, batch: list[tuple[int, str, Tensor]]) -> None:

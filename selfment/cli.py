@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ import torch
 from . import _arguments, _distributed, _native
 from . import _params as params
 from .backbones import WeightsError
-from .images import ImageEntry, find_images, sample_images
+from .images import ImageEntries, find_images, sample_images
 from .labeler import PseudoLabeler
 from .labeling import label_images
 
@@ -23,11 +24,17 @@ from .labeling import label_images
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C or SIGTERM).
 
-    1: images failed, or a data set that is there is not whole.
+    1: images failed, folders could not be listed, or a data set that is there is not whole. 141,
+    without a word: what reads the output has ended, as ``head`` does.
     """
     arguments = _arguments.parser().parse_args(argv)
     try:
-        return _COMMANDS[arguments.command](arguments)
+        code = _COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _discard_output()
+        return 141
     except (ValueError, WeightsError, OSError, ImportError) as error:
         print(f"selfment {arguments.command}: {error}", file=sys.stderr)
         return 2
@@ -35,6 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         kept = "" if arguments.command == "eval" else "; what was done is kept"
         print(f"selfment {arguments.command}: interrupted{kept}", file=sys.stderr)
         return 130
+
+
+def _discard_output() -> None:
+    """Lets what is still to be written go nowhere, so that it is not complained about at exit."""
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
 
 
 def _label(arguments: argparse.Namespace) -> int:
@@ -54,7 +68,7 @@ def _label(arguments: argparse.Namespace) -> int:
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
-    return 1 if _distributed.any_failed(summary.failed) else 0
+    return 1 if _distributed.any_failed(summary.failed + len(images.unlisted)) else 0
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -83,7 +97,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0  # the first process speaks for all
     counts = f"trained on {summary.images} images, {summary.failed} failed"
     print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
-    return 1 if summary.failed else 0
+    return 1 if summary.failed or images.unlisted else 0
 
 
 def _predict(arguments: argparse.Namespace) -> int:
@@ -100,6 +114,7 @@ def _predict(arguments: argparse.Namespace) -> int:
         weights=arguments.weights,
         device=arguments.device,
         dtype=arguments.dtype,
+        positions=arguments.positions,
         keep_aspect=arguments.keep_aspect,
         batch_size=arguments.batch,
         compile=arguments.compile,
@@ -118,7 +133,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     counts = f"{summary.predicted} segmented, {summary.skipped} already done"
     where = f"{arguments.out}/predictions.jsonl"
     print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
-    return 1 if _distributed.any_failed(summary.failed) else 0
+    return 1 if _distributed.any_failed(summary.failed + len(inputs.unlisted)) else 0
 
 
 @contextmanager
@@ -140,7 +155,7 @@ def _set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _images(arguments: argparse.Namespace) -> list[ImageEntry]:
+def _images(arguments: argparse.Namespace) -> ImageEntries:
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     _set_threads(arguments.threads)
@@ -166,6 +181,7 @@ def _label_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "weights": arguments.weights,
         "device": arguments.device,
         "dtype": arguments.dtype,
+        "positions": arguments.positions,
         "tau": arguments.tau,
         "eps": arguments.eps,
         "graph": arguments.graph,
@@ -179,8 +195,9 @@ def _label_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def _compare(arguments: argparse.Namespace) -> int:
     from .comparison import compare
 
+    images = _images(arguments)
     found = compare(
-        _images(arguments),
+        images,
         arguments.gt,
         arguments.out,
         methods=arguments.methods,
@@ -192,7 +209,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     )
     print(found.to_text(), end="")
     print(f"see {arguments.out}/comparison.md, .csv, .json and .tex", file=sys.stderr)
-    return 0
+    return 1 if images.unlisted else 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:

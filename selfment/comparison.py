@@ -93,7 +93,6 @@ def compare(
             f"{options['objects']!r}"
         )
     folder = Path(os.path.abspath(out))
-    _check_truths(images, gt, gt_suffix, allow_missing)
     chosen = [(method, "ncut") for method in methods or ()]
     chosen += [("selfment", init) for init in inits or ()]
     whole = methods is None and inits is None
@@ -119,6 +118,8 @@ def compare(
         labeler = PseudoLabeler(backbone, size, method=method, init=init, **own)
         labeler.share(first)
         labelers[method, init] = labeler
+    _ = first.torch_device  # what is wrong with it is said first
+    _check_truths(images, gt, gt_suffix, allow_missing)
     reports = {}
     for variant, labeler in labelers.items():
         name = _tables.variant_name(variant)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from .images import SUFFIXES
+from ._suffixes import image_suffixes, suffix_of
 
 _SHOWN = 3  # names in a sentence on files that are missing
 _JPEG = (".jpg", ".jpeg")
@@ -352,13 +352,14 @@ def _files(
     """
     if not folder.is_dir():
         return {}, [], []
+    suffixes = image_suffixes()
     with os.scandir(folder) as entries:
         names = sorted(
             entry.name
             for entry in entries
             if entry.name.startswith(prefix)
             and not entry.name.startswith(".")
-            and os.path.splitext(entry.name)[1].lower() in SUFFIXES
+            and suffix_of(entry.name) in suffixes
             and entry.is_file()
         )
     alike: dict[str, list[Path]] = {}

@@ -35,7 +35,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import current_process, get_context
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ from tqdm import tqdm
 from . import _params as params
 from . import _tables
 from ._files import write_atomically
+from ._results import recorded_files
+from ._torch_state import SETTINGS
 from .datasets import find_masks, split_stray, stray_note
 from .images import ImageError, find_images
 from .maps import read_saliency, read_truth, saliency_of, truth_of
@@ -329,11 +331,11 @@ def match(
     truths = by_stem(gt, "gt", gt_suffix)
     files = _files(pred, "pred")
     if suffix is None:
-        suffix = _suffix(files, truths)
+        suffix = _suffix(_predicted(pred, files), truths)
     chosen = {
         stem[: len(stem) - len(suffix)]: _only(found, "pred")
         for stem, found in files.items()
-        if stem.endswith(suffix)
+        if stem.endswith(suffix) and not (suffix == "" and _is_suffixed(stem, truths))
     }
     pairs = [Pair(name, chosen[name], truths[name]) for name in truths if name in chosen]
     missing = [name for name in truths if name not in chosen]
@@ -382,7 +384,12 @@ def _files(folder: str | os.PathLike[str], name: str) -> dict[str, list[Path]]:
     if not root.is_dir():
         raise ValueError(f"`{name}` must be a folder that exists: got {os.fspath(folder)!r}")
     found: dict[str, list[Path]] = {}
-    for entry in find_images([root]):
+    overlays = {
+        file for file, (_, field) in recorded_files(os.fspath(root)).items() if field == "overlay"
+    }
+    for entry in find_images(root, results=True):
+        if entry.name in overlays:
+            continue
         stem = nfc(entry.path.relative_to(root).with_suffix("").as_posix())
         found.setdefault(stem, []).append(entry.path)
     return {stem: found[stem] for stem in sorted(found)}
@@ -396,6 +403,31 @@ def _only(files: Sequence[Path], name: str) -> Path:
             f"{first.parent}"
         )
     return files[0]
+
+
+def _predicted(pred: str | os.PathLike[str], files: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """The files, without the masks of labels where records say that predictions lie beside them."""
+    recorded = recorded_files(os.fspath(pred))
+    masks = {
+        PurePosixPath(file).with_suffix("") for file, (of, _) in recorded.items() if of == "labels"
+    }
+    if all(of == "labels" for of, _ in recorded.values()):
+        return files
+    left = {stem: found for stem, found in files.items() if PurePosixPath(stem) not in masks}
+    if len(left) < len(files):
+        print(
+            f"{os.fspath(pred)} holds masks of labels and predictions: the predictions are scored, "
+            "and the suffix '' names the masks",
+            file=sys.stderr,
+        )
+    return left
+
+
+def _is_suffixed(stem: str, truths: dict[str, Path]) -> bool:
+    """Whether a prediction is named after a ground truth, with one of the suffixes."""
+    return stem not in truths and any(
+        stem.endswith(suffix) and stem.removesuffix(suffix) in truths for suffix in SUFFIXES
+    )
 
 
 def _suffix(files: dict[str, list[Path]], truths: dict[str, Path]) -> str:
@@ -568,8 +600,9 @@ def _add_pysod(
         metric.step(saliency, truth)
         return metric.get_results()
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of means over no pixels
+    # Means over no pixels are not numbers, whatever the caller has made of such errors.
+    with SETTINGS.held(), np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         if "Sm" in wanted:
             scores["Sm"] = float(results(library.Smeasure())["sm"])
         if "wFm" in wanted:

@@ -10,9 +10,8 @@ import hashlib
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,28 +101,6 @@ def coco_record(instances: Instances, scores: Sequence[float]) -> Record:
     return {"width": width, "height": height, "annotations": annotations}
 
 
-def image_names(images: Sequence[tuple[str, str]]) -> list[str]:
-    """A unique relative name for each image: that under which it lay in what a run searched.
-
-    ``images``: the file of each, and the unique name of its mask, relative and with the suffix
-    ``.png``. Where two images would share a name it is the mask's, with the image's suffix.
-    """
-    names, unique = [], []
-    for image, mask in images:
-        file, path = PurePath(image), PurePosixPath(mask)
-        names.append(str(path.parent / file.name))
-        unique.append(str(path.with_suffix(file.suffix or path.suffix)))
-    # A mask's name may meet the name of another image: repeat until it ends.
-    while True:
-        counts = Counter(names)
-        chosen = [
-            name if counts[name] == 1 else own for name, own in zip(names, unique, strict=True)
-        ]
-        if chosen == names:
-            return names
-        names = chosen
-
-
 def read_record(file: Path) -> Record:
     """The :func:`coco_record` in a JSON file, which ends with its checksum.
 
@@ -172,7 +149,7 @@ def write_coco(path: Path, sources: Iterable[tuple[str, str, Path]]) -> dict[Pat
                 write(b",\n" if count else b"\n")
                 write(json.dumps({**ids, **annotation}).encode())
                 count += 1
-        rest = json.dumps({"images": images, "categories": [CATEGORY]})
+        rest = json.dumps({"licenses": [], "images": images, "categories": [CATEGORY]})
         write(f'\n], {rest[1:-1]}, "sources": "{_digest(composed)}"'.encode())
         file.write(f', "crc32": "{total:08x}"}}\n'.encode())
     return broken

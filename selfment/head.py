@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,45 +12,64 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ._arrays import check_dense, check_device
 from ._files import atomic_file, check_file
+from ._torch_state import loading, without_autocast
 from .backbones import WeightsError
 from .backbones.base import check_memory
+from .backbones.checkpoints import read_inert
 
 EMBEDDING = 128  #: length of the embedding that the contrastive loss takes
 
 #: The files of a folder or a hub repository that holds a head.
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 
+_MODEL_TYPE = "selfment-patch-head"  # in the configuration
+
 
 class PatchHead(nn.Module):
     """From (..., d) patch features to an embedding and foreground logits (paper, section 3.3).
 
-    ``Linear(d, 128), ReLU, Linear(128, 128)`` gives the embedding, ``Linear(128, 2)`` on it the
-    logits of background and foreground. Features are L2-normalised inside.
+    ``Linear(d, c), ReLU, Linear(c, c)`` gives the embedding, ``Linear(c, 2)`` on it the logits of
+    background and foreground. Features are L2-normalised inside. The parameters are float32,
+    whatever torch's default dtype is.
     """
 
-    def __init__(self, dim: int) -> None:
-        """``dim``: d, the length of a patch feature."""
+    def __init__(self, dim: int, embedding: int = EMBEDDING) -> None:
+        """Makes a head with torch's random weights.
+
+        Args:
+            dim: d, the length of a patch feature.
+            embedding: c, the length of the embedding; 128 in the paper.
+        """
         super().__init__()
         self.dim = dim
+        self.embedding = embedding
         self.proj = nn.Sequential(
-            nn.Linear(dim, EMBEDDING), nn.ReLU(), nn.Linear(EMBEDDING, EMBEDDING)
+            nn.Linear(dim, embedding, dtype=torch.float32),
+            nn.ReLU(),
+            nn.Linear(embedding, embedding, dtype=torch.float32),
         )
-        self.classifier = nn.Linear(EMBEDDING, 2)
+        self.classifier = nn.Linear(embedding, 2, dtype=torch.float32)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (..., 2) and embedding (..., 128) of features (..., d), in the head's dtype.
+        """Logits (..., 2) and embedding (..., c) of features (..., d).
 
-        Raises ``ValueError`` for features of another length.
+        Both are in the head's dtype and computed in it, under autocast, too. Raises ``ValueError``
+        for features of another length and ``TypeError`` for those that are no dense tensor.
         """
-        if features.shape[-1] != self.dim:
+        check_dense(features, "features")
+        weight = self.classifier.weight
+        check_device(features, "features", weight.device, "the head")
+        if features.ndim < 1 or features.shape[-1] != self.dim:
             raise ValueError(
                 f"`features` must be (..., d) with d = {self.dim}, the head's: "
                 f"got {tuple(features.shape)}"
             )
-        rows = functional.normalize(features.to(self.classifier.weight.dtype), dim=-1)
-        embedding = self.proj(rows)
-        return self.classifier(embedding), embedding
+        with without_autocast(features.device):
+            rows = functional.normalize(features.to(weight.dtype), dim=-1)
+            embedding = self.proj(rows)
+            return self.classifier(embedding), embedding
 
     def saliency(self, features: Tensor) -> Tensor:
         """The foreground's probability (...) in [0, 1] of features (..., d)."""
@@ -67,6 +85,7 @@ class HeadInfo:
     features: str = "tokens"
     size: int | None = None  #: side in pixels of the images that it was trained on
     settings: dict[str, Any] = field(default_factory=dict)  #: of the training, ready for JSON
+    positions: str = "authors"  #: as :func:`selfment.backbones.load_backbone` takes it
 
 
 def check_fit(head: PatchHead, info: HeadInfo, backbone: str, dim: int) -> None:
@@ -87,7 +106,7 @@ def save_head(folder: str | os.PathLike[str], head: PatchHead, info: HeadInfo) -
     from safetensors.torch import save
 
     state = {name: tensor.contiguous().cpu() for name, tensor in head.state_dict().items()}
-    config = {"model_type": "selfment-patch-head", "dim": head.dim, **asdict(info)}
+    config = {"model_type": _MODEL_TYPE, "dim": head.dim, **asdict(info)}
     # The weights last: a folder without them is no head.
     text = json.dumps(config, indent=2) + "\n"
     for name, data in (CONFIG_NAME, text.encode()), (WEIGHTS_NAME, save(state, {"format": "pt"})):
@@ -99,14 +118,17 @@ def load_head(path: str | os.PathLike[str]) -> tuple[PatchHead, HeadInfo]:
     """The head in a folder of :func:`save_head`, in a checkpoint of the training, or published.
 
     A checkpoint file may hold the head's state dict itself or under ``model_state``, with
-    ``info`` beside it where it is ours. Files are read without running anything that they
-    contain. Raises :class:`selfment.backbones.WeightsError` for a path that does not exist, cannot
-    be read or holds something else.
+    ``info`` beside it where it is ours. For a file without ``info``, such as the
+    ``model.safetensors`` of a folder, the ``config.json`` of a head in its folder is read, too. The
+    length of the embedding is that of the weights. Files are read without running anything that
+    they contain. Raises :class:`selfment.backbones.WeightsError` for a path that does not exist,
+    cannot be read or holds something else.
     """
     name = os.fspath(path)
     if os.path.isdir(name):
         return _from_folder(Path(name))
-    return _from_state(*_read(name), name)
+    state, info = _read(name)
+    return _from_state(state, info or _config_beside(Path(name)), name)
 
 
 def read_checkpoint(name: str) -> dict[str, Any]:
@@ -117,12 +139,7 @@ def read_checkpoint(name: str) -> dict[str, Any]:
     if not os.path.isfile(name):
         raise WeightsError(f"`head` must be a checkpoint or a folder: {name!r} does not exist")
     try:
-        # Whatever a training script saved beside the weights, such as its command line.
-        unknown = []
-        if zipfile.is_zipfile(name):  # torch's format since 1.6
-            unknown = torch.serialization.get_unsafe_globals_in_checkpoint(name)
-        with torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]):
-            content = torch.load(name, map_location="cpu", weights_only=True)
+        content = read_inert(name)
     except Exception as error:  # torch, pickle and zip have errors of their own
         raise WeightsError(
             f"`head` must be a checkpoint that torch can read: {name!r} is not "
@@ -134,19 +151,6 @@ def read_checkpoint(name: str) -> dict[str, Any]:
             f"{type(content).__name__}"
         )
     return content
-
-
-class _Inert:
-    """Stands for an object of a class that is not loaded: takes any state, does nothing."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        pass
 
 
 def _read(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -178,6 +182,12 @@ def _from_folder(folder: Path) -> tuple[PatchHead, HeadInfo]:
             f"`head` must be a folder with {WEIGHTS_NAME} and {CONFIG_NAME}: {os.fspath(folder)!r} "
             f"has no {missing[0]}"
         )
+    state = _read_safetensors(os.fspath(folder / WEIGHTS_NAME))
+    return _from_state(state, _config_of(folder), os.fspath(folder))
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    """The configuration in a folder; empty if it is no JSON object."""
     try:
         config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -185,8 +195,15 @@ def _from_folder(folder: Path) -> tuple[PatchHead, HeadInfo]:
             f"`head` must be a folder with a {CONFIG_NAME} in JSON: that of {os.fspath(folder)!r} "
             f"is not ({error})"
         ) from error
-    state = _read_safetensors(os.fspath(folder / WEIGHTS_NAME))
-    return _from_state(state, config if isinstance(config, dict) else {}, os.fspath(folder))
+    return config if isinstance(config, dict) else {}
+
+
+def _config_beside(file: Path) -> dict[str, Any]:
+    """The configuration in the folder of a head's file; empty if there is none, or another's."""
+    if not (file.parent / CONFIG_NAME).is_file():
+        return {}
+    config = _config_of(file.parent)
+    return config if config.get("model_type") == _MODEL_TYPE else {}
 
 
 def _from_state(
@@ -200,12 +217,19 @@ def _from_state(
     if not isinstance(first, Tensor) or first.ndim != 2:
         keys = ", ".join(map(repr, list(state)[:3])) or "nothing"
         raise WeightsError(
-            f"`head` must hold a PatchHead, with proj.0.weight of (128, d): {name!r} holds {keys}"
+            "`head` must hold a PatchHead, with proj.0.weight of (embedding, d): "
+            f"{name!r} holds {keys}"
         )
     try:
         check_memory(state)
-        head = PatchHead(first.shape[1])
-        head.load_state_dict(state)
+        width, dim = first.shape
+        second = state.get("proj.2.weight")
+        # Before so large a head is made: a file may hold a long column, and not its square.
+        if not isinstance(second, Tensor) or second.shape != (width, width):
+            raise ValueError(f"proj.2.weight must be ({width}, {width}), as proj.0.weight says")
+        with loading():
+            head = PatchHead(dim, width)
+            head.load_state_dict(state)
     except Exception as error:  # torch meets any key and value
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
         raise WeightsError(

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import glob
-import importlib
 import importlib.util
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -17,14 +14,10 @@ import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from ._files import check_file, reason
+from ._search import Search, mask_names
+from ._suffixes import VIDEO_SUFFIXES, image_suffixes, is_taken, missing_reader, register_plug_ins
 
 ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
-
-#: File name endings, in lower case, that folders and globs are searched for.
-SUFFIXES = (
-    *(".avif", ".bmp", ".dib", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm"),
-    *(".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
-)
 
 SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
@@ -34,13 +27,6 @@ _MAX_SAMPLE_VALUE = 281  # the number of the TIFF tag
 _LEAST_WHITE = 16.0  # a float image whose largest value is less is not one of 0..255
 _LEAST_COLOUR = 16  # of the upper 8 of 16 bits: 12 bits leave 15, 10 bits 3
 _ROUNDING = 1e-6
-
-# Plug-ins of Pillow by the files that need them: the module that registers it, and its package.
-_PLUGINS = {
-    ".heic": ("pillow_heif", "pillow-heif"),
-    ".heif": ("pillow_heif", "pillow-heif"),
-    ".jxl": ("pillow_jxl", "pillow-jxl-plugin"),
-}
 
 #: Changes whenever the same file would give other pixels to a backbone; part of all settings.
 DECODING = 2
@@ -57,39 +43,63 @@ class ImageEntry:
 
     path: Path  #: the file, absolute
     mask_name: str  #: relative output path of its mask, ``/`` between the parts, unique in the set
+    #: the image's relative path, ``/`` between the parts, unique in the set: what records call it,
+    #: wherever the set lies. By default the file's name, in the folder of the mask's.
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            name = PurePosixPath(self.mask_name).with_name(Path(self.path).name)
+            object.__setattr__(self, "name", str(name))
+
+
+class ImageEntries(list[ImageEntry]):
+    """The images of a search, and what kept it from being whole."""
+
+    def __init__(self, entries: Iterable[ImageEntry] = (), unlisted: Iterable[str] = ()) -> None:
+        super().__init__(entries)
+        self.unlisted = tuple(unlisted)  #: folders that may not be listed
 
 
 def find_images(
-    inputs: Iterable[str | os.PathLike[str]],
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     out: str | os.PathLike[str] | None = None,
-    suffixes: Sequence[str] = SUFFIXES,
-) -> list[ImageEntry]:
+    suffixes: Collection[str] | None = None,
+    results: bool = False,
+) -> ImageEntries:
     """The images that files, folders (recursive) and globs name, each once, in order.
 
-    Names are relative to the common parent of all inputs, where a folder is its own parent: one
-    folder gives names relative to it. Folders and globs yield the files that end in one of
-    ``suffixes`` (in lower case), hidden ones left out; a file that is named is taken as it is. The
-    mask of ``sub/a.jpg`` is ``sub/a.png``; images that would share a mask keep their suffix,
-    ``a.jpg.png``. ``out``: a folder of results, left out where it lies in a folder that is
-    searched. Raises ``ValueError`` for a missing path, an empty folder, a glob without a match, and
-    an ``out`` that is itself searched.
+    ``inputs``: one, or several. Names are relative to the common parent of all inputs, where a
+    folder is its own parent: one folder gives names relative to it. Folders and globs yield the
+    files that end in one of ``suffixes`` (in lower case; by default, what Pillow and those of its
+    plug-ins that are installed can decode), hidden ones left out; a file that is named is taken as
+    it is. The mask of ``sub/a.jpg`` is ``sub/a.png``; images that would share a mask keep their
+    suffix, ``a.jpg.png``. ``out``: a folder of results, left out where it lies in a folder that is
+    searched.
+
+    Unless ``results``, folders in which a run has left its records are left out, too, and of one
+    that is itself an input, or lies above one, the files that its records name. What is left out is
+    said on stderr, by suffix and reason, and so is a folder that may not be listed, which the
+    result names as ``unlisted``. Raises ``ValueError`` for a missing path, an empty folder, a glob
+    without a match, and an ``out`` that is itself searched.
     """
-    roots: list[str] = []
-    paths: dict[str, None] = {}
-    skip = None if out is None else os.path.realpath(out)
-    for value in inputs:
-        root, files = _expand(os.fspath(value), skip, suffixes)
-        roots += root
-        paths |= dict.fromkeys(files)
-    if not paths:
+    search = Search(image_suffixes() if suffixes is None else suffixes, out, results)
+    for value in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
+        search.add(os.fspath(value))
+    if not search.files:
         raise ValueError("`inputs` must name at least one image: got none")
-    base = os.path.commonpath(roots)
-    names = _mask_names([os.path.relpath(path, base).replace(os.sep, "/") for path in paths])
-    return [ImageEntry(Path(path), name) for path, name in zip(paths, names, strict=True)]
+    if not results:
+        search.tell()
+    base = os.path.commonpath(search.roots)
+    names = [os.path.relpath(path, base).replace(os.sep, "/") for path in search.files]
+    entries = zip(search.files, mask_names(names), names, strict=True)
+    return ImageEntries(
+        (ImageEntry(Path(path), mask, name) for path, mask, name in entries), search.unlisted
+    )
 
 
-def sample_images() -> list[ImageEntry]:
+def sample_images() -> ImageEntries:
     """The colour photographs inside the scikit-image package; nothing is downloaded.
 
     Raises ``ValueError`` when the installed scikit-image does not hold them.
@@ -133,7 +143,10 @@ def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
     except ImageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        raise ImageError(f"cannot read {name}: {_reason(error)}") from error
+        why = _reason(error)
+        if os.path.isfile(name) and is_taken(name, VIDEO_SUFFIXES):
+            why = "it is a video, which only `selfment predict` takes"
+        raise ImageError(f"cannot read {name}: {why}") from error
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
@@ -142,123 +155,18 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     Also ``OSError`` for what is no file, and for PostScript, which Pillow would have run.
     """
     check_file(path)
+    register_plug_ins()
     try:
         image = Image.open(path)
     except UnidentifiedImageError:
-        _load_plugin(path)
-        image = Image.open(path)
+        missing = missing_reader(path)
+        if missing is None:
+            raise
+        raise OSError(missing) from None
     if image.format == "EPS":
         image.close()
         raise OSError("PostScript is a program, which is not run")
     return image
-
-
-def _load_plugin(path: str | os.PathLike[str]) -> None:
-    """Registers the plug-in of Pillow for a file's ending, where there is one to be had."""
-    module, package = _PLUGINS.get(Path(path).suffix.lower(), (None, None))
-    if module is None:
-        return
-    try:
-        plugin = importlib.import_module(module)
-    except ImportError as error:
-        raise OSError(f"Pillow reads such files with a plug-in: pip install {package}") from error
-    if hasattr(plugin, "register_heif_opener"):  # the others register when they are imported
-        plugin.register_heif_opener()
-
-
-def _expand(value: str, skip: str | None, suffixes: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The folders that names are relative to, and the files, of one input; all absolute."""
-    if os.path.isfile(value):
-        path = os.path.abspath(value)
-        return [os.path.dirname(path)], [path]
-    if os.path.isdir(value):
-        folder = os.path.abspath(value)
-        files = _walk(folder, skip, suffixes)
-        if not files:
-            raise ValueError(f"the folder {value!r} holds no image")
-        return [folder], files
-    if not glob.has_magic(value):
-        if os.path.exists(value):
-            raise ValueError(f"neither a file nor a folder: {value!r}")
-        raise ValueError(f"no such file or folder: {value!r}")
-    base = os.path.abspath(value)
-    while glob.has_magic(base):
-        base = os.path.dirname(base)
-    _check_searched(base, skip)
-    roots, files = [], []
-    for path in sorted({os.path.abspath(match) for match in _matches(value)}):
-        if skip is not None and _inside(os.path.realpath(path), skip):
-            continue
-        if os.path.isdir(path):
-            inside = _walk(path, skip, suffixes)
-            files += inside
-            roots += [path] if inside else []
-        elif Path(path).suffix.lower() in suffixes and os.path.isfile(path):
-            files.append(path)
-            roots.append(os.path.dirname(path))
-    if not files:
-        raise ValueError(f"no image matches {value!r}")
-    return roots, files
-
-
-def _matches(pattern: str) -> Iterator[str]:
-    """What a glob matches; ``**`` does not follow links, which may lead in circles."""
-    parts = pattern.split(os.sep)
-    if "**" not in parts:
-        yield from glob.iglob(pattern)
-        return
-    place = parts.index("**")
-    rest = parts[place + 1 :]
-    for root in glob.iglob(os.sep.join([*parts[:place], ""]) if place else os.curdir + os.sep):
-        if not rest:  # folders are searched whole
-            yield root
-            continue
-        for parent, folders, _ in os.walk(root):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            yield from _matches(os.path.join(glob.escape(parent), *rest))
-
-
-def _walk(folder: str, skip: str | None, suffixes: Sequence[str]) -> list[str]:
-    _check_searched(folder, skip)
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != skip
-        )
-        found += [
-            os.path.join(parent, name)
-            for name in sorted(files)
-            if not name.startswith(".")
-            and os.path.splitext(name)[1].lower() in suffixes
-            and os.path.isfile(os.path.join(parent, name))
-        ]
-    return found
-
-
-def _check_searched(folder: str, skip: str | None) -> None:
-    if os.path.realpath(folder) == skip:
-        raise ValueError(f"`out` must not be a folder that is searched for images: got {skip!r}")
-
-
-def _inside(path: str, folder: str) -> bool:
-    return os.path.commonpath([path, folder]) == folder
-
-
-def _mask_names(names: Sequence[str]) -> list[str]:
-    """A unique ``.png`` path for each of the unique relative ``names``."""
-    masks = [f"{os.path.splitext(name)[0]}.png" for name in names]
-    # A suffix that is kept may meet another image's short name, "a.jpg.gif": repeat until it ends.
-    while True:
-        counts = Counter(masks)
-        unique = [
-            mask if counts[mask] == 1 else f"{name}.png"
-            for mask, name in zip(masks, names, strict=True)
-        ]
-        if unique == masks:
-            return masks
-        masks = unique
 
 
 def _from_array(array: npt.NDArray[np.uint8]) -> Image.Image:

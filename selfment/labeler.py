@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import _native, methods
 from . import _params as params
-from ._arrays import Grid
+from ._arrays import Grid, check_data, check_dense
 from ._model import ImageModel
+from ._torch_state import as_documented
 from .backbones import Attended, Backbone, backbone_class
 from .images import ImageLike, load_image
 from .multi_object import Objects, multi_label
@@ -46,6 +47,7 @@ class PseudoLabeler(ImageModel):
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        positions: str = "authors",
         tau: float | str = params.TAU,
         eps: float = params.EPS,
         graph: str = "binary",
@@ -59,8 +61,8 @@ class PseudoLabeler(ImageModel):
         init: str = "ncut",
         backbones: Sequence[str] | Mapping[str, str | os.PathLike[str] | None] = (),
     ) -> None:
-        """``backbone`` to ``dtype`` as in :func:`selfment.backbones.load_backbone`, the rest as in
-        :func:`selfment.pseudo_label`.
+        """``backbone`` to ``positions`` as in :func:`selfment.backbones.load_backbone`, the rest as
+        in :func:`selfment.pseudo_label`.
 
         ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there is one
         where the labeler is used. ``orient`` None: the backbone's own. ``objects``: label up to so
@@ -82,8 +84,9 @@ class PseudoLabeler(ImageModel):
             raise ValueError(f"`backbones` must be a list or a mapping of names: got {backbones!r}")
         files = backbones if isinstance(backbones, Mapping) else dict.fromkeys(backbones)
         self._voters = [
-            ImageModel(name, size, "tokens", file, device, None, batch_size)
+            ImageModel(name, size, "tokens", file, device, None, batch_size, whose)
             for name, file in files.items()
+            for whose in ["authors" if name == "classic" else positions]
         ]
         params.check_graph(tau, eps, graph)
         params.check_ipo(ipo_iters, ipo_min_count)
@@ -92,7 +95,7 @@ class PseudoLabeler(ImageModel):
         methods.check_backbone(method, init, backbone_class(backbone), backbone)
         if orient is not None:
             params.choice("orient", orient, params.ORIENTS)
-        super().__init__(backbone, size, features, weights, device, dtype, batch_size)
+        super().__init__(backbone, size, features, weights, device, dtype, batch_size, positions)
         if objects is not None:
             whole = isinstance(objects, Integral) and not isinstance(objects, bool)
             params.number("objects", objects, "an integer >= 1", whole and objects >= 1)
@@ -149,7 +152,8 @@ class PseudoLabeler(ImageModel):
 
         One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
         axis. A list: with it. A mapping with the column ``image`` (uint8 images, of any sizes) or
-        ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`.
+        ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`. One
+        row, with one image or path in place of a column: the same, without the batch axis.
 
         With ``objects`` = K these are :class:`selfment.Objects`, a list of them, and the columns
         ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K),
@@ -164,11 +168,17 @@ class PseudoLabeler(ImageModel):
                     "a batch must have the column 'image' or 'path': "
                     f"got {', '.join(map(repr, images)) or 'no column'}"
                 )
-            values = [_from_column(value) for value in images[column]]
+            alone = _is_image(images[column])
+            rows = [images[column]] if alone else images[column]
+            values = [_from_column(value) for value in rows]
             if self.objects is not None:
-                return {**images, **_object_columns(self._find(values), self.objects)}
-            labels = self._label(values)
-            return {**images, **{name: getattr(labels, name).numpy() for name in _FIELDS}}
+                found = _object_columns(self._find(values), self.objects)
+            else:
+                labels = self._label(values)
+                found = {name: getattr(labels, name).numpy() for name in _FIELDS}
+            if alone:
+                found = {name: column[0] for name, column in found.items()}
+            return {**images, **found}
         if isinstance(images, Sequence) and not isinstance(images, str):
             return self._label(images) if self.objects is None else self._find(images)
         if self.objects is not None:
@@ -185,10 +195,13 @@ class PseudoLabeler(ImageModel):
 
         Raises ``ValueError`` for features that are not finite.
         """
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
         backbone = self.backbone
-        if self._voters:
-            return self.label_features(backbone(batch), self._votes(batch))
-        return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
+        with as_documented(self.torch_device):
+            if self._voters:
+                return self.label_features(backbone(batch), self._votes(batch))
+            return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
 
     def objects_batch(self, batch: Tensor) -> list[Objects]:
         """The objects of each image of a (B, 3, size, size) batch, on the CPU.
@@ -197,10 +210,14 @@ class PseudoLabeler(ImageModel):
         """
         if self.objects is None:
             raise ValueError("`objects` must be given to find objects: got None")
-        features = _where_kernels_are(self.backbone(batch))
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
+        backbone = self.backbone
+        with as_documented(self.torch_device):
+            features = _where_kernels_are(backbone(batch))
         found = multi_label(
             features,
-            self.backbone.grid(self.size),
+            backbone.grid(self.size),
             max_objects=self.objects,
             orient=self.orient,
             **{name: self.options[name] for name in _OF_OBJECTS},
@@ -235,6 +252,9 @@ class PseudoLabeler(ImageModel):
             raise ValueError(f"`objects` must be None for a label of one mask: got {self.objects}")
         if self._voters and not votes:
             raise ValueError(f"{self.needs}: got patch features alone")
+        rows = features.features if isinstance(features, Attended) else features
+        check_dense(rows, "features")
+        check_data(rows, "features")
         features = _where_kernels_are(features)
         grid = self.backbone.grid(self.size)
         labels = methods.label(features, grid, orient=self.orient, votes=votes, **self.options)
@@ -274,9 +294,19 @@ def _where_kernels_are(features: Any) -> Any:
 
 def _from_column(value: Any) -> ImageLike:
     """An entry of a numpy column: text as a string, nested lists as an array."""
-    if isinstance(value, str | Image.Image | np.ndarray):
+    if isinstance(value, str | os.PathLike | Image.Image | np.ndarray):
         return value
     return np.asarray(value)
+
+
+def _is_image(value: Any) -> bool:
+    """Whether a row's value is one image or path, and not a column of them."""
+    if isinstance(value, np.ndarray):
+        # Rows of grey images of 3 or 4 pixels a line are no column that anybody has.
+        return value.dtype != object and (
+            value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))
+        )
+    return isinstance(value, str | os.PathLike | Image.Image)
 
 
 def _object_columns(found: Sequence[Objects], most: int) -> dict[str, npt.NDArray[Any]]:

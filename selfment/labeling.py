@@ -187,8 +187,8 @@ class _Run(Pipeline[Result]):
             "boxes": str("labels" / path.with_suffix(".txt")),
         }
 
-    def _is_done(self, image: str, record: Record) -> bool:
-        if not super()._is_done(image, record):
+    def _is_done(self, job: Job, record: Record) -> bool:
+        if not super()._is_done(job, record):
             return False
         if "coco" not in self.formats:
             return True
@@ -203,20 +203,26 @@ class _Run(Pipeline[Result]):
         composed = self.folder / "annotations.json"
         if "coco" not in self.formats and not exports.is_coco(composed):
             return
-        found = sorted(
-            (record["image"], name, _label(record), self.folder / record["annotations"])
-            for record in map(_whole, records)
-            if (name := record.get("name"))
-            and record.get("annotations") == self._named(name)["annotations"]
-        )
-        found = [entry for entry in found if os.path.isfile(entry[-1])]
-        names = exports.image_names([(image, name) for image, name, *_ in found])
-        sources = [(name, *entry[2:]) for name, entry in zip(names, found, strict=True)]
+        found, gone = [], []
+        for record in map(_whole, records):
+            name = record.get("name")
+            if not name or record.get("annotations") != self._named(name)["annotations"]:
+                continue
+            annotations = self.folder / record["annotations"]
+            if record["image"] not in self._images and not os.path.exists(record.get("path") or ""):
+                gone.append(record["image"])
+            elif annotations.is_file():
+                found.append((record["image"], _label(record), annotations))
+        sources = sorted(found)
         if not self.records.changed and exports.is_composed(composed, sources):
             return
         self._tidy()
         broken = exports.write_coco(composed, sources)
-        for image, *_, file in found:
+        if gone:
+            images = "an image that is" if len(gone) == 1 else f"{len(gone):,} images that are"
+            sentence = f"{composed.name} is without {images} gone, as {min(gone)}"
+            print(printable(sentence), file=sys.stderr)
+        for image, _, file in sources:
             if file in broken:
                 rest = f"{composed.name} is without it, and the next run makes it again"
                 print(printable(f"{broken[file]}; {rest}"), file=sys.stderr)

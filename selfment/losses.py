@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ._arrays import check_data, check_dense
+from ._torch_state import without_autocast
+
 TEMPERATURE = 0.05
 CONTRASTIVE_WEIGHT = 0.1
 
@@ -28,24 +31,28 @@ class HeadLoss:
 def head_loss(logits: Tensor, embedding: Tensor, labels: Tensor) -> HeadLoss:
     """The loss of one image from what :class:`selfment.PatchHead` gives.
 
-    ``logits`` (N, 2), ``embedding`` (N, 128), ``labels`` (N,) bool. Raises ``ValueError`` for other
-    shapes.
+    ``logits`` (N, 2), ``embedding`` (N, c), ``labels`` (N,) bool. Computed in the dtypes of the
+    first two, under autocast, too. Raises ``ValueError`` for other shapes and ``TypeError`` for
+    what is no dense tensor.
     """
+    _check(logits=logits, embedding=embedding, labels=labels)
     patches = len(labels)
     if labels.ndim != 1 or logits.shape != (patches, 2) or embedding.shape[:-1] != (patches,):
         raise ValueError(
-            "`logits`, `embedding` and `labels` must be (N, 2), (N, 128) and (N,): "
+            "`logits`, `embedding` and `labels` must be (N, 2), (N, c) and (N,): "
             f"got {tuple(logits.shape)}, {tuple(embedding.shape)} and {tuple(labels.shape)}"
         )
-    target = labels.to(logits.dtype)
-    bce = functional.binary_cross_entropy_with_logits(logits[:, 1], target)
-    dice = soft_dice(logits.softmax(-1)[:, 1], target)
+    with without_autocast(logits.device):
+        target = labels.to(logits.dtype)
+        bce = functional.binary_cross_entropy_with_logits(logits[:, 1], target)
+        dice = soft_dice(logits.softmax(-1)[:, 1], target)
     pull = contrastive(embedding, labels)
     return HeadLoss(bce + dice + CONTRASTIVE_WEIGHT * pull, bce, dice, pull)
 
 
 def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
     """One minus the Dice overlap of (N,) probabilities with (N,) targets of 0 and 1."""
+    _check(probability=probability, target=target)
     overlap = 2 * (probability * target).sum() + 1e-6
     return 1 - overlap / (probability.sum() + target.sum() + 1e-6)
 
@@ -60,14 +67,16 @@ def contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERAT
     The mean over positives is a product with the class sum S: <e_i, S - e_i> / ((n - 1) T), so that
     only the logarithms of the softmax's denominators take all pairs.
     """
+    _check(embedding=embedding, labels=labels)
     foreground = labels.to(embedding.dtype)
     sizes = torch.stack([len(labels) - foreground.sum(), foreground.sum()])
-    rows = functional.normalize(embedding, dim=-1)
     members = torch.stack([1 - foreground, foreground], 1)  # (N, 2)
-    sums = members.T @ rows
-    own_sum, own_size = members @ sums, members @ sizes
-    similarity = (rows * (own_sum - rows)).sum(-1) / ((own_size - 1).clamp(min=1) * temperature)
-    lse: Tensor = _RowLogSumExp.apply(rows, temperature)
+    with without_autocast(embedding.device):
+        rows = functional.normalize(embedding, dim=-1)
+        sums = members.T @ rows
+        own_sum, own_size = members @ sums, members @ sizes
+        similarity = (rows * (own_sum - rows)).sum(-1) / ((own_size - 1).clamp(min=1) * temperature)
+        lse: Tensor = _RowLogSumExp.apply(rows, temperature)
     loss = (lse - similarity).mean()
     # Chosen without looking at the sizes, which may lie on a device that should not be waited for.
     return torch.where(sizes.min() < 2, torch.zeros_like(loss), loss)
@@ -106,13 +115,22 @@ class _RowLogSumExp(torch.autograd.Function):
         parts = []
         if ctx.kernel is None:
             buffer = rows.new_empty((ctx.block, len(rows)))
-        for part, own in zip(rows.split(ctx.block), share.split(ctx.block), strict=True):
-            kernel = ctx.kernel
-            if kernel is None:
-                kernel = _kernel(part, rows, ctx.temperature, buffer)
-            plain, shared = (kernel @ both).chunk(2, 1)
-            parts.append(torch.addcmul(shared, own, plain))
+        # The caller's autocast holds for a backward pass of its own, too.
+        with without_autocast(rows.device):
+            for part, own in zip(rows.split(ctx.block), share.split(ctx.block), strict=True):
+                kernel = ctx.kernel
+                if kernel is None:
+                    kernel = _kernel(part, rows, ctx.temperature, buffer)
+                plain, shared = (kernel @ both).chunk(2, 1)
+                parts.append(torch.addcmul(shared, own, plain))
         return torch.cat(parts).div_(ctx.temperature), None
+
+
+def _check(**tensors: Tensor) -> None:
+    """Raises ``TypeError`` for what is no dense tensor, ``ValueError`` for one without numbers."""
+    for name, tensor in tensors.items():
+        check_dense(tensor, name)
+        check_data(tensor, name)
 
 
 def _kernel(part: Tensor, rows: Tensor, temperature: float, buffer: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ def _levels(values: npt.NDArray[Any], white: int, notes: list[str]) -> Levels:
         return _levels(values.astype(np.uint8), 255, notes)
     if white == 65535 and found[-1] in _WHITES:
         raise _UnclearError(
-            f"its largest value is {found[-1]:.9g}, which can be white in {_WHITES[int(found[-1])]} "
+            f"its largest value is {found[-1]:g}, which can be white in {_WHITES[int(found[-1])]} "
             "bits or the number of an object: save the foreground as 255 in 8 bits"
         )
     # Numbers of classes and objects in one, such as 24,001, may exceed half of 65,535.
@@ -191,7 +191,7 @@ def _levels(values: npt.NDArray[Any], white: int, notes: list[str]) -> Levels:
             )
         if found[-1] == _VOID and (objects < 64).sum() == len(objects) - 1:
             raise _UnclearError(
-                f"its values are 0 to {objects[-2]:.9g} and 255, which can be the numbers of classes "
+                f"its values are 0 to {objects[-2]:g} and 255, which can be the numbers of classes "
                 "with VOC's border, or grey levels: save the foreground as 255"
             )
         return _numbers(values, notes)

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 
 from . import _params as params
-from ._arrays import Grid
+from ._arrays import Grid, as_features
 from ._selfmask import Mask, selfmask, unit
 from .backbones import Attended, Backbone
 from .graph import Graph, affinity
@@ -143,6 +143,7 @@ def label(
         return maskcut(rows, grid)
     if method == "dsm":
         return dsm(rows, grid)
+    as_features(rows, grid, needs_grid=True)
     masks = []
     for image, patches in enumerate(rows):
         if len(patches) == 1:
@@ -162,7 +163,7 @@ def label(
     iters = options.get("ipo_iters", params.IPO_ITERS) if method == "selfment" else 0
     least = options.get("ipo_min_count", params.IPO_MIN_COUNT)
     label, steps, separation = refine(rows.contiguous(), start, iters, least)
-    nan = torch.full((len(start),), torch.nan, dtype=torch.float64)
+    nan = torch.full_like(separation, torch.nan)
     return PseudoLabels(
         mask=label.unflatten(1, grid),
         ncut_mask=start.unflatten(1, grid),

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ._arrays import check_data, check_dense, check_unmasked
+
 Floats = npt.NDArray[np.float64]
 
 F_BETA2 = 0.09  #: beta^2 of the paper's F measure, whose 0.3 is squared
@@ -102,10 +104,13 @@ def as_map(value: Any, name: str) -> npt.NDArray[Any]:
     A leading axis of length 1 is dropped. Raises as the module says, naming ``name``.
     """
     if isinstance(value, Tensor):
+        check_dense(value, name)
+        check_data(value, name)
         tensor = value.detach().cpu()
         half = tensor.dtype in (torch.float16, torch.bfloat16)
         array: npt.NDArray[Any] = (tensor.float() if half else tensor).numpy()
     elif isinstance(value, np.ndarray):
+        check_unmasked(value, name)
         array = value.astype(np.float32) if value.dtype == np.float16 else value
     else:
         raise TypeError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import _ops
 from . import _params as params
 from ._arrays import Grid, as_features
+from ._torch_state import SETTINGS
 from .graph import build, check_finite
 from .spectral import eigenpairs
 
@@ -123,8 +124,9 @@ def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits  # of scikit-learn
 
-    # On one thread: the order of its sums, and so the clusters, depend on how many there are.
-    with threadpool_limits(1), warnings.catch_warnings():
+    # On one thread: the order of its sums, and so the clusters, depend on how many there are. That
+    # number and the filters of warnings belong to the process.
+    with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
         # Fewer rows that differ than clusters: those that are left are empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         found = KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)

@@ -16,9 +16,10 @@ from ._files import write_atomically
 from ._job import Job
 from ._pipeline import Pipeline
 from ._records import Record
-from .images import SUFFIXES, ImageEntry, find_images
+from ._suffixes import VIDEO_SUFFIXES, image_suffixes
+from .images import ImageEntries, ImageEntry, find_images
 from .segmenter import Segmenter
-from .video import VIDEO_SUFFIXES, load_av, segment_video
+from .video import load_av, segment_video
 from .visualize import mask_image, saliency_image, tint_saliency
 
 _OVERLAY_SIDE = 1536  # pixels, of an overlay's longer side at most
@@ -34,13 +35,15 @@ class Summary:
 
 
 def find_inputs(
-    inputs: Iterable[str | os.PathLike[str]], *, out: str | os.PathLike[str] | None = None
-) -> list[ImageEntry]:
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+    *,
+    out: str | os.PathLike[str] | None = None,
+) -> ImageEntries:
     """The images and videos that files, folders and globs name.
 
     As :func:`selfment.images.find_images`, of which it also has the errors.
     """
-    return find_images(inputs, out=out, suffixes=(*SUFFIXES, *VIDEO_SUFFIXES))
+    return find_images(inputs, out=out, suffixes=image_suffixes().union(VIDEO_SUFFIXES))
 
 
 def predict_images(
@@ -103,13 +106,13 @@ class _Run(Pipeline[Tensor]):
         super().__call__(entries, progress)
 
     def _load(self) -> None:
-        _ = self.segmenter.backbone
+        self.segmenter.load()
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        videos = [job for job in jobs if _is_video(job.image)]
+        videos = [job for job in jobs if _is_video(job.path)]
         if videos:
             load_av()
-        super()._run([job for job in jobs if not _is_video(job.image)])
+        super()._run([job for job in jobs if not _is_video(job.path)])
         for job in videos:
             self._alone(job, self._video)
 
@@ -137,7 +140,7 @@ class _Run(Pipeline[Tensor]):
     def _video(self, job: Job) -> Record:
         record = self._fields(job)
         summary = segment_video(
-            job.image,
+            job.path,
             self.folder / job.name,
             self.segmenter,
             mask=None if self.binary is None else self.folder / record["mask"],

@@ -129,12 +129,12 @@ def pseudo_label(
             "gap": gap,
             "residual": values.new_tensor(0.0),
             "seed": seed,
-            "lanczos_iters": torch.tensor(0),
-            "ipo_iters": torch.tensor(steps),
+            "lanczos_iters": torch.zeros_like(seed),
+            "ipo_iters": torch.full_like(seed, steps),
             "separation": separation,
             "confidence": sure,
             "rejected": sure < min_confidence,
-            "tau": torch.tensor(threshold, dtype=torch.float64),
+            "tau": values.new_tensor(threshold),
             "peaks": peaks,
         }
 
@@ -214,7 +214,7 @@ def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tenso
         masks.append(_component(part.reshape(h, w), peak).flatten() if peak >= 0 else part)
         peaks.append(peak)
         first += h * w
-    return torch.cat(masks), seed, torch.tensor(peaks)
+    return torch.cat(masks), seed, seed.new_tensor(peaks)
 
 
 def _component(side: Tensor, seed: int) -> Tensor:

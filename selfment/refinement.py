@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
 
 from . import _params as params
+from ._arrays import as_array
 from ._lattice import bilateral_grid, permutohedral_lattice
 from .images import ImageLike, load_image
 from .metrics import ROUNDING
@@ -135,8 +137,6 @@ def guided_filter(
     the variance, of colours in [0, 1], below which a window counts as flat. Returns (H, W) in
     [0, 1]. Raises ``ValueError`` and ``ImportError``.
     """
-    import torch
-
     params.number("radius", radius, "an integer >= 1", _whole(radius) and radius >= 1)
     params.number("eps", eps, "> 0", eps > 0)
     guided_blur = load_guided_blur()
@@ -236,11 +236,12 @@ def largest(mask: Bools) -> Bools:
 
 
 def as_mask(mask: Any) -> npt.NDArray[Any]:
-    """``mask`` as an (h, w) array, bool or float64 in [0, 1]; raises ``ValueError``.
+    """``mask`` as an (h, w) array, bool or float64 in [0, 1].
 
-    Values that leave [0, 1] by rounding alone are moved to its ends.
+    Values that leave [0, 1] by rounding alone are moved to its ends. Raises ``TypeError`` for a
+    kind of tensor or array that is not dense, and ``ValueError``.
     """
-    values = np.asarray(mask)
+    values = as_array(mask, "mask")
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"`mask` must be (h, w) and not empty: got shape {values.shape}")
     if values.dtype == np.bool_:

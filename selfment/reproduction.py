@@ -15,7 +15,8 @@ from typing import Any
 
 from . import __version__, _distributed, _native
 from . import _params as params
-from ._files import write_atomically
+from ._cache import content_of
+from ._files import RealPaths, write_atomically
 from ._records import unsealed
 from .datasets import DataSet, Pair, find_folder, find_set
 from .head import WEIGHTS_NAME
@@ -181,7 +182,7 @@ def _train(
         **{f"train.{key}": value for key, value in asdict(recipe.train).items()},
         "weights": labeler.settings["weights"],
         "number of images": len(images),
-        "digest of images": _digest([_stamp(path) for path in images]),
+        "digest of images": _digest([(path.name, content_of(path)) for path in images]),
     }
     file = folder / "settings.json"
     if (folder / "train" / "settings.json").exists():
@@ -226,12 +227,12 @@ def _predict(test: _Test, folder: Path, segmenter: Segmenter, progress: bool) ->
             f"{len(images):,} images failed, see {folder}/predictions.jsonl"
         )
     # By the records, for a name can be taken by an image of the same stem from elsewhere.
-    names = {}
+    names, real = {}, RealPaths()
     for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
         if content := unsealed(line):
             record = json.loads(content)
-            names[record["image"]] = record["saliency"]
-    return [folder / names[str(path)] for path in images]
+            names[record["path"]] = record["saliency"]
+    return [folder / names[real(os.fspath(path))] for path in images]
 
 
 def _scores(
@@ -338,7 +339,7 @@ def _text(value: float | None, form: str) -> str:
 def _stamp(path: Path) -> list[Any]:
     """What changes if a file does."""
     stat = path.stat()
-    return [str(path.absolute()), stat.st_size, stat.st_mtime_ns]
+    return [path.name, stat.st_size, stat.st_mtime_ns]
 
 
 def _digest(value: Any) -> str:

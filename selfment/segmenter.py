@@ -15,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ._arrays import check_data, check_dense
 from ._files import write_atomically
 from ._model import ImageModel
+from ._torch_state import LOADING, as_documented
 from .backbones import Backbone, WeightsError
 from .head import (
     CONFIG_NAME,
@@ -50,6 +52,7 @@ class Segmenter(ImageModel):
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        positions: str | None = None,
         keep_aspect: bool = False,
         batch_size: int = 8,
         compile: bool = False,
@@ -57,8 +60,9 @@ class Segmenter(ImageModel):
         """``head``: a module, which is copied, or a path as :func:`selfment.head.load_head` takes
         it.
 
-        ``backbone`` and ``features`` None: those the head was trained on, as its file says;
-        ``features``, ``weights`` and ``dtype`` as in :func:`selfment.backbones.load_backbone`.
+        ``backbone``, ``features`` and ``positions`` None: those the head was trained on, as its
+        file says; ``features``, ``weights``, ``dtype`` and ``positions`` as in
+        :func:`selfment.backbones.load_backbone`.
         ``size``: side in pixels, a multiple of the patch size, of the square that an image is
         resized to; with ``keep_aspect`` its longer side, the shorter padded to whole patches.
         ``device`` None: CUDA if there is one. ``batch_size``: images per pass. ``compile``: runs
@@ -77,7 +81,8 @@ class Segmenter(ImageModel):
                 "`backbone` must be given: the head does not say which one it was trained on"
             )
         features = features or self.info.features
-        super().__init__(name, size, features, weights, device, dtype, batch_size)
+        positions = positions or self.info.positions
+        super().__init__(name, size, features, weights, device, dtype, batch_size, positions)
         self.keep_aspect = keep_aspect
         self.compile = compile
         self._forward: Callable[[Tensor], Tensor] | None = None
@@ -102,10 +107,16 @@ class Segmenter(ImageModel):
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Writes the head into a folder that can be uploaded to a model hub as it is.
 
-        ``model.safetensors``, ``config.json`` with backbone and features, and a ``README.md`` where
-        there is none. :meth:`from_pretrained` reads it.
+        ``model.safetensors``, ``config.json`` with backbone, features and positions, and a
+        ``README.md`` where there is none. :meth:`from_pretrained` reads it.
         """
-        info = HeadInfo(self.backbone_name, self.features, self.info.size, self.info.settings)
+        info = HeadInfo(
+            self.backbone_name,
+            self.features,
+            self.info.size,
+            self.info.settings,
+            self.positions,
+        )
         save_head(folder, self.head, info)
         card = Path(folder) / "README.md"
         if not card.exists():
@@ -155,15 +166,30 @@ class Segmenter(ImageModel):
             return self.backbone.preprocess_whole(image, self.size)
         return self.backbone.preprocess(image, self.size), (self.size, self.size)
 
+    def load(self) -> None:
+        """Loads the backbone and builds what :meth:`saliency_batch` runs; once, at its first use.
+
+        Raises as :attr:`backbone` does, and ``ValueError`` where ``compile`` is set and
+        torch.compile does not work here, without a C++ compiler, say.
+        """
+        if self._forward is None:
+            with LOADING.held():
+                if self._forward is None:  # no other thread has built it meanwhile
+                    self._forward = self._built()
+
     @torch.no_grad()
     def saliency_batch(self, batch: Tensor) -> Tensor:
         """(B, h, w) float32 in [0, 1] on the patch grid, of (B, 3, H, W) preprocessed images.
 
-        Raises ``ValueError`` for features that are not finite.
+        Raises ``ValueError`` for features that are not finite and ``TypeError`` for a batch that is
+        no dense tensor.
         """
-        if self._forward is None:
-            self._forward = self._built()
-        saliency = self._forward(batch).cpu()
+        check_dense(batch, "batch")
+        check_data(batch, "batch")
+        self.load()
+        assert self._forward is not None
+        with as_documented(self.torch_device):
+            saliency = self._forward(batch).cpu()
         if not saliency.isfinite().all():
             raise ValueError(
                 "`features` must be finite, and so must their norms: the saliency is not"
@@ -185,8 +211,8 @@ class Segmenter(ImageModel):
             )
         else:
             # One interpolation at the pixels' centres in the padded image, in units of its sides.
-            y = (2 * torch.arange(height) + 1) * (content[0] / padded[0] / height) - 1
-            x = (2 * torch.arange(width) + 1) * (content[1] / padded[1] / width) - 1
+            y = _centres(height) * (content[0] / padded[0] / height) - 1
+            x = _centres(width) * (content[1] / padded[1] / width) - 1
             places = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)[None]
             resized = functional.grid_sample(
                 grid, places, mode="bilinear", padding_mode="border", align_corners=False
@@ -197,30 +223,61 @@ class Segmenter(ImageModel):
     def _segment(self, images: Sequence[ImageLike]) -> list[Tensor]:
         pictures = [load_image(image)[0] for image in images]
         prepared = [self.preprocess(picture) for picture in pictures]
-        found: list[Tensor] = [torch.empty(0)] * len(pictures)
+        found: dict[int, Tensor] = {}
         for shape in {pixels.shape for pixels, _ in prepared}:
             chosen = [i for i, (pixels, _) in enumerate(prepared) if pixels.shape == shape]
             grids = self.saliency_batch(torch.stack([prepared[i][0] for i in chosen]))
             for i, grid in zip(chosen, grids, strict=True):
                 found[i] = self.to_image(grid, prepared[i][1], pictures[i].size)
-        return found
+        return [found[i] for i in range(len(pictures))]
 
     def _built(self) -> Callable[[Tensor], Tensor]:
         """Backbone and head as one function of a batch."""
         backbone = self.backbone
-        head = copy.deepcopy(self.head).to(self.torch_device)
+        device = self.torch_device
+        with torch.inference_mode(False):
+            head = copy.deepcopy(self.head).to(device)
 
         def forward(batch: Tensor) -> Tensor:
             grid = backbone.grid(*batch.shape[-2:])
             return head.saliency(backbone(batch)).reshape(-1, *grid).float()
 
         if self.compile and torch._dynamo.is_dynamo_supported():
+            _check_compiler(device)
             compiled: Callable[[Tensor], Tensor] = torch.compile(forward)
             return compiled
         return forward
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_forward": None}
+
+
+def _centres(size: int) -> Tensor:
+    """(size,) float32: twice the pixels' centres, whatever torch's default dtype and device are."""
+    return 2 * torch.arange(size, dtype=torch.float32, device="cpu") + 1
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raises ``ValueError`` where torch.compile does not work, by compiling a few operations."""
+    try:
+        with as_documented(device):
+            torch.compile(lambda x: (x.sin() + 1).sum())(
+                torch.ones(64, dtype=torch.float32, device=device)
+            )
+    except Exception as error:  # torch's own, of each of its compilers
+        raise ValueError(
+            "`compile` must be left out where torch.compile does not work: it needs a C++ "
+            "compiler, and Triton on a GPU, and got "
+            f"{_innermost(error)}"
+        ) from error
+
+
+def _innermost(error: BaseException) -> str:
+    """What went wrong first, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = str(error).strip().splitlines()
+    return type(error).__name__ + (f" ({lines[0][:160]})" if lines else "")
 
 
 def _download(name: str, revision: str | None) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ._arrays import check_data, check_dense
+
 SAMPLE = 128  # patches at most, evenly spaced in row-major order
 BINS = 256  # of [-1, 1]
 
@@ -19,6 +21,8 @@ def auto_tau(rows: Tensor) -> Tensor:
     histograms*, 1979), and 1 / 128 at least, as an edge joins similar patches. Where several edges
     are as good, it is their mean: the middle of an empty valley.
     """
+    check_dense(rows, "features")
+    check_data(rows, "features")
     return torch.stack([_otsu(_similarities(image)) for image in rows])
 
 

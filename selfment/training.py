@@ -27,6 +27,7 @@ from ._cache import TensorCache
 from ._files import atomic_file, remove_stale, write_atomically
 from ._records import lock
 from ._source import Source, ahead
+from ._torch_state import as_documented, loading
 from .backbones import DTYPES, WeightsError
 from .head import HeadInfo, PatchHead, read_checkpoint, save_head
 from .images import ImageEntry
@@ -95,39 +96,47 @@ def fit(
     The order of an epoch depends on ``seed`` and its number alone, so that a run that goes on after
     ``finished`` epochs with their ``optimizer_state`` ends as one that never stopped. Under
     ``torch.distributed`` each process takes its share of every epoch. ``on_epoch`` gets the epoch,
-    from 1, and the optimiser's state.
+    from 1, and the optimiser's state. The caller's autocast, default device, and modes without
+    gradients change nothing. Raises ``ValueError`` where the loss is not finite, or for a head that
+    was made in inference mode.
     """
     device = next(head.parameters()).device
-    model: nn.Module = head
-    rank, world = 0, 1
-    if torch.distributed.is_initialized():
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        model = nn.parallel.DistributedDataParallel(head)
-    optimizer = torch.optim.Adam(head.parameters(), lr=lr, weight_decay=weight_decay)
-    if optimizer_state is not None:
-        optimizer.load_state_dict(optimizer_state)
-    indices: Any = range(len(samples))
-    sampler: DistributedSampler[int]
-    sampler = DistributedSampler(indices, world, rank, shuffle=True, seed=seed)
-    step = finished * len(sampler)
-    head.train()
-    for epoch in range(finished + 1, epochs + 1):
-        sampler.set_epoch(epoch)
-        for index, features, labels in _prefetched(samples, sampler, device.type == "cuda"):
-            logits, embedding = model(features.to(device, non_blocking=True))
-            loss = head_loss(logits, embedding, labels.to(device, non_blocking=True))
-            optimizer.zero_grad(set_to_none=True)
-            loss.total.backward()
-            optimizer.step()
-            step += 1
-            values = _values(loss)
-            if not math.isfinite(values["total"]):  # in every process alike
-                raise ValueError(
-                    f"the loss must be finite: got {values['total']} in step {step}, of epoch "
-                    f"{epoch}; is the learning rate of {lr} too high, or a feature not finite?"
-                )
-            on_step(Step(epoch, step, index, **values))
-        on_epoch(epoch, optimizer.state_dict())
+    if any(parameter.is_inference() for parameter in head.parameters()):
+        raise ValueError(
+            "`head` must not be made in torch.inference_mode(): its parameters then can have no "
+            "gradients"
+        )
+    with torch.inference_mode(False), torch.enable_grad(), as_documented(device):
+        model: nn.Module = head
+        rank, world = 0, 1
+        if torch.distributed.is_initialized():
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+            model = nn.parallel.DistributedDataParallel(head)
+        optimizer = torch.optim.Adam(head.parameters(), lr=lr, weight_decay=weight_decay)
+        if optimizer_state is not None:
+            optimizer.load_state_dict(optimizer_state)
+        indices: Any = range(len(samples))
+        sampler: DistributedSampler[int]
+        sampler = DistributedSampler(indices, world, rank, shuffle=True, seed=seed)
+        step = finished * len(sampler)
+        head.train()
+        for epoch in range(finished + 1, epochs + 1):
+            sampler.set_epoch(epoch)
+            for index, features, labels in _prefetched(samples, sampler, device.type == "cuda"):
+                logits, embedding = model(features.to(device, non_blocking=True))
+                loss = head_loss(logits, embedding, labels.to(device, non_blocking=True))
+                optimizer.zero_grad(set_to_none=True)
+                loss.total.backward()
+                optimizer.step()
+                step += 1
+                values = _values(loss)
+                if not math.isfinite(values["total"]):  # in every process alike
+                    raise ValueError(
+                        f"the loss must be finite: got {values['total']} in step {step}, of epoch "
+                        f"{epoch}; is the learning rate of {lr} too high, or a feature not finite?"
+                    )
+                on_step(Step(epoch, step, index, **values))
+            on_epoch(epoch, optimizer.state_dict())
     return head.eval()
 
 
@@ -159,9 +168,10 @@ def train(
 
     ``out`` gets ``settings.json``, ``steps.jsonl`` (the losses of each step), TensorBoard events,
     ``epoch-NNN.pt`` after each epoch and the finished ``head/``. ``resume`` goes on after the last
-    epoch that is there, to the same result. Images that cannot be labelled are reported on stderr
-    and left out; one that has labels but cannot be read again ends the run, which can be resumed.
-    An image that the labeler rejects is trained on as one that is all background.
+    epoch that is there, to the same result; the images may lie elsewhere by then, under the same
+    names relative to the folder that was searched. Images that cannot be labelled are reported on
+    stderr and left out; one that has labels but cannot be read again ends the run, which can be
+    resumed. An image that the labeler rejects is trained on as one that is all background.
     Raises ``ValueError`` for wrong arguments, an ``out`` that holds another training,
     and when no image is left, and whatever the backbone raises when it cannot be loaded.
     """
@@ -171,9 +181,12 @@ def train(
     folder = Path(out).absolute()
     device = labeler.torch_device
     run = _Run(folder, rank == 0, resume)
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    paths = [images[index].path for index in sorted(chosen[:max_images].tolist())]
+    generator = torch.Generator("cpu").manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=generator, device="cpu")
+    taken = [images[index] for index in sorted(chosen[:max_images].tolist())]
     try:
+        if len({entry.name for entry in taken}) < len(taken):
+            raise ValueError("`images` must have a `name` each: got the same more than once")
         if run.finished > epochs:
             raise ValueError(
                 f"`epochs` must be at least as many as are finished: got {epochs}, {folder} has "
@@ -190,11 +203,11 @@ def train(
                     "`out` must be the same folder for all processes: they found checkpoints of "
                     f"{', '.join(map(str, seen))} epochs"
                 )
-            source = Source(paths, labeler, store, feature_dtype)
+            source = Source(taken, labeler, store, feature_dtype)
             failed = source.prepare(progress and rank == 0)
             if not len(source):
                 raise ValueError(
-                    f"`images` must hold one that can be labelled: got {len(paths)}, of which none "
+                    f"`images` must hold one that can be labelled: got {len(taken)}, of which none "
                     "can"
                 )
             settings = {
@@ -205,13 +218,15 @@ def train(
                 "processes": world,
                 "feature_dtype": feature_dtype,
             }
-            run.begin(settings, dict(zip(map(str, source.paths), source.keys, strict=True)), failed)
+            run.begin(settings, dict(zip(source.names, source.keys, strict=True)), failed)
             head = _new_head(labeler.backbone.dim, seed)
             if run.checkpoint:
                 head.load_state_dict(run.checkpoint["model_state"])
             # What travels with the head names no path of this machine.
             public = {name: value for name, value in settings.items() if name != "weights"}
-            info = HeadInfo(labeler.backbone_name, labeler.features, labeler.size, public)
+            info = HeadInfo(
+                labeler.backbone_name, labeler.features, labeler.size, public, labeler.positions
+            )
             steps = -(-len(source) // world) * max(0, epochs - run.finished)
             with tqdm(total=steps, unit="step", disable=not progress or rank > 0) as bar:
                 fit(
@@ -280,7 +295,7 @@ class _Run:
     def begin(self, settings: dict[str, Any], images: dict[str, str], failed: list[str]) -> None:
         """Checks that a resumed run is the same, and writes what there is to say of it.
 
-        ``images``: the keys of their features, by path.
+        ``images``: the keys of their features, which are of their content, by relative name.
         """
         self._settings, self._images = settings, images
         before = self.checkpoint.get("settings", settings)
@@ -291,19 +306,19 @@ class _Run:
                     f"{before.get(name)!r}, is {settings[name]!r}"
                 )
         keys = self.checkpoint.get("images", images)
-        for path in [*keys, *images]:
-            if keys.get(path) != images.get(path):
-                state = "is new" if path not in keys else "has changed"
-                state = state if path in images else "is missing, or cannot be labelled now"
+        for name in [*keys, *images]:
+            if keys.get(name) != images.get(name):
+                state = "is new" if name not in keys else "has changed"
+                state = state if name in images else "is missing, or cannot be labelled now"
                 raise ValueError(
-                    f"`resume` must have the images of the training it goes on with: {path} {state}"
+                    f"`resume` must have the images of the training it goes on with: {name} {state}"
                 )
         self._last = time.perf_counter()
-        self._paths = list(images)
+        self._names = list(images)
         if not self._writes:
             return
         about = {"settings": settings, "versions": _native.info(), "failed": failed}
-        text = json.dumps({**about, "images": self._paths}, indent=2) + "\n"
+        text = json.dumps({**about, "images": self._names}, indent=2) + "\n"
         write_atomically(
             self.folder / "settings.json", lambda file: file.write(text.encode()), durable=True
         )
@@ -327,7 +342,7 @@ class _Run:
         bar.update()
         if self._steps is None:
             return
-        row = {**asdict(step), "image": self._paths[step.index], "seconds": self.seconds[-1]}
+        row = {**asdict(step), "image": self._names[step.index], "seconds": self.seconds[-1]}
         self._steps.write(json.dumps(row) + "\n")
         self._steps.flush()
         for name in _LOSSES:
@@ -356,9 +371,16 @@ class _Run:
 
 
 def _new_head(dim: int, seed: int) -> PatchHead:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return PatchHead(dim)
+    """What ``torch.manual_seed(seed)`` and ``PatchHead(dim)`` make; global generators stay."""
+    with loading():
+        head = PatchHead(dim)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        for layer in (part for part in head.modules() if isinstance(part, nn.Linear)):
+            # As torch's linear layers begin.
+            nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+            bound = 1 / math.sqrt(layer.in_features)
+            nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        return head
 
 
 def _prefetched(

@@ -24,9 +24,6 @@ from ._files import atomic_file, check_file
 from .segmenter import Segmenter
 from .visualize import saliency_image, tint_saliency
 
-#: File name endings, in lower case, of what is taken for a video.
-VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
-
 # What may be missing at the end of a video: its last frames may have no duration, and programs
 # round. The lesser of a share and of seconds.
 _LOST_SHARE, _LOST_SECONDS = Fraction(1, 10), Fraction(2)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ._arrays import as_array
 from .images import ImageLike, load_image
 from .pseudo_labels import PseudoLabels
 
@@ -31,7 +32,7 @@ def overlay(
     are the image's size, or smaller so that no side exceeds ``max_side`` pixels. Raises
     ``ValueError`` for batched labels.
     """
-    fiedler = np.nan_to_num(np.asarray(labels.fiedler, dtype=np.float64))
+    fiedler = np.nan_to_num(as_array(labels.fiedler, "labels").astype(np.float64))
     if fiedler.ndim != 2:
         raise ValueError(
             "`labels` must be those of one image, fields (h, w): "
@@ -56,7 +57,7 @@ def overlay_instances(image: ImageLike, instances: Any, *, max_side: int = 768) 
     numbers have hues far apart. Panels are as large as those of :func:`overlay`.
     """
     picture = _shrunk(image, max_side)
-    numbers = np.asarray(instances)
+    numbers = as_array(instances, "instances")
     palette = _instance_colors(int(numbers.max()) + 1)
     colours, foreground = (
         Image.fromarray(pixels).resize(picture.size, Image.Resampling.NEAREST)
@@ -84,7 +85,8 @@ def saliency_image(saliency: Any) -> Image.Image:
 
     The official code cuts, too: white is 1 alone.
     """
-    return Image.fromarray((255 * np.asarray(saliency, dtype=np.float32)).astype(np.uint8))
+    values = as_array(saliency, "saliency").astype(np.float32)
+    return Image.fromarray((255 * values).astype(np.uint8))
 
 
 def _shrunk(image: ImageLike, max_side: int) -> Image.Image:
@@ -113,7 +115,7 @@ def _composite(
 
 def mask_image(mask: Any, size: tuple[int, int]) -> Image.Image:
     """An 8-bit image, 0 or 255, of a (h, w) bool mask, at ``size`` (W, H) by nearest neighbour."""
-    pixels = np.asarray(mask, dtype=np.uint8) * np.uint8(255)
+    pixels = as_array(mask, "mask").astype(np.uint8) * np.uint8(255)
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 

@@ -1,23 +1,73 @@
-"""Fixtures: the photographs to test on, where they are; the CUDA module on emulated grids."""
+"""Fixtures: photographs, the CUDA module on emulated grids; what no test may leave behind."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+import leaks
+
 ROOT = Path(__file__).resolve().parent.parent
+
+OVER = pytest.StashKey[str]()
+ENDLESS = pytest.StashKey[bool]()
+STATUS = pytest.StashKey[int]()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def outside_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Commands that tests start import the installed package, not the folder of sources."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("cwd"))
+def outside_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[leaks.Watch]:
+    """Commands that tests start import the installed package, not the folder of sources.
+
+    The home and the folder for temporary files are the session's own, too.
+    """
+    with leaks.watched(tmp_path_factory.mktemp("cwd")) as watch:
+        yield watch
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest, outside_the_tree: leaks.Watch) -> Iterator[None]:
+    """Fails a test that hangs, or that leaves a thread, a process or a file behind.
+
+    Processes are ended. A thread cannot be: the tests end there, before it harms the others.
+    """
+    before = outside_the_tree.state()
+    with leaks.time_limit(leaks.LIMIT):
         yield
+    leaks.release()
+    left = outside_the_tree.left_since(before)
+    if leaks.threads(before):
+        request.session.shouldfail = f"{request.node.nodeid} has left a thread behind"
+        request.config.stash[ENDLESS] = True
+    if left:
+        pytest.fail(f"{request.node.nodeid} has left behind: {'; '.join(left)}", pytrace=False)
+    if max(leaks.peaks()) > leaks.MEMORY and not request.config.stash.get(OVER, ""):
+        request.config.stash[OVER] = request.node.nodeid
+        pytest.fail(f"{request.node.nodeid} takes too much: {leaks.memory_report()}", pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says how much memory the tests have taken."""
+    terminalreporter.line(leaks.memory_report())
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Keeps the exit status."""
+    session.config.stash[STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends a process whose threads do not: Python would wait for them for ever."""
+    if config.stash.get(ENDLESS, False):
+        leaks.remove_folders()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash.get(STATUS, 1) or 1)
 
 
 @pytest.fixture(scope="session")

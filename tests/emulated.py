@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -15,6 +14,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pybind11
+
+import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 EMULATION = ROOT / "tests/emulation"
@@ -32,13 +33,16 @@ def compiler() -> list[str] | None:
 
 
 def run(command: Sequence[str | Path]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = processes.run(command)
     if done.returncode != 0:
         raise RuntimeError(f"{shlex.join(map(str, command))}\n{done.stdout}{done.stderr}")
 
 
 def link(target: Path, sources: Sequence[Path], flags: Sequence[str], last: Sequence[str]) -> Path:
-    """Compiles the sources, two at a time, and links them into ``target``."""
+    """Compiles the sources, two at a time, and links them into ``target``.
+
+    With sanitizers one at a time: a compiler takes more than 1 GiB then.
+    """
     command = compiler()
     if command is None:
         raise RuntimeError("no C++ compiler: neither $CXX nor c++")
@@ -48,7 +52,8 @@ def link(target: Path, sources: Sequence[Path], flags: Sequence[str], last: Sequ
     def compile_one(source: Path, to: Path) -> None:
         run([*command, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", to])
 
-    with ThreadPoolExecutor(2) as pool:
+    sanitized = any("-fsanitize" in flag for flag in flags)
+    with ThreadPoolExecutor(1 if sanitized else 2) as pool:
         list(pool.map(compile_one, sources, objects))
     run([*command, *FLAGS, *flags, *objects, *last, "-o", target])
     return target

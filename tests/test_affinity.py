@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+import processes
 import selfment
 from cases import CASES, DEGENERATE, generator, noise, smooth
 from selfment import Graph, reference
@@ -297,11 +297,9 @@ def test_threads_do_not_change_a_bit(graph: str) -> None:
 
 
 def test_unknown_instruction_set_is_an_error() -> None:
-    run = subprocess.run(
+    run = processes.run(
         [sys.executable, "-c", "import torch, selfment; selfment.affinity(torch.ones(4, 2))"],
         env={**os.environ, "SELFMENT_ISA": "avx"},
-        capture_output=True,
-        text=True,
     )
     assert run.returncode == 1
     assert "SELFMENT_ISA must be one of avx512vnni, avx512, avx2, portable: got 'avx'" in run.stderr

@@ -122,7 +122,7 @@ def test_the_cls_tokens_feature_and_its_attention(checkpoint, name, kind):
         assert torch.allclose(given.cls, tokens[:, 0], atol=1e-4)
     else:
         # Keys of the CLS token are made as those of the patches are.
-        whole = backbone._tokens(batch)
+        whole = backbone._tokens(backbone._attending, batch)
         assert torch.equal(given.cls, whole[:, 0])
         assert torch.equal(given.features, whole[:, prefix:])
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import processes
 import selfment
 from selfment import _native
 
@@ -50,13 +51,10 @@ def python(
     ours = ("SELFMENT_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CXXFLAGS", "LDFLAGS", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
     kept["SELFMENT_CUDA"] = "0"
-    done = subprocess.run(
+    done = processes.run(
         [sys.executable, *arguments],
         cwd=cwd,
         env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
     )
     if check:
         assert done.returncode == 0, done.stdout + done.stderr
@@ -287,6 +285,43 @@ def test_nvcc_is_found_and_its_failure_is_one_of_the_build(
 
 @needs_tools
 @pytest.mark.usefixtures("commands")
+@pytest.mark.parametrize(
+    ("cxx", "reason"),
+    [
+        (None, "c++ is not"),
+        ("ccache absent-g++ -m64", "CXX names 'absent-g++', which is not"),
+    ],
+)
+@pytest.mark.parametrize("wish", ["0", "1"])
+def test_a_missing_compiler_is_one_sentence(
+    tree: Path, tmp_path: Path, wish: str, cxx: str | None, reason: str
+) -> None:
+    nvcc = tmp_path / "nvcc"  # it answers as one does that finds no compiler
+    nvcc.write_text(f"""#!{shutil.which("sh")}
+case "$*" in
+--list-gpu-arch) echo compute_90 ;;
+*) echo 'nvcc fatal   : Failed to preprocess host compiler properties.' && exit 1 ;;
+esac
+""")
+    nvcc.chmod(0o755)
+    environment = {"SELFMENT_CUDA": wish, "CUDACXX": str(nvcc), "PATH": str(tmp_path)}
+    if cxx is not None:
+        environment["CXX"] = cxx
+    changed = tree / "csrc/cpu/components.cpp"
+    times = changed.stat()
+    changed.touch()
+    try:
+        _, error = refused(tree, **environment)
+    finally:
+        os.utime(changed, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert error == (
+        f"selfment needs a C++17 compiler, as nvcc does, and {reason} on the PATH: "
+        "install GCC or clang, or set CXX to where one is\n"
+    )
+
+
+@needs_tools
+@pytest.mark.usefixtures("commands")
 @pytest.mark.parametrize(("wish", "nvcc"), [("0", True), ("auto", False)])
 def test_a_build_without_cuda_leaves_no_module_of_an_earlier_one(
     tree: Path, tmp_path: Path, elsewhere: str, wish: str, nvcc: bool
@@ -311,13 +346,13 @@ def test_cuda_module_needs_no_cuda_library_and_loads_without_a_driver(tree: Path
 
     binary = tree / "selfment" / BINARY
     dynamic = ["readelf", "--dynamic", "--wide", str(binary)]
-    text = subprocess.run(dynamic, capture_output=True, text=True, check=True).stdout
+    text = processes.run(dynamic, check=True).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.*)\]", text)
     assert "libc.so.6" in needed
     assert [name for name in needed if "cuda" in name or "nv" in name] == []
     assert not re.search(r"\((RPATH|RUNPATH)\)", text)
     symbols = ["nm", "--dynamic", "--defined-only", str(binary)]
-    text = subprocess.run(symbols, capture_output=True, text=True, check=True).stdout
+    text = processes.run(symbols, check=True).stdout
     assert "PyInit__cuda" in text
     assert not re.search(r" (cuda|_ZNK?8selfment)", text)
 
@@ -355,8 +390,9 @@ def test_portable_sources_compile_for_arm64(tmp_path: Path) -> None:
         for name in CSRC
         if name.startswith("csrc/cpu/") and name.endswith(".cpp") and "simd_avx" not in name
     ]
-    done = subprocess.run(
-        [AARCH64, *flags, "-c", *sources], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    done = processes.run(
+        [AARCH64, *flags, "-c", *sources],
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*.o"))) == len(sources)

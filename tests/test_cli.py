@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import processes
 import selfment
 from commands import call
 
@@ -152,12 +152,9 @@ def test_threads(capsys, photo, tmp_path):
 def test_the_module_runs_without_a_network(photo, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
     command = [sys.executable, "-m", "selfment", "label", photo, "--out", tmp_path / "out"]
-    done = subprocess.run(
+    done = processes.run(
         [*command, "--backbone", DINOV3],
         env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 2
     assert done.stderr.startswith(f"selfment label: the weights of {DINOV3} cannot be downloaded")
@@ -166,11 +163,9 @@ def test_the_module_runs_without_a_network(photo, tmp_path):
 
 def test_a_module_that_cannot_load_is_one_error_and_info_says_why(photo, tmp_path):
     def selfment(*arguments):
-        return subprocess.run(
+        return processes.run(
             [sys.executable, "-m", "selfment", *arguments],
             env={**os.environ, "SELFMENT_ISA": "sse9"},
-            capture_output=True,
-            text=True,
         )
 
     reason = "SELFMENT_ISA must be one of avx512vnni, avx512, avx2, portable: got 'sse9'"

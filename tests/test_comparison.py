@@ -202,13 +202,13 @@ def test_label_takes_a_method(folders, tmp_path, capsys):
     options = ("--size", 96, "--method", "selfmask")
     assert call(capsys, "label", photos, "--out", tmp_path / "out", *options)[0] == 0
     record = json.loads((tmp_path / "out/labels.jsonl").read_text().splitlines()[0])
-    labels = PseudoLabeler(size=96, method="selfmask")(record["image"])
+    labels = PseudoLabeler(size=96, method="selfmask")(record["path"])
     assert record["foreground"] == labels.mask.float().mean().item()
     more = PseudoLabeler(size=96, method="selfmask", backbones=["classic"])
     arguments = ["label", photos, "--out", tmp_path / "more", *options, "--backbones", "classic"]
     assert call(capsys, *arguments)[0] == 0
     record = json.loads((tmp_path / "more/labels.jsonl").read_text().splitlines()[0])
-    assert record["foreground"] == more(record["image"]).mask.float().mean().item()
+    assert record["foreground"] == more(record["path"]).mask.float().mean().item()
     code, _, err = call(capsys, *arguments[:4], "--size", 96, "--backbones", TINY)
     assert code == 2
     assert "`backbones` must be left alone unless `method` is 'selfmask': got 'selfment'" in err

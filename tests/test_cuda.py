@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 import emulated as emulation
+import processes
 import selfment
 from cases import CASES, DEGENERATE, Case, generator, noise, smooth
 from selfment import Graph, PseudoLabels, _native, _ops, _params, reference
@@ -656,10 +656,7 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     if command is None:
         pytest.skip("no C++ compiler: neither $CXX nor c++")
     names = ["libasan.so", "libubsan.so", "libstdc++.so.6"]
-    found = [
-        subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True)
-        for name in names
-    ]
+    found = [processes.run([*command, f"-print-file-name={name}"]) for name in names]
     libraries = [done.stdout.strip() for done in found]
     if not all(os.path.isabs(library) for library in libraries):
         pytest.skip(f"the sanitizers' libraries are not there: {libraries}")
@@ -673,12 +670,10 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     tests = f"(test_graph or test_labels or test_ipo) and ({few}) or test_dtypes or list_holds"
     tests += " or long_rows or turn_over or a_graph_that or nearly_zero or joint"
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__]
-    done = subprocess.run(
+    done = processes.run(
         [*command, "-k", f"emulated and ({tests})", f"--basetemp={tmp_path / 'inner'}"],
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
 

@@ -7,7 +7,6 @@ tests/test_cuda.py compares the CPU with the CUDA twin.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -18,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import processes
 import selfment
 from cases import CASES, object_on_ground, smooth
 from selfment import _native
@@ -219,11 +219,9 @@ def by_isa(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Saved]:
     for isa in reversed(_native.ISAS):
         out = tmp_path_factory.mktemp(isa)
         script = SCRIPT.format(tests=os.path.dirname(__file__), out=f"{out}/")
-        run = subprocess.run(
+        run = processes.run(
             [sys.executable, "-c", script],
             env={**os.environ, "SELFMENT_ISA": isa},
-            capture_output=True,
-            text=True,
             check=True,
         )
         if run.stdout.strip() == isa:

@@ -17,6 +17,7 @@ from cases import noise
 from selfment import PatchHead
 from selfment.backbones import WeightsError
 from selfment.head import HeadInfo, check_fit, load_head, save_head
+from selfment.losses import head_loss
 
 
 def same(a: PatchHead, b: PatchHead) -> bool:
@@ -58,9 +59,61 @@ def test_a_folder_for_a_hub(tmp_path: Path) -> None:
     assert not loaded.training
     assert sorted(os.listdir(tmp_path / "head")) == ["config.json", "model.safetensors"]
     assert json.loads((tmp_path / "head/config.json").read_text())["dim"] == 16
-    alone, nothing = load_head(tmp_path / "head/model.safetensors")
-    assert same(alone, head)
-    assert nothing == HeadInfo()
+
+
+def test_a_file_is_read_with_the_configuration_beside_it(tmp_path: Path) -> None:
+    head, info = PatchHead(16), HeadInfo("classic", "keys", 768, {"lr": 1e-3})
+    save_head(tmp_path / "head", head, info)
+    torch.save(head.state_dict(), tmp_path / "head/published.pth")
+    torch.save({"model_state": head.state_dict(), "epoch": 3}, tmp_path / "head/published.pt")
+    for name in ("model.safetensors", "published.pth", "published.pt"):
+        loaded, found = load_head(tmp_path / "head" / name)
+        assert same(loaded, head)
+        assert found == info
+    # What a checkpoint says of itself goes first, and another model's configuration says nothing.
+    own = {"model_state": head.state_dict(), "info": {"backbone": "vit_small"}}
+    torch.save(own, tmp_path / "head/epoch-001.pt")
+    assert load_head(tmp_path / "head/epoch-001.pt")[1] == HeadInfo("vit_small")
+    config = tmp_path / "head/config.json"
+    for text in ('{"model_type": "dinov2", "size": 5}', "[]"):
+        config.write_text(text)
+        assert load_head(tmp_path / "head/model.safetensors")[1] == HeadInfo()
+    config.unlink()
+    assert load_head(tmp_path / "head/model.safetensors")[1] == HeadInfo()
+    config.write_text("{")
+    with pytest.raises(WeightsError, match=r"must be a folder with a config\.json in JSON"):
+        load_head(tmp_path / "head/model.safetensors")
+
+
+@pytest.mark.parametrize("width", [1, 64, 128, 256])
+def test_an_embedding_of_another_length(width: int, tmp_path: Path) -> None:
+    head = PatchHead(16, width)
+    torch.save({"model_state": head.state_dict(), "epoch": 3}, tmp_path / "published.pth")
+    save_head(tmp_path / "head", head, HeadInfo("classic"))
+    features = torch.randn(5, 16)
+    for path in (
+        tmp_path / "published.pth",
+        tmp_path / "head",
+        tmp_path / "head/model.safetensors",
+    ):
+        loaded, _ = load_head(path)
+        assert loaded.embedding == width
+        assert same(loaded, head)
+        assert torch.equal(loaded.saliency(features), head.saliency(features))
+    logits, embedding = head(features)
+    assert embedding.shape == (5, width)
+    head_loss(logits, embedding, torch.arange(5) % 2 == 0).total.backward()
+    assert head.proj[0].weight.grad is not None
+
+
+@pytest.mark.parametrize("second", [None, torch.zeros(1), torch.zeros(128, 128)])
+def test_an_embedding_that_the_file_does_not_hold(second: object, tmp_path: Path) -> None:
+    """A column of a million numbers is no head whose second layer would take 4 TB."""
+    state = {**PatchHead(1).state_dict(), "proj.0.weight": torch.zeros(10**6, 1)}
+    torch.save({**state, "proj.2.weight": second}, tmp_path / "head.pt")
+    message = r"does not fit \(proj\.2\.weight must be \(1000000, 1000000\), as proj\.0\.weight"
+    with pytest.raises(WeightsError, match=message):
+        load_head(tmp_path / "head.pt")
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
@@ -141,7 +194,7 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config/config.json").write_text("{")
     for name, message in (
         ("none.pt", "'.*none.pt' does not exist"),
-        ("other.pt", r"proj.0.weight of \(128, d\): '.*other.pt' holds 'weight'"),
+        ("other.pt", r"proj.0.weight of \(embedding, d\): '.*other.pt' holds 'weight'"),
         ("tensor.pt", "'.*tensor.pt' holds a Tensor"),
         ("list.pt", "'.*list.pt' holds nothing"),
         ("broken.pt", "does not fit .*proj.2.bias"),

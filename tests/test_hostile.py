@@ -8,7 +8,6 @@ import json
 import os
 import pickle
 import resource
-import signal
 import socket
 import struct
 import subprocess
@@ -23,6 +22,7 @@ import timm
 import torch
 from PIL import Image
 
+import processes
 from heads import a_head
 from selfment import cli
 from selfment._cache import TensorCache
@@ -175,37 +175,35 @@ def special(tmp_path):
     folder.mkdir()
     os.mkfifo(folder / "pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
-        before = os.getcwd()
-        os.chdir(folder)  # a socket's path is short
-        server.bind("socket.png")
-        os.chdir(before)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)  # a socket's path is short
+            server.bind("socket.png")
         yield folder
 
 
+# A test that waits for one of these hangs, which ends it after its time limit.
+
+
 def test_pipes_and_devices_are_not_waited_for(special, tmp_path, capsys):
-    signal.alarm(60)  # what waits is killed
-    try:
-        with pytest.raises(ValueError, match="holds no image"):
-            find_images([special])
-        with pytest.raises(ValueError, match="no image matches"):
-            find_images([special / "*.png"])
-        with pytest.raises(ValueError, match="neither a file nor a folder"):
-            find_images([special / "pipe.png"])
-        picture(special / "a.png")
-        assert [entry.path.name for entry in find_images([special])] == ["a.png"]
-        for path in (special / "pipe.png", special / "socket.png", "/dev/zero"):
-            with pytest.raises(ImageError, match="it is a pipe, a socket or a device"):
-                load_image(path)
-        for name in ("pipe.safetensors", "pipe.pt"):
-            os.mkfifo(tmp_path / name)
-            with pytest.raises(WeightsError, match=r"`head` must be a checkpoint"):
-                load_head(tmp_path / name)
-        os.mkfifo(tmp_path / "labels.jsonl")
-        code, err = label(capsys, special, tmp_path)
-        assert code == 2
-        assert err.startswith("selfment label: `out` must be a folder that can be written")
-    finally:
-        signal.alarm(0)
+    with pytest.raises(ValueError, match="holds no image"):
+        find_images([special])
+    with pytest.raises(ValueError, match="no image matches"):
+        find_images([special / "*.png"])
+    with pytest.raises(ValueError, match="neither a file nor a folder"):
+        find_images([special / "pipe.png"])
+    picture(special / "a.png")
+    assert [entry.path.name for entry in find_images([special])] == ["a.png"]
+    for path in (special / "pipe.png", special / "socket.png", "/dev/zero"):
+        with pytest.raises(ImageError, match="it is a pipe, a socket or a device"):
+            load_image(path)
+    for name in ("pipe.safetensors", "pipe.pt"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(WeightsError, match=r"`head` must be a checkpoint"):
+            load_head(tmp_path / name)
+    os.mkfifo(tmp_path / "labels.jsonl")
+    code, err = label(capsys, special, tmp_path)
+    assert code == 2
+    assert err.startswith("selfment label: `out` must be a folder that can be written")
 
 
 def test_an_image_that_becomes_a_pipe(photos_in, tmp_path, capsys, monkeypatch):
@@ -216,11 +214,7 @@ def test_an_image_that_becomes_a_pipe(photos_in, tmp_path, capsys, monkeypatch):
         return found
 
     monkeypatch.setattr(cli, "find_images", swapped)
-    signal.alarm(60)
-    try:
-        code, err = label(capsys, photos_in, tmp_path / "out")
-    finally:
-        signal.alarm(0)
+    code, err = label(capsys, photos_in, tmp_path / "out")
     assert (code, err.splitlines()[0]) == (
         1,
         f"cannot read {photos_in}/b.png: it is a pipe, a socket or a device",
@@ -580,9 +574,7 @@ def test_a_limit_on_the_size_of_files(photos_in, tmp_path):
     assert noise.size / 8 > 20000
     picture(photos_in / "large.jpg", size=(600, 600))
     arguments = ["label", str(photos_in), "--out", str(tmp_path / "out"), "--size", "96"]
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=300
-    )
+    done = processes.run([sys.executable, "-c", script, *arguments])
     assert done.returncode == 1, done.stderr
     assert f"cannot label {photos_in}/large.jpg: File too large" in done.stderr
     assert "3 labelled, 0 already done, 1 failed" in done.stderr
@@ -722,8 +714,9 @@ def test_a_killed_writer_leaves_nothing_for_the_next_run(photos_in, tmp_path, ca
         "    file.write(b'half'); file.flush(); print('writing', flush=True); input()\n"
     )
     command = [sys.executable, "-c", script, str(out / "a.png")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
-        assert writer.stdout.readline() == b"writing\n"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with processes.started(command, **pipes) as writer:
+        assert writer.stdout.readline() == "writing\n"
         (left,) = out.iterdir()
         os.utime(left, (1, 1))
         label(capsys, photos_in / "b.png", out)

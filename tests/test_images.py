@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib.machinery
 import sys
 import types
 from pathlib import Path
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import processes
 from selfment import PseudoLabeler
+from selfment._suffixes import register_plug_ins
 from selfment.images import ImageError, find_images, load_image, sample_images
 
 
@@ -177,9 +179,10 @@ def test_plugins_of_pillow(tmp_path, monkeypatch):
     path = tmp_path / "a.HEIC"
     path.write_bytes(b"some new format")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    with pytest.raises(ImageError, match=r"a\.HEIC: Pillow reads .*: pip install pillow-heif$"):
+    with pytest.raises(ImageError, match=r"HEIC: no reader is installed: pip install pillow-heif$"):
         load_image(path)
     plugin = types.ModuleType("pillow_heif")
+    plugin.__spec__ = importlib.machinery.ModuleSpec("pillow_heif", None)
 
     def register() -> None:
         Image.register_open(
@@ -188,6 +191,7 @@ def test_plugins_of_pillow(tmp_path, monkeypatch):
 
     plugin.register_heif_opener = register
     monkeypatch.setitem(sys.modules, "pillow_heif", plugin)
+    register_plug_ins.cache_clear()
     monkeypatch.setattr(Image, "ID", Image.ID[:])
     monkeypatch.setattr(Image, "OPEN", Image.OPEN.copy())
     assert load_image(path)[0].getpixel((0, 0)) == (255, 0, 0)
@@ -300,7 +304,7 @@ before = peak()
 load_image(image)
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", script])
     made = 4 * 6_000 * 5_000  # bytes of Pillow's RGB
     assert made // 2 < 1024 * int(done.stdout) < made + (64 << 20)
 

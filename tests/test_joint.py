@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+import processes
 import selfment
 from cases import CASES, DEGENERATE, generator, isolated, noise, outliers, smooth
 from selfment import JointLabels, PseudoLabels, _ops, reference
@@ -421,18 +421,14 @@ def test_a_patch_that_is_not_finite_is_named_with_its_frame() -> None:
 
 
 def test_the_example_finds_the_disc_in_all_frames(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, EXAMPLE, "--out", tmp_path], capture_output=True, text=True, check=True
-    )
+    done = processes.run([sys.executable, EXAMPLE, "--out", tmp_path], check=True)
     shares = re.findall(r"frame \d: (\d+)% foreground, (\d+)% alone", done.stdout)
     joint, alone = zip(*(map(int, pair) for pair in shares), strict=True)
     assert list(joint) == sorted(joint)
     assert joint[-1] > 50 > alone[-1]
     assert len(list(tmp_path.glob("frame*.jpg"))) == len(joint) == 5
-    again = subprocess.run(
+    again = processes.run(
         [sys.executable, EXAMPLE, *sorted(tmp_path.iterdir())[:2], "--size", "160"],
-        capture_output=True,
-        text=True,
         check=True,
     )
     assert again.stdout.startswith("2 frames of 10 x 10: Ncut ")

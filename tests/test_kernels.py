@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import signal
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+
+from callers import calling, interrupt_within, run_at_once
 
 Array = np.ndarray[Any, Any]
 
@@ -315,25 +314,6 @@ def test_a_row_that_is_not_finite_is_named(native: ModuleType) -> None:
         images.ipo(np.ones((3, 72), dtype=bool))
 
 
-def run_at_once(work: Callable[[int], None], count: int) -> None:
-    """Calls work(i) on a thread each; raises what one of them raises."""
-    errors: list[BaseException] = []
-
-    def guarded(index: int) -> None:
-        try:
-            work(index)
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=guarded, args=(index,)) for index in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
 def assert_same(found: list[Array], expected: list[Array]) -> None:
     assert len(found) == len(expected) > 20
     for index, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
@@ -357,29 +337,19 @@ def test_many_callers_at_once(
     run_at_once(work, 8)
 
 
-def test_interruptions_leave_other_callers_alone(native: ModuleType) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_interruptions_leave_other_callers_alone(native: ModuleType, weighted: bool) -> None:
     rows = smooth(2, (11, 13), 40)
     expected = Images(native, rows, (11, 13), 1).everything()
-    long_ = Images(native, smooth(1, (80, 120), 2048), (80, 120), 4)
-    done = threading.Event()
 
-    def work() -> None:
-        while not done.is_set():
-            found.append(Images(native, rows, (11, 13), 3).everything())
+    def other() -> None:
+        assert_same(Images(native, rows, (11, 13), 3).everything(), expected)
 
-    found: list[list[Array]] = []
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for weighted in (False, True):
-        timer = threading.Timer(0.02, signal.raise_signal, (signal.SIGINT,))
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            long_.affinity(weighted)
-        timer.join()
-    done.set()
-    for thread in threads:
-        thread.join()
-    assert len(found) >= 3
-    for results in found:
-        assert_same(results, expected)
+    row = smooth(1, (80, 120), 64)
+
+    def long_(attempt: int) -> None:
+        features = np.tile(row, (1, 1, 32 + 16 * min(attempt, 6)))
+        Images(native, features, (80, 120), 4).affinity(weighted)
+
+    with calling(other, 3), pytest.raises(KeyboardInterrupt):
+        interrupt_within(long_)

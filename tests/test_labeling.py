@@ -54,7 +54,7 @@ def test_masks_and_records(photos_in, tmp_path):
     rows, columns = ((2 * np.arange(side) + 1) * 6 // (2 * side) for side in (30, 51))
     assert np.array_equal(np.asarray(mask), labels.mask.numpy()[np.ix_(rows, columns)] * 255)
     record = records(out)["b.png"]
-    assert record["image"] == str(photos_in / "sub/b.png")
+    assert (record["image"], record["path"]) == ("sub/b.png", str(photos_in / "sub/b.png"))
     assert (record["mask"], record["overlay"]) == ("sub/b.png", "overlays/sub/b.jpg")
     assert record["eigenvalue"] == labels.eigenvalue.item()
     assert record["ipo_iters"] == labels.ipo_iters.item()
@@ -145,7 +145,7 @@ def test_another_images_mask_is_never_replaced(photos_in, tmp_path):
     assert run([other], out) == Summary(labelled=1)
     assert (out / "a.png").read_bytes() == first
     lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
-    masks = {line["image"]: line["mask"] for line in lines}
+    masks = {line["path"]: line["mask"] for line in lines}
     assert masks[str(photos_in / "a.jpg")] == "a.png"
     assert masks[str(other)].startswith("a-")
     assert Image.open(out / masks[str(other)]).size == (40, 40)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import processes
 import selfment
 from cases import smooth
 
@@ -107,9 +107,7 @@ def message(call, *arguments, **options):
 """
     script += textwrap.dedent(body)
     script += "print(selfment.pseudo_label(torch.eye(100), (10, 10)).mask.shape)\n"
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
-    )
+    run = processes.run([sys.executable, "-c", script])
     assert run.returncode == 0, run.stderr
     *lines, last = run.stdout.splitlines()
     assert last == "torch.Size([10, 10])"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 
+import processes
 import selfment
 from cases import generator, smooth
 
@@ -153,5 +153,5 @@ selfment.ncut(features)
 selfment.ipo(features, features[:, 0] > 0.5)
 print("torch._dynamo" in sys.modules)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    run = processes.run([sys.executable, "-c", script], check=True)
     assert run.stdout.strip() == "False"

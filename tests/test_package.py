@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
 
+import processes
 import selfment
 
 PACKAGE = Path(selfment.__file__).parent
@@ -27,7 +27,10 @@ new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 print(*sorted(new - set(sys.stdlib_module_names)))
 """
     command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    done = processes.run(
+        command,
+        check=True,
+    )
     return set(done.stdout.split())
 
 

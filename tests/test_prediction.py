@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from PIL import Image
 from torch.nn import functional
 from torchvision import transforms
 
+import mortal
+import processes
 from heads import a_head
 from selfment import PatchHead, PseudoLabeler, Segmenter, cli
 from selfment._records import Records
@@ -84,7 +86,7 @@ def test_files_and_records(photos_in, tmp_path):
     assert 0 < mask.mean() < 255
     assert Image.open(out / "overlays/sub/b_overlay.jpg").size == (51, 30)
     record = records(out)["b.png"]
-    assert record["image"] == str(photos_in / "sub/b.png")
+    assert (record["image"], record["path"]) == ("sub/b.png", str(photos_in / "sub/b.png"))
     assert (record["saliency"], record["mask"]) == ("sub/b_saliency.png", "sub/b_mask.png")
     assert record["overlay"] == "overlays/sub/b_overlay.jpg"
     assert record["mean_saliency"] == pytest.approx(expected.mean(), abs=1e-6)
@@ -239,40 +241,20 @@ def test_files_of_others_are_never_replaced(photos_in, tmp_path):
         run([named, picture(tmp_path / "same/a.png")], tmp_path / "same")
 
 
-_SLOW = """
-import sys, time
-from selfment import Segmenter
-from selfment.prediction import find_inputs, predict_images
-
-class Slow(Segmenter):
-    def saliency_batch(self, batch):
-        time.sleep(0.1)
-        return super().saliency_batch(batch)
-
-head, folder, out = sys.argv[1:]
-segmenter = Slow(head, size=64, batch_size=1)
-predict_images(find_inputs([folder]), out, segmenter, binary=0.5, progress=False)
-"""
-
-
 def test_a_killed_run_goes_on(head_in, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     for index in range(60):
         picture(folder / f"{index:02}.png", seed=index)
-    command = [sys.executable, "-c", _SLOW, str(head_in), str(folder), str(out)]
-    lines, end = out / "predictions.jsonl", time.monotonic() + 60
-    with subprocess.Popen(command) as process:
-        while not lines.exists() or lines.read_text().count('"error": null') < 5:
-            assert process.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    arguments = ("predict", folder, "--head", head_in, "--out", out, "--size", 64, "--batch", 1)
+    where = "selfment.segmenter:Segmenter.saliency_batch"
+    command = mortal.command(tmp_path, where, 12, *arguments, "--binary", 0.5)
+    assert processes.run([sys.executable, *command]).returncode == -signal.SIGKILL
     written = list(out.glob("[!.]*.png"))
-    assert 10 <= len(written) < 120
+    assert 10 <= len(written) <= 22
     for path in written:
         Image.open(path).load()
     summary = run([folder], out, Segmenter(head_in, size=64), binary=0.5)
-    assert 5 <= summary.skipped < 60
+    assert 5 <= summary.skipped <= 11
     assert summary == Summary(predicted=60 - summary.skipped, skipped=summary.skipped)
     assert len(list(out.glob("[!.]*.png"))) == 120
     assert all(record["error"] is None for record in records(out).values())
@@ -340,16 +322,18 @@ def test_two_processes_share_the_work(photos_in, head_in, tmp_path):
         picture(photos_in / f"more{index}.png", seed=index)
     command = [sys.executable, "-m", "selfment", "predict", str(photos_in), "--size", "64"]
     command += ["--head", str(head_in), "--out", str(out), "--threads", "1"]
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    said = [process.communicate(timeout=60)[1] for process in started]
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                processes.started(
+                    command,
+                    env={**os.environ, "RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank},
+                    stderr=subprocess.PIPE,
+                )
+            )
+            for rank in ("0", "1")
+        ]
+        said = [process.communicate(timeout=processes.LIMIT)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert "4 segmented, 0 already done, 0 failed" in said[0]
     assert "3 segmented, 0 already done, 0 failed" in said[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import processes
 from selfment import PseudoLabeler
 from selfment.images import find_images
 from selfment.labeling import label_images
@@ -44,41 +46,66 @@ def environment(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "HOME": str(tmp_path / "home"), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
+# Put before the end of the script: once so many records are there, workers wait within a block
+# until the gate is open and so many of them have been there.
+GATE = """
+import time
+
+_call = BlockLabeler.__call__
+
+def _gated(self, batch):
+    gate = Path({gate!r})
+    (gate / f"worker-{{os.getpid()}}").touch()
+    while len(list(Path({out!r}).glob("records/*.parquet"))) >= {records} and not (
+        (gate / "open").exists() and len(list(gate.glob("worker-*"))) >= {workers}
+    ):
+        time.sleep(0.01)
+    return _call(self, batch)
+
+BlockLabeler.__call__ = _gated
+
+"""
+
+
 @pytest.fixture
-def start(environment: dict[str, str]) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    started: list[subprocess.Popen[str]] = []
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Starts the script; ``gate``: the records and workers for which others wait."""
+    with contextlib.ExitStack() as stack:
 
-    def run(folder: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-        command = [sys.executable, str(SCRIPT), str(folder), "--out", str(out), "--block", "1"]
-        process = subprocess.Popen(
-            [*command, "--size", str(SIZE), *options],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        return process
+        def run(
+            folder: Path, out: Path, *options: str, gate: tuple[int, int] | None = None
+        ) -> subprocess.Popen[str]:
+            script = SCRIPT
+            if gate is not None:
+                script = tmp_path / SCRIPT.name
+                end = 'if __name__ == "__main__":'
+                text = SCRIPT.read_text()
+                assert text.count(end) == 1
+                (tmp_path / "gate").mkdir()
+                places = {"gate": str(tmp_path / "gate"), "out": str(out)}
+                inserted = GATE.format(records=gate[0], workers=gate[1], **places)
+                script.write_text(text.replace(end, inserted + end))
+            command = [sys.executable, script, folder, "--out", out, "--block", "1"]
+            process = processes.started(
+                [*command, "--size", SIZE, *options],
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            return stack.enter_context(process)
 
-    yield run
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+        yield run
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    err = process.communicate(timeout=240)[1]
+    err = process.communicate(timeout=processes.LIMIT)[1]
     return process.returncode, err
 
 
-def wait_for_records(process: subprocess.Popen[str], out: Path, count: int) -> list[Path]:
-    end = time.monotonic() + 240
-    while len(found := list(out.glob("records/*.parquet"))) < count:
+def wait_for_records(process: subprocess.Popen[str], out: Path, count: int) -> None:
+    while len(list(out.glob("records/*.parquet"))) < count:
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end
         time.sleep(0.02)
-    return found
 
 
 def records(out: Path) -> list[dict]:
@@ -129,13 +156,15 @@ def test_ray_data_takes_a_pseudo_labeler(tmp_path, environment, monkeypatch):
 def test_a_killed_worker_and_a_broken_image_lose_nothing(start, tmp_path):
     folder, out = pictures(tmp_path / "in", 30), tmp_path / "out"
     (folder / "broken.png").write_bytes(b"not an image")
-    process = start(folder, out)
+    process = start(folder, out, gate=(3, 3))
     wait_for_records(process, out, 3)
-    before = records(out)
-    victim = int(before[0]["worker"].rpartition(":")[2])
+    while len(list(tmp_path.glob("gate/worker-*"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    victim = int(records(out)[0]["worker"].rpartition(":")[2])
     os.kill(victim, signal.SIGKILL)
+    (tmp_path / "gate/open").touch()
     code, err = finished(process)
-    assert 3 <= len(before) < 25, "too late to show anything"
     sentence = f"cannot read {folder}/broken.png: not an image that Pillow knows"
     assert (code, err.count(sentence)) == (1, 1), err
     assert "30 labelled, 0 already done, 1 failed" in err
@@ -153,11 +182,13 @@ def test_a_killed_worker_and_a_broken_image_lose_nothing(start, tmp_path):
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_a_killed_job_goes_on(start, tmp_path):
     folder, out = pictures(tmp_path / "in", 20), tmp_path / "out"
-    process = start(folder, out, "--format", "parquet")
+    process = start(folder, out, "--format", "parquet", gate=(2, 3))
     wait_for_records(process, out, 2)
+    started = processes.below(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(1)  # the workers follow their driver
+    while any(map(processes.is_at_work, started)):  # they follow their driver
+        time.sleep(0.02)
     there = list(out.glob("records/*.parquet"))
     assert 2 <= len(there) < 20
     there[0].write_bytes(there[0].read_bytes()[:-5])  # and a power failure

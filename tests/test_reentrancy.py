@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+import processes
 import selfment
+from callers import calling, run_at_once
 from cases import smooth
 
 GRID = (30, 31)
@@ -66,7 +66,6 @@ OPERATIONS: list[Callable[[Tensor], Any]] = [
 def test_eight_threads_over_all_operations() -> None:
     features = smooth(*GRID, 160)  # so much that threads share it
     expected = [values(operation(features)) for operation in OPERATIONS]
-    errors: list[str] = []
 
     def work(start: int) -> None:
         # torch.set_num_threads holds for the thread that calls it.
@@ -74,22 +73,17 @@ def test_eight_threads_over_all_operations() -> None:
         for turn in range(2 * len(OPERATIONS)):
             number = (start + turn) % len(OPERATIONS)
             found = values(OPERATIONS[number](features))
-            if not all(map(torch.equal, found, expected[number])):
-                errors.append(f"operation {number} in thread {start}")
+            same = all(map(torch.equal, found, expected[number]))
+            assert same, f"operation {number} in thread {start}"
 
-    threads = [threading.Thread(target=work, args=(start,)) for start in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    run_at_once(work, 8)
 
 
 @pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_works_in_loader_workers(method: str) -> None:
     expected = torch.stack([Labels()[index] for index in range(4)])
     loader = DataLoader(
-        Labels(), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=120
+        Labels(), batch_size=2, num_workers=2, multiprocessing_context=method, timeout=600
     )
     assert torch.equal(torch.cat(list(loader)), expected)
 
@@ -98,31 +92,18 @@ def test_works_in_loader_workers(method: str) -> None:
 def test_a_fork_while_other_threads_are_in_a_kernel() -> None:
     expected = torch.stack([Labels()[index] for index in range(4)])
     rows = smooth(60, 60, 256)
-    done = threading.Event()
-
-    def work() -> None:
-        while not done.is_set():
-            selfment.affinity(rows)
-
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    try:
+    with calling(lambda: selfment.affinity(rows), 3):
         for _ in range(3):
             loader = DataLoader(
-                Labels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=120
+                Labels(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=600
             )
             assert torch.equal(torch.cat(list(loader)), expected)
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
 
 
 # The threads call the kernels themselves: in operations of torch, which release the GIL as well, a
 # daemon thread can abort the process at its end, whoever calls them.
 AT_THE_END = """
-import sys, threading, time, torch, selfment
+import signal, threading, torch, selfment
 from selfment import _native
 n, d = 6400, 512
 rows = torch.rand(n, d)
@@ -132,7 +113,7 @@ native, code = _native.cpu(), _native.cpu().DTYPES.index("float32")
 of_rows = dict(features=rows.data_ptr(), dtype=code, batch=1, n=n, d=d, threads={threads})
 out = torch.empty({callers}, 8 * n, dtype=torch.float64)
 bits = torch.empty_like(graph.bits).expand({callers}, -1).contiguous()
-entered = threading.Barrier({callers} + 1)
+through = [threading.Event() for _ in range({callers})]
 
 def arguments(i):
     numbers = out[i].split(n)
@@ -152,16 +133,17 @@ def arguments(i):
         "weighted": of_graph(weighted),
     }}
 
-def work(call, given):
-    entered.wait()
+def work(call, given, once):
     while True:
         call(**given)
+        once.set()
 
 for i in range({callers}):
     call = native.affinity if "{call}" == "affinity" else native.fiedler
-    threading.Thread(target=work, args=(call, arguments(i)["{call}"]), daemon=True).start()
-entered.wait()
-time.sleep(0.3)
+    given = (call, arguments(i)["{call}"], through[i])
+    threading.Thread(target=work, args=given, daemon=True).start()
+for once in through:
+    once.wait()  # from here on nearly all of its time is the kernel's
 print("the main thread ends", flush=True)
 {last}
 """
@@ -171,9 +153,7 @@ CALLS = ("affinity", "fiedler", "weighted")
 
 def end(call: str, callers: int, threads: int, last: str = "") -> subprocess.CompletedProcess[str]:
     script = AT_THE_END.format(call=call, callers=callers, threads=threads, last=last)
-    return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-    )
+    return processes.run([sys.executable, "-c", script])
 
 
 @pytest.mark.parametrize(("callers", "threads"), [(1, 1), (3, 2)])
@@ -191,42 +171,38 @@ def test_an_error_at_the_end_while_daemon_threads_are_in_a_kernel() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends a signal")
-@pytest.mark.parametrize("last", ["selfment.affinity(torch.rand(25_600, 1024))", "time.sleep(60)"])
+@pytest.mark.parametrize("last", ["while True: selfment.affinity(rows)", "signal.pause()"])
 def test_ctrl_c_while_daemon_threads_are_in_a_kernel(last: str) -> None:
     script = AT_THE_END.format(call="affinity", callers=2, threads=2, last=last)
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with processes.started([sys.executable, "-c", script], **pipes) as process:
         assert process.stdout.readline() == "the main thread ends\n"
-        time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        assert process.stderr.read().splitlines()[-1] == "KeyboardInterrupt"
-        # Python ends by the signal itself.
-        assert process.wait(timeout=60) == -signal.SIGINT
+        err = process.communicate(timeout=processes.LIMIT)[1]
+    assert err.splitlines()[-1] == "KeyboardInterrupt"
+    # Python ends by the signal itself.
+    assert process.returncode == -signal.SIGINT
 
 
 # No grid is launched: the emulated device would be destroyed under it, as a real one is not.
 IN_A_CUDA_CALL_AT_THE_END = """
-import sys, threading, time
+import sys, threading
 sys.path.insert(0, {folder!r})
 import _cuda
-entered = threading.Barrier(4)
+through = [threading.Event() for _ in range(3)]
 
-def work():
-    entered.wait()
+def work(once):
     while True:
         try:
             _cuda.fiedler_scratch(1, 64, 1, False, {device})
         except RuntimeError as error:
             assert "invalid device ordinal" in str(error)
+        once.set()
 
-for _ in range(3):
-    threading.Thread(target=work, daemon=True).start()
-entered.wait()
-time.sleep(0.3)
+for once in through:
+    threading.Thread(target=work, args=(once,), daemon=True).start()
+for once in through:
+    once.wait()
 print("the main thread ends", flush=True)
 """
 
@@ -235,7 +211,5 @@ print("the main thread ends", flush=True)
 def test_daemon_threads_in_a_cuda_call_at_the_end(device: int, emulated: ModuleType) -> None:
     folder = str(Path(str(emulated.__file__)).parent)
     script = IN_A_CUDA_CALL_AT_THE_END.format(folder=folder, device=device)
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
-    )
+    run = processes.run([sys.executable, "-c", script])
     assert (run.returncode, run.stdout, run.stderr) == (0, "the main thread ends\n", "")

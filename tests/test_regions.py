@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import warnings
 from itertools import product
@@ -15,6 +14,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+import processes
 import selfment
 from cases import CASES, DEGENERATE, blocks, noise, smooth
 
@@ -293,5 +293,5 @@ def test_neither_import_nor_rotation_needs_scikit_learn() -> None:
         "assert callable(selfment.regions); "
         "assert 'sklearn' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = processes.run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import processes
+from selfment._suffixes import image_suffixes
 from selfment.evaluation import PROTOCOLS, Evaluator, ImageScores, Report, evaluate
-from selfment.images import SUFFIXES
 from selfment.report import to_html, write_html
 from test_cli import call
 from test_evaluation import pair, save
@@ -153,7 +154,7 @@ def test_errors(folders):
         to_html(report, gallery=-1)
     with pytest.raises(ValueError, match="`images` must be a folder that exists: got"):
         to_html(report, images=folders / "absent")
-    assert ".jpg" in SUFFIXES
+    assert ".jpg" in image_suffixes()
     save(folders / "images/a.bmp", np.zeros((4, 4), np.uint8))
     with pytest.raises(ValueError, match=r"`images` must hold one file of each stem: got a\.bmp"):
         to_html(report, images=folders / "images")
@@ -169,13 +170,14 @@ def test_command(capsys, folders):
 
 def browse(path, size: str = "1200,1000") -> tuple[str, str]:
     """The page after its scripts have run, and what the browser's console says."""
+    # --no-sandbox: as root, which CI may be, there is none. The rest keeps it off the network.
     options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+    quiet = ("background-networking", "component-update", "sync", "extensions", "breakpad")
+    options += (*(f"--disable-{name}" for name in quiet), "--no-first-run", "--dump-dom")
     logging = ("--enable-logging=stderr", "--v=0", f"--user-data-dir={path.parent / 'profile'}")
-    done = subprocess.run(
-        [BROWSER, *options, *logging, f"--window-size={size}", "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
+    done = processes.run(
+        [BROWSER, *options, *logging, f"--window-size={size}", path.as_uri()],
+        env={**os.environ, "HOME": str(path.parent)},  # it keeps certificates there
     )
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout, "\n".join(console)

@@ -195,6 +195,7 @@ def test_compile_compiles_backbone_and_head(monkeypatch):
         return function
 
     monkeypatch.setattr("torch.compile", fake)
+    monkeypatch.setattr("selfment.segmenter._check_compiler", lambda device: None)
     found = Segmenter(a_head(), "classic", 64, compile=True)(noise(20, 20))
     assert torch.equal(found, Segmenter(a_head(), "classic", 64)(noise(20, 20)))
     assert [part(torch.zeros(1, 3, 32, 32)).shape for part in compiled] == [(1, 2, 2)]
@@ -210,6 +211,10 @@ def test_from_pretrained_takes_folders_and_checkpoints(tmp_path):
         again = Segmenter.from_pretrained(name, size=64)
         assert again.backbone_name == "classic"
         assert torch.equal(again(noise(20, 30)), expected)
+    # The weights alone know their backbone by the configuration beside them.
+    again = Segmenter.from_pretrained(tmp_path / "head/model.safetensors", size=64)
+    assert again.backbone_name == "classic"
+    assert torch.equal(again(noise(20, 30)), expected)
     card = (tmp_path / "head/README.md").read_text()
     assert card.startswith("---\nlibrary_name: selfment\n")
     assert "`classic`" in card

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+import mortal
+import processes
 from heads import a_head
 from selfment import PseudoLabeler, Segmenter
 from selfment.head import HeadInfo, load_head, save_head
@@ -26,52 +28,17 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKI
 
 COUNT = 16
 
-# `python -m selfment`, which SIGKILL ends at the n-th call of a function, in the process of the
-# rank that is given or in any, unless torchrun has started it again.
-_MORTAL = """
-import functools, importlib, os, runpy, signal, sys, time
-
-where, nth, rank, pause, *sys.argv[1:] = sys.argv[1:]
-if where:
-    module, _, path = where.partition(":")
-    *owners, name = path.split(".")
-    owner = functools.reduce(getattr, owners, importlib.import_module(module))
-    original = getattr(owner, name)
-    calls = 0
-    mortal = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-    mine = rank in ("any", os.environ["RANK"])
-
-    @functools.wraps(original)
-    def counted(*arguments, **options):
-        global calls
-        calls += 1
-        if mortal and mine and calls == int(nth):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if mine:
-            time.sleep(float(pause))
-        return original(*arguments, **options)
-
-    setattr(owner, name, counted)
-runpy.run_module("selfment", run_name="__main__", alter_sys=True)
-"""
-
 
 def torchrun(
-    folder: Path, fault: tuple[str, int, str] | None, *arguments: object, pause: float = 0
+    folder: Path, fault: tuple[str, int, str] | None, *arguments: object
 ) -> subprocess.CompletedProcess[str]:
     """Two processes, started again once; ``fault``: function, number of the call, rank."""
-    script = folder / "mortal.py"
-    script.write_text(_MORTAL)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", "2", "--max-restarts", "1", str(script)]
-    where, nth, rank = fault or ("", 0, "none")
-    return subprocess.run(
-        [*launch, where, str(nth), rank, str(pause), *map(str, arguments), "--threads", "1"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    words: list[object] = [*arguments, "--threads", 1]
+    if fault is None:
+        return processes.torchrun(folder, "-m", "selfment", *words, restarts=1)
+    where, nth, rank = fault
+    words = mortal.command(folder, where, nth, *words, rank=rank)
+    return processes.torchrun(folder, *words, restarts=1)
 
 
 @pytest.fixture
@@ -144,13 +111,12 @@ def test_predictions_of_a_run_whose_process_was_killed(photos_in, tmp_path):
 
 
 def test_broken_images_do_not_end_the_other_process(photos_in, tmp_path):
-    """The second process has nothing else, and is ready long before the first."""
+    """The second process has nothing else, and is ready before the first."""
     for path in sorted(photos_in.iterdir())[1::2]:
         path.write_bytes(b"not an image")
     out = tmp_path / "out"
-    slow = ("selfment.labeler:PseudoLabeler.label_batch", 0, "0")
     command = ("label", photos_in, "--out", out, "--size", 96, "--batch", 1)
-    done = torchrun(tmp_path, slow, *command, pause=0.5)
+    done = torchrun(tmp_path, None, *command)
     assert done.returncode == 1
     assert len(list(out.glob("*.png"))) == COUNT // 2
     rows = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
@@ -160,20 +126,15 @@ def test_broken_images_do_not_end_the_other_process(photos_in, tmp_path):
 
 def test_sigterm_ends_a_run_in_good_order(photos_in, tmp_path):
     out = tmp_path / "out"
-    script = tmp_path / "slow.py"
-    script.write_text(_MORTAL)
-    slow = ("selfment.labeler:PseudoLabeler.label_batch", "0", "any", "0.2")
-    command = ("label", str(photos_in), "--out", str(out), "--size", "96", "--batch", "1")
-    with subprocess.Popen(
-        [sys.executable, str(script), *slow, *command],
-        env={**os.environ, "TORCHELASTIC_RESTART_COUNT": "0", "RANK": "0"},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    where = "selfment.labeler:PseudoLabeler.label_batch"
+    arguments = ("label", photos_in, "--out", out, "--size", 96, "--batch", 1)
+    command = mortal.command(tmp_path, where, 6, *arguments, what="waits")
+    with processes.started([sys.executable, *command], stderr=subprocess.PIPE) as process:
         while not list(out.glob("*.png")):
             assert process.poll() is None
+            time.sleep(0.01)
         process.terminate()
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=processes.LIMIT)[1]
     assert process.returncode == 130
     assert err.endswith("selfment label: interrupted; what was done is kept\n")
     rows = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import mortal
+import processes
 from cases import object_on_ground
 from selfment import PatchHead, PseudoLabeler
 from selfment._cache import TensorCache
@@ -106,7 +105,7 @@ def test_a_run_and_its_files(folder: Path, tmp_path: Path) -> None:
     assert (head.dim, info.backbone, info.size, info.features) == (384, "classic", 96, "tokens")
     rows = steps(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1, 19))
-    assert {row["image"] for row in rows[:6]} == {str(p) for p in folder.iterdir()}
+    assert {row["image"] for row in rows[:6]} == {p.name for p in folder.iterdir()}
     assert all(np.isfinite(row["total"]) for row in rows)
     assert sum(row["total"] for row in rows[-6:]) < sum(row["total"] for row in rows[:6])
     settings = json.loads((tmp_path / "run/settings.json").read_text())
@@ -389,65 +388,47 @@ def test_a_cache_that_takes_nothing(
     assert not list((tmp_path / "run").glob("cache/*/*"))
 
 
-def command(folder: Path, out: Path, *options: str) -> list[str]:
-    base = [sys.executable, "-m", "selfment", "train", str(folder), "--out", str(out)]
-    return [*base, "--size", "96", "--batch", "1", "--threads", "1", *options]
-
-
-def killed_when(condition, arguments: list[str]) -> None:
-    """Starts a run and kills it, not to be caught, once the condition holds."""
-    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def words(folder: Path, out: Path, *options: str) -> list[str]:
+    return [
+        *("train", str(folder), "--out", str(out)),
+        *("--size", "96", "--batch", "1", "--threads", "1", *options),
+    ]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_killed_runs_go_on(tmp_path: Path) -> None:
     photos = pictures(tmp_path / "photos", 40)
     out = tmp_path / "run"
-    options = ("--epochs", "6")
+    arguments = words(photos, out, "--epochs", "6")
     cached = lambda: len(list(out.glob("cache/*/*.safetensors")))  # noqa: E731
-    killed_when(lambda: cached() >= 10, command(photos, out, *options))
+
+    def killed_at(where: str, nth: int) -> None:
+        command = [sys.executable, *mortal.command(tmp_path, where, nth, *arguments)]
+        assert processes.run(command).returncode == -signal.SIGKILL
+
+    killed_at("selfment._cache:write_atomically", 11)
     before = {p: p.stat().st_mtime_ns for p in out.glob("cache/*/*.safetensors")}
-    assert len(before) >= 10
-    killed_when(lambda: (out / "epoch-002.pt").exists(), command(photos, out, *options))
+    assert len(before) == 10
+    killed_at("selfment.training:_Run.save", 3)
+    assert (out / "epoch-002.pt").exists()
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert cached() == 80
-    done = subprocess.run(
-        command(photos, out, *options, "--resume"), capture_output=True, text=True, check=True
-    )
+    done = processes.run(mortal.alone(*arguments, "--resume"), check=True)
     assert "trained on 40 images, 0 failed" in done.stderr
     whole = tmp_path / "whole"
-    subprocess.run(
-        command(photos, whole, *options, "--cache", str(out / "cache")),
-        capture_output=True,
-        check=True,
-    )
+    again = words(photos, whole, "--epochs", "6", "--cache", str(out / "cache"))
+    processes.run(mortal.alone(*again), check=True)
     assert equal(out, whole)
     assert [row["step"] for row in steps(out)] == list(range(1, 241))
-
-
-def torchrun(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    """Two processes on this machine, on a port that is free."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    launch += ["--nproc-per-node", "2"]
-    return subprocess.run(
-        [*launch, *arguments[1:]],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def test_two_processes_and_a_bad_image(tmp_path: Path) -> None:
     """The last image, which the second process reads, is broken; the first tells."""
     photos = pictures(tmp_path / "photos", 4)
     (photos / "03.png").write_bytes(b"not an image")
-    done = torchrun(command(photos, tmp_path / "run", "--epochs", "1"))
+    done = processes.torchrun(
+        tmp_path, "-m", "selfment", *words(photos, tmp_path / "run", "--epochs", "1")
+    )
     assert done.returncode == 1
     assert done.stderr.count("trained on 3 images, 1 failed, 2 steps; the head is") == 1
     assert len(steps(tmp_path / "run")) == 2
@@ -456,7 +437,12 @@ def test_two_processes_and_a_bad_image(tmp_path: Path) -> None:
 
 def test_two_processes(folder: Path, tmp_path: Path) -> None:
     """Each takes half of the images and of the steps; the gradients are means."""
-    done = torchrun(command(folder, tmp_path / "run", "--epochs", "2", "--lr", "0.01"))
+    done = processes.torchrun(
+        tmp_path,
+        "-m",
+        "selfment",
+        *words(folder, tmp_path / "run", "--epochs", "2", "--lr", "0.01"),
+    )
     assert done.returncode == 0, done.stderr
     rows = steps(tmp_path / "run")
     assert len(rows) == 6

@@ -175,7 +175,8 @@ class Solver {
         certain = certain && entries[i].certain();
       }
       if (certain || index == most - 1) break;
-      multiply(columns.back().data(), next.data(), 1);
+      if (index == 0) multiply_first(next.data());
+      else multiply(columns.back().data(), next.data(), 1);
     }
     const bool ended = !certain && static_cast<int64_t>(columns.size()) < most;
     for (size_t i = 0; i < pairs.size(); ++i)
@@ -244,6 +245,18 @@ class Solver {
     product_.apply(scaled_.data(), out, columns);
     for (int64_t c = 0; c < columns; ++c)
       for (int64_t i = 0; i < n_; ++i) out[c * n_ + i] *= scale_[i];
+  }
+
+  // out = M e_1: of a binary graph it is read off the bits.
+  void multiply_first(double* out) {
+    const Graph& graph = product_.graph();
+    if (graph.weights != nullptr) {
+      std::vector<double> first(n_);
+      first[0] = 1;
+      return multiply(first.data(), out, 1);
+    }
+    for (int64_t i = 0; i < n_; ++i)
+      out[i] = scale_[0] * scale_[i] * ((graph.bits[i] & 1) != 0 ? 1 : graph.eps);
   }
 
   void project(double* v) const {

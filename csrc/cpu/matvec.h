@@ -16,6 +16,8 @@ class GraphProduct {
   // vector's result depends neither on the threads nor on the other vectors.
   void apply(const double* x, double* y, int64_t columns = 1);
 
+  const Graph& graph() const { return graph_; }
+
  private:
   void apply_bits(double* y);
   void apply_weights(double* y, int64_t columns);

@@ -443,7 +443,14 @@ class Solver {
       own_rows([=](int64_t i) { v[i] = i == 0 ? 1 : 0; });
       return true;
     }
-    multiply_by_graph(basis(j - 1), v);
+    if (j == 1 && graph_.weights == nullptr) {  // the first column of M is read off the bits
+      const double* scale = this->scale();
+      own_rows([=](int64_t i) {
+        v[i] = scale[0] * scale[i] * ((graph_.bits[i - graph_.base] & 1) != 0 ? 1 : graph_.eps);
+      });
+    } else {
+      multiply_by_graph(basis(j - 1), v);
+    }
     for (int pass = 0; pass < 2; ++pass) project(v, 0, j);
     const double norm = sqrt(dot(v, v));
     if (norm <= kBreakdown) return false;

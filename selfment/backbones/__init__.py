@@ -8,18 +8,22 @@ from typing import Any
 import torch
 
 from .._params import choice
+from .._torch_state import as_device, loading
 from .base import Attended, Backbone, WeightsError
 from .classic import Classic
+from .position_embeddings import POSITIONS, resampling
 
 __all__ = [
     "DTYPES",
     "FEATURES",
+    "POSITIONS",
     "Attended",
     "Backbone",
     "WeightsError",
     "as_dtype",
     "backbone_class",
     "load_backbone",
+    "resampling",
 ]
 
 FEATURES = ("tokens", "keys")
@@ -32,27 +36,46 @@ def load_backbone(
     features: str = "tokens",
     weights: str | os.PathLike[str] | None = None,
     dtype: str | torch.dtype | None = None,
+    positions: str = "authors",
     device: str | torch.device = "cpu",
 ) -> Backbone:
     """The backbone ``name`` on ``device``: ``"classic"`` or the name of a ViT in timm.
 
     ``features``: the final normalised patch tokens, or the keys of the last attention block.
-    ``weights``: a checkpoint file instead of timm's download. ``dtype``: autocast to ``float16`` or
-    ``bfloat16``; None and ``float32`` do not. Raises ``ValueError`` for a wrong argument and
-    :class:`WeightsError` when the weights cannot be had or do not fit.
+    ``weights``: a checkpoint file, or a folder of the Hugging Face hub, instead of timm's download.
+    ``dtype``: autocast to ``float16`` or ``bfloat16``; None and ``float32`` do not. ``positions``:
+    resample position embeddings as the model's ``"authors"`` do, or as ``"timm"`` does; see
+    :mod:`selfment.backbones.position_embeddings`.
+
+    The caller's default dtype, default device and autocast change neither the backbone nor its
+    features. ``torch.set_float32_matmul_precision`` does hold: it says how exact products of
+    float32 matrices are. Raises ``ValueError`` for a wrong argument and :class:`WeightsError` when
+    the weights cannot be had or do not fit.
     """
     choice("features", features, FEATURES)
+    choice("positions", positions, POSITIONS)
     autocast = as_dtype(dtype)
+    where = as_device(device)
     if name == "classic":
         given: dict[str, Any] = {"weights": weights, "dtype": autocast}
         wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
         wrong += [f"features={features!r}"] if features != "tokens" else []
+        wrong += [f"positions={positions!r}"] if positions != "authors" else []
         if wrong:
             raise ValueError(f"the backbone 'classic' has no such option: got {', '.join(wrong)}")
-        return Classic(device)
+        with loading():
+            return Classic(where)
     from .timm_vit import TimmViT  # timm takes seconds to import
 
-    return TimmViT(name, features=features, weights=weights, dtype=autocast, device=device)
+    with loading():
+        return TimmViT(
+            name,
+            features=features,
+            weights=weights,
+            dtype=autocast,
+            positions=positions,
+            device=where,
+        )
 
 
 def backbone_class(name: str) -> type[Backbone]:

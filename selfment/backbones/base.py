@@ -90,14 +90,16 @@ class Backbone(ABC):
         return functional.pad(pixels, padding, mode="replicate"), (height, width)
 
     def _standardised(self, pixels: Tensor) -> Tensor:
-        mean, std = (torch.tensor(stat)[:, None, None] for stat in (self.mean, self.std))
+        mean, std = (_of_colours(stat) for stat in (self.mean, self.std))
         return pixels.sub_(mean).div_(std)
 
     @abstractmethod
     def __call__(self, batch: Tensor) -> Tensor:
         """(B, N, d) float32 features of a (B, 3, H, W) float32 batch, on the backbone's device.
 
-        The batch may lie on any device. Patches run row by row over ``grid(H, W)``.
+        The batch may lie on any device. Patches run row by row over ``grid(H, W)``. Threads that
+        share a labeler or a segmenter call this at the same time: nothing of a call may be kept in
+        an attribute.
         """
 
     def attend(self, batch: Tensor) -> Attended:
@@ -106,6 +108,11 @@ class Backbone(ABC):
         One pass. Raises ``ValueError`` for a backbone that does not ``attends``.
         """
         raise ValueError(f"the backbone must be a ViT with a CLS token: got {self.name!r}")
+
+
+def _of_colours(stat: tuple[float, float, float]) -> Tensor:
+    """(3, 1, 1) float32 on the CPU, whatever torch's default dtype and device are."""
+    return torch.tensor(stat, dtype=torch.float32, device="cpu")[:, None, None]
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .._torch_state import as_documented
 from .base import Backbone
 
 _BINS = 8  # gradient directions, of the double angle: an edge and its reverse are one
@@ -54,16 +55,17 @@ class Classic(Backbone):
         phase = stream.uniform(0, 2 * math.pi, self.dim)
         self._projection = torch.tensor(projection, dtype=torch.float32, device=self.device)
         self._phase = torch.tensor(phase, dtype=torch.float32, device=self.device)
-        angle = torch.arange(_BINS, device=self.device) * (2 * math.pi / _BINS)
+        angle = torch.arange(_BINS, dtype=torch.float32, device=self.device) * (2 * math.pi / _BINS)
         self._directions = torch.stack([angle.cos(), angle.sin()], dim=1)
-        self._xyz = torch.tensor(_XYZ, device=self.device)
+        self._xyz = torch.tensor(_XYZ, dtype=torch.float32, device=self.device)
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         """(B, N, 384) float32 of a (B, 3, H, W) batch of sRGB values in [0, 1]."""
         self.grid(*batch.shape[-2:])
         # One image at a time: the shapes, and so the rounding, do not depend on the batch.
-        return torch.stack([self._features(image[None]) for image in batch.to(self.device)])
+        with as_documented(self.device):
+            return torch.stack([self._features(image[None]) for image in batch.to(self.device)])
 
     def _features(self, image: Tensor) -> Tensor:
         colour = self._lab(functional.avg_pool2d(image, 4))

@@ -16,9 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .base import Attended, Backbone, WeightsError, check_memory
-
-_MODULES = ("vision_transformer", "deit", "eva")
+from .._torch_state import as_documented
+from . import fitting
+from .base import Attended, Backbone, WeightsError
+from .checkpoints import read_config, read_vit
+from .keys import with_keys
+from .names import timm_name
+from .position_embeddings import resampling, use_scaled
 
 
 class TimmViT(Backbone):
@@ -31,6 +35,7 @@ class TimmViT(Backbone):
         features: str = "tokens",
         weights: str | os.PathLike[str] | None = None,
         dtype: torch.dtype | None = None,
+        positions: str = "authors",
         device: str | torch.device = "cpu",
     ) -> None:
         """See :func:`selfment.backbones.load_backbone`; ``dtype`` None computes in float32."""
@@ -40,6 +45,8 @@ class TimmViT(Backbone):
         self.dtype = dtype
         model = _download(name) if weights is None else _from_file(name, os.fspath(weights))
         _check_kind(name, model)
+        if resampling(name, positions) == "scaled":
+            use_scaled(model)
         self.model = model.eval().requires_grad_(False).to(self.device)
         self.mean, self.std = (self.model.pretrained_cfg[stat] for stat in ("mean", "std"))
         self.patch_size = self.model.patch_embed.patch_size[0]
@@ -48,16 +55,19 @@ class TimmViT(Backbone):
         self.attends = self.model.cls_token is not None and _is_plain(attention)
         if self.attends:
             attention.fused_attn = True  # whatever TIMM_FUSED_ATTN says: see _LastAttention
-        self._key_input: Tensor | None = None
-        self._keys: tuple[Tensor, Tensor | None] | None = None
-        if features == "keys":
-            self._keys = _key_projection(name, attention)
-            self.dim = self._keys[0].shape[0]
-            attention.register_forward_pre_hook(self._keep_input)
+        self._by_head = features == "keys"
+        self._featuring = self._attending = self.model
+        if self._by_head:
+            weight, bias = _key_projection(name, attention)
+            self.dim = weight.shape[0]
+            self._featuring = with_keys(name, self.model, weight, bias)
+            self._attending = with_keys(name, self.model, weight, bias, attends=True)
 
     def __call__(self, batch: Tensor) -> Tensor:
         """(B, N, d) float32 of a (B, 3, H, W) batch; prefix and register tokens are left out."""
-        patches: Tensor = self._tokens(batch)[:, self.model.num_prefix_tokens :].float()
+        patches: Tensor = self._tokens(self._featuring, batch)[
+            :, self.model.num_prefix_tokens :
+        ].float()
         return patches
 
     def attend(self, batch: Tensor) -> Attended:
@@ -65,29 +75,28 @@ class TimmViT(Backbone):
         if not self.attends:
             return super().attend(batch)
         with _LastAttention() as last:
-            tokens = self._tokens(batch)
+            tokens = self._tokens(self._attending, batch)
         first = self.model.num_prefix_tokens
         features, cls = tokens[:, first:].float(), tokens[:, 0].float()
-        by_head = self._keys is not None
-        return Attended(features, cls, last.of_cls()[..., first:], by_head)
+        with as_documented(self.device):
+            attention = last.of_cls()[..., first:]
+        return Attended(features, cls, attention, self._by_head)
 
     @torch.no_grad()
-    def _tokens(self, batch: Tensor) -> Tensor:
-        """(B, prefix + N, d) of all tokens, the CLS token first where there is one."""
-        self.grid(*batch.shape[-2:])
-        kind = self.device.type
-        with torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None):
-            # Models that pool before their norm keep it in `fc_norm`; the other of the two is void.
-            tokens = self.model.fc_norm(self.model.forward_features(batch.to(self.device)))
-            if self._keys is not None:
-                assert self._key_input is not None
-                tokens = functional.linear(self._key_input, *self._keys)
-                self._key_input = None
-        found: Tensor = tokens
-        return found
+    def _tokens(self, model: Any, batch: Tensor) -> Tensor:
+        """(B, prefix + N, d) of all tokens, the CLS token first where there is one.
 
-    def _keep_input(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self._key_input = args[0]
+        ``model``: the ViT, or a view of it that ends in keys.
+        """
+        self.grid(*batch.shape[-2:])
+        pixels, kind = batch.to(self.device), self.device.type
+        with (
+            as_documented(self.device),
+            torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
+        ):
+            # Models that pool before their norm keep it in `fc_norm`; the other of the two is void.
+            tokens: Tensor = model.fc_norm(model.forward_features(pixels))
+        return tokens
 
 
 class _LastAttention(TorchFunctionMode):
@@ -116,6 +125,12 @@ class _LastAttention(TorchFunctionMode):
 
 
 def _check_name(name: str) -> None:
+    known_as = timm_name(name)
+    if known_as is not None:
+        raise ValueError(
+            f"`backbone` must be 'classic' or the name of a timm ViT: got {name!r}, which timm "
+            f"calls {known_as}"
+        )
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_models(pretrained=True)]
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -124,7 +139,7 @@ def _check_name(name: str) -> None:
             f"`backbone` must be 'classic' or the name of a timm ViT: got {name!r}{hint}"
         )
     architecture, _, tag = name.partition(".")
-    if not timm.models.is_model_in_modules(architecture, _MODULES):
+    if not timm.models.is_model_in_modules(architecture, fitting.MODULES):
         raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
@@ -137,13 +152,18 @@ def _check_kind(name: str, model: Any) -> None:
         raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
 
 
-def _create(name: str, **kwargs: Any) -> Any:
-    return timm.create_model(name, pretrained=True, num_classes=0, dynamic_img_size=True, **kwargs)
-
-
 def _download(name: str) -> Any:
+    config: Any = timm.get_pretrained_cfg(name)
+    if config is None or not (config.hf_hub_id or config.url or config.file):
+        raise WeightsError(
+            f"timm has no weights of {name}: pass a checkpoint with --weights FILE, or use "
+            "--backbone classic, which needs none"
+        )
     try:
-        return _create(name)
+        if config.hf_hub_id:  # the files first: a model of 7 billion parameters takes minutes
+            file = config.hf_hub_filename
+            _fetch(config.hf_hub_id, [file] if file else ["model.safetensors", "pytorch_model.bin"])
+        return fitting.create(name, pretrained=True)
     except Exception as error:  # every release of the hub library raises errors of its own
         raise WeightsError(
             f"the weights of {name} cannot be downloaded ({type(error).__name__}): get online or "
@@ -152,39 +172,28 @@ def _download(name: str) -> Any:
         ) from error
 
 
-def _from_file(name: str, file: str) -> Any:
-    if not os.path.isfile(file):
-        raise WeightsError(
-            f"`weights` must be a checkpoint file of {name}: {file!r} does not exist"
-        )
+def _fetch(repository: str, names: list[str]) -> None:
+    """Gets the first file that there is into the cache of the Hugging Face hub, or raises."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    identity, _, revision = repository.partition("@")
     try:
-        # Said, because releases of timm differ: without it a pickle may run what it likes.
-        state = timm.models.load_state_dict(file, weights_only=True)
-    except Exception as error:  # torch, pickle, zip and safetensors each have errors of their own
-        raise WeightsError(
-            f"`weights` must be a checkpoint that torch or safetensors can read: {file!r} is not "
-            f"({type(error).__name__})"
-        ) from error
-    # A classifier would make timm load the rest without comparing names, so it goes first.
-    config: Any = timm.get_pretrained_cfg(name)
-    heads = config.classifier or ()
-    heads = (heads,) if isinstance(heads, str) else heads
-    prefixes = tuple(f"{head}." for head in heads)
-    state = {key: value for key, value in state.items() if not key.startswith(prefixes)}
-    source = {"state_dict": state, "num_classes": 0, "custom_load": False, "source": ""}
+        hf_hub_download(identity, names[0], revision=revision or None)
+    except EntryNotFoundError:  # also where it is not in the cache, and there is no network
+        if len(names) == 1:
+            raise
+        _fetch(repository, names[1:])
+
+
+def _from_file(name: str, path: str) -> Any:
+    state, config = read_vit(path, name), read_config(path)
     try:
-        check_memory(state)
-        model = _create(name, pretrained_cfg_overlay=source)
+        return fitting.load(name, state, config)
     except Exception as error:  # timm's checkpoint filters meet any key and shape
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        detail = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
-        if len(detail) > 160:
-            detail = detail[:157] + "..."
         raise WeightsError(
-            f"`weights` must be a checkpoint of {name}: {file!r} does not fit ({detail})"
+            f"`weights` must be a checkpoint of {name}: {path!r} does not fit ({error})"
         ) from error
-    del model.pretrained_cfg["state_dict"]  # timm would keep this second copy of the weights
-    return model
 
 
 def _last_attention(model: Any) -> Any:

@@ -23,6 +23,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
+from .._arrays import as_array
 from . import _cut
 from ._cut import Array
 
@@ -99,7 +100,7 @@ def detect_box(
     if not principle_object:
         raise NotImplementedError("`principle_object` must be True, there is no other mode")
     grid = _cut.as_dims(dims, least=1)
-    side = np.asarray(bipartition)
+    side = as_array(bipartition, "bipartition")
     if side.shape != grid:
         raise ValueError(f"`bipartition` must be (h, w), here {grid}: got shape {side.shape}")
     if not 0 <= seed < side.size:

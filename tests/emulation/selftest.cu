@@ -1,8 +1,9 @@
 // Checks of the emulation: `selftest good` runs what must work; `selftest NAME` runs one kernel,
 // most of them wrong, and prints what comes of it.
+#include <sys/resource.h>
+
 #include <cstdlib>
 #include <cstring>
-#include <ctime>
 #include <string>
 #include <vector>
 
@@ -444,12 +445,17 @@ int main(int count, char** arguments) {
     std::printf("%d\n", device().shared_bytes);
     return 0;
   }
-  if (name == "rate") {
-    const int threads = 512, rounds = 4000;
-    const std::clock_t start = std::clock();
-    grid.run(barrier_kernel, 3, threads, 0, true, rounds);
-    const double taken = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
-    std::printf("%.1f million switches per second\n", 3e-6 * threads * rounds / taken);
+  if (name == "switches") {
+    // Seconds of the processor for six million switches, and of them those within the system.
+    const auto seconds = [](const timeval& time) { return time.tv_sec + 1e-6 * time.tv_usec; };
+    rusage before, after;
+    grid.run(barrier_kernel, 3, 512, 0, true, 1);  // the stacks are there from here on
+    getrusage(RUSAGE_SELF, &before);
+    grid.run(barrier_kernel, 3, 512, 0, true, 4000);
+    getrusage(RUSAGE_SELF, &after);
+    const double system = seconds(after.ru_stime) - seconds(before.ru_stime);
+    const double user = seconds(after.ru_utime) - seconds(before.ru_utime);
+    std::printf("%.6f %.6f\n", user + system, system);
     return 0;
   }
   for (const Wrong& wrong : wrongs) {

@@ -1,0 +1,134 @@
+"""Which files a search takes, by the ends of their names, and why it leaves out the others."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+from importlib.util import find_spec
+
+from PIL import Image, ImageFile
+
+#: File name endings, in lower case, of what is taken for a video.
+VIDEO_SUFFIXES = (
+    *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
+)
+
+# Plug-ins of Pillow, with what registers them, and the suffixes that they read.
+_PLUG_INS = {
+    "pillow_heif": ("register_heif_opener", "pillow-heif", (".heic", ".heif", ".hif")),
+    "pillow_jxl": (None, "pillow-jxl-plugin", (".jxl",)),
+}
+_RAW = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos"),
+    *(".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2", ".srf"),
+    *(".srw", ".x3f"),
+)
+# Pillow does not run PostScript here, and reads only the heads of MPEG videos.
+_NOT_READ = ("EPS", "MPEG")
+_TRANSPORT = (".m2ts", ".mts", ".ts")  # the last two are also those of TypeScript
+_PACKETS = ((0, 188), (4, 192))  # offset and distance of the first bytes of their packets
+_SYNC = 0x47
+
+
+@cache
+def register_plug_ins() -> None:
+    """Lets Pillow read what those of its plug-ins that are installed can read."""
+    Image.init()
+    for module, (register, _, _) in _PLUG_INS.items():
+        if find_spec(module) is None:
+            continue
+        try:
+            plug_in = importlib.import_module(module)
+            if register is not None:
+                getattr(plug_in, register)()
+        except Exception:  # a broken plug-in must not stop those who do not need it
+            continue
+
+
+def image_suffixes() -> frozenset[str]:
+    """The endings, in lower case, of the files that Pillow can decode with its plug-ins."""
+    register_plug_ins()
+    return frozenset(
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in _NOT_READ and not _is_stub(Image.OPEN[name][0])
+    )
+
+
+def is_taken(path: str, suffixes: Iterable[str]) -> bool:
+    """Whether a file that a search has met has one of the suffixes, and may be what that says."""
+    suffix = suffix_of(path)
+    return suffix in suffixes and (suffix not in _TRANSPORT or _is_transport_stream(path))
+
+
+def suffix_of(path: str) -> str:
+    """The ending of a file's name, in lower case."""
+    return os.path.splitext(path)[1].lower()
+
+
+def left_out(paths: Iterable[str], suffixes: Iterable[str]) -> str | None:
+    """A sentence on the files that a search has left out, by suffix and reason; None for none."""
+    counts = Counter(map(suffix_of, paths))
+    if not counts:
+        return None
+    total = sum(counts.values())
+    parts, others = [], Counter[str]()
+    for suffix, count in sorted(counts.items()):
+        why = _reason(suffix, suffixes)
+        if why is None:
+            others[suffix or "without a suffix"] += count
+        else:
+            parts.append(f"{count:,} {suffix} ({why})")
+    if others:
+        kinds = [kind for kind, _ in others.most_common(4)]
+        kinds += ["..."] if len(others) > 4 else []
+        parts.append(f"{others.total():,} of no kind that is read ({', '.join(kinds)})")
+    files = "file was" if total == 1 else "files were"
+    return f"{total:,} {files} left out: {', '.join(parts)}"
+
+
+def missing_reader(path: str | os.PathLike[str]) -> str | None:
+    """What a file of this name, or only its suffix, needs to be read; None where nothing helps."""
+    suffix = suffix_of("x" + os.path.basename(path))
+    for _, project, read in _PLUG_INS.values():
+        if suffix in read:
+            return f"no reader is installed: pip install {project}"
+    if suffix in _RAW:
+        return "raw data of a camera, to be developed first, as to TIFF"
+    return None
+
+
+def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
+    """Why a file that looks like a picture was left out; None for one that does not."""
+    if suffix in suffixes:
+        return "not what the suffix says"
+    missing = missing_reader(suffix)
+    if missing is not None:
+        return missing
+    if suffix in VIDEO_SUFFIXES and suffix not in (".ts", ".mts"):
+        return "a video, which only selfment predict takes"
+    if suffix in (".eps", ".ps"):
+        return "PostScript is a program, which is not run"
+    return None
+
+
+def _is_stub(factory: object) -> bool:
+    """Whether Pillow knows a format only by name: it takes another program to decode it."""
+    return isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+
+
+def _is_transport_stream(path: str) -> bool:
+    """Whether a file begins with two packets of an MPEG transport stream."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_PACKETS[-1][0] + _PACKETS[-1][1] + 1)
+    except OSError:
+        return True  # what is wrong with it is said when it is opened
+    return any(
+        len(head) > start + step and head[start] == head[start + step] == _SYNC
+        for start, step in _PACKETS
+    )

@@ -1,0 +1,81 @@
+"""How a ViT's learned position embeddings are resampled to the patch grid of an input.
+
+timm resamples all of them to the size, bicubic and antialiased. The authors of DINO and of DINOv2
+without registers resample by scale factors and without antialiasing, so that the same weights give
+other features at every size but that of the training. DINOv2 with registers is resampled as timm
+does it; DINOv3 has rotary embeddings and nothing to resample.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+#: Whose resampling is used: that of the model's authors, by the family in its name, or timm's.
+POSITIONS = ("authors", "timm")
+
+# Of vit_small_patch8_224 there are no weights but DINO's.
+_SCALED = re.compile(
+    r"vit_small_patch8_224|vit_[a-z0-9]+_patch\d+_224\.dino|vit_[a-z0-9]+_patch14_dinov2(\..+)?"
+)
+_OFFSET = 0.1  # in patches: keeps the product of size and scale from falling below the grid
+
+
+def resampling(name: str, positions: str) -> str | None:
+    """What ``positions`` means for the backbone ``name``, as settings and records say it.
+
+    Args:
+        name: ``"classic"`` or a name in timm, whose tag may say the family, as in
+            ``vit_small_patch16_224.dino``.
+        positions: one of ``POSITIONS``.
+
+    Returns:
+        ``"scaled"`` for :func:`scaled`, ``"timm"``, or None for a backbone that has no position
+        embeddings.
+    """
+    if name == "classic" or "_dinov3" in name:
+        return None
+    return "scaled" if positions == "authors" and _SCALED.fullmatch(name) else "timm"
+
+
+def scaled(embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Position embeddings of DINO, and of DINOv2 without registers, at another patch grid.
+
+    Bicubic and without antialiasing. The coordinates follow from the scale factors
+    ((h + 0.1) / s, (w + 0.1) / s), not from the ratio of the sizes.
+
+    Args:
+        embeddings: (1, 1 + s * s, d), of the CLS token and of a square grid.
+        grid: the patch grid (h, w).
+
+    Returns:
+        (1, 1 + h * w, d) in the dtype of ``embeddings``, which itself is returned at the grid
+        (s, s).
+    """
+    h, w = grid
+    side = math.isqrt(embeddings.shape[1] - 1)
+    if (h, w) == (side, side):
+        return embeddings
+    patches = embeddings[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    factors = ((h + _OFFSET) / side, (w + _OFFSET) / side)
+    patches = functional.interpolate(patches, scale_factor=factors, mode="bicubic")
+    rows = patches.flatten(2).transpose(1, 2).to(embeddings.dtype)
+    return torch.cat([embeddings[:, :1], rows], dim=1)
+
+
+def use_scaled(model: Any) -> None:
+    """Lets a timm ``VisionTransformer`` with one CLS token resample by :func:`scaled`."""
+
+    def add_positions(patches: Tensor) -> Tensor:
+        """(B, 1 + h * w, d) of the (B, h, w, d) that ``patch_embed`` returns."""
+        batch, h, w, _ = patches.shape
+        tokens = torch.cat([model.cls_token.expand(batch, -1, -1), patches.flatten(1, 2)], dim=1)
+        placed: Tensor = model.pos_drop(tokens + scaled(model.pos_embed, (h, w)))
+        return placed
+
+    model._pos_embed = add_positions

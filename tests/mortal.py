@@ -1,0 +1,57 @@
+"""`selfment` commands that are killed, or wait, at a certain call of a function of the package."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# `python -m selfment`, to which something happens at the n-th call of a function, in the process of
+# the rank that is given or in any, unless torchrun has started it again.
+_SCRIPT = """
+import functools, importlib, os, runpy, signal, sys, time
+
+where, nth, rank, what, *sys.argv[1:] = sys.argv[1:]
+module, _, path = where.partition(":")
+*owners, name = path.split(".")
+owner = functools.reduce(getattr, owners, importlib.import_module(module))
+original = getattr(owner, name)
+calls = 0
+first = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
+mine = first and rank in ("any", os.environ.get("RANK", "0"))
+
+@functools.wraps(original)
+def counted(*arguments, **options):
+    global calls
+    calls += 1
+    if mine and what == "dies" and calls == int(nth):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if mine and what == "waits" and calls >= int(nth):
+        time.sleep(10**6)
+    return original(*arguments, **options)
+
+setattr(owner, name, counted)
+runpy.run_module("selfment", run_name="__main__", alter_sys=True)
+"""
+
+
+def command(
+    folder: Path, where: str, nth: int, *arguments: object, rank: str = "any", what: str = "dies"
+) -> list[str]:
+    """The words of a command, without the interpreter.
+
+    Args:
+        folder: Where the script is written to.
+        where: The function, as "module:Class.method".
+        nth: The number of the call, from 1.
+        arguments: Those of ``selfment``.
+        rank: The process, or "any".
+        what: "dies", by SIGKILL; or "waits", until a signal comes, in this call and all later ones.
+    """
+    script = folder / "mortal.py"
+    script.write_text(_SCRIPT)
+    return [str(script), where, str(nth), rank, what, *map(str, arguments)]
+
+
+def alone(*arguments: object) -> list[str]:
+    """The words of an undisturbed command, with the interpreter."""
+    return [sys.executable, "-m", "selfment", *map(str, arguments)]

@@ -1,0 +1,80 @@
+"""ViTs with random weights, as the authors' checkpoints hold them, and their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from selfment.backbones import load_backbone
+
+timm = pytest.importorskip("timm")
+
+TINY, DINO, DINO8 = (
+    "vit_tiny_patch16_224",
+    "vit_small_patch16_224.dino",
+    "vit_small_patch8_224.dino",
+)
+DINOV2, REGISTERS = (f"vit_small_patch14_{kind}dinov2.lvd142m" for kind in ("", "reg4_"))
+DINOV3, DINOV3_BIAS = (f"vit_small_patch16_dinov3{kind}.lvd1689m" for kind in ("", "_qkvb"))
+DINOV3_GATED = "vit_small_plus_patch16_dinov3_qkvb.lvd1689m"
+
+State = dict[str, torch.Tensor]
+
+
+def random_state(name: str) -> State:
+    """Random weights with the keys of the authors' code."""
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    stream = torch.Generator().manual_seed(0)
+    state = {
+        key: torch.randn(value.shape, generator=stream) * (0.05 if value.ndim > 1 else 0.3)
+        for key, value in model.state_dict().items()
+    }
+    if "dinov3" in name:
+        return _of_dinov3(state)
+    if "dinov2" in name:
+        state["mask_token"] = torch.zeros(1, model.embed_dim)
+    if "reg_token" in state:
+        state["register_tokens"] = state.pop("reg_token")
+        cls = torch.randn(1, 1, model.embed_dim, generator=stream)
+        state["pos_embed"] = torch.cat([cls, state["pos_embed"]], dim=1)
+    return state
+
+
+def _of_dinov3(state: State) -> State:
+    """The authors' keys: biases of all three, in one, with a mask over those of the keys."""
+    names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
+    names |= {"fc1_g": "w1", "fc1_x": "w2"} | (
+        {"fc2": "w3"} if any("fc1_g" in k for k in state) else {}
+    )
+    found = {"mask_token": torch.zeros(1, 384)}
+    for key, value in state.items():
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        block, _, last = key.rpartition(".")
+        if last == "q_bias":
+            found[f"{block}.qkv.bias"] = torch.cat([value, value * 0, state[f"{block}.v_bias"]])
+        elif last != "v_bias":
+            found[key] = value
+        if key.endswith("qkv.weight"):
+            ones, zeros = torch.ones(384), torch.zeros(384)
+            found[f"{block}.bias_mask"] = torch.cat([ones, zeros, ones])
+            found.setdefault(f"{block}.bias", torch.zeros(3 * 384))
+    return found
+
+
+def save(state: Any, path: Path) -> Path:
+    torch.save(state, path)
+    return path
+
+
+def features(name: str, path: Path, patches: tuple[int, int] = (3, 5)) -> torch.Tensor:
+    backbone = load_backbone(name, weights=path)
+    side = [count * backbone.patch_size for count in patches]
+    return backbone(torch.randn(1, 3, *side, generator=torch.Generator().manual_seed(1)))
+
+
+def prefixed(state: State, prefix: str, **others: Any) -> dict[str, Any]:
+    return {f"{prefix}{key}": value for key, value in state.items()} | others
