@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from . import _tables
 from ._files import atomic_file
-from .evaluation import Report, by_stem, check_complete, evaluate, nfc
+from .evaluation import Report, by_stem, check_complete, evaluate, nfc, without_image
 from .images import ImageEntry
 from .labeler import PseudoLabeler
 from .labeling import label_images
@@ -119,7 +119,7 @@ def compare(
         labeler.share(first)
         labelers[method, init] = labeler
     _ = first.torch_device  # what is wrong with it is said first
-    _check_truths(images, by_stem(gt, "gt", gt_suffix), allow_missing)
+    _check_truths(images, gt, gt_suffix, allow_missing)
     reports = {}
     for variant, labeler in labelers.items():
         name = _tables.variant_name(variant)
@@ -137,12 +137,14 @@ def compare(
 
 
 def _check_truths(
-    images: Sequence[ImageEntry], truths: Mapping[str, Path], allow_missing: bool
+    images: Sequence[ImageEntry], gt: str | os.PathLike[str], gt_suffix: str, allow_missing: bool
 ) -> None:
     """Raises ``ValueError`` where the images could not be scored once they are labelled."""
+    truths = by_stem(gt, "gt", gt_suffix)
     stems = [nfc(entry.mask_name.removesuffix(".png")) for entry in images]
     if not allow_missing:
         missing = sorted(truths.keys() - set(stems))
+        missing = sorted(set(missing) - set(without_image(gt, missing)))
         extra = [stem for stem in stems if stem not in truths]
         check_complete(missing, extra, "images", "photograph")
     for stem in stems:

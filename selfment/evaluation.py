@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,6 +49,7 @@ from . import _tables
 from ._files import write_atomically
 from ._results import recorded_files
 from ._torch_state import SETTINGS
+from .datasets import find_masks, split_stray, stray_note
 from .images import ImageError, find_images
 from .maps import read_saliency, read_truth, saliency_of, truth_of
 from .metrics import Curves, accuracy, as_map, f_curves, iou, tokencut_curves
@@ -242,13 +243,19 @@ def evaluate(
     truth without a prediction, or a prediction without a ground truth, raises ``ValueError``.
     ``progress``: a bar on stderr.
 
-    A pair that cannot be read is in ``failed``. Raises ``ValueError`` also for folders that do not
-    exist or hold no images, two files where one is meant, no pair that matches, and no pair that
-    can be read, ``ChildProcessError`` where one of the processes is killed.
+    Published data sets have odd files, which are left out with a note: masks in JPEG beside one of
+    the same name in a format without losses, and, where the folders around ``gt`` are those of
+    :data:`selfment.datasets.KNOWN`, masks without an image.
+
+    A pair that cannot be read or scored is in ``failed``. Raises ``ValueError`` also for folders
+    that do not exist or hold no images, two files where one is meant, no pair that matches, and no
+    pair that can be read, ``ChildProcessError`` where one of the processes is killed.
     """
     params.number("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
     evaluator = Evaluator(protocol, metrics=metrics)
     pairs, missing, extra = match(pred, gt, suffix, gt_suffix)
+    lonely = without_image(gt, missing)
+    missing = [name for name in missing if name not in lonely]
     if not allow_missing:
         check_complete(missing, extra)
     failed = []
@@ -263,7 +270,28 @@ def evaluate(
         raise ValueError(f"no pair of files can be read: {failed[0]}")
     report = evaluator.report()
     report.missing, report.extra, report.failed = missing, extra, failed
+    if lonely:
+        report.notes.append(
+            "ground truth that its data set has no image for, left out: "
+            f"{_tables.counted(lonely, 'file')}"
+        )
+    stray = [p.name for files in _files(gt, "gt").values() for p in split_stray(files)[1]]
+    if stray:
+        report.notes.append(stray_note(stray))
     return report
+
+
+def without_image(gt: str | os.PathLike[str], missing: Sequence[str]) -> list[str]:
+    """Of the ground truths ``missing`` a prediction those that their data set has no image for.
+
+    As the two masks that DUTS-TE has more than images. Of a folder ``gt`` that is not that of a
+    published data set, there are none.
+    """
+    found = find_masks(gt) if missing else None
+    if found is None:
+        return []
+    images = {nfc(os.path.splitext(image.name)[0]) for image in found.images}
+    return [name for name in missing if name not in images]
 
 
 def check_complete(
@@ -327,14 +355,14 @@ def by_stem(folder: str | os.PathLike[str], name: str, suffix: str = "") -> dict
 
     Args:
         folder: where to search.
-        name: of the argument, in the errors.
+        name: of the argument, in the errors; of ``"gt"`` masks in JPEG beside others do not count.
         suffix: the end of the stems of those that count, which is taken off.
 
     Raises:
         ValueError: the folder does not exist, holds no such image, or two of one stem.
     """
     found = {
-        stem.removesuffix(suffix): _only(files, name)
+        stem.removesuffix(suffix): _only(split_stray(files)[0] if name == "gt" else files, name)
         for stem, files in _files(folder, name).items()
         if stem.endswith(suffix)
     }
@@ -459,6 +487,10 @@ def _scored(
             "`workers` must be 1 in a program that is read from standard input, which other "
             f"processes cannot import: got {workers}"
         )
+    if getattr(current_process(), "_inheriting", False):
+        # A script without the usual guard runs again in each process that it starts. The first one
+        # says so, in a sentence; more than that Python would say from here.
+        raise SystemExit(1)
     starts = range(0, len(pairs), _CHUNK)
     chunks = deque(pairs[start : start + _CHUNK] for start in starts)
     ordered: deque[Future[list[_Scored | str]]] = deque()
@@ -503,9 +535,12 @@ def _score_pair(pair: Pair, wanted: tuple[str, ...]) -> _Scored | str:
     try:
         saliency, notes = read_saliency(pair.prediction)
         truth, more = read_truth(pair.truth)
+        return _score(saliency, truth, wanted, [*notes, *more])
     except ImageError as error:
         return str(error)
-    return _score(saliency, truth, wanted, [*notes, *more])
+    except Exception as error:  # one pair that the libraries cannot score costs itself alone
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"cannot score {pair.prediction} against {pair.truth}: {reason}"
 
 
 def _score(saliency: Array, truth: Array, wanted: tuple[str, ...], notes: Sequence[str]) -> _Scored:
@@ -603,6 +638,8 @@ def _oddities(saliency: Array, truth: Array) -> list[str]:
         notes.append("ground truth looks inverted, foreground is most of it and of its border")
     if saliency.dtype == np.uint8 and saliency.max() == 1:
         notes.append("prediction of 0 and 1, of 255, taken as it is")
+    elif saliency.dtype == np.uint8 and 1 < saliency.max() < 26:
+        notes.append("prediction of less than a tenth of white, taken as it is")
     return notes
 
 

@@ -109,11 +109,11 @@ def _saliency(picture: Image.Image, notes: list[str]) -> Levels:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= white + (1e-6 if white == 1 else 0)):
         raise _UnclearError(
-            f"a saliency map of mode {picture.mode} must hold values from 0 to {white:g}: "
+            f"a saliency map of mode {picture.mode} must hold values from 0 to {white:.9g}: "
             f"got values from {low:.9g} to {high:.9g}"
         )
     if white > 1 and 0 < high <= 255:
-        notes.append(f"prediction of values up to {high:g} of {white:g}, taken as it is")
+        notes.append(f"prediction of values up to {high:.9g} of {white:.9g}, taken as it is")
     levels: Levels = np.rint(np.minimum(values / white, 1) * 255).astype(np.uint8)
     return levels
 
@@ -169,7 +169,7 @@ def _levels(values: npt.NDArray[Any], white: int, notes: list[str]) -> Levels:
     objects = found[found > 0]
     if len(objects) <= 1:
         if len(objects) and objects[0] != white:
-            notes.append(f"ground truth of 0 and {objects[0]:g}, scaled to 0 and 255")
+            notes.append(f"ground truth of 0 and {objects[0]:.9g}, scaled to 0 and 255")
         return _binary(values > 0)
     whole = bool((found == np.rint(found)).all())
     if white != 255 and whole and found[-1] == 255:
@@ -196,7 +196,7 @@ def _levels(values: npt.NDArray[Any], white: int, notes: list[str]) -> Levels:
             )
         return _numbers(values, notes)
     raise _UnclearError(
-        f"its largest value is {found[-1]:g} of 255, which is neither white nor the number of an "
+        f"its largest value is {found[-1]:.9g} of 255, which is neither white nor the number of an "
         "object: save the foreground as 255"
     )
 
@@ -213,7 +213,7 @@ def _numbers(values: npt.NDArray[Any], notes: list[str]) -> Levels:
     if len(objects):
         last = objects[-2] if void else objects[-1]
         notes.append(
-            f"ground truth of objects with numbers up to {last:g}, any but 0 counts as foreground"
+            f"ground truth of objects with numbers up to {last:.9g}, any but 0 counts as foreground"
         )
     if void:
         notes.append("pixels with the number 255, which belong to no class, count as background")

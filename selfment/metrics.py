@@ -27,7 +27,7 @@ THRESHOLDS: Floats = np.arange(255, dtype=np.float64) / 255  #: of the paper's F
 #: TokenCut's: multiples of 1 / 255 as floating point has them, which may miss k / 255 by a bit.
 TOKENCUT_THRESHOLDS: Floats = np.arange(255, dtype=np.float64) * (1 / 255)
 
-_ROUNDING = 1e-6  # by which interpolation may leave [0, 1]
+ROUNDING = 1e-6  #: by which interpolation may leave [0, 1]
 
 _LEVELS: Floats = np.arange(256, dtype=np.float64) / 255  # what the bytes mean
 
@@ -125,7 +125,7 @@ def as_map(value: Any, name: str) -> npt.NDArray[Any]:
         raise ValueError(f"`{name}` must be (H, W), not empty: got shape {shape}")
     if array.dtype.kind == "f":
         low, high = array.min(), array.max()
-        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # not a number fails, too
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # not a number fails, too
             raise ValueError(
                 f"`{name}` must lie in [0, 1]: got values from {low:.9g} to {high:.9g}"
             )

@@ -15,6 +15,7 @@ from . import _params as params
 from ._arrays import as_array
 from ._lattice import bilateral_grid, permutohedral_lattice
 from .images import ImageLike, load_image
+from .metrics import ROUNDING
 
 METHODS = ("bilateral", "guided", "crf")
 
@@ -237,7 +238,8 @@ def largest(mask: Bools) -> Bools:
 def as_mask(mask: Any) -> npt.NDArray[Any]:
     """``mask`` as an (h, w) array, bool or float64 in [0, 1].
 
-    Raises ``TypeError`` for a kind of tensor or array that is not dense, and ``ValueError``.
+    Values that leave [0, 1] by rounding alone are moved to its ends. Raises ``TypeError`` for a
+    kind of tensor or array that is not dense, and ``ValueError``.
     """
     values = as_array(mask, "mask")
     if values.ndim != 2 or values.size == 0:
@@ -247,9 +249,9 @@ def as_mask(mask: Any) -> npt.NDArray[Any]:
     if values.dtype.kind not in "fiu":
         raise ValueError(f"`mask` must be bool or numbers in [0, 1]: got {values.dtype}")
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= 1):
-        raise ValueError(f"`mask` must be in [0, 1]: got values from {low} to {high}")
-    return values.astype(np.float64)
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(f"`mask` must be in [0, 1]: got values from {low:.9g} to {high:.9g}")
+    return values.astype(np.float64).clip(0, 1)
 
 
 def check_method(method: str | None, options: Iterable[str] = ()) -> None:

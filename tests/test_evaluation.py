@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 from PIL import Image
 
 from cases import generator
-from selfment import evaluation
+from selfment import datasets, evaluation
 from selfment.evaluation import FORMATS, PROTOCOLS, Evaluator, evaluate, match
 from selfment.images import ImageError
 from selfment.maps import read_saliency
@@ -269,8 +272,8 @@ def test_kinds_of_predictions(tmp_path, names, suffix, taken, missing, extra):
         ),
         (
             ["a.png"],
-            ["a.png", "a.jpg"],
-            "`gt` must hold one file of each stem: got a.jpg and",
+            ["a.png", "a.bmp"],
+            "`gt` must hold one file of each stem: got a.bmp and",
         ),
         (
             ["a.png", "a_mask.png"],
@@ -397,6 +400,110 @@ def test_predictions_are_read_as_grey(tmp_path):
     np.testing.assert_array_equal(read_saliency(tmp_path / "bits.png")[0], 255 * (saliency > 127))
     with pytest.raises(ImageError, match=r"none\.png: no such file"):
         read_saliency(tmp_path / "none.png")
+
+
+def test_a_data_set_is_scored_as_it_is_downloaded(tmp_path, monkeypatch, capsys):
+    """DUTS-TR has masks in JPEG beside others, DUTS-TE more masks than images."""
+    known = {"DUTS-TE": replace(datasets.KNOWN["DUTS-TE"], count=2)}
+    monkeypatch.setattr(datasets, "KNOWN", known)
+    gt = tmp_path / "DUTS-TE" / "DUTS-TE-Mask"
+    for index, name in enumerate("abxy"):
+        saliency, truth = pair(index)
+        save(gt / f"{name}.png", truth)
+        if name in "ab":
+            save(tmp_path / f"DUTS-TE/DUTS-TE-Image/{name}.jpg", saliency)
+            save(tmp_path / f"pred/{name}.png", saliency)
+    save(gt / "a.jpg", pair(3)[0])
+    code, out, err = call(capsys, "eval", "--pred", tmp_path / "pred", "--gt", gt)
+    assert (code, out.splitlines()[0]) == (0, "protocol all, 2 images")
+    assert "Traceback" not in err
+    report = evaluate(tmp_path / "pred", gt, progress=False)
+    assert [image.truth.name for image in report.images] == ["a.png", "b.png"]
+    assert report.missing == []
+    for note in (
+        "ground truth that its data set has no image for, left out: 2 files (x, y)",
+        "1 mask in JPEG beside one of the same name without its losses, not used: a.jpg",
+    ):
+        assert note in report.notes
+        assert note in out
+    (tmp_path / "pred/b.png").unlink()  # which has an image
+    with pytest.raises(ValueError, match=r": 1 ground truth \(b\) without a prediction; to score"):
+        evaluate(tmp_path / "pred", gt, progress=False)
+    (tmp_path / "DUTS-TE/DUTS-TE-Image/b.jpg").unlink()  # and now the set is not whole
+    with pytest.raises(ValueError, match=r"3 ground truths \(b, x, y\) without a prediction"):
+        evaluate(tmp_path / "pred", gt, progress=False)
+
+
+def test_a_pair_that_cannot_be_scored_costs_itself_alone(capsys, folders, monkeypatch):
+    score = evaluation._score
+
+    def fail(saliency, truth, *rest):
+        if truth.shape == (40, 17):
+            raise ArithmeticError("as a library\nmay")
+        return score(saliency, truth, *rest)
+
+    monkeypatch.setattr(evaluation, "_score", fail)
+    pred, gt = folders
+    report = evaluate(pred, gt, progress=False)
+    assert len(report.images) == 5
+    prediction, truth = pred / "sub/1_saliency.png", gt / "sub/1.png"
+    assert report.failed == [f"cannot score {prediction} against {truth}: as a library may"]
+    code, _, err = call(capsys, "eval", "--pred", pred, "--gt", gt)
+    assert code == 1
+    assert f"selfment eval: {report.failed[0]}" in err
+
+
+@pytest.mark.parametrize("shapes", [((1, 1), (1, 1)), ((1, 40), (40, 1)), ((2, 3), (300, 1))])
+def test_tiny_pairs_are_scored(tmp_path, shapes):
+    for folder, shape in zip(("pred", "gt"), shapes, strict=True):
+        save(tmp_path / folder / "a.png", np.full(shape, 255, np.uint8))
+    report = evaluate(tmp_path / "pred", tmp_path / "gt", progress=False, protocol="paper")
+    assert report.scores["IoU"] == 1
+
+
+@pytest.mark.parametrize(("top", "noted"), [(2, True), (25, True), (26, False)])
+def test_predictions_far_below_white_are_noted(top, noted):
+    evaluator = Evaluator("paper")
+    saliency, truth = pair(0)
+    image = evaluator.update((saliency > 127) * np.uint8(top), truth)
+    assert ("prediction of less than a tenth of white, taken as it is" in image.notes) == noted
+
+
+def many(root):
+    for index in range(40):  # enough for two processes
+        saliency, truth = pair(0)
+        save(root / f"pred/{index}.png", saliency)
+        save(root / f"gt/{index}.png", truth)
+    return (
+        "from selfment.evaluation import evaluate\n"
+        f"found = evaluate({str(root / 'pred')!r}, {str(root / 'gt')!r}, workers=2, "
+        "progress=False, protocol='paper')\n"
+        "print(len(found.images))\n"
+    )
+
+
+def test_processes_need_a_program_that_can_be_read_again(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-"], input=many(tmp_path), capture_output=True, text=True, timeout=300
+    )
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.splitlines()[-1] == (
+        "ValueError: `workers` must be 1 in a program that is read from standard input, which "
+        "other processes cannot import: got 2"
+    )
+
+
+def test_a_script_without_a_guard_works_or_is_told_once(tmp_path):
+    (tmp_path / "script.py").write_text(many(tmp_path))
+    found = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=300
+    )
+    assert "bootstrapping" not in found.stderr
+    if found.returncode:  # the first process had not done all the work when the others ended
+        assert found.stderr.splitlines()[-1].startswith("ChildProcessError: a process of `workers`")
+        assert found.stdout == ""
+    else:
+        assert (found.stdout, found.stderr) == ("40\n", "")
 
 
 def test_broken_files_are_left_out(capsys, folders):

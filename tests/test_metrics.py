@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cases import generator
-from selfment.metrics import accuracy, f_curves, f_max, iou, tokencut_curves
+from selfment.metrics import accuracy, as_map, f_curves, f_max, iou, tokencut_curves
 
 
 def literal_f_max(saliency: Tensor, truth: Tensor) -> float:
@@ -146,3 +146,10 @@ def test_errors(saliency, truth, error, sentence) -> None:
     with pytest.raises(error) as raised:
         f_max(saliency, torch.ones(2, 2) if truth is None else truth)
     assert sentence in str(raised.value)
+
+
+def test_floats_may_leave_their_range_by_rounding():
+    values = np.array([[-2e-7, 0.5, 1.0000002]], np.float32)
+    assert as_map(values, "saliency").tolist() == [[0, 0.5, 1]]
+    with pytest.raises(ValueError, match=r"in \[0, 1\]: got values from 0 to 1\.00000203"):
+        as_map(np.array([[0, 1.000002]], np.float32), "saliency")

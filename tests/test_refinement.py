@@ -10,7 +10,7 @@ from PIL import Image
 
 from selfment import refine_mask
 from selfment._lattice import permutohedral_lattice
-from selfment.refinement import METHODS, bilateral_solver, dense_crf, guided_filter
+from selfment.refinement import METHODS, as_mask, bilateral_solver, dense_crf, guided_filter
 
 PATCH = 16
 
@@ -336,3 +336,10 @@ def test_masks_of_photos_one_patch_off_get_better(photos, method):
     if not before:
         pytest.skip("no masks beside the photographs")
     assert np.mean(after) > np.mean(before)
+
+
+def test_masks_may_leave_their_range_by_rounding():
+    mask = np.array([[-2e-7, 0.5, 1.0000002]], np.float32)
+    assert as_mask(mask).tolist() == [[0, 0.5, 1]]
+    with pytest.raises(ValueError, match=r"in \[0, 1\]: got values from 0 to 1\.00000203"):
+        as_mask(np.array([[0, 1.000002]], np.float32))

@@ -65,8 +65,8 @@ def eigs(
         K: pairs, the trivial one included, at most N.
         image_color_lambda: the weight of the colours, >= 0.
         image: (h, w, 3) colours of the patches, h * w = N, needed if the weight is > 0. Theirs are
-            ``np.array(image.resize((w, h), Image.BILINEAR)) / 255 / 255``, divided twice, so that
-            colours hardly count against positions.
+            ``np.array(image.resize((w, h), Image.BILINEAR)) / 255``, in [0, 1]. Before February
+            2023 they divided by 255 once more, so that colours hardly counted against positions.
 
     Returns:
         Eigenvalues (K,), ascending, and eigenvectors (K, N), both float32 on the CPU; row 0 is the

@@ -1,6 +1,7 @@
 """The pseudo-label function of Selfment's official code (You, Wu, Jiang, ECCV 2026).
 
-One line changes in its training and inference code, the import::
+Its training and inference code has no import that could be changed. There, this import takes the
+place of the function's own definition::
 
     from selfment.compat.selfment import unsupervised_saliency_labels
 """
