@@ -1,7 +1,8 @@
 """Drop-ins for TokenCut, MaskCut, Deep Spectral Segmentation and Selfment's own code.
 
-One line changes, the import; see :mod:`selfment.compat.tokencut`, :mod:`selfment.compat.maskcut`,
-:mod:`selfment.compat.dsm` and :mod:`selfment.compat.selfment`.
+One line changes, the import, which in Selfment's code takes the place of a function; see
+:mod:`selfment.compat.tokencut`, :mod:`selfment.compat.maskcut`, :mod:`selfment.compat.dsm` and
+:mod:`selfment.compat.selfment`.
 
 Results differ from theirs by rounding: they threshold float32 similarities, selfment float64 ones
 of rows rounded to float32. An eigenvector has the sign that ``scipy.linalg.eigh`` gives it, on
