@@ -100,7 +100,7 @@ class ImageModel:
             return None
         stats = [os.stat(file) for file in files]
         size, time = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        return [self.weights, size, time]
+        return [os.path.basename(self.weights), size, time]  # wherever it lies
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": None}
