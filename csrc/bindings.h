@@ -28,6 +28,8 @@ inline std::vector<Grid> as_grids(const Grids& sides) {
   return grids;
 }
 
+inline Sign as_sign(bool lapack) { return lapack ? Sign::kLapack : Sign::kPeak; }
+
 // Without the GIL as long as it lives.
 //
 // A daemon thread may want the GIL back when the interpreter has ended. Python up to 3.13 then ends

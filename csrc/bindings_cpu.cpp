@@ -13,7 +13,8 @@ namespace py = pybind11;
 
 namespace {
 
-using selfment::Address, selfment::as_grids, selfment::at, selfment::Grids, selfment::Released;
+using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Grids,
+    selfment::Released;
 
 // The weights of a batch of graphs, in weighted mode.
 struct Weights {
@@ -134,11 +135,11 @@ PYBIND11_MODULE(_cpu, m) {
          Address gaps, Address residuals, Address iterations, int threads) {
         run(threads, [&](const selfment::Context& context) {
           const auto views = graphs(bits, weights, batch, n, eps);
-          selfment::cpu::fiedler({views.data(), at<const double>(degrees), batch, k,
-                                  lapack_sign ? selfment::Sign::kLapack : selfment::Sign::kPeak,
-                                  at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
-                                  at<double>(residuals), at<int64_t>(iterations)},
-                                 context);
+          selfment::cpu::fiedler(
+              {views.data(), at<const double>(degrees), batch, k, as_sign(lapack_sign),
+               at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
+               at<double>(residuals), at<int64_t>(iterations)},
+              context);
         });
       },
       py::arg("bits"), py::arg("weights").none(true), py::arg("degrees"), py::arg("batch"),

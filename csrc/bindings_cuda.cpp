@@ -13,7 +13,8 @@ namespace py = pybind11;
 
 namespace {
 
-using selfment::Address, selfment::as_grids, selfment::at, selfment::Grids, selfment::Released;
+using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Grids,
+    selfment::Released;
 using selfment::Dtype;
 
 // Makes the device current, and at the end again the one that was so before.
@@ -113,10 +114,13 @@ PYBIND11_MODULE(_cuda, m) {
 
   m.def(
       "fiedler_scratch",
-      [](int64_t batch, int64_t n, int64_t k, bool weighted, int device) {
-        return run(device, [&] { return selfment::cuda::fiedler_scratch(batch, n, k, weighted); });
+      [](int64_t batch, int64_t n, int64_t k, bool weighted, bool lapack_sign, int device) {
+        return run(device, [&] {
+          return selfment::cuda::fiedler_scratch(batch, n, k, weighted, as_sign(lapack_sign));
+        });
       },
-      py::arg("batch"), py::arg("n"), py::arg("k"), py::arg("weighted"), py::arg("device"));
+      py::arg("batch"), py::arg("n"), py::arg("k"), py::arg("weighted"), py::arg("lapack_sign"),
+      py::arg("device"));
 
   m.def(
       "fiedler",
@@ -124,11 +128,11 @@ PYBIND11_MODULE(_cuda, m) {
          int64_t k, bool lapack_sign, Address eigenvalues, Address vectors, Address gaps,
          Address residuals, Address iterations, Address scratch, int device, Address stream) {
         run(device, [&] {
-          selfment::cuda::fiedler({graphs(bits, weights, batch, n, eps), at<const double>(degrees),
-                                   k, lapack_sign ? selfment::Sign::kLapack : selfment::Sign::kPeak,
-                                   at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
-                                   at<double>(residuals), at<int64_t>(iterations)},
-                                  {at<void>(scratch), at<void>(stream)});
+          selfment::cuda::fiedler(
+              {graphs(bits, weights, batch, n, eps), at<const double>(degrees), k,
+               as_sign(lapack_sign), at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
+               at<double>(residuals), at<int64_t>(iterations)},
+              {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("bits"), py::arg("weights"), py::arg("degrees"), py::arg("batch"), py::arg("n"),

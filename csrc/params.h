@@ -115,7 +115,7 @@ struct MatvecParams {
 enum class Sign : int { kPeak, kLapack };
 
 // Lanczos vectors that the sign of LAPACK is read from, at most.
-inline constexpr int64_t kSignVectors = 64;
+inline constexpr int64_t kSignVectors = 256;
 
 struct FiedlerParams {
   const Graph* graphs;    // (batch,), all of the same n
@@ -237,7 +237,7 @@ int64_t affinity_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
 void affinity(const AffinityParams&, const Context&);
 void paint(const PaintParams&, const Context&);
 void matvec(const MatvecParams&, const Context&);
-int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted);
+int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted, Sign sign);
 void fiedler(const FiedlerParams&, const Context&);
 int64_t components_scratch(int64_t batch, int64_t n, int64_t frames);
 void components(const ComponentsParams&, const Context&);

@@ -74,7 +74,7 @@ class _Cuda:
         """As many as the memory allows."""
         scratch = max(
             self.native.affinity_scratch(dtype, 1, n, d),
-            self.native.fiedler_scratch(1, n, 1, bool(weights), self.ordinal),
+            self.native.fiedler_scratch(1, n, 1, bool(weights), False, self.ordinal),
             self.native.components_scratch(1, n, 1),
             self.native.ipo_scratch(dtype, 1, n, d, self.ordinal),
         )
@@ -228,7 +228,7 @@ def fiedler(
     iterations = bits.new_empty(batch)
     twin.run(
         "fiedler",
-        (batch, n, k, weights is not None, twin.ordinal),
+        (batch, n, k, weights is not None, sign == "lapack", twin.ordinal),
         bits=bits,
         weights=weights,
         degrees=degree,

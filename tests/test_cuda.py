@@ -531,7 +531,7 @@ def test_memory_of_a_large_image(emulated: ModuleType) -> None:
     def peak(n: int, d: int) -> int:
         scratch = [
             emulated.affinity_scratch(dtype, 1, n, d),
-            emulated.fiedler_scratch(1, n, 1, False, 0),
+            emulated.fiedler_scratch(1, n, 1, False, True, 0),
             emulated.components_scratch(1, n, 1),
             emulated.ipo_scratch(dtype, 1, n, d, 0),
         ]
@@ -547,12 +547,12 @@ def test_the_current_device_stays(emulated: ModuleType) -> None:
     exchange = ctypes.CDLL(str(emulated.__file__)).selfment_exchange_device
     for current, wanted in ((1, 0), (0, 1), (1, 1)):
         exchange(current)
-        emulated.fiedler_scratch(1, 64, 1, False, wanted)
+        emulated.fiedler_scratch(1, 64, 1, False, False, wanted)
         assert exchange(current) == current
         with pytest.raises(RuntimeError, match="invalid device ordinal"):
-            emulated.fiedler_scratch(1, 64, 1, False, 7)
+            emulated.fiedler_scratch(1, 64, 1, False, False, 7)
         with pytest.raises(RuntimeError, match="needs more shared memory"):
-            emulated.fiedler_scratch(1, 10**6, 10**5, False, wanted)
+            emulated.fiedler_scratch(1, 10**6, 10**5, False, False, wanted)
         assert exchange(0) == current
 
 

@@ -194,7 +194,7 @@ through = [threading.Event() for _ in range(3)]
 def work(once):
     while True:
         try:
-            _cuda.fiedler_scratch(1, 64, 1, False, {device})
+            _cuda.fiedler_scratch(1, 64, 1, False, False, {device})
         except RuntimeError as error:
             assert "invalid device ordinal" in str(error)
         once.set()

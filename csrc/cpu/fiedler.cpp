@@ -154,17 +154,25 @@ class Solver {
   // are, up to sign, the Lanczos vectors of M from e_1, whose space holds nearly all of y after a
   // few steps. No entry of z that is not known yet exceeds the norm of what is left of y: a known
   // one that is larger is the largest. Where the space ends before, y is orthogonal to it: T falls
-  // apart, LAPACK's sign is that of a rounding error, and the peak's is as good.
+  // apart, LAPACK's sign is that of a rounding error, and the peak's is as good. Only a last column
+  // is known all the same, as there is one direction left.
   void orient_as_lapack(std::vector<Pair>& pairs) {
     const int64_t most = std::min(kSignVectors, n_);
     std::vector<std::vector<double>> columns;
-    std::vector<double> next(n_), factors(most * most);
+    std::vector<double> next(n_), factors;
     std::vector<LargestEntry> entries(pairs.size());
     next[0] = 1;
     bool certain = false;
-    while (orthogonalize(next, columns)) {
+    while (true) {
+      if (!orthogonalize(next, columns)) {
+        if (static_cast<int64_t>(columns.size()) != n_ - 1 || n_ > most) break;
+        const auto open = [](const LargestEntry& entry) { return !entry.certain(); };
+        next = pairs[std::find_if(entries.begin(), entries.end(), open) - entries.begin()].y;
+        if (!orthogonalize(next, columns)) break;
+      }
       columns.push_back(next);
       const auto index = static_cast<int64_t>(columns.size()) - 1;
+      factors.resize(index * most);
       // Reflections leave the first entry alone: the first column is e_1.
       const auto entry = [&](int64_t i, int64_t j) { return columns[j + 1][i + 1]; };
       const double sign =

@@ -27,13 +27,15 @@ struct Args {
   int64_t words, weights_each;
   int64_t limit;     // vectors of the basis
   int64_t kept;      // Ritz vectors that a restart keeps, at most
+  int64_t columns;   // of reflections, for LAPACK's sign; 0 without
+  int64_t vectors;   // that the memory of the basis has room for
   int64_t partials;  // doubles of an exchange
   int64_t teams, team_size;
   bool resident;  // the graph is copied to shared memory
   unsigned* arrivals;
   // Of each team, one after the other:
   double *scale, *scaled, *work, *pairs, *basis, *kept_vectors, *exchange, *projected, *ritz_values,
-      *ritz_vectors, *jacobi, *thetas, *gaps;
+      *ritz_vectors, *jacobi, *thetas, *gaps, *signs, *factors;
 };
 
 // Numbers in [-1, 1): splitmix64 (Steele, Lea, Flood, 2014), the `index`-th of the CPU's sequence.
@@ -412,9 +414,9 @@ class Solver {
   }
 
   // Gives the vectors LAPACK's signs: see the CPU twin. The columns of the reflections take the
-  // place of the basis, and their signs that of the Ritz values.
+  // place of the basis.
   __device__ SELFMENT_CALL void orient_as_lapack(int64_t image) {
-    const int64_t most = min(kSignVectors, n());
+    const int64_t most = a_.columns;
     int64_t columns = 0;
     bool ended = false;
     for (int64_t slot = 1; slot <= a_.p.k; ++slot) {
@@ -422,12 +424,12 @@ class Solver {
       LargestEntry entry;
       for (int64_t j = 0; j < most && !entry.certain(); ++j) {
         if (j == columns && !ended) {
-          ended = !make_column(j);
+          ended = !make_column(j, y);
           if (!ended) ++columns;
         }
         if (j == columns) break;
         const double along = dot(basis(j), y);
-        entry.add(j == 0 ? along : ritz_values()[j - 1] * along);
+        entry.add(j == 0 ? along : signs()[j - 1] * along);
       }
       if (ended && !entry.certain()) continue;
       const double sign = entry.value < 0 ? -1 : 1, *scale = this->scale();
@@ -435,9 +437,10 @@ class Solver {
     }
   }
 
-  // Column j of the product of reflections, up to the sign; false if the space ends before. The
-  // entries that decide the sign are rows of rank 0; others may read it after they have met.
-  __device__ SELFMENT_CALL bool make_column(int64_t j) {
+  // Column j of the product of reflections, up to the sign; false if the space ends before, but for
+  // the last one, which is what is left of y. The entries that decide the sign are rows of rank 0;
+  // others may read it after they have met.
+  __device__ SELFMENT_CALL bool make_column(int64_t j, const double* y) {
     double* v = basis(j);
     if (j == 0) {
       own_rows([=](int64_t i) { v[i] = i == 0 ? 1 : 0; });
@@ -452,12 +455,17 @@ class Solver {
       multiply_by_graph(basis(j - 1), v);
     }
     for (int pass = 0; pass < 2; ++pass) project(v, 0, j);
-    const double norm = sqrt(dot(v, v));
+    double norm = sqrt(dot(v, v));
+    if (norm <= kBreakdown && j == n() - 1) {
+      own_rows([=](int64_t i) { v[i] = y[i]; });
+      for (int pass = 0; pass < 2; ++pass) project(v, 0, j);
+      norm = sqrt(dot(v, v));
+    }
     if (norm <= kBreakdown) return false;
     own_rows([=](int64_t i) { v[i] /= norm; });
     if (team_.rank() == 0 && threadIdx.x == 0) {
       const auto entry = [this](int64_t row, int64_t column) { return basis(column + 1)[row + 1]; };
-      ritz_values()[j - 1] = column_sign(j - 1, j == n() - 1, entry, projected(), a_.limit);
+      signs()[j - 1] = column_sign(j - 1, j == n() - 1, entry, factors(), a_.columns);
     }
     return true;
   }
@@ -484,14 +492,14 @@ class Solver {
   __device__ double* scaled() const { return a_.scaled + number_ * n(); }
   __device__ double* work() const { return a_.work + number_ * n(); }
   __device__ double* pair(int64_t i) const { return a_.pairs + (number_ * (a_.p.k + 2) + i) * n(); }
-  __device__ double* basis(int64_t j) const {
-    return a_.basis + (number_ * (a_.limit + 1) + j) * n();
-  }
+  __device__ double* basis(int64_t j) const { return a_.basis + (number_ * a_.vectors + j) * n(); }
   __device__ double* projected() const { return a_.projected + number_ * a_.limit * a_.limit; }
   __device__ double* ritz_values() const { return a_.ritz_values + number_ * a_.limit; }
   __device__ double* ritz_vectors() const {
     return a_.ritz_vectors + number_ * a_.limit * a_.limit;
   }
+  __device__ double* signs() const { return a_.signs + number_ * a_.columns; }
+  __device__ double* factors() const { return a_.factors + number_ * a_.columns * a_.columns; }
   __device__ double& theta(int64_t i) const { return a_.thetas[number_ * (a_.p.k + 2) + i]; }
   __device__ double& gap(int64_t i) const { return a_.gaps[number_ * (a_.p.k + 2) + i]; }
   __device__ double* next_exchange() {
@@ -527,8 +535,10 @@ int64_t plan(Args& a, bool weighted, void* scratch, int64_t* shared_bytes) {
   a.words = word_count(n);
   a.weights_each = weights_size(n);
   a.limit = std::min(n - 1, std::max(kBasis, 3 * k));
+  a.columns = a.p.sign == Sign::kLapack ? std::min(kSignVectors, n) : 0;
+  a.vectors = std::max(a.limit + 1, a.columns);
   a.kept = k + (a.limit - std::min(a.limit, k)) / 3 + 1;
-  a.partials = (a.limit + k + 4) * a.words;
+  a.partials = (std::max(a.limit, a.columns) + k + 4) * a.words;
   *shared_bytes = kProductBytes + (a.partials / a.words + 2) * int64_t{sizeof(double)};
   const Device has = device();
   allow_shared("fiedler", solve);
@@ -558,7 +568,7 @@ int64_t plan(Args& a, bool weighted, void* scratch, int64_t* shared_bytes) {
   take(a.scaled, n);
   take(a.work, n);
   take(a.pairs, (k + 2) * n);
-  take(a.basis, (a.limit + 1) * n);
+  take(a.basis, a.vectors * n);
   take(a.kept_vectors, a.kept * n);
   take(a.exchange, kExchanges * a.partials);
   take(a.projected, a.limit * a.limit);
@@ -567,16 +577,19 @@ int64_t plan(Args& a, bool weighted, void* scratch, int64_t* shared_bytes) {
   take(a.jacobi, 2 * a.limit * a.limit);
   take(a.thetas, k + 2);
   take(a.gaps, k + 2);
+  take(a.signs, a.columns);
+  take(a.factors, a.columns * a.columns);
   return used;
 }
 
 }  // namespace
 
-int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted) {
+int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted, Sign sign) {
   Args a{};
   a.p.graphs.batch = batch;
   a.p.graphs.n = n;
   a.p.k = k;
+  a.p.sign = sign;
   int64_t shared_bytes = 0;
   return plan(a, weighted, nullptr, &shared_bytes);
 }
