@@ -11,12 +11,16 @@ from ._files import check_file
 from ._records import Record, unsealed
 
 _FILE = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")
+_TRAINING = {"settings.json", "steps.jsonl"}  # of a run of `selfment train`
 _FIELDS = ("name", "mask", "overlay", "annotations", "boxes", "saliency")
 _LONGEST = 1 << 20  # characters of a line: a file of one long line is not read whole
 
 
 def record_file(folder: str, names: Iterable[str]) -> str | None:
     """The name of a file with records of selfment, of those in a folder; None where none has."""
+    names = list(names)
+    if _TRAINING.issubset(names):
+        return "steps.jsonl"
     for name in sorted(filter(_FILE.fullmatch, names)):
         if next(_records(os.path.join(folder, name)), None) is not None:
             return name

@@ -342,8 +342,9 @@ def match(
     extra = [f"{name}{suffix}" for name in chosen if name not in truths]
     if not pairs:
         raise ValueError(
-            f"`pred` must hold files named after those in `gt`: got {next(iter(files))!r} and the "
-            f"like for {next(iter(truths))!r} and the like"
+            "`pred` must hold files named after those in `gt`"
+            f"{f', with the suffix {suffix!r}' if suffix else ''}: got {next(iter(files))!r} and "
+            f"the like for {next(iter(truths))!r} and the like"
         )
     return pairs, missing, extra
 

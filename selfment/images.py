@@ -25,7 +25,7 @@ _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _DEPTHS = (8, 10, 12, 14, 16)
 _MAX_SAMPLE_VALUE = 281  # the number of the TIFF tag
 _LEAST_WHITE = 16.0  # a float image whose largest value is less is not one of 0..255
-_LEAST_COLOUR = 16  # of the upper 8 of 16 bits: 12 bits leave 15, 10 bits 3
+_LEAST_COLOUR = 17  # of the upper 8 of 16 bits: 12 bits leave 15, or 16 rounded, 10 bits 3
 _ROUNDING = 1e-6
 
 #: Changes whenever the same file would give other pixels to a backbone; part of all settings.
@@ -191,11 +191,13 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
         if frames > 1:
             frame = "first frame" if image.tell() == 0 else f"frame {image.tell() + 1}"
             notes.append(f"{frame} of {frames}")
-        cut = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+        cut = any(map(_is_cut, getattr(image, "tile", ())))
         image.load()
         if cut and image.mode not in _DEEP_MODES:  # Pillow has no colours of 16 bits
             extrema: Any = image.getextrema()
-            most = max(high for _, high in extrema)
+            # Transparency, the last channel of some modes, is no colour.
+            colours = [extrema] if isinstance(extrema[0], int) else extrema
+            most = max(high for _, high in colours[: len(colours) - image.mode.endswith("A")])
             if most < _LEAST_COLOUR:
                 raise ValueError(
                     "its 16-bit colours use the lower bits alone, which Pillow cuts off: the upper "
@@ -220,6 +222,14 @@ def upright(image: Image.Image, notes: list[str]) -> Image.Image:
     if turned:
         notes.append("rotated as its EXIF data says")
     return rotated
+
+
+def _is_cut(tile: Any) -> bool:
+    """Whether Pillow reads a part of an image from 16 bits to 8: a tile of its ``tile``."""
+    codec, arguments = tile[0], tile[3]
+    if codec in ("ppm", "ppm_plain") and isinstance(arguments, tuple):
+        return any(isinstance(white, int) and white > 255 for white in arguments)
+    return ";16" in str(arguments)
 
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
@@ -261,6 +271,8 @@ def _to_8bit(image: Image.Image, notes: list[str]) -> Callable[[Image.Image], Im
         for values in (_finite(image.crop(box)) for box in _boxes(image.size))
     ]
     low, high = float(min(extremes)[0]), float(max(most for _, most in extremes))
+    if any(not np.isfinite(np.asarray(image.crop(box))).all() for box in _boxes(image.size)):
+        notes.append("values that are not finite read as 0")
     white, note = _full_scale(image, low, high)
     if note:
         notes.append(note)
@@ -285,7 +297,7 @@ def _full_scale(image: Image.Image, low: float, high: float) -> tuple[float | No
     The first that applies:
 
     - The largest value that a TIFF file says it may hold (MaxSampleValue), if it holds none larger.
-    - 1 for floats from 0 to 1.
+    - 1 for floats from 0 to 1, one of which is 1 / 16 or more.
     - The largest number of 8, 10, 12, 14 or 16 bits, of the fewest that hold all values: cameras,
       scanners and microscopes store fewer bits in 16, and programs 8 in 32. Floats count if one of
       them is 16 or more.
@@ -296,7 +308,7 @@ def _full_scale(image: Image.Image, low: float, high: float) -> tuple[float | No
     if low >= 0 and stated and high <= float(stated):
         return float(stated), f"white is {stated}, as the file says"
     real = image.mode == "F"
-    if real and low >= 0 and high <= 1 + _ROUNDING:
+    if real and low >= 0 and (high == 0 or 1 / _LEAST_WHITE <= high <= 1 + _ROUNDING):
         return 1.0, None
     bits = next((bits for bits in _DEPTHS if high < 1 << bits), None)
     if low < 0 or bits is None or (real and high < _LEAST_WHITE):

@@ -205,7 +205,7 @@ class _Source:
 
     def _decoded(self) -> Iterator[Any]:
         spans: dict[int, _Span] = {}  # of the packets of each stream
-        own = self._stream.index
+        own, frames = self._stream.index, 0
         try:
             for packet in self._container.demux():
                 if packet.stream.index == own and packet.is_corrupt:
@@ -213,11 +213,16 @@ class _Source:
                 if packet.pts is not None and packet.time_base:
                     spans.setdefault(packet.stream.index, _Span()).add(packet)
                 if packet.stream.index == own:
+                    frames += packet.size > 0
                     yield from packet.decode()
         except self._error as error:
             raise self._broken(error.strerror) from error
         if own in spans:
             self._check_whole(spans[own], spans)
+        # The head of an AVI file tells the frames, and of files with sound too few seconds.
+        stated = self._stream.frames if "avi" in self._container.format.name else 0
+        if frames < stated - max(2, min(stated / 10, 2 * self.rate)):
+            raise self._broken(f"it is cut short, after {frames} of {stated} frames")
 
     def _check_whole(self, video: _Span, spans: Mapping[int, _Span]) -> None:
         """Raises :class:`VideoError` where the file says that it is longer than what it holds.

@@ -172,6 +172,15 @@ def test_colours_of_16_bits_are_cut_and_noted(tmp_path):
             cv2.imwrite(str(tmp_path / name), np.full((5, 4, 3), (1 << bits) - 1, np.uint16))
             with pytest.raises(ImageError, match="its 16-bit colours use the lower bits alone"):
                 load_image(tmp_path / name)
+    dark = np.full((5, 4, 3), 4095, np.uint16)
+    cv2.imwrite(str(tmp_path / "c.png"), np.dstack([dark, dark[..., 0] + 61440]))  # opaque
+    pixels = dark.astype(">u2").tobytes()
+    (tmp_path / "d.ppm").write_bytes(b"P6 4 5 65535\n" + pixels)
+    for name in ("c.png", "d.ppm"):
+        with pytest.raises(ImageError, match="its 16-bit colours use the lower bits alone"):
+            load_image(tmp_path / name)
+    (tmp_path / "e.ppm").write_bytes(b"P6 4 5 4095\n" + pixels)  # it says what is white
+    assert np.asarray(load_image(tmp_path / "e.ppm")[0]).min() == 255
 
 
 def test_plugins_of_pillow(tmp_path, monkeypatch):
@@ -221,7 +230,12 @@ def test_values_out_of_range_are_scaled_and_noted(tmp_path):
     Image.fromarray(values).save(tmp_path / "float.tif")
     image, notes = load_image(tmp_path / "float.tif")
     assert np.asarray(image)[0, :, 2].tolist() == [0, 128, 255, 64]
-    assert notes == ["scaled from [-1, 3]"]
+    assert notes == ["values that are not finite read as 0", "scaled from [-1, 3]"]
+    faint = np.array([[0.0, 0.01, 0.02]], dtype=np.float32)  # 1 is not white there
+    Image.fromarray(faint).save(tmp_path / "faint.tif")
+    image, notes = load_image(tmp_path / "faint.tif")
+    assert np.asarray(image)[0, :, 0].tolist() == [0, 128, 255]
+    assert notes == ["scaled from [0, 0.02]"]
 
 
 def deep_images() -> dict[str, Image.Image]:
@@ -250,12 +264,12 @@ BOXES = [1, 5, 13, 40, 1 << 20]  # pixels: parts of a row, rows, and all
 def test_deep_images_by_boxes(name, box, monkeypatch):
     monkeypatch.setattr("selfment.images._BOX", box)
     values = np.asarray(deep_images()[name]).astype(np.float64)
+    notes = [] if np.isfinite(values).all() else ["values that are not finite read as 0"]
     values[~np.isfinite(values)] = 0
     low, high = values.min(), values.max()
     span = 1.0 if np.asarray(deep_images()[name]).dtype == np.float32 else 65535.0
-    notes = []
     if low < 0 or high > span:
-        notes = [f"scaled from [{low:g}, {high:g}]"]
+        notes.append(f"scaled from [{low:g}, {high:g}]")
         values, span = values - low, (high - low) or 1.0
     expected = np.rint(values * (255 / span)).astype(np.uint8)
     image, found = load_image(deep_images()[name])

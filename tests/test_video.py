@@ -146,10 +146,13 @@ def with_sound(path: Path, frames: int, seconds: float, *, late: int = 0, rate: 
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         webm = path.suffix == ".webm"
-        pictures = container.add_stream("libvpx" if webm else "h264", rate=rate)
+        avi = path.suffix == ".avi"
+        video_codec = "libvpx" if webm else "mpeg4" if avi else "h264"
+        pictures = container.add_stream(video_codec, rate=rate)
         pictures.width, pictures.height = SIZE
         pictures.pix_fmt = "yuv420p"
-        sound = container.add_stream("libopus" if webm else "aac", rate=48000)
+        codecs = {".webm": "libopus", ".avi": "mp2"}
+        sound = container.add_stream(codecs.get(path.suffix, "aac"), rate=48000)
         sound.layout = "mono"
         packets = []
         for index in range(frames):
@@ -157,9 +160,11 @@ def with_sound(path: Path, frames: int, seconds: float, *, late: int = 0, rate: 
             frame.pts, frame.time_base = late + index, Fraction(1, rate)
             packets += pictures.encode(frame)
         packets += pictures.encode(None)
-        for start in range(0, int(48000 * seconds), 960):
-            tone = np.sin(np.arange(start, start + 960)[None] / 20).astype(np.float32)
-            noise = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        step, kind = (1152, "s16p") if avi else (960, "fltp")
+        for start in range(0, int(48000 * seconds), step):
+            tone = np.sin(np.arange(start, start + step)[None] / 20)
+            tone = (9000 * tone).astype(np.int16) if avi else tone.astype(np.float32)
+            noise = av.AudioFrame.from_ndarray(tone, format=kind, layout="mono")
             noise.pts, noise.time_base, noise.sample_rate = start, Fraction(1, 48000), 48000
             packets += sound.encode(noise)
         packets += sound.encode(None)
@@ -177,6 +182,17 @@ def test_a_video_with_sound_that_is_cut_short_is_no_success(segmenter, tmp_path,
     with pytest.raises(VideoError, match=r"cut short, after \d+\.\d of 10\.0 seconds"):
         segment_video(source, tmp_path / "s.mp4", segmenter, progress=False)
     assert not (tmp_path / "s.mp4").exists()
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8])
+def test_an_avi_with_sound_that_is_cut_short_is_no_success(segmenter, tmp_path, share):
+    source = with_sound(tmp_path / "in.avi", 100, 10)
+    assert segment_video(source, tmp_path / "s.mp4", segmenter, progress=False).frames == 100
+    data = source.read_bytes()
+    source.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(VideoError, match=r"cut short, after \d+ of 100 frames|cut short$"):
+        segment_video(source, tmp_path / "t.mp4", segmenter, progress=False)
+    assert not (tmp_path / "t.mp4").exists()
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "webm", "mp4", "mov"])
