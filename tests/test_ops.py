@@ -71,7 +71,7 @@ def test_operators_are_what_they_claim(dtype: torch.dtype) -> None:
     sides = [5, 4, 1, 7]
     opcheck(OPS.joint_label.default, (rows[0, ::2], sides, 0.2, 0.1, "weighted", "corners", 0, 1))
     opcheck(OPS.pseudo_label.default, (rows, 6, 9, None, 1e-5, "binary", "seed", 20, 10, 0.5))
-    opcheck(OPS.ncut.default, (rows, 2, *GRAPH))
+    opcheck(OPS.ncut.default, (rows, 2, *GRAPH, "peak"))
     opcheck(OPS.ipo.default, (rows, labels(), 20, 10))
     opcheck(OPS.ipo.default, (rows, labels().to(dtype), 20, 10))
 
