@@ -121,7 +121,7 @@ def arguments(i):
         names = ("eigenvalues", "gaps", "residuals", "iterations")
         return dict(
             bits=g.bits.data_ptr(), weights=g.weights, degrees=g.degree.data_ptr(), batch=1, n=n,
-            eps=1e-5, k=1, vectors=numbers[0].data_ptr(), threads={threads},
+            eps=1e-5, k=1, lapack_sign=False, vectors=numbers[0].data_ptr(), threads={threads},
             **{{name: numbers[j + 1].data_ptr() for j, name in enumerate(names)}},
         )
     return {{
