@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ._files import RealPaths
 from ._job import Job
-from ._records import Records
+from ._records import Record, Records
 from .images import ImageEntry
 
 
@@ -52,6 +52,32 @@ def identify(
             used.add(job.image)
     for job in jobs:
         yield job, _tag(job)
+
+
+def names_in_one_folder(records: Iterable[Record]) -> dict[str, str]:
+    """A relative name for each image, such that the images exist in one folder under these names.
+
+    This is the common parent of the folders that the names in the records are relative to. So an
+    image has the same name whether it was labelled alone, in a part of a folder or in the whole,
+    and images of two folders are told apart by the folders' names.
+
+    Args:
+        records: Of images that exist, each with "image", "path" and, for an image whose name the
+            records use for another one, "twin".
+    """
+    places = [(r["image"], r["path"], r.get("twin") or r["image"]) for r in records]
+    roots = dict.fromkeys(_root(path, name) for _, path, name in places)
+    roots.pop("", None)
+    files = {}
+    for image, path, name in places:
+        files[image] = path
+        if not _root(path, name):  # a part of the name is a link to another folder
+            under = [f"{root}/{name}" for root in roots]
+            files[image] = next(filter(os.path.exists, under), path)
+            if files[image] == path:
+                roots[os.path.dirname(path)] = None
+    parent = os.path.commonpath(roots) if roots else ""
+    return {image: file[len(parent) :].lstrip("/") for image, file in files.items()}
 
 
 def _absolute(entries: Iterable[ImageEntry]) -> Iterator[str]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import _params as params
 from . import exports, refinement
 from ._files import printable, reason, write_atomically
+from ._identity import names_in_one_folder
 from ._job import Job
 from ._pipeline import Pipeline
 from ._records import Record, sealed
@@ -243,14 +244,14 @@ class _Run(Pipeline[Result]):
             name = record.get("name")
             if not name or record.get("annotations") != self._named(name)["annotations"]:
                 continue
-            annotations = self.folder / record["annotations"]
             if record["image"] not in self._images and not os.path.exists(record.get("path") or ""):
                 gone.append(record["image"])
-            elif annotations.is_file():
-                # Images of other folders with the same names come last: ids of the rest stay.
-                place = "twin" in record, record["image"]
-                found.append((place, (record["image"], _label(record), annotations)))
-        sources = [source for _, source in sorted(found)]
+            elif (self.folder / record["annotations"]).is_file():
+                found.append(record)
+        # Images of other folders with the same names come last: ids of the rest stay.
+        found.sort(key=lambda record: ("twin" in record, record["image"]))
+        names = names_in_one_folder(found)
+        sources = [(names[r["image"]], _label(r), self.folder / r["annotations"]) for r in found]
         if not self.records.changed and exports.is_composed(composed, sources):
             return
         self._tidy()
@@ -259,12 +260,13 @@ class _Run(Pipeline[Result]):
             images = "an image that is" if len(gone) == 1 else f"{len(gone):,} images that are"
             sentence = f"{composed.name} is without {images} gone, as {min(gone)}"
             print(printable(sentence), file=sys.stderr)
-        for image, _, file in sources:
+        for record in found:
+            file = self.folder / record["annotations"]
             if file in broken:
                 rest = f"{composed.name} is without it, and the next run makes it again"
                 print(printable(f"{broken[file]}; {rest}"), file=sys.stderr)
                 file.unlink(missing_ok=True)
-                self.records.add({**self.records.get(image), "annotations": None})
+                self.records.add({**self.records.get(record["image"]), "annotations": None})
                 self.failed += 1
 
 

@@ -67,9 +67,9 @@ def test_a_process_that_is_left_is_named_and_ended(tmp_path: Path, leak: str) ->
     done = pytest_on(tmp_path, f"{leak}\nassert False, 'the test fails'", "pass")
     assert done.returncode == 1, done.stdout
     assert "1 failed, 1 passed, 1 error" in done.stdout
-    found = re.findall(r"test_0 has left behind: process (\d+), `.*", done.stdout)
-    assert len(found) == 1, done.stdout
-    assert not processes.is_at_work(int(found[0]))
+    # The summary says it again, whole where the environment has CI.
+    (found,) = set(re.findall(r"test_0 has left behind: process (\d+), `.*", done.stdout))
+    assert not processes.is_at_work(int(found))
 
 
 def test_a_thread_that_is_left_ends_the_tests(tmp_path: Path) -> None:

@@ -135,6 +135,34 @@ def test_folders_with_the_same_names_at_once_and_alone(tmp_path, capsys):
     assert "0 labelled, 1 already done" in label(capsys, two, "--out", out)
 
 
+def test_a_set_names_the_files_of_one_folder(photos_in, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    options = ("--out", out, "--format", "coco")
+    label(capsys, photos_in / "sub/c.png", *options)
+    assert coco_names(out) == ["c.png"]
+    label(capsys, photos_in, *options)
+    names = ["a.png", "b.png", "sub/c.png"]
+    assert sorted(coco_names(out)) == names
+    label(capsys, photos_in / "sub", *options)
+    assert sorted(coco_names(out)) == names
+    # As if both folders had been labelled at once, although two images have the name a.png.
+    photo(other / "a.png", 10)
+    label(capsys, other, *options)
+    assert sorted(coco_names(out)) == ["other/a.png", *(f"photos/{name}" for name in names)]
+
+
+def test_a_set_names_files_behind_links(photos_in, tmp_path, capsys):
+    (photos_in / "sub").rename(tmp_path / "elsewhere")
+    (photos_in / "sub").symlink_to(tmp_path / "elsewhere")
+    out = tmp_path / "out"
+    inputs = (photos_in / "a.png", photos_in / "b.png", photos_in / "sub")
+    label(capsys, *inputs, "--out", out, "--format", "coco")
+    assert coco_names(out) == ["a.png", "b.png", "sub/c.png"]
+    # Where the folder of the names is not known, the files themselves are named.
+    label(capsys, photos_in / "sub/c.png", "--out", tmp_path / "one", "--format", "coco")
+    assert coco_names(tmp_path / "one") == ["c.png"]
+
+
 def test_photographs_that_are_gone_are_not_in_the_set(photos_in, tmp_path, capsys):
     out = tmp_path / "out"
     options = (photos_in, "--out", out, "--format", "coco")
