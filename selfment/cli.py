@@ -245,6 +245,9 @@ def _data(arguments: argparse.Namespace) -> int:
 
     found = check(arguments.root)
     print("\n".join(describe(found, arguments.root)))
+    if not any(one.there for one in found):
+        print(f"no data set lies in {arguments.root}", file=sys.stderr)
+        return 1
     return 1 if any(one.there and not one.whole for one in found) else 0
 
 

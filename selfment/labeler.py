@@ -89,6 +89,8 @@ class PseudoLabeler(ImageModel):
             for whose in ["authors" if name == "classic" else positions]
         ]
         params.check_graph(tau, eps, graph)
+        if not isinstance(tau, str):
+            params.number("tau", tau, "at most 1, the largest similarity of patches", tau <= 1)
         params.check_ipo(ipo_iters, ipo_min_count)
         params.check_min_confidence(min_confidence)
         methods.check(method, init, given)

@@ -284,6 +284,10 @@ def test_places_in_problems_are_relative(tmp_path, monkeypatch, capsys):
 
 
 def test_data_check(capsys, tmp_path):
+    code, out, err = call(capsys, "data", "check", tmp_path)
+    assert (code, err) == (1, f"no data set lies in {tmp_path}\n")
+    assert all(" missing: " in line for line in out.splitlines())
+
     put(tmp_path, "ECSSD", "ECSSD/images", "ECSSD/ground_truth_mask")
     code, out, err = call(capsys, "data", "check", tmp_path)
     assert (code, err) == (0, "")

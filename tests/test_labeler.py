@@ -106,6 +106,7 @@ def test_threads_are_left_alone(labeler):
     [
         ({"size": 0}, "`size` must be an integer >= 1: got 0"),
         ({"tau": float("nan")}, "`tau` must be a finite number: got nan"),
+        ({"tau": 2}, "`tau` must be at most 1, the largest similarity of patches: got 2"),
         ({"eps": 0}, r"`eps` must be in \[1e-30, 1\): got 0"),
         ({"graph": "dense"}, "`graph` must be 'binary' or 'weighted': got 'dense'"),
         ({"orient": "centre"}, "`orient` must be 'seed' or 'corners': got 'centre'"),
