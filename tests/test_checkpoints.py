@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,6 +120,36 @@ def test_what_a_file_holds_is_said(content, message, tmp_path):
     with pytest.raises(WeightsError, match=message) as caught:
         load_backbone(TINY, weights=save(content, tmp_path / "a.pth"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "problem"),
+    [
+        (DINOV2, REGISTERS, "it has 0 register tokens, the model 4"),
+        (REGISTERS, DINOV2, "it has 4 register tokens, the model 0"),
+        (TINY, DINO, "its features have the width 192, those of the model 384"),
+    ],
+)
+def test_shapes_that_differ_are_named(held, asked, problem, tmp_path):
+    path = save(random_state(held), tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=re.escape(f"({problem}; it fits {held})")):
+        load_backbone(asked, weights=path)
+
+
+def test_weights_that_are_not_finite(tiny, tmp_path):
+    weight = tiny["blocks.0.attn.qkv.weight"].clone()
+    weight[0, 0] = float("nan")
+    path = save({**tiny, "blocks.0.attn.qkv.weight": weight}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"\(blocks.0.attn.qkv.weight holds NaN or infinity\)"):
+        load_backbone(TINY, weights=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("a.pth", "a.safetensors"), ("a.safetensors", "a.bin")]
+)
+def test_the_content_of_a_file_counts_not_its_name(name, other, tiny, expected, tmp_path):
+    misnamed = Path(save(tiny, tmp_path / name)).rename(tmp_path / other)
+    assert torch.equal(features(TINY, misnamed), expected)
 
 
 @pytest.mark.parametrize("key", ["visual.conv1.weight", "conv1.weight"])

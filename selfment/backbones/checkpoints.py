@@ -143,8 +143,10 @@ def read_inert(file: str) -> Any:
         unknown = []
         if zipfile.is_zipfile(file):  # torch's format since 1.6
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        with torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+        kinds = [(_Inert, kind) for kind in unknown]
+        # Opened here, as torch would go by the name.
+        with torch.serialization.safe_globals(kinds), open(file, "rb") as stream:
+            return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 class _Inert:
@@ -178,9 +180,15 @@ def _parts(index: str) -> list[str]:
     return files
 
 
+def _is_safetensors(file: str) -> bool:
+    """Whether a file is of the format of safetensors, whatever its name: JSON after a length."""
+    with open(file, "rb") as stream:
+        return stream.read(9)[8:] == b"{"
+
+
 def _read(file: str) -> dict[str, Any]:
     try:
-        if file.endswith(".safetensors"):
+        if _is_safetensors(file):
             from safetensors.torch import load_file
 
             return load_file(file)

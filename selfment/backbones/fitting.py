@@ -18,6 +18,7 @@ from .checkpoints import describe, patch_of
 MODULES = ("vision_transformer", "deit", "eva")
 _TRIES = 24  # models that a checkpoint is compared with at most: each takes up to 0.3 s
 _PERIODS = "rope_embed.periods"  # of DINOv3, in the authors' checkpoints
+_REGISTERS = ("register_tokens", "storage_tokens", "reg_token")  # of DINOv2, DINOv3 and timm
 # The word for a width in the names of models: those with another one need not be tried.
 _WORDS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 4096: "7b"}
 
@@ -53,6 +54,9 @@ def load(name: str, state: dict[str, Any], config: dict[str, Any]) -> Any:
         holds = f"it holds {describe(state)}" if found is None else f"it fits {found}"
         raise ValueError(f"{problem}; {holds}")
     model = _load(name, plan, state)
+    for key, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{key} holds NaN or infinity")
     if _PERIODS in state:
         model.rope.periods.copy_(state[_PERIODS])
     return model
@@ -127,7 +131,7 @@ def _problem(name: str, plan: Any, state: dict[str, Any]) -> str | None:
     patch, own = patch_of(state), plan.patch_embed.patch_size[0]
     if patch is not None and patch != own:
         return f"its patches have {patch} x {patch} pixels, those of the model {own} x {own}"
-    if problem := _dinov3_problem(plan, state):
+    if problem := _shape_problem(plan, state) or _dinov3_problem(plan, state):
         return problem
     shapes = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in state.items()}
     try:
@@ -136,6 +140,20 @@ def _problem(name: str, plan: Any, state: dict[str, Any]) -> str | None:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
         return detail if len(detail) <= 160 else detail[:157] + "..."
+    return None
+
+
+def _shape_problem(plan: Any, state: dict[str, Any]) -> str | None:
+    """What timm would say of shapes alone: another width, or another number of registers."""
+    weight = state.get("patch_embed.proj.weight")
+    if isinstance(weight, Tensor) and weight.ndim > 0 and weight.shape[0] != plan.embed_dim:
+        return f"its features have the width {weight.shape[0]}, those of the model {plan.embed_dim}"
+    tokens = [state[key] for key in _REGISTERS if isinstance(state.get(key), Tensor)]
+    count = tokens[0].shape[1] if tokens and tokens[0].ndim == 3 else 0
+    own = getattr(plan, "reg_token", None)
+    own_count = 0 if own is None else own.shape[1]
+    if "cls_token" in state and count != own_count:
+        return f"it has {count} register tokens, the model {own_count}"
     return None
 
 
