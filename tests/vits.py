@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from selfment.backbones import load_backbone
+from selfment.backbones import fitting, load_backbone
 
 timm = pytest.importorskip("timm")
 
@@ -26,7 +26,7 @@ State = dict[str, torch.Tensor]
 
 def random_state(name: str) -> State:
     """Random weights with the keys of the authors' code."""
-    model = timm.create_model(name, pretrained=False, num_classes=0)
+    model = fitting._plan(name)  # shapes alone
     stream = torch.Generator().manual_seed(0)
     state = {
         key: torch.randn(value.shape, generator=stream) * (0.05 if value.ndim > 1 else 0.3)
