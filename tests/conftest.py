@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OVER = pytest.StashKey[str]()
 ENDLESS = pytest.StashKey[bool]()
 STATUS = pytest.StashKey[int]()
+WORKERS = pytest.StashKey[list[tuple[int, int]]]()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,12 +54,21 @@ def nothing_left(request: pytest.FixtureRequest, outside_the_tree: leaks.Watch) 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says how much memory the tests have taken."""
-    terminalreporter.line(leaks.memory_report())
+    terminalreporter.line(leaks.memory_report(terminalreporter.config.stash.get(WORKERS, [])))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keeps the exit status."""
+    """Keeps the exit status; a worker of ``pytest -n`` reports how much memory it has taken."""
     session.config.stash[STATUS] = int(exitstatus)
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["peaks"] = leaks.peaks()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Keeps what a worker of ``pytest -n`` has reported."""
+    if peaks := getattr(node, "workeroutput", {}).get("peaks"):
+        node.config.stash.setdefault(WORKERS, []).append(tuple(peaks))
 
 
 @pytest.hookimpl(trylast=True)

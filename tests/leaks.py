@@ -18,14 +18,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import processes
 
-#: Bytes that the process of the tests, or any that it starts, may take.
-MEMORY = 4 << 30
+#: Bytes that the processes of the tests together, or any that they start, may take.
+TOTAL = 4 << 30
+
+#: Those of them that this process may take: ``pytest -n`` shares the tests among several.
+MEMORY = TOTAL // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 #: Bytes of memory from which on what is free is given back after each test.
 MANY = 1 << 30
@@ -244,10 +247,14 @@ def peaks() -> tuple[int, int]:
     return ours.ru_maxrss * unit, theirs.ru_maxrss * unit
 
 
-def memory_report() -> str:
-    """One line: both peaks, and the limit."""
-    ours, theirs = (f"{peak / 2**30:.2f}" for peak in peaks())
+def memory_report(workers: Sequence[tuple[int, int]] = ()) -> str:
+    """One line: what the processes of the tests have taken, what others, and the limit.
+
+    ``workers``: the :func:`peaks` of each process that has run tests; by default this one's.
+    """
+    ours, theirs = zip(*(workers or [peaks()]), strict=True)
+    each = " + ".join(f"{peak / 2**30:.2f}" for peak in ours)
     return (
-        f"peak memory: {ours} GiB in this process, at most {theirs} GiB in one that it started; "
-        f"the limit is {MEMORY >> 30} GiB"
+        f"peak memory: {each} GiB in the tests, at most {max(theirs) / 2**30:.2f} GiB in a process "
+        f"that they started; the limit is {(TOTAL if workers else MEMORY) / 2**30:.0f} GiB"
     )

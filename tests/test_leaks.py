@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,9 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(10**6)"]
 """
 
 
-def pytest_on(folder: Path, *tests: str, settings: str = "") -> subprocess.CompletedProcess[str]:
+def pytest_on(
+    folder: Path, *tests: str, settings: str = "", options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """Runs tests, of which each body is given, with the conftest.py of these."""
     bodies = [
         f"def test_{index}(tmp_path):\n" + "".join(f"    {line}\n" for line in test.splitlines())
@@ -34,12 +37,13 @@ def pytest_on(folder: Path, *tests: str, settings: str = "") -> subprocess.Compl
     ]
     file = folder / "test_planted.py"
     file.write_text(HEAD + settings + "\n" + "\n".join(bodies))
-    options = ["-p", "conftest", "-p", "no:cacheprovider", f"--basetemp={folder / 'inner'}"]
+    words = ["-p", "conftest", "-p", "no:cacheprovider", f"--basetemp={folder / 'inner'}"]
     path = f"{TESTS}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    ours = {name: value for name, value in os.environ.items() if "XDIST" not in name}
     return processes.run(
-        [sys.executable, "-m", "pytest", "-q", *options, file],
+        [sys.executable, "-m", "pytest", "-q", *words, *options, file],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""},
+        env={**ours, "PYTHONPATH": path, "PYTEST_ADDOPTS": ""},
     )
 
 
@@ -113,7 +117,21 @@ def test_memory_is_reported_and_limited(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "test_0 takes too much: peak memory: " in done.stdout
     assert "2 passed, 1 error" in done.stdout
-    assert re.search(r"\npeak memory: \d\.\d\d GiB in this process, at most ", done.stdout)
+    assert re.search(r"\npeak memory: \d\.\d\d GiB in the tests, at most ", done.stdout)
+
+
+def test_the_guards_work_in_several_processes(tmp_path: Path) -> None:
+    """The memory is shared, and a thread that stays ends them all."""
+    pytest.importorskip("xdist")
+    passing = pytest_on(tmp_path, "pass", "pass", options=("-n", "2"))
+    assert passing.returncode == 0, passing.stdout
+    assert re.search(r"\npeak memory: \d\.\d\d \+ \d\.\d\d GiB in the tests", passing.stdout)
+    thread = "threading.Thread(target=time.sleep, args=(10**6,), name='forgotten').start()"
+    failing = pytest_on(tmp_path, thread, "pass", options=("-n", "2"))
+    assert failing.returncode != 0
+    assert "test_0 has left behind: the thread 'forgotten'" in failing.stdout
+    memory = "assert leaks.MEMORY == 2 << 30"
+    assert pytest_on(tmp_path, memory, options=("-n", "2")).returncode == 0
 
 
 @linux
