@@ -24,6 +24,7 @@ if [ "$1" = -c ]; then echo "$PROBE"; exit 0; fi
 if [ "$1" = --help ]; then echo "  --kernel-name arg"; exit 0; fi
 echo "$0 $*" >>"$CALLS"
 echo "output of $0 with $PYTHONPATH"
+echo "$OUTCOME"
 for word in $FAIL; do case "$*" in *"$word"*) echo "no $word today"; exit 7 ;; esac; done
 for word in $HANG; do case "$*" in *"$word"*) exec sleep 1000 ;; esac; done
 """
@@ -47,7 +48,9 @@ class Machine:
         environment = os.environ | {"PYTHON": str(self.bin / "python"), "CALLS": str(self.log)}
         environment |= {"PATH": f"{self.bin}:{os.environ['PATH']}", "PROBE": json.dumps(PROBE)}
         command = [sys.executable, SCRIPT, self.out, *options]
-        return processes.run(command, env=environment | {"FAIL": "", "HANG": ""} | variables)
+        return processes.run(
+            command, env=environment | {"FAIL": "", "HANG": "", "OUTCOME": "9 passed"} | variables
+        )
 
     def calls(self) -> list[str]:
         """What has been run since this was asked last."""
@@ -112,6 +115,13 @@ def test_a_failure_is_kept_until_asked_again(machine: Machine) -> None:
     assert machine.call("--again").returncode == 0
     assert len(machine.calls()) == 3  # a size's speed and profile, and the sanitizer
     assert machine.result("racecheck") == "passed"
+
+
+def test_tests_that_are_all_skipped_have_not_passed(machine: Machine) -> None:
+    assert machine.call(OUTCOME="12 skipped").returncode == 1
+    assert machine.result("tests") == "failed: its output does not say passed"
+    assert machine.result("racecheck") == "failed: its output does not say passed"
+    assert machine.result("build") == "passed"
 
 
 def test_without_a_build_nothing_else_runs(machine: Machine) -> None:
