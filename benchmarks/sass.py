@@ -1,0 +1,384 @@
+"""The machine code of the CUDA kernels: compiled, disassembled, and taken apart into loops.
+
+Needs nvcc, and nvdisasm, which the toolkit or the package nvidia-cuda-nvdisasm brings; no device.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "csrc/cuda").glob("*.cu"))
+
+_INSTRUCTION = re.compile(
+    r"\s+/\*([0-9a-f]{4,})\*/\s+(?:@(!?U?P[T\d]+)\s+)?([A-Z][\w.]*)\s*(.*?)\s*;"
+)
+_LABEL = re.compile(r"^(\.L_\w+):")
+_TARGET = re.compile(r"`\((\.L_\w+)\)")
+_CALLED = re.compile(r"`\((\$\S+)\)")
+_FUNCTION = re.compile(r"\s+\.type\s+(\S+),@function")
+_SECTION = re.compile(r"\s+\.section\s+\.text\.(\S+?),")
+
+# What reads and writes memory, by the space of its addresses.
+_SPACES = {
+    "LD": "generic",
+    "ST": "generic",
+    "ATOM": "generic",
+    "LDG": "global",
+    "STG": "global",
+    "ATOMG": "global",
+    "RED": "global",
+    "REDG": "global",
+    "LDS": "shared",
+    "LDSM": "shared",
+    "STS": "shared",
+    "ATOMS": "shared",
+    "LDGSTS": "global to shared",
+    "LDL": "local",
+    "STL": "local",
+    "LDC": "constant",
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction; ``target`` is the label of a branch or the name of what is called."""
+
+    address: int
+    predicate: str
+    opcode: str
+    operands: str
+
+    @property
+    def name(self) -> str:
+        """The opcode without its modifiers."""
+        return self.opcode.partition(".")[0]
+
+    @property
+    def space(self) -> str:
+        """Of the memory that it reads or writes; empty for others, and for what waits by a load."""
+        return "" if self.operands == "RZ, [RZ]" else _SPACES.get(self.name, "")
+
+    @property
+    def loads(self) -> bool:
+        """Whether it reads memory into registers."""
+        return bool(self.space) and self.name in ("LD", "LDG", "LDS", "LDSM", "LDL")
+
+    @property
+    def stores(self) -> bool:
+        """Whether it writes registers to memory."""
+        return self.name in ("ST", "STG", "STS", "STL")
+
+    @property
+    def width(self) -> int:
+        """Bytes that a thread reads or writes."""
+        parts = self.opcode.split(".")
+        if self.name == "LDSM":
+            return 4 * int(parts[-1])
+        sizes = {"128": 16, "64": 8, "U8": 1, "S8": 1, "U16": 2, "S16": 2}
+        return next((sizes[part] for part in parts if part in sizes), 4)
+
+
+@dataclass
+class Loop:
+    """A natural loop: its instructions, and how many loops of its function it lies in."""
+
+    instructions: list[Instruction]
+    depth: int
+    innermost: bool
+
+    def count(self, *names: str) -> int:
+        """The instructions whose opcode starts with one of the names."""
+        return sum(i.name in names for i in self.instructions)
+
+
+@dataclass
+class Function:
+    """A kernel's own code, or that of a function that it calls."""
+
+    name: str
+    instructions: list[Instruction] = field(default_factory=list)
+    labels: dict[str, int] = field(default_factory=dict)  # the index of what comes after
+
+    @cached_property
+    def loops(self) -> list[Loop]:
+        """The natural loops, those with the same head as one."""
+        starts, successors = self._blocks()
+        bodies = _natural_loops(successors)
+        loops = []
+        for body in bodies:
+            around = sum(body <= other for other in bodies)
+            inner = not any(other < body for other in bodies)
+            code = [i for block in sorted(body) for i in self._block(starts, block)]
+            loops.append(Loop(code, around, inner))
+        return loops
+
+    def _block(self, starts: list[int], block: int) -> list[Instruction]:
+        return self.instructions[starts[block] : (*starts, len(self.instructions))[block + 1]]
+
+    def _blocks(self) -> tuple[list[int], list[list[int]]]:
+        """The first instruction of each basic block, and the blocks that may follow it."""
+        ends = {"BRA", "EXIT", "RET", "BRX", "JMP"}
+        starts = {0, *self.labels.values()}
+        starts |= {i + 1 for i, code in enumerate(self.instructions) if code.name in ends}
+        first = sorted(start for start in starts if start < len(self.instructions))
+        number = {start: block for block, start in enumerate(first)}
+        successors: list[list[int]] = []
+        for block, _ in enumerate(first):
+            last = self._block(first, block)[-1]
+            after = [block + 1] if block + 1 < len(first) else []
+            if last.name in ("EXIT", "RET", "JMP", "BRX") and not last.predicate:
+                after = []
+            # BRA.DIV leads to what only a warp that has diverged executes.
+            if last.name == "BRA" and "DIV" not in last.opcode:
+                named = _TARGET.search(last.operands)
+                always = not last.predicate and last.operands.startswith("`")
+                to = number.get(self.labels.get(named[1], -1)) if named else None
+                after = ([] if always else after) + ([] if to is None else [to])
+            successors.append(after)
+        return first, successors
+
+
+@dataclass
+class Kernel:
+    """A kernel for an architecture: what ptxas says of it, and its code."""
+
+    source: str
+    arch: str
+    symbol: str
+    registers: int = 0
+    barriers: int = 0
+    shared: int = 0  # bytes, static
+    stack: int = 0  # bytes
+    spills: int = 0  # bytes stored and loaded
+    functions: list[Function] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Readable: ``affinity: prepare<float>``."""
+        return f"{Path(self.source).stem}: {readable(self.symbol)}"
+
+    @property
+    def instructions(self) -> list[Instruction]:
+        """Of all functions, without what fills the section."""
+        code = [i for function in self.functions for i in function.instructions]
+        return [i for i in code if i.name != "NOP"]
+
+    def function(self, name: str) -> Function:
+        """The function of this name."""
+        return next(f for f in self.functions if f.name == name)
+
+    def memory(self) -> Counter[tuple[str, str, int]]:
+        """How many loads and stores of each space and width there are."""
+        found: Counter[tuple[str, str, int]] = Counter()
+        for i in self.instructions:
+            if i.loads or i.stores:
+                found["load" if i.loads else "store", i.space, i.width] += 1
+        return found
+
+
+def readable(symbol: str) -> str:
+    """The name of a function or kernel, with its template arguments, from its mangled one."""
+    rest = symbol.rpartition("$")[2]
+    if not rest.startswith("_Z"):
+        return rest
+    rest, name = re.sub(r"^_ZN?K?", "", rest), ""
+    while part := re.match(r"\d+", rest):
+        end = part.end() + int(part[0])
+        name, rest = rest[part.end() : end], rest[end:]
+        if rest.startswith("I"):
+            arguments, rest = _template_arguments(rest[1:])
+            name += f"<{', '.join(arguments)}>"
+    return name
+
+
+def _template_arguments(rest: str) -> tuple[list[str], str]:
+    """Those that kernels here have, up to their end, and what comes after it."""
+    known = {"f": "float", "d": "double", "Lb1E": "true", "Lb0E": "false"}
+    found: list[str] = []
+    while rest and not rest.startswith("E"):
+        half = re.match(r"N\w*?\d(B?Float16)E", rest)
+        code = half[0] if half else next((code for code in known if rest.startswith(code)), "")
+        if not code:
+            return [*found, "..."], ""
+        found.append(half[1] if half else known[code])
+        rest = rest[len(code) :]
+    return found, rest[1:]
+
+
+# --- Loops ---
+
+
+def _natural_loops(successors: list[list[int]]) -> list[set[int]]:
+    """The blocks of each loop, from those that may follow a block; block 0 is where it starts."""
+    order: list[int] = []
+    seen = {0}
+    stack = [(0, iter(successors[0]))]
+    while stack:  # depth first
+        block, after = stack[-1]
+        for to in after:
+            if to not in seen:
+                seen.add(to)
+                stack.append((to, iter(successors[to])))
+                break
+        else:
+            stack.pop()
+            order.append(block)
+    order.reverse()
+    place = {block: i for i, block in enumerate(order)}
+    before: dict[int, list[int]] = {block: [] for block in order}
+    for block in order:
+        for to in successors[block]:
+            before[to].append(block)
+    # Cooper, Harvey and Kennedy, A simple, fast dominance algorithm, 2001.
+    dominator = {0: 0}
+    changed = True
+    while changed:
+        changed = False
+        for block in order[1:]:
+            known = [b for b in before[block] if b in dominator]
+            common = known[0]
+            for other in known[1:]:
+                while common != other:
+                    while place[common] > place[other]:
+                        common = dominator[common]
+                    while place[other] > place[common]:
+                        other = dominator[other]
+            if dominator.get(block) != common:
+                dominator[block] = common
+                changed = True
+
+    def dominates(head: int, block: int) -> bool:
+        while block not in (head, 0):
+            block = dominator[block]
+        return block == head
+
+    bodies: dict[int, set[int]] = {}
+    for block in order:
+        for head in successors[block]:
+            if not dominates(head, block):
+                continue
+            body = bodies.setdefault(head, {head})
+            left = [block]
+            while left:
+                inside = left.pop()
+                if inside not in body:
+                    body.add(inside)
+                    left += before[inside]
+    return list(bodies.values())
+
+
+# --- The tools ---
+
+
+def find_nvcc() -> str | None:
+    """As setup.py finds it."""
+    home = os.environ.get("CUDA_HOME")
+    places = [os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc"]
+    places.append("/usr/local/cuda/bin/nvcc")
+    return next(filter(None, map(shutil.which, filter(None, places))), None)
+
+
+def find_nvdisasm() -> str | None:
+    """On the PATH, beside nvcc, or in the package of that name."""
+    nvcc = find_nvcc()
+    places = ["nvdisasm", *([str(Path(nvcc).resolve().with_name("nvdisasm"))] if nvcc else [])]
+    places.append("/usr/local/cuda/bin/nvdisasm")
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        places += map(str, sorted(Path(folder).glob("*/bin/nvdisasm"), reverse=True))
+    return next(filter(None, map(shutil.which, places)), None)
+
+
+def obstacle() -> str:
+    """Why the kernels cannot be disassembled here; empty where they can."""
+    if find_nvcc() is None:
+        return "no nvcc: neither at $CUDACXX, in $CUDA_HOME/bin nor on the PATH"
+    if find_nvdisasm() is None:
+        return "no nvdisasm: neither beside nvcc nor by `pip install nvidia-cuda-nvdisasm`"
+    return ""
+
+
+def _nvcc_flags() -> list[str]:
+    """Those of setup.py, but for the host compiler's."""
+    for node in ast.parse((ROOT / "setup.py").read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NVCC_FLAGS":
+            flags: list[str] = eval(ast.unparse(node.value))
+            return [flag for flag in flags if not flag.startswith("-Xcompiler")]
+    raise LookupError("setup.py has no NVCC_FLAGS")
+
+
+def _run(*command: str | Path) -> tuple[str, str]:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    return done.stdout, done.stderr
+
+
+def compiled(source: Path, arch: str) -> list[Kernel]:
+    """The kernels of a .cu file for an architecture, such as "90".
+
+    Raises ``RuntimeError`` with what nvcc or nvdisasm has said.
+    """
+    nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
+    if nvcc is None or nvdisasm is None:
+        raise RuntimeError(obstacle())
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "code.cubin"
+        flags = [*_nvcc_flags(), f"-arch=sm_{arch}", "-cubin", "-Xptxas=-v"]
+        printed, said = _run(nvcc, *flags, source, "-o", cubin)
+        code, _ = _run(nvdisasm, "-c", cubin)
+    kernels = {kernel.symbol: kernel for kernel in _resources(printed + said, source.name, arch)}
+    for symbol, functions in _parsed(code):
+        kernels[symbol].functions = functions
+    return sorted(kernels.values(), key=lambda kernel: kernel.name)
+
+
+def _resources(said: str, source: str, arch: str) -> Iterator[Kernel]:
+    """What `ptxas -v` says of each kernel, the functions that it calls included."""
+    for part in re.split(r"Compiling entry function '", said)[1:]:
+        kernel = Kernel(source, arch, part.partition("'")[0])
+        stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", part)
+        kernel.stack = max((int(stack) for stack, _, _ in stacks), default=0)
+        kernel.spills = sum(int(stores) + int(loads) for _, stores, loads in stacks)
+        for name, pattern in (
+            ("registers", r"Used (\d+) registers"),
+            ("barriers", r"used (\d+) barriers"),
+            ("shared", r"(\d+) bytes smem"),
+        ):
+            if number := re.search(pattern, part):
+                setattr(kernel, name, int(number[1]))
+        yield kernel
+
+
+def _parsed(text: str) -> Iterator[tuple[str, list[Function]]]:
+    """The functions of each kernel, from what nvdisasm prints."""
+    symbol, functions = "", list[Function]()
+    for line in text.splitlines():
+        if section := _SECTION.match(line):
+            if symbol:
+                yield symbol, functions
+            symbol, functions = section[1], []
+        elif named := _FUNCTION.match(line):
+            functions.append(Function(readable(named[1])))
+        elif label := _LABEL.match(line):
+            # A label before the next function's name is still of the section's code.
+            functions[-1].labels[label[1]] = len(functions[-1].instructions)
+        elif code := _INSTRUCTION.match(line):
+            address, predicate, opcode, operands = code.groups()
+            functions[-1].instructions.append(
+                Instruction(int(address, 16), predicate or "", opcode, operands)
+            )
+    if symbol:
+        yield symbol, functions
