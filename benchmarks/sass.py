@@ -217,6 +217,17 @@ def _template_arguments(rest: str) -> tuple[list[str], str]:
     return found, rest[1:]
 
 
+def resident_blocks(registers: int, threads: int, shared: int) -> int:
+    """Blocks of a kernel that a multiprocessor of sm_90 holds at a time.
+
+    ``registers``: of a thread; ``shared``: bytes of a block. A multiprocessor has 65,536 registers,
+    228 KiB of shared memory, of which a block takes 1 KiB more than it asks for, and room for 2048
+    threads and 32 blocks.
+    """
+    each = -(-registers // 8) * 8 * threads
+    return min(65536 // each, (228 << 10) // (shared + 1024), 2048 // threads, 32)
+
+
 # --- Loops ---
 
 
