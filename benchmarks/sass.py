@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +97,7 @@ class Loop:
     instructions: list[Instruction]
     depth: int
     innermost: bool
+    usual: list[Instruction]  # without the way of rows that are not aligned, and what fills
 
     def count(self, *names: str) -> int:
         """The instructions whose opcode starts with one of the names."""
@@ -117,12 +118,42 @@ class Function:
         starts, successors = self._blocks()
         bodies = _natural_loops(successors)
         loops = []
-        for body in bodies:
-            around = sum(body <= other for other in bodies)
-            inner = not any(other < body for other in bodies)
+        for head, body in bodies.items():
+            around = sum(body <= other for other in bodies.values())
+            inner = not any(other < body for other in bodies.values())
             code = [i for block in sorted(body) for i in self._block(starts, block)]
-            loops.append(Loop(code, around, inner))
+            usual = self._usual(starts, successors, head, body)
+            loops.append(Loop(code, around, inner, usual))
         return loops
+
+    def _usual(
+        self, starts: list[int], successors: list[list[int]], head: int, body: set[int]
+    ) -> list[Instruction]:
+        """A loop's code without the blocks of rare cases, and what is reached by them alone.
+
+        Those are calls (slow paths of divisions and roots) and, where pieces of 16 bytes are read,
+        rows that are not aligned, whose elements are read one by one, and divisions, which a
+        rounding needs once in a million.
+        """
+        code = {block: self._block(starts, block) for block in body}
+        wide = any(i.width == 16 and i.name in ("LDG", "LD") for b in body for i in code[b])
+
+        def rare(block: int) -> bool:
+            called = any(i.name == "CALL" for i in code[block])
+            narrow = any(i.loads and i.width <= 2 for i in code[block])
+            divides = any(i.opcode == "MUFU.RCP64H" for i in code[block])
+            return block != head and (called or (wide and (narrow or divides)))
+
+        kept = {block for block in body if not rare(block)}
+        before: dict[int, list[int]] = {block: [] for block in kept}
+        for block in kept:
+            for to in successors[block]:
+                if to in kept:
+                    before[to].append(block)
+        ends = [block for block in kept if head in successors[block]]
+        forward = _reached([head], lambda block: [b for b in successors[block] if b in kept])
+        found = forward & _reached(ends, lambda block: before[block])
+        return [i for b in sorted(found) for i in code[b] if i.name != "NOP"]
 
     def _block(self, starts: list[int], block: int) -> list[Instruction]:
         return self.instructions[starts[block] : (*starts, len(self.instructions))[block + 1]]
@@ -231,8 +262,19 @@ def resident_blocks(registers: int, threads: int, shared: int) -> int:
 # --- Loops ---
 
 
-def _natural_loops(successors: list[list[int]]) -> list[set[int]]:
-    """The blocks of each loop, from those that may follow a block; block 0 is where it starts."""
+def _reached(start: Sequence[int], after: Callable[[int], Sequence[int]]) -> set[int]:
+    """All blocks that one gets to."""
+    found, left = set(start), list(start)
+    while left:
+        for block in after(left.pop()):
+            if block not in found:
+                found.add(block)
+                left.append(block)
+    return found
+
+
+def _natural_loops(successors: list[list[int]]) -> dict[int, set[int]]:
+    """The blocks of each loop by its head, from those that may follow a block; it starts at 0."""
     order: list[int] = []
     seen = {0}
     stack = [(0, iter(successors[0]))]
@@ -287,7 +329,7 @@ def _natural_loops(successors: list[list[int]]) -> list[set[int]]:
                 if inside not in body:
                     body.add(inside)
                     left += before[inside]
-    return list(bodies.values())
+    return bodies
 
 
 # --- The tools ---

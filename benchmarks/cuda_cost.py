@@ -1,0 +1,647 @@
+"""What a label should cost on an H200, counted: instructions, barriers, bytes, launches.
+
+    python benchmarks/cuda_cost.py [--detail] [--json F]
+
+Nothing here is measured on a device. For four sizes it multiplies what the machine code says of a
+loop by how often it runs, for binary graphs of bfloat16 features with k = 1. Grids, teams, shared
+memory and launches are what the host code asks of a device of 132 multiprocessors (cuda_plan.py).
+A phase takes as long as its dearest resource; phases of a block follow one another. What is assumed
+of the device and of the data is in `Assumptions` and `SIZES`, and printed.
+
+It is meant to be run before and after a change. What the sources do is read off them (`structure`):
+where a change moves a loop, `Code.loop` names the phase that is not found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import cuda_plan
+import sass
+import torch
+from kernels import HOPPER
+
+import selfment
+
+WARPS = 16  # of a block of the solver
+
+
+@dataclass(frozen=True)
+class Size:
+    """A batch, and what its data make of it: medians of photographs on the CPU twin."""
+
+    n: int
+    d: int
+    batch: int
+    steps: int  # of Lanczos, without the last two products
+    ipo: int  # steps
+    undecided: float  # share of the pairs
+    issue: str  # an estimate by hand, before any change, in us
+
+    @property
+    def words(self) -> int:
+        """Of 64 rows."""
+        return -(-self.n // 64)
+
+
+SIZES = (
+    Size(900, 384, 32, 16, 5, 2.2e-4, "29 to 38"),
+    Size(2304, 4096, 32, 18, 9, 3.3e-4, "130 to 155"),
+    Size(6400, 4096, 32, 21, 7, 3.3e-4, "660 to 815"),
+    Size(25600, 4096, 1, 21, 11, 3.3e-4, "11,000 to 14,000"),
+)
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Of the device; cycles are those of a multiprocessor."""
+
+    clock: float = 1.755e9  # under load
+    multiprocessors: int = HOPPER[0]
+    bandwidth: float = 4.3e12  # bytes/s of a large copy, read and written
+    issue: float = 4  # instructions of a warp, a cycle
+    doubles: float = 2  # FP64 instructions of a warp, a cycle
+    shared: float = 128  # bytes of shared memory, a cycle
+    cached: float = 42  # bytes from L2, a cycle: 5.5 TB/s for all
+    products: float = 0.625  # m16n8k16 of mma.sync, a cycle: 5/8 of what wgmma reaches
+    overlap: float = 0.85  # of the dearest resource that a loop attains
+    barrier: float = 60  # cycles of a block's barrier, its warps' imbalance included
+    latency: float = 700  # cycles of a round trip to L2 under load: a phase begins with one
+    atomic: float = 700  # cycles of an atomic there; a meeting has one and a wait
+    fence: float = 500  # cycles of a sequentially consistent fence with stores on their way
+    light_fence: float = 150  # cycles of a release or acquire
+    rotation: float = 600  # cycles of the longest chain of a round of Jacobi's: a root, divisions
+    gap: float = 1.3e-6  # s between two kernels of a stream
+    warmth: float = 0.1  # share of the rows that a step of IPO after the second reads
+
+
+ASSUMED = Assumptions()
+
+
+@dataclass
+class Phase:
+    """A part of a kernel that a multiprocessor does for a label."""
+
+    kernel: str
+    name: str
+    instructions: float = 0  # of warps
+    doubles: float = 0  # FP64 instructions of warps
+    shared: float = 0  # bytes
+    cached: float = 0  # bytes from L2
+    memory: float = 0  # bytes from the device's memory, of all multiprocessors together
+    products: float = 0  # of the tensor cores
+    barriers: float = 0
+    meetings: float = 0
+    chain: float = 0  # cycles of a warp whose instructions wait for one another
+    latency: float = 0  # cycles that nothing hides
+    share: float = 1  # labels at a time: the time of a label is this part of the phase's
+
+    def cycles(self, fences: float) -> dict[str, float]:
+        """Of each resource; ``fences``: cycles of the fences of a meeting."""
+        a = ASSUMED
+        meeting = 2 * a.atomic + fences
+        return {
+            "issue": self.instructions / a.issue / a.overlap,
+            "FP64": self.doubles / a.doubles / a.overlap,
+            "shared": self.shared / a.shared / a.overlap,
+            "L2": self.cached / a.cached / a.overlap,
+            "tensor": self.products / a.products / a.overlap,
+            "latency": self.chain,
+        } | {"wait": self.barriers * a.barrier + self.meetings * meeting + self.latency}
+
+    def seconds(self, fences: float) -> tuple[float, str]:
+        """Of a label, and what it waits for."""
+        cycles = self.cycles(fences)
+        wait = cycles.pop("wait")
+        dearest = max(cycles, key=lambda name: cycles[name])
+        work = cycles[dearest] / ASSUMED.clock / self.share
+        streamed = self.memory / ASSUMED.bandwidth
+        waited = wait / ASSUMED.clock / self.share
+        if streamed > work:
+            dearest, work = "memory", streamed
+        return work + waited, "meetings, barriers" if waited > work else dearest
+
+
+# --- The code ---
+
+
+class Code:
+    """The machine code of the kernels for sm_90, by phases."""
+
+    def __init__(self) -> None:
+        """Compiles the kernels."""
+        kernels = [k for source in sass.SOURCES for k in sass.compiled(source, "90")]
+        self.kernels = {kernel.name.partition(": ")[2]: kernel for kernel in kernels}
+        self.missing: list[str] = []
+
+    def occupancy(self, kernel: str, threads: int, shared: int) -> int:
+        """As the device's runtime would answer."""
+        return sass.resident_blocks(self.kernels[kernel].registers, threads, shared)
+
+    def loop(
+        self, kernel: str, what: str, wanted: Callable[[sass.Loop], bool], otherwise: float
+    ) -> tuple[float, sass.Loop | None]:
+        """Instructions of the shortest innermost loop like that, on its usual way; and the loop.
+
+        ``otherwise``: where there is none; the phase is named then.
+        """
+        loops = [
+            loop
+            for function in self.kernels[kernel].functions
+            for loop in function.loops
+            if loop.innermost and wanted(loop)
+        ]
+        if not loops:
+            self.missing.append(f"{kernel}: {what}")
+            return otherwise, None
+        best = min(loops, key=lambda loop: len(loop.usual))
+        return len(best.usual), best
+
+    def fences(self, kernel: str) -> float:
+        """Cycles of the fences of a meeting: two of them, before and after."""
+        # Sequentially consistent ones cost more than a release and an acquire.
+        strict = any(i.opcode.startswith("MEMBAR.SC") for i in self.kernels[kernel].instructions)
+        return 2 * (ASSUMED.fence if strict else ASSUMED.light_fence)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What the sources do, as far as the counts depend on it."""
+
+    warp_rows: int  # of a warp's tile of the product
+    warp_columns: int
+    tridiagonal: bool  # no Jacobi before the first restart
+    norms_given: bool  # to IPO, by the affinity
+    at_once: int  # vectors whose inner products with one a warp takes at a time
+    norm_apart: bool  # the norm of what is left takes a meeting of its own
+
+
+def structure() -> Structure:
+    """Read off csrc."""
+    text = {path.name: path.read_text() for path in (sass.ROOT / "csrc").rglob("*.*")}
+    tile = re.search(r"kRows = (\d+), kColumns = (\d+)", text["operand_product.cuh"])
+    ipo = re.search(r"struct IpoParams \{(.*?)\n\};", text["params.h"], re.DOTALL)
+    solver = "".join(text[name] for name in text if name.endswith((".cu", ".cuh")))
+    group = re.search(r"kVectorsAtOnce = (\d+)", text["fiedler.cu"])
+    extend = re.search(r"double extend\(.*?\n  \}", text["fiedler.cu"], re.DOTALL)
+    return Structure(
+        warp_rows=int(tile[1]) if tile else 64,
+        warp_columns=int(tile[2]) if tile else 32,
+        tridiagonal=bool(re.search(r"bisect|multisect|tridiagonal", solver, re.IGNORECASE)),
+        norms_given=bool(ipo and "norms" in ipo[1]),
+        at_once=int(group[1]) if group else 1,
+        norm_apart=bool(extend and "dot(v, v)" in extend[0]),
+    )
+
+
+# --- The kernels ---
+
+
+@dataclass
+class Model:
+    """The phases of a size."""
+
+    size: Size
+    code: Code
+    made: Structure
+    plan: cuda_plan.Plan
+    phases: list[Phase] = field(default_factory=list)
+
+    def launch(self, kernel: str) -> cuda_plan.Launch:
+        """The first launch of a kernel."""
+        return next(x for x in self.plan.launches if x.kernel.startswith(kernel))
+
+    def add(self, kernel: str, name: str, **counts: float) -> None:
+        """A phase."""
+        self.phases.append(Phase(kernel, name, **counts))
+
+    def spread(self, kernel: str, name: str, **counts: float) -> None:
+        """A phase of a label that all multiprocessors share: counts are of all together."""
+        memory = counts.pop("memory", 0.0)
+        each = {k: v / ASSUMED.multiprocessors for k, v in counts.items()}
+        self.add(kernel, name, memory=memory, **each)
+
+    def all(self) -> None:
+        """All of them."""
+        self.prepare()
+        self.join()
+        self.settle()
+        self.degrees()
+        self.fiedler()
+        self.components()
+        self.ipo()
+        self.torch()
+
+    # Loops over features: 16-byte pieces of 8 elements, 4 of them on their way.
+
+    def reading(self, kernel: str, what: str, otherwise: float) -> tuple[float, float]:
+        """Instructions and FP64 ones of a warp for a piece of 8 elements each."""
+        scores = what == "scores"
+        each, loop = self.code.loop(
+            kernel, what,
+            lambda loop: sum(i.width == 16 and i.name == "LDG" for i in loop.usual) >= 4
+            and sum(i.name in ("DADD", "DFMA", "FFMA", "FADD", "FMUL") for i in loop.usual) >= 16
+            and not loop.count("SHFL") and scores == any(i.name in ("LD", "LDS") and i.width == 16
+            for i in loop.usual),
+            otherwise,
+        )  # fmt: skip
+        deep = sum(i.name in ("DADD", "DFMA", "DMUL") for i in loop.usual) if loop else 0
+        return each / 4, deep / 4
+
+    def prepare(self) -> None:
+        """The norm of each row."""
+        s = self.size
+        pieces = s.n * math.ceil(s.d / 256)
+        each, deep = self.reading("prepare<BFloat16>", "norms", 600)
+        self.spread(
+            "prepare", "norms",
+            instructions=pieces * each + s.n * 300,
+            doubles=pieces * deep + s.n * 40,
+            memory=2.0 * s.n * s.d,
+        )  # fmt: skip
+
+    def join(self) -> None:
+        """Half the product, by tiles; a wave is as many as the device holds."""
+        s, launch = self.size, self.launch("join")
+        kernel = launch.kernel
+        loop = next(
+            loop for f in self.code.kernels[kernel].functions for loop in f.loops
+            if loop.innermost and loop.count("HMMA")
+        )  # fmt: skip
+        rest = len(self.code.kernels[kernel].instructions) - len(loop.instructions)
+        warps = launch.threads // 32
+        edge = math.isqrt(warps * self.made.warp_rows * self.made.warp_columns)
+        tiles = math.ceil(s.n / edge)
+        tiles = tiles * (tiles + 1) // 2
+        resident = self.code.occupancy(kernel, launch.threads, launch.shared)
+        slots = resident * ASSUMED.multiprocessors
+        waves = math.ceil(s.batch * tiles / slots) * resident / s.batch
+        slabs = math.ceil(s.d / 64)
+        # A warp reads its rows of both sides for each 16 elements; the copies write them once.
+        rows = self.made.warp_rows + self.made.warp_columns
+        read = warps * rows * 64 * 2 + 2 * edge * 64 * 2
+        loops = loop.count("HMMA") / (self.made.warp_rows * self.made.warp_columns / 128 * 4)
+        self.add(
+            "join", "product",
+            instructions=waves * slabs * warps * len(loop.usual) / loops,
+            shared=waves * slabs * read,
+            products=waves * slabs * warps * loop.count("HMMA") / loops,
+            cached=waves * slabs * 2 * edge * 64 * 2,
+            barriers=0,
+            latency=waves * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        self.add(
+            "join", "epilogue",
+            instructions=waves * warps * rest,
+            barriers=waves * 4,
+            latency=waves * 2 * ASSUMED.latency,
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """The pairs that the product leaves undecided; both rows come from L2."""
+        s = self.size
+        pairs = s.undecided * s.n * s.n / 2
+        each, _ = self.code.loop(
+            "settle<BFloat16>", "pairs",
+            lambda loop: sum(i.width == 16 and i.name == "LDG" for i in loop.instructions) >= 8
+            and loop.count("FFMA") >= 16 and not loop.count("DADD"),
+            500,
+        )  # fmt: skip
+        pieces = pairs * math.ceil(s.d / 256)
+        self.spread(
+            "settle", "pairs",
+            instructions=pieces * each / 4 + pairs * 250,
+            cached=pairs * s.d * 4,
+        )  # fmt: skip
+
+    def degrees(self) -> None:
+        """The bits, once."""
+        s = self.size
+        self.spread(
+            "degrees", "count",
+            instructions=s.words * s.n / 32 * 12,
+            cached=s.n * s.words * 8,
+        )  # fmt: skip
+
+    def fiedler(self) -> None:
+        """A team of blocks for an image; blocks of all teams run side by side."""
+        s, made, launch = self.size, self.made, self.launch("solve")
+        teams = self.teams("solve")
+        team = launch.blocks // teams
+        own, m = math.ceil(s.words / team), s.steps
+        products, rounds = m + 2, math.ceil(s.batch / teams)
+        share = s.batch / rounds  # labels at a time
+        kernel = "solve"
+        meeting = 1.0 if team > 1 else 0.0
+
+        def add(name: str, times: float, **counts: float) -> None:
+            self.add("fiedler", name, share=share, **{k: times * v for k, v in counts.items()})
+
+        # 16 look-ups of a word for 32 rows.
+        look, loop = self.code.loop(
+            kernel, "look-ups",
+            lambda loop: loop.count("DADD") == 16 and loop.count("LDS", "LD") >= 16
+            and loop.depth >= 3 and not loop.count("SHFL"),
+            64,
+        )  # fmt: skip
+        generic = loop is not None and loop.count("LD") >= 16
+        where = "fiedler: look-ups by generic loads" if generic else ""
+        if where:
+            self.code.missing.append(f"{where} (counted as loads from shared memory)")
+        words = 2 * own * s.words
+        balance = self.balance(own, s.words)
+        add(
+            "look-ups", products * balance,
+            instructions=words * look, doubles=words * 16, shared=words * 16 * 256.0,
+        )  # fmt: skip
+        # 512 threads, a sum of four numbers each: 8 for each word.
+        fill, loop = self.code.loop(
+            kernel, "tables",
+            lambda loop: bool(loop.count("STS", "ST")) and loop.count("DADD") in (4, 8)
+            and loop.count("LD", "LDG", "LDS") >= loop.count("DADD")
+            and not loop.count("DMUL", "DFMA", "CALL"),
+            60,
+        )  # fmt: skip
+        entries = max(1, loop.count("STS.64", "STS", "ST")) if loop else 2
+        passes = math.ceil(own * 64 / 640) * math.ceil(s.words / 16)
+        add(
+            "tables", products,
+            instructions=passes * 16 * 8 * fill / entries,
+            shared=passes * 4096 * 8.0,
+            cached=passes * 1024 * 8.0,
+            barriers=2 * passes, latency=passes * ASSUMED.latency / 2,
+        )  # fmt: skip
+        # Inner products of v with all vectors before it, a word of rows by a warp each, twice a
+        # step; then their updates.
+        vectors = m * (m + 1) / 2 + m
+        group, deep = self.task(kernel)
+        each = [math.ceil((j + 2) / made.at_once) for j in range(1, m + 1)]
+        tasks = own * 2 * sum(each)
+        sharing = max(1, WARPS // own) if made.at_once > 1 else WARPS / own
+        chain = 2 * sum(math.ceil(own * groups / min(WARPS, own * sharing)) for groups in each)
+        add(
+            "inner products", 1,
+            instructions=tasks * group, doubles=tasks * deep,
+            cached=tasks * made.at_once * 512.0 * (2 if made.at_once == 1 else 1),
+            chain=chain * (ASSUMED.latency + 2 * group),
+            barriers=m * 4, meetings=m * 2 * meeting,
+            latency=m * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        # Then all blocks add the parts of the words: a warp for each vector.
+        add(
+            "sums of words", 1,
+            instructions=2 * vectors * (math.ceil(s.words / 32) * 12 + 30),
+            cached=2 * vectors * s.words * 8.0,
+            barriers=m * 2, latency=m * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        update, loop = self.code.loop(
+            kernel, "updates",
+            lambda loop: loop.count("DFMA") in (4, 8, 16) and loop.depth >= 2
+            and loop.count("LD", "LDS", "LDG") > loop.count("DFMA")
+            and not loop.count("CALL", "DMUL", "DADD"),
+            40,
+        )  # fmt: skip
+        unrolled = loop.count("DFMA") if loop else 4
+        lanes = math.ceil(own * 2 / WARPS) * WARPS  # warps of rows; a block has so many
+        add(
+            "updates", 1,
+            instructions=2 * vectors * lanes * update / unrolled,
+            doubles=2 * vectors * lanes, cached=2 * vectors * own * 64 * 8.0,
+            chain=2 * sum(lanes / WARPS * math.ceil(j / unrolled) for j in range(1, m + 1))
+            * (ASSUMED.latency + update),
+            barriers=m * 2, latency=m * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        # The rest of a step: the norm, the scaled vector and its sum, divisions; one row a thread.
+        rows, sums = lanes / WARPS, 2 if made.norm_apart else 1
+        add(
+            "vectors", m + 6,
+            instructions=rows * WARPS * 4 * 60, cached=own * 64 * 8.0 * 8,
+            barriers=3 * sums + 4, meetings=sums * meeting,
+            latency=(4 + sums) * ASSUMED.latency,
+        )  # fmt: skip
+        self.projected(add)
+
+    def projected(self, add: Callable[..., None]) -> None:
+        """The eigenvalues of the projected matrix, whenever convergence is tested."""
+        tests, size = list[int](), 10
+        while size <= self.size.steps:
+            tests.append(size)
+            size += max(2, size // 6)
+        if self.made.tridiagonal:
+            # By a warp, in 16 points for each of two eigenvalues: 3 bits more a round to 2^-12 of
+            # their distance, and once to rounding; then pivots, a division each, and ratios.
+            rough = sum(size * (5 * 25 + 100) + 600 for size in tests)
+            exact = tests[-1] * (14 * 25 + 100) + 600
+            add("projected matrix", 1, latency=rough + exact, meetings=len(tests) + 1)
+            return
+        for size in tests:
+            even = size + size % 2
+            rounds = (even - 1) * 7  # sweeps
+            pairs = even / 2
+            cells = math.ceil(pairs * size / 512) * WARPS
+            add(
+                "projected matrix", 1,
+                instructions=rounds * cells * (141 + 134),
+                barriers=3 * rounds,
+                latency=rounds * (ASSUMED.rotation + 2 * 60),
+                meetings=1,
+            )  # fmt: skip
+
+    def task(self, kernel: str) -> tuple[float, float]:
+        """Instructions of a warp, and FP64 ones, for a word's inner products of a group."""
+        function = next(
+            (f for f in self.code.kernels[kernel].functions if f.name == "project"), None
+        )
+        loops = (
+            [x for x in function.loops if x.count("SHFL") and x.count("DMUL")] if function else []
+        )
+        if not loops:
+            self.code.missing.append("solve: inner products")
+            return 250, 12
+        best = max(loops, key=lambda loop: loop.depth)
+        deep = sum(i.name in ("DADD", "DMUL", "DFMA") for i in best.usual)
+        return len(best.usual), deep
+
+    @staticmethod
+    def balance(own: int, words: int) -> float:
+        """How much longer 16 warps take for a pass's tasks than if they were even."""
+        tasks = [min(10, own - at) * 2 * 4 for at in range(0, own, 10)]
+        return sum(math.ceil(t / WARPS) * WARPS for t in tasks) / sum(tasks)
+
+    def teams(self, kernel: str) -> int:
+        """Of a launch: as many as its counters, which are set to 0 before."""
+        launches = self.plan.launches
+        at = next(i for i, x in enumerate(launches) if x.kernel.startswith(kernel))
+        before = launches[at - 1]
+        if before.kernel == cuda_plan.NO_KERNEL and before.blocks % 4 == 0:
+            return max(1, min(self.size.batch, before.blocks // 4))
+        return min(self.size.batch, launches[at].blocks)
+
+    def components(self) -> None:
+        """A block for each image: some passes over the vector, and trees."""
+        s = self.size
+        turns = math.ceil(s.n / 512)
+        self.add(
+            "components", "mask",
+            instructions=WARPS * turns * 10 * 40, cached=s.n * 8.0 * 6,
+            barriers=14, latency=(8 + 3 * turns + 2 * math.isqrt(s.n)) * ASSUMED.latency / 2,
+            share=min(s.batch, ASSUMED.multiprocessors),
+        )  # fmt: skip
+
+    def ipo(self) -> None:
+        """Norms, the sums of the classes, and the steps, of which some read all the rows."""
+        s, launch = self.size, self.launch("optimize")
+        kernel = launch.kernel
+        teams = self.teams(kernel)
+        rounds = math.ceil(s.batch / teams)
+        share = s.batch / rounds
+        resident = self.code.occupancy(kernel, launch.threads, launch.shared)
+        busy = min(ASSUMED.multiprocessors, launch.blocks / resident if rounds else 1)
+        team = launch.blocks / teams
+        pieces = s.n * math.ceil(s.d / 256)
+        size = 2.0 * s.n * s.d
+        meeting = 1.0 if team > 1 else 0.0
+
+        def rows(name: str, times: float, each: float, deep: float, extra: float) -> None:
+            self.add(
+                "ipo", name,
+                instructions=times * (pieces * each + s.n * extra) / busy,
+                doubles=times * pieces * deep / busy,
+                memory=times * size,
+            )  # fmt: skip
+
+        if not self.made.norms_given:
+            each, deep = self.reading(kernel, "norms", 600)
+            rows("norms", 1, each, deep, 200)
+        gather, loop = self.code.loop(
+            kernel, "class sums",
+            lambda loop: loop.count("SHFL") >= 4 and loop.count("DADD") >= 16,
+            1800,
+        )  # fmt: skip
+        deep = sum(i.name in ("DADD", "DMUL", "DFMA") for i in loop.usual) if loop else 96
+        rows("class sums", 1, gather / 4, deep / 4, 20)
+        each, deep = self.reading(kernel, "scores", 260)
+        read = min(2, s.ipo) + max(0, s.ipo - 2) * ASSUMED.warmth
+        rows("scores", read, each, deep, 160)
+        self.add(
+            "ipo", "steps",
+            meetings=(s.ipo * 3 + 3) * meeting, barriers=(s.ipo + 1) * 8,
+            latency=(s.ipo + 1) * 10 * ASSUMED.latency,
+            share=share,
+        )  # fmt: skip
+
+    def torch(self) -> None:
+        """What torch's operators do is little; their launches are counted below."""
+
+    def fences(self, kernel: str) -> float:
+        """Of a meeting, in a kernel's name as phases have it."""
+        names = {"fiedler": "solve", "ipo": self.launch("optimize").kernel}
+        return self.code.fences(names[kernel]) if kernel in names else 0
+
+    def seconds(self) -> float:
+        """Of a label, the gaps between launches included."""
+        work = sum(phase.seconds(self.fences(phase.kernel))[0] for phase in self.phases)
+        return work + self.gaps()
+
+    def gaps(self) -> float:
+        """Seconds of a label between its kernels."""
+        return self.plan.total * ASSUMED.gap / self.size.batch
+
+
+def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
+    """The model of each size, and the plans of some batches."""
+    code, made = Code(), structure()
+    device = cuda_plan.Device(folder, *HOPPER, code.occupancy)
+
+    def plan(s: Size, tau: float | str = 0.2) -> cuda_plan.Plan:
+        side = math.isqrt(s.n)
+        # A sample of them is looked at for an automatic threshold, else nothing.
+        features = torch.empty(s.batch, s.n, 16 if tau == "auto" else s.d, dtype=torch.bfloat16)
+        return device.plan(lambda: selfment.pseudo_label(features, (side, side), tau=tau))
+
+    models = []
+    for size in SIZES:
+        model = Model(size, code, made, plan(size))
+        model.all()
+        models.append(model)
+    return models, {"a fixed tau": models[1].plan, 'tau="auto"': plan(SIZES[1], "auto")}
+
+
+def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) -> Iterator[str]:
+    """The tables, in Markdown."""
+    yield f"{ASSUMED}\n{models[0].made}\n"
+    names = list(dict.fromkeys(phase.kernel for phase in models[0].phases))
+    yield f"| N, d, batch | label, us | estimate by hand | {' | '.join(names)} | gaps |"
+    yield "|---" * (len(names) + 4) + "|"
+    for model in models:
+        s = model.size
+        cells = []
+        for name in names:
+            parts = [p.seconds(model.fences(name))[0] for p in model.phases if p.kernel == name]
+            cells.append(f"{1e6 * sum(parts):.1f}")
+        cells.append(f"{1e6 * model.gaps():.1f}")
+        about = f"{s.n}, {s.d}, {s.batch} | **{1e6 * model.seconds():.0f}** | {s.issue}"
+        yield f"| {about} | {' | '.join(cells)} |"
+    yield "\n| launches of a batch of 32 | ours | memory set | torch's operators | all |"
+    yield "|---|---|---|---|---|"
+    for name, plan in plans.items():
+        sets = sum(launch.kernel == cuda_plan.NO_KERNEL for launch in plan.launches)
+        ours, others = len(plan.launches) - sets, sum(plan.operators.values())
+        yield f"| {name} | {ours} | {sets} | {others} | **{plan.total}** |"
+    for missing in dict.fromkeys(models[0].code.missing):
+        yield f"\nnot found in the machine code, an assumption instead: {missing}"
+    if not detail:
+        return
+    for model in models:
+        s = model.size
+        grids = ", ".join(
+            f"{launch.kernel} {launch.blocks} x {launch.threads}, {launch.shared} bytes"
+            for launch in model.plan.launches
+            if launch.kernel != cuda_plan.NO_KERNEL
+        )
+        yield f"\nN = {s.n}, d = {s.d}, batch {s.batch}: {grids}\n"
+        yield "| phase | us | bound by | warp instructions | FP64 | shared, KiB | L2, KiB | memory, KiB | products | barriers | meetings |"  # noqa: E501
+        yield "|---" * 11 + "|"
+        for p in model.phases:
+            seconds, bound = p.seconds(model.fences(p.kernel))
+            yield (
+                f"| {p.kernel}: {p.name} | {1e6 * seconds:.2f} | {bound} | {p.instructions:,.0f} | "
+                f"{p.doubles:,.0f} | {p.shared / 1024:,.0f} | {p.cached / 1024:,.0f} | "
+                f"{p.memory / 1024:,.0f} | {p.products:,.0f} | {p.barriers:,.0f} | "
+                f"{p.meetings:,.0f} |"
+            )
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--detail", action="store_true", help="each phase of each size")
+    parser.add_argument("--json", type=Path, metavar="F")
+    arguments = parser.parse_args()
+    if lacks := sass.obstacle():
+        sys.exit(lacks)
+    with tempfile.TemporaryDirectory() as folder:
+        models, plans = modelled(Path(folder))
+    print("\n".join(report(models, plans, arguments.detail)))
+    if arguments.json:
+        rows = [
+            asdict(phase) | {"n": m.size.n, "d": m.size.d, "seconds": phase.seconds(
+                m.fences(phase.kernel))[0]}
+            for m in models
+            for phase in m.phases
+        ]  # fmt: skip
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
