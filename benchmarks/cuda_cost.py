@@ -1,6 +1,6 @@
 """What a label should cost on an H200, counted: instructions, barriers, bytes, launches.
 
-    python benchmarks/cuda_cost.py [--detail] [--json F]
+    python benchmarks/cuda_cost.py [--detail] [--json F] [--write]
 
 Nothing here is measured on a device. For four sizes it multiplies what the machine code says of a
 loop by how often it runs, for binary graphs of bfloat16 features with k = 1. Grids, teams, shared
@@ -21,13 +21,13 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import cuda_plan
 import sass
 import torch
-from kernels import HOPPER
+from kernels import HOPPER, write
 
 import selfment
 
@@ -81,9 +81,17 @@ class Assumptions:
     rotation: float = 600  # cycles of the longest chain of a round of Jacobi's: a root, divisions
     gap: float = 1.3e-6  # s between two kernels of a stream
     warmth: float = 0.1  # share of the rows that a step of IPO after the second reads
+    fragments: float = 1  # of the product's, that go through registers
+    cluster: float = 0  # cycles of a cluster's barrier in place of a meeting's atomics and fences
+
+    def meeting(self, fences: float) -> float:
+        """Cycles of a meeting, ``fences`` among them."""
+        return self.cluster or 2 * self.atomic + fences
 
 
 ASSUMED = Assumptions()
+WGMMA = replace(ASSUMED, products=0.8, fragments=0)  # a tile's operands stay in shared memory
+CLUSTERS = replace(WGMMA, cluster=250)
 
 
 @dataclass
@@ -104,27 +112,26 @@ class Phase:
     latency: float = 0  # cycles that nothing hides
     share: float = 1  # labels at a time: the time of a label is this part of the phase's
 
-    def cycles(self, fences: float) -> dict[str, float]:
-        """Of each resource; ``fences``: cycles of the fences of a meeting."""
-        a = ASSUMED
-        meeting = 2 * a.atomic + fences
+    def cycles(self, a: Assumptions, fences: float) -> dict[str, float]:
+        """Of each resource, and of waiting; ``fences``: cycles of those of a meeting."""
+        shared = self.shared * (a.fragments if self.products else 1)
         return {
             "issue": self.instructions / a.issue / a.overlap,
             "FP64": self.doubles / a.doubles / a.overlap,
-            "shared": self.shared / a.shared / a.overlap,
+            "shared": shared / a.shared / a.overlap,
             "L2": self.cached / a.cached / a.overlap,
             "tensor": self.products / a.products / a.overlap,
             "latency": self.chain,
-        } | {"wait": self.barriers * a.barrier + self.meetings * meeting + self.latency}
+            "wait": self.barriers * a.barrier + self.meetings * a.meeting(fences) + self.latency,
+        }
 
-    def seconds(self, fences: float) -> tuple[float, str]:
+    def seconds(self, a: Assumptions, fences: float) -> tuple[float, str]:
         """Of a label, and what it waits for."""
-        cycles = self.cycles(fences)
-        wait = cycles.pop("wait")
+        cycles = self.cycles(a, fences)
+        waited = cycles.pop("wait") / a.clock / self.share
         dearest = max(cycles, key=lambda name: cycles[name])
-        work = cycles[dearest] / ASSUMED.clock / self.share
-        streamed = self.memory / ASSUMED.bandwidth
-        waited = wait / ASSUMED.clock / self.share
+        work = cycles[dearest] / a.clock / self.share
+        streamed = self.memory / a.bandwidth
         if streamed > work:
             dearest, work = "memory", streamed
         return work + waited, "meetings, barriers" if waited > work else dearest
@@ -230,7 +237,7 @@ class Model:
         self.add(kernel, name, memory=memory, **each)
 
     def all(self) -> None:
-        """All of them."""
+        """All of them; what torch's operators do is little, and their launches are counted."""
         self.prepare()
         self.join()
         self.settle()
@@ -238,7 +245,6 @@ class Model:
         self.fiedler()
         self.components()
         self.ipo()
-        self.torch()
 
     # Loops over features: 16-byte pieces of 8 elements, 4 of them on their way.
 
@@ -331,11 +337,14 @@ class Model:
             cached=s.n * s.words * 8,
         )  # fmt: skip
 
-    def fiedler(self) -> None:
-        """A team of blocks for an image; blocks of all teams run side by side."""
+    def fiedler(self, team: int = 0) -> None:
+        """A team of blocks for an image; blocks of all teams run side by side.
+
+        ``team``: blocks; else as many as the host code plans.
+        """
         s, made, launch = self.size, self.made, self.launch("solve")
-        teams = self.teams("solve")
-        team = launch.blocks // teams
+        teams = min(s.batch, ASSUMED.multiprocessors // team) if team else self.teams("solve")
+        team = team or launch.blocks // teams
         own, m = math.ceil(s.words / team), s.steps
         products, rounds = m + 2, math.ceil(s.batch / teams)
         share = s.batch / rounds  # labels at a time
@@ -457,18 +466,17 @@ class Model:
 
     def task(self, kernel: str) -> tuple[float, float]:
         """Instructions of a warp, and FP64 ones, for a word's inner products of a group."""
-        function = next(
-            (f for f in self.code.kernels[kernel].functions if f.name == "project"), None
-        )
-        loops = (
-            [x for x in function.loops if x.count("SHFL") and x.count("DMUL")] if function else []
-        )
+        functions = {f.name: f for f in self.code.kernels[kernel].functions}
+        every = functions["project"].loops if "project" in functions else []
+        loops = [loop for loop in every if loop.count("SHFL") and loop.count("DMUL")]
         if not loops:
             self.code.missing.append("solve: inner products")
             return 250, 12
         best = max(loops, key=lambda loop: loop.depth)
-        deep = sum(i.name in ("DADD", "DMUL", "DFMA") for i in best.usual)
-        return len(best.usual), deep
+        # A loop in it is unrolled for more rows than a lane has of a word.
+        inner = {id(i) for x in every if x.depth > best.depth for i in x.instructions}
+        code = [i for i in best.usual if id(i) not in inner]
+        return len(code), sum(i.name in ("DADD", "DMUL", "DFMA") for i in code)
 
     @staticmethod
     def balance(own: int, words: int) -> float:
@@ -538,22 +546,38 @@ class Model:
             share=share,
         )  # fmt: skip
 
-    def torch(self) -> None:
-        """What torch's operators do is little; their launches are counted below."""
-
     def fences(self, kernel: str) -> float:
         """Of a meeting, in a kernel's name as phases have it."""
         names = {"fiedler": "solve", "ipo": self.launch("optimize").kernel}
         return self.code.fences(names[kernel]) if kernel in names else 0
 
-    def seconds(self) -> float:
-        """Of a label, the gaps between launches included."""
-        work = sum(phase.seconds(self.fences(phase.kernel))[0] for phase in self.phases)
-        return work + self.gaps()
+    def of(self, kernel: str, assumed: Assumptions = ASSUMED) -> float:
+        """Seconds of a kernel for a label."""
+        fences = self.fences(kernel)
+        return sum(p.seconds(assumed, fences)[0] for p in self.phases if p.kernel == kernel)
+
+    def of_phase(self, phase: Phase) -> float:
+        """Its seconds."""
+        return phase.seconds(ASSUMED, self.fences(phase.kernel))[0]
 
     def gaps(self) -> float:
         """Seconds of a label between its kernels."""
         return self.plan.total * ASSUMED.gap / self.size.batch
+
+    def seconds(self, assumed: Assumptions = ASSUMED) -> float:
+        """Of a label, the gaps between launches included."""
+        kernels = {phase.kernel for phase in self.phases}
+        return sum(self.of(kernel, assumed) for kernel in kernels) + self.gaps()
+
+    def by_team(self) -> dict[int, float]:
+        """Seconds of the solver for a label, by the blocks of a team."""
+        found = {}
+        for team in (1, 2, 3, 4, 6, 8, 16, 33, 66, 132):
+            if team <= self.size.words:
+                other = Model(self.size, self.code, self.made, self.plan)
+                other.fiedler(team)
+                found[team] = other.of("fiedler")
+        return found
 
 
 def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
@@ -577,19 +601,20 @@ def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
 
 def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) -> Iterator[str]:
     """The tables, in Markdown."""
-    yield f"{ASSUMED}\n{models[0].made}\n"
     names = list(dict.fromkeys(phase.kernel for phase in models[0].phases))
-    yield f"| N, d, batch | label, us | estimate by hand | {' | '.join(names)} | gaps |"
-    yield "|---" * (len(names) + 4) + "|"
+    yield f"| N, d, batch | label, us | {' | '.join(names)} | gaps | estimate by hand | with wgmma | and clusters |"  # noqa: E501
+    yield "|---" * (len(names) + 6) + "|"
     for model in models:
         s = model.size
-        cells = []
-        for name in names:
-            parts = [p.seconds(model.fences(name))[0] for p in model.phases if p.kernel == name]
-            cells.append(f"{1e6 * sum(parts):.1f}")
-        cells.append(f"{1e6 * model.gaps():.1f}")
-        about = f"{s.n}, {s.d}, {s.batch} | **{1e6 * model.seconds():.0f}** | {s.issue}"
-        yield f"| {about} | {' | '.join(cells)} |"
+        cells = [f"{s.n}, {s.d}, {s.batch}", f"**{1e6 * model.seconds():.0f}**"]
+        cells += [f"{1e6 * seconds:.1f}" for seconds in (*map(model.of, names), model.gaps())]
+        cells += [s.issue, *(f"{1e6 * model.seconds(other):.0f}" for other in (WGMMA, CLUSTERS))]
+        yield f"| {' | '.join(cells)} |"
+    yield "\n| fiedler, us, by the blocks of a team | planned | others |\n|---|---|---|"
+    for model in models:
+        times = ", ".join(f"{team}: {1e6 * t:.1f}" for team, t in model.by_team().items())
+        team = model.launch("solve").blocks // model.teams("solve")
+        yield f"| {model.size.n}, batch {model.size.batch} | {team} | {times} |"
     yield "\n| launches of a batch of 32 | ours | memory set | torch's operators | all |"
     yield "|---|---|---|---|---|"
     for name, plan in plans.items():
@@ -611,7 +636,7 @@ def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) 
         yield "| phase | us | bound by | warp instructions | FP64 | shared, KiB | L2, KiB | memory, KiB | products | barriers | meetings |"  # noqa: E501
         yield "|---" * 11 + "|"
         for p in model.phases:
-            seconds, bound = p.seconds(model.fences(p.kernel))
+            seconds, bound = p.seconds(ASSUMED, model.fences(p.kernel))
             yield (
                 f"| {p.kernel}: {p.name} | {1e6 * seconds:.2f} | {bound} | {p.instructions:,.0f} | "
                 f"{p.doubles:,.0f} | {p.shared / 1024:,.0f} | {p.cached / 1024:,.0f} | "
@@ -626,17 +651,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--detail", action="store_true", help="each phase of each size")
-    parser.add_argument("--json", type=Path, metavar="F")
+    parser.add_argument("--json", type=Path, metavar="F", help="the phases")
+    parser.add_argument("--write", action="store_true", help="tables into docs/performance.md")
     arguments = parser.parse_args()
     if lacks := sass.obstacle():
         sys.exit(lacks)
     with tempfile.TemporaryDirectory() as folder:
         models, plans = modelled(Path(folder))
+    print(f"{ASSUMED}\n{models[0].made}\n")
     print("\n".join(report(models, plans, arguments.detail)))
+    if arguments.write:
+        write("cuda_cost.py", "\n".join(report(models, plans, detail=False)))
     if arguments.json:
         rows = [
-            asdict(phase) | {"n": m.size.n, "d": m.size.d, "seconds": phase.seconds(
-                m.fences(phase.kernel))[0]}
+            asdict(phase) | {"n": m.size.n, "d": m.size.d, "us": 1e6 * m.of_phase(phase)}
             for m in models
             for phase in m.phases
         ]  # fmt: skip

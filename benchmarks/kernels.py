@@ -24,7 +24,6 @@ import selfment
 from selfment.graph import build
 
 PAGE = sass.ROOT / "docs/performance.md"
-BEGIN, END = "<!-- kernels: made by benchmarks/kernels.py -->", "<!-- end of kernels -->"
 HOPPER = (132, 227 << 10)  # multiprocessors, and the bytes of shared memory of a block
 OTHERS = re.compile(r"<(Float16|float|double|false)>")
 
@@ -84,6 +83,15 @@ COLUMNS: dict[str, Callable[[sass.Kernel], int]] = {
 }
 
 
+def write(script: str, text: str) -> None:
+    """Puts what a script has made between its two lines of docs/performance.md."""
+    begin, end = f"<!-- made by benchmarks/{script} -->", f"<!-- end of benchmarks/{script} -->"
+    before, found, rest = PAGE.read_text().partition(begin)
+    if not found or end not in rest:
+        sys.exit(f"{PAGE} has no lines {begin} and {end}")
+    PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+
+
 def cell(values: Sequence[int]) -> str:
     """One number where all are equal."""
     return str(values[0]) if len(set(values)) == 1 else " / ".join(map(str, values))
@@ -126,10 +134,7 @@ def main() -> None:
     made = table(arguments.archs, arguments.all)
     print(made)
     if arguments.write:
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        if END not in rest:
-            sys.exit(f"{PAGE} has no lines {BEGIN} and {END}")
-        PAGE.write_text(f"{before}{BEGIN}\n{made}\n{END}{rest.partition(END)[2]}")
+        write("kernels.py", made)
 
 
 if __name__ == "__main__":
