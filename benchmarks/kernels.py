@@ -19,6 +19,7 @@ from pathlib import Path
 import cuda_plan
 import sass
 import torch
+from machine_code import Kernel, resident_blocks
 
 import selfment
 from selfment.graph import build
@@ -28,12 +29,12 @@ HOPPER = (132, 227 << 10)  # multiprocessors, and the bytes of shared memory of 
 OTHERS = re.compile(r"<(Float16|float|double|false)>")
 
 
-def shared_memory(kernels: Sequence[sass.Kernel], folder: Path) -> dict[str, int]:
+def shared_memory(kernels: Sequence[Kernel], folder: Path) -> dict[str, int]:
     """Bytes of dynamic shared memory by the names that `cuda_plan` gives the kernels."""
     registers = {kernel.name.partition(": ")[2]: kernel.registers for kernel in kernels}
 
     def occupancy(kernel: str, threads: int, shared: int) -> int:
-        return sass.resident_blocks(registers[kernel], threads, shared)
+        return resident_blocks(registers[kernel], threads, shared)
 
     device = cuda_plan.Device(folder, *HOPPER, occupancy)
     features = torch.empty(32, 2304, 512, dtype=torch.bfloat16)
@@ -48,7 +49,7 @@ def shared_memory(kernels: Sequence[sass.Kernel], folder: Path) -> dict[str, int
     return {launch.kernel: launch.shared for launch in device.plan(everything).launches}
 
 
-def number(kernel: sass.Kernel, *, loads: bool, space: str, widths: Sequence[int]) -> int:
+def number(kernel: Kernel, *, loads: bool, space: str, widths: Sequence[int]) -> int:
     """How many loads or stores of a space and of these widths a kernel has."""
     kind = "load" if loads else "store"
     return sum(
@@ -56,18 +57,18 @@ def number(kernel: sass.Kernel, *, loads: bool, space: str, widths: Sequence[int
     )
 
 
-def barriers(kernel: sass.Kernel) -> int:
+def barriers(kernel: Kernel) -> int:
     """The block's barriers in the code."""
     return sum(i.name == "BAR" for i in kernel.instructions)
 
 
-def fences(kernel: sass.Kernel) -> int:
+def fences(kernel: Kernel) -> int:
     """The fences in the code."""
     return sum(i.name == "MEMBAR" for i in kernel.instructions)
 
 
 ALL = (16, 8, 4, 2, 1)
-COLUMNS: dict[str, Callable[[sass.Kernel], int]] = {
+COLUMNS: dict[str, Callable[[Kernel], int]] = {
     "registers": lambda k: k.registers,
     "stack, bytes": lambda k: k.stack,
     "spilled, bytes": lambda k: k.spills,
@@ -99,7 +100,7 @@ def cell(values: Sequence[int]) -> str:
 
 def table(archs: Sequence[str], every_type: bool) -> str:
     """The table, in Markdown."""
-    rows: dict[str, list[sass.Kernel]] = {}
+    rows: dict[str, list[Kernel]] = {}
     for arch in archs:
         for source in sass.SOURCES:
             for kernel in sass.compiled(source, arch):

@@ -6,7 +6,7 @@ of it an instruction moves. Needs nvcc and nvdisasm, and no device.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,12 @@ import pytest
 
 def load_sass() -> Any:
     """benchmarks/sass.py, which the tables of docs/performance.md are made with, too."""
-    path = Path(__file__).resolve().parent.parent / "benchmarks/sass.py"
-    spec = importlib.util.spec_from_file_location("sass", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["sass"] = module  # as its dataclasses need
-    spec.loader.exec_module(module)
-    return module
+    folder = str(Path(__file__).resolve().parent.parent / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("sass")
+    finally:
+        sys.path.remove(folder)
 
 
 sass = load_sass()
