@@ -95,7 +95,10 @@ def test_features_are_read_16_bytes_at_a_time(machine: Machine, kernel: str, typ
     """Four pieces on their way before the first is used; the other loads are of unaligned rows."""
     reading = [loop for loop in loops(machine[f"{kernel}<{type_}>"]) if wide(loop)]
     assert reading
-    assert all(len(wide(loop)) % 4 == 0 for loop in reading)
+    for loop in reading:
+        assert len(wide(loop)) % 4 == 0
+        # The sums of a class have a row's place there, of which they make hundreds of operations.
+        assert loop.count("LDL", "STL") <= (8 if loop.count("SHFL") else 0)
 
 
 @pytest.mark.parametrize("type_", TYPES)
