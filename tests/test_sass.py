@@ -122,4 +122,4 @@ def test_a_look_up_is_one_load_from_shared_memory(machine: Machine) -> None:
     assert look_ups
     for loop in look_ups:
         assert loop.count("LDL", "STL", "BAR", "CALL") == 0
-        assert loop.count("LDS") == loop.count("DADD")
+        assert loop.count("LDS") - loop.count("DADD") in (0, 1)  # the bits may lie there, too
