@@ -27,7 +27,6 @@ def load_sass() -> Any:
 sass = load_sass()
 pytestmark = pytest.mark.skipif(bool(sass.obstacle()), reason=sass.obstacle() or "nothing lacks")
 
-ARITHMETIC = ("DADD", "DMUL", "DFMA", "FADD", "FMUL", "FFMA", "HMMA")
 TYPES = ("float", "double", "Float16", "BFloat16")
 
 
