@@ -288,10 +288,18 @@ class Model:
         """Of a launch: as many as its counters, which are set to 0 before."""
         launches = self.plan.launches
         at = next(i for i, x in enumerate(launches) if x.kernel.startswith(kernel))
-        before = launches[at - 1]
-        if before.kernel == cuda_plan.NO_KERNEL and before.blocks % 4 == 0:
-            return max(1, min(self.size.batch, before.blocks // 4))
-        return min(self.size.batch, launches[at].blocks)
+        blocks, most = launches[at].blocks, min(self.size.batch, launches[at].blocks)
+        for before in reversed(launches[:at]):
+            counters = before.blocks // 4
+            if before.kernel == cuda_plan.NO_KERNEL and 1 <= counters <= most:
+                return counters
+        return max(teams for teams in range(1, most + 1) if blocks % teams == 0)
+
+    def unknown(self) -> list[str]:
+        """Kernels that are launched, and that no phase is of."""
+        known = ("prepare", "join", "settle", "count_edges", "solve", "initial_mask", "optimize")
+        names = dict.fromkeys(launch.kernel for launch in self.plan.launches)
+        return [x for x in names if not x.startswith((*known, cuda_plan.NO_KERNEL))]
 
     def components(self) -> None:
         """A block for each image: some passes over the vector, and trees."""
