@@ -17,13 +17,18 @@ using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, se
     selfment::Released;
 using selfment::Dtype;
 
-// Makes the device current, and at the end again the one that was so before.
+// Makes the device current, and at the end again the one that was so before, also where this fails.
+// The runtime here is not torch's, but both ask the driver what is current in the thread, so that
+// each sees what the other has done. Where nothing has used the device before, making it current
+// again would take memory there: callers make the device current by torch, which does not.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {
     selfment::cuda::check(cudaGetDevice(&before_), "cudaGetDevice");
     if (device == before_) return;
-    selfment::cuda::check(cudaSetDevice(device), "cudaSetDevice");
+    const cudaError_t status = cudaSetDevice(device);
+    if (status != cudaSuccess) cudaSetDevice(before_);
+    selfment::cuda::check(status, "cudaSetDevice");
     changed_ = true;
   }
   ~CurrentDevice() {

@@ -6,6 +6,7 @@ All that the twins differ in is in the two classes below; tensors of an operatio
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -62,6 +63,15 @@ class _Cuda:
     ordinal: int
     stream: int
 
+    def current(self) -> AbstractContextManager[None]:
+        """Makes the device current, and then the one that was so before.
+
+        By torch, which takes no memory on the latter where nothing has used it: the native module
+        has a CUDA runtime of its own, and could make it current only by taking some.
+        """
+        # An emulated module is on the CPU.
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     def readable(self, rows: Tensor) -> Tensor:
         """Numbers where the kernels can read them: aligned to 16 bytes."""
         return rows.clone() if rows.data_ptr() % 16 else rows
@@ -72,24 +82,26 @@ class _Cuda:
 
     def images_at_once(self, image: int, weights: int, n: int, d: int, dtype: int) -> int:
         """As many as the memory allows."""
-        scratch = max(
-            self.native.affinity_scratch(dtype, 1, n, d),
-            self.native.fiedler_scratch(1, n, 1, bool(weights), False, self.ordinal),
-            self.native.components_scratch(1, n, 1),
-            self.native.ipo_scratch(dtype, 1, n, d, self.ordinal),
-        )
+        with self.current():
+            scratch = max(
+                self.native.affinity_scratch(dtype, 1, n, d),
+                self.native.fiedler_scratch(1, n, 1, bool(weights), False, self.ordinal),
+                self.native.components_scratch(1, n, 1),
+                self.native.ipo_scratch(dtype, 1, n, d, self.ordinal),
+            )
         return _CUDA_BYTES // int(image + 4 * weights * self.native.weights_size(n) + scratch + 1)
 
     def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
         """Launches it, in as much scratch as the module asks for ``sizes``; None asks for none."""
-        if sizes is not None:
-            count = getattr(self.native, f"{operation}_scratch")(*sizes)
-            arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
         for name in ("weights", "painted_weights"):
             if name in arguments and arguments[name] is None:
                 arguments[name] = 0
         function = getattr(self.native, operation)
-        return function(**_addresses(arguments), device=self.ordinal, stream=self.stream)
+        with self.current():
+            if sizes is not None:
+                count = getattr(self.native, f"{operation}_scratch")(*sizes)
+                arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
+            return function(**_addresses(arguments), device=self.ordinal, stream=self.stream)
 
 
 def _twin(device: torch.device) -> _Cpu | _Cuda:

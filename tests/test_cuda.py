@@ -950,6 +950,65 @@ def test_devices_must_agree(device: torch.device) -> None:
         selfment.affinity(rows).matvec(rows[:, 0].to(device))
 
 
+@pytest.fixture
+def devices() -> Iterator[tuple[torch.device, torch.device]]:
+    """The current device and another one."""
+    need_cuda()
+    if torch.cuda.device_count() < 2:
+        pytest.skip("torch sees one CUDA device; this needs two")
+    current = torch.cuda.current_device()
+    yield torch.device("cuda", current), torch.device("cuda", int(current == 0))
+    torch.cuda.set_device(current)
+
+
+@pytest.mark.cuda
+def test_the_current_device_stays_for_torch(
+    devices: tuple[torch.device, torch.device], problem: Case
+) -> None:
+    """The native module's runtime is not torch's; what one makes current, the other one sees."""
+    rows, grid = problem
+    expected = selfment.pseudo_label(rows.to(devices[0]), grid)
+    # Either way round, as the first of them need not have been used before.
+    for current, other in (devices, devices[::-1]):
+        torch.cuda.set_device(current)
+        label = selfment.pseudo_label(rows.to(other), grid)
+        values, _ = selfment.ncut(rows.to(other), k=2)
+        assert torch.cuda.current_device() == current.index
+        assert torch.empty(1, device="cuda").device == current
+        assert label.mask.device == values.device == other
+        for field in fields(PseudoLabels):
+            ours, wanted = getattr(label, field.name).cpu(), getattr(expected, field.name).cpu()
+            assert torch.equal(ours, wanted), field.name
+        with pytest.raises(ValueError, match="must be on the device of"):
+            selfment.ipo(rows.to(other), torch.zeros(len(rows), device=current) > 0)
+        assert torch.cuda.current_device() == current.index
+    # A stream of the other device, which was current in a block around the call.
+    current, other = devices
+    torch.cuda.set_device(current)
+    with torch.cuda.device(other), torch.cuda.stream(torch.cuda.Stream(other)):
+        label = selfment.pseudo_label(rows.to(other), grid)
+        assert torch.cuda.current_device() == other.index
+        torch.cuda.synchronize(other)
+    assert torch.cuda.current_device() == current.index
+    assert torch.equal(label.mask.cpu(), expected.mask.cpu())
+
+
+@pytest.mark.cuda
+def test_a_device_that_nobody_uses_is_left_alone(
+    devices: tuple[torch.device, torch.device],
+) -> None:
+    """A process that labels on the second device takes no memory on the first one."""
+    script = """
+import torch, selfment
+rows = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)).to("cuda:1")
+selfment.pseudo_label(rows, (6, 10))
+torch.cuda.synchronize(1)
+print(torch.cuda.current_device(), *map(torch._C._cuda_hasPrimaryContext, (0, 1)))
+"""
+    done = processes.run([sys.executable, "-c", script], check=True)
+    assert done.stdout.split() == ["0", "False", "True"]
+
+
 @pytest.mark.cuda
 def test_labels_other_than_0_count_as_1(device: torch.device) -> None:
     rows = smooth(6, 8, 12).to(device)

@@ -92,7 +92,7 @@ __device__ void join_trees(int* parents, int i, int j) {
 }
 
 // Blocks of frames of one vector all find its side and its seed, in the same way.
-__global__ void __launch_bounds__(kThreads) initial_mask(Args a) {
+__global__ void __launch_bounds__(kThreads, 1) initial_mask(Args a) {
   unsigned char* shared = shared_memory();
   const int frames = static_cast<int>(a.p.frames), n = static_cast<int>(a.p.n);
   const int64_t image = blockIdx.x / frames;

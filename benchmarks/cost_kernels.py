@@ -1,0 +1,388 @@
+"""The kernels as phases: how often a loop of the machine code runs, what it moves and waits for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import cuda_plan
+from cost_phases import ASSUMED, Assumptions, Code, Phase, Size, Structure
+
+WARPS = 16  # of a block of the solver
+
+
+@dataclass
+class Model:
+    """The phases of a size."""
+
+    size: Size
+    code: Code
+    made: Structure
+    plan: cuda_plan.Plan
+    phases: list[Phase] = field(default_factory=list)
+
+    def launch(self, kernel: str) -> cuda_plan.Launch:
+        """The first launch of a kernel."""
+        return next(x for x in self.plan.launches if x.kernel.startswith(kernel))
+
+    def add(self, kernel: str, name: str, **counts: float) -> None:
+        """A phase."""
+        self.phases.append(Phase(kernel, name, **counts))
+
+    def spread(self, kernel: str, name: str, **counts: float) -> None:
+        """A phase of a label that all multiprocessors share: counts are of all together."""
+        memory = counts.pop("memory", 0.0)
+        each = {k: v / ASSUMED.multiprocessors for k, v in counts.items()}
+        self.add(kernel, name, memory=memory, **each)
+
+    def all(self) -> None:
+        """All of them; what torch's operators do is little, and their launches are counted."""
+        self.prepare()
+        self.join()
+        self.settle()
+        self.degrees()
+        self.fiedler()
+        self.components()
+        self.ipo()
+
+    # Loops over features: 16-byte pieces of 8 elements, 4 of them on their way.
+
+    def reading(self, kernel: str, what: str, otherwise: float) -> tuple[float, float]:
+        """Instructions and FP64 ones of a warp for a piece of 8 elements each."""
+        scores = what == "scores"
+        each, loop = self.code.loop(
+            kernel, what,
+            lambda loop: sum(i.width == 16 and i.name == "LDG" for i in loop.usual) >= 4
+            and sum(i.name in ("DADD", "DFMA", "FFMA", "FADD", "FMUL") for i in loop.usual) >= 16
+            and not loop.count("SHFL") and scores == any(i.name in ("LD", "LDS") and i.width == 16
+            for i in loop.usual),
+            otherwise,
+        )  # fmt: skip
+        deep = sum(i.name in ("DADD", "DFMA", "DMUL") for i in loop.usual) if loop else 0
+        return each / 4, deep / 4
+
+    def prepare(self) -> None:
+        """The norm of each row."""
+        s = self.size
+        pieces = s.n * math.ceil(s.d / 256)
+        each, deep = self.reading("prepare<BFloat16>", "norms", 600)
+        self.spread(
+            "prepare", "norms",
+            instructions=pieces * each + s.n * 300,
+            doubles=pieces * deep + s.n * 40,
+            memory=2.0 * s.n * s.d,
+        )  # fmt: skip
+
+    def join(self) -> None:
+        """Half the product, by tiles; a wave is as many as the device holds."""
+        s, launch = self.size, self.launch("join")
+        kernel = launch.kernel
+        loop = next(
+            loop for f in self.code.kernels[kernel].functions for loop in f.loops
+            if loop.innermost and loop.count("HMMA")
+        )  # fmt: skip
+        rest = len(self.code.kernels[kernel].instructions) - len(loop.instructions)
+        warps = launch.threads // 32
+        edge = math.isqrt(warps * self.made.warp_rows * self.made.warp_columns)
+        tiles = math.ceil(s.n / edge)
+        tiles = tiles * (tiles + 1) // 2
+        resident = self.code.occupancy(kernel, launch.threads, launch.shared)
+        slots = resident * ASSUMED.multiprocessors
+        waves = math.ceil(s.batch * tiles / slots) * resident / s.batch
+        slabs = math.ceil(s.d / 64)
+        # A warp reads its rows of both sides for each 16 elements; the copies write them once.
+        rows = self.made.warp_rows + self.made.warp_columns
+        read = warps * rows * 64 * 2 + 2 * edge * 64 * 2
+        loops = loop.count("HMMA") / (self.made.warp_rows * self.made.warp_columns / 128 * 4)
+        self.add(
+            "join", "product",
+            instructions=waves * slabs * warps * len(loop.usual) / loops,
+            shared=waves * slabs * read,
+            products=waves * slabs * warps * loop.count("HMMA") / loops,
+            cached=waves * slabs * 2 * edge * 64 * 2,
+            barriers=0,
+            latency=waves * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        self.add(
+            "join", "epilogue",
+            instructions=waves * warps * rest,
+            barriers=waves * 4,
+            latency=waves * 2 * ASSUMED.latency,
+        )  # fmt: skip
+
+    def settle(self) -> None:
+        """The pairs that the product leaves undecided; both rows come from L2."""
+        s = self.size
+        pairs = s.undecided * s.n * s.n / 2
+        each, _ = self.code.loop(
+            "settle<BFloat16>", "pairs",
+            lambda loop: sum(i.width == 16 and i.name == "LDG" for i in loop.instructions) >= 8
+            and loop.count("FFMA") >= 16 and not loop.count("DADD"),
+            500,
+        )  # fmt: skip
+        pieces = pairs * math.ceil(s.d / 256)
+        self.spread(
+            "settle", "pairs",
+            instructions=pieces * each / 4 + pairs * 250,
+            cached=pairs * s.d * 4,
+        )  # fmt: skip
+
+    def degrees(self) -> None:
+        """The bits, once."""
+        s = self.size
+        self.spread(
+            "degrees", "count",
+            instructions=s.words * s.n / 32 * 12,
+            cached=s.n * s.words * 8,
+        )  # fmt: skip
+
+    def fiedler(self, team: int = 0) -> None:
+        """A team of blocks for an image; blocks of all teams run side by side.
+
+        ``team``: blocks; else as many as the host code plans.
+        """
+        s, made, launch = self.size, self.made, self.launch("solve")
+        teams = min(s.batch, ASSUMED.multiprocessors // team) if team else self.teams("solve")
+        team = team or launch.blocks // teams
+        own, m = math.ceil(s.words / team), s.steps
+        products, rounds = m + 2, math.ceil(s.batch / teams)
+        share = s.batch / rounds  # labels at a time
+        kernel = "solve"
+        meeting = 1.0 if team > 1 else 0.0
+
+        def add(name: str, times: float, **counts: float) -> None:
+            self.add("fiedler", name, share=share, **{k: times * v for k, v in counts.items()})
+
+        # 16 look-ups of a word for 32 rows.
+        look, loop = self.code.loop(
+            kernel, "look-ups",
+            lambda loop: loop.count("DADD") == 16 and loop.count("LDS", "LD") >= 16
+            and loop.depth >= 3 and not loop.count("SHFL"),
+            64,
+        )  # fmt: skip
+        generic = loop is not None and loop.count("LD") >= 16
+        where = "fiedler: look-ups by generic loads" if generic else ""
+        if where:
+            self.code.missing.append(f"{where} (counted as loads from shared memory)")
+        words = 2 * own * s.words
+        balance = self.balance(own, s.words)
+        add(
+            "look-ups", products * balance,
+            instructions=words * look, doubles=words * 16, shared=words * 16 * 256.0,
+        )  # fmt: skip
+        # 512 threads, a sum of four numbers each: 8 for each word.
+        fill, loop = self.code.loop(
+            kernel, "tables",
+            lambda loop: bool(loop.count("STS", "ST")) and loop.count("DADD") in (4, 8)
+            and loop.count("LD", "LDG", "LDS") >= loop.count("DADD")
+            and not loop.count("DMUL", "DFMA", "CALL"),
+            60,
+        )  # fmt: skip
+        entries = max(1, loop.count("STS.64", "STS", "ST")) if loop else 2
+        passes = math.ceil(own * 64 / 640) * math.ceil(s.words / 16)
+        add(
+            "tables", products,
+            instructions=passes * 16 * 8 * fill / entries,
+            shared=passes * 4096 * 8.0,
+            cached=passes * 1024 * 8.0,
+            barriers=2 * passes, latency=passes * ASSUMED.latency / 2,
+        )  # fmt: skip
+        # Inner products of v with all vectors before it, a word of rows by a warp each, twice a
+        # step; then their updates.
+        vectors = m * (m + 1) / 2 + m
+        group, deep = self.task(kernel)
+        each = [math.ceil((j + 2) / made.at_once) for j in range(1, m + 1)]
+        tasks = own * 2 * sum(each)
+        sharing = max(1, WARPS // own) if made.at_once > 1 else WARPS / own
+        chain = 2 * sum(math.ceil(own * groups / min(WARPS, own * sharing)) for groups in each)
+        add(
+            "inner products", 1,
+            instructions=tasks * group, doubles=tasks * deep,
+            cached=tasks * made.at_once * 512.0 * (2 if made.at_once == 1 else 1),
+            chain=chain * (ASSUMED.latency + 2 * group),
+            barriers=m * 4, meetings=m * 2 * meeting,
+            latency=m * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        # Then all blocks add the parts of the words: a warp for each vector.
+        add(
+            "sums of words", 1,
+            instructions=2 * vectors * (math.ceil(s.words / 32) * 12 + 30),
+            cached=2 * vectors * s.words * 8.0,
+            barriers=m * 2, latency=m * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        update, loop = self.code.loop(
+            kernel, "updates",
+            lambda loop: loop.count("DFMA") in (4, 8, 16) and loop.depth >= 2
+            and loop.count("LD", "LDS", "LDG") > loop.count("DFMA")
+            and not loop.count("CALL", "DMUL", "DADD"),
+            40,
+        )  # fmt: skip
+        unrolled = loop.count("DFMA") if loop else 4
+        lanes = math.ceil(own * 2 / WARPS) * WARPS  # warps of rows; a block has so many
+        add(
+            "updates", 1,
+            instructions=2 * vectors * lanes * update / unrolled,
+            doubles=2 * vectors * lanes, cached=2 * vectors * own * 64 * 8.0,
+            chain=2 * sum(lanes / WARPS * math.ceil(j / unrolled) for j in range(1, m + 1))
+            * (ASSUMED.latency + update),
+            barriers=m * 2, latency=m * 2 * ASSUMED.latency,
+        )  # fmt: skip
+        # The rest of a step: the norm, the scaled vector and its sum, divisions; one row a thread.
+        rows, sums = lanes / WARPS, 2 if made.norm_apart else 1
+        add(
+            "vectors", m + 6,
+            instructions=rows * WARPS * 4 * 60, cached=own * 64 * 8.0 * 8,
+            barriers=3 * sums + 4, meetings=sums * meeting,
+            latency=(4 + sums) * ASSUMED.latency,
+        )  # fmt: skip
+        self.projected(add)
+
+    def projected(self, add: Callable[..., None]) -> None:
+        """The eigenvalues of the projected matrix, whenever convergence is tested."""
+        tests, size = list[int](), 10
+        while size <= self.size.steps:
+            tests.append(size)
+            size += max(2, size // 6)
+        if self.made.tridiagonal:
+            # By a warp, in 16 points for each of two eigenvalues: 3 bits more a round to 2^-12 of
+            # their distance, and once to rounding; then pivots, a division each, and ratios.
+            rough = sum(size * (5 * 25 + 100) + 600 for size in tests)
+            exact = tests[-1] * (14 * 25 + 100) + 600
+            add("projected matrix", 1, latency=rough + exact, meetings=len(tests) + 1)
+            return
+        for size in tests:
+            even = size + size % 2
+            rounds = (even - 1) * 7  # sweeps
+            pairs = even / 2
+            cells = math.ceil(pairs * size / 512) * WARPS
+            add(
+                "projected matrix", 1,
+                instructions=rounds * cells * (141 + 134),
+                barriers=3 * rounds,
+                latency=rounds * (ASSUMED.rotation + 2 * 60),
+                meetings=1,
+            )  # fmt: skip
+
+    def task(self, kernel: str) -> tuple[float, float]:
+        """Instructions of a warp, and FP64 ones, for a word's inner products of a group."""
+        functions = {f.name: f for f in self.code.kernels[kernel].functions}
+        every = functions["project"].loops if "project" in functions else []
+        loops = [loop for loop in every if loop.count("SHFL") and loop.count("DMUL")]
+        if not loops:
+            self.code.missing.append("solve: inner products")
+            return 250, 12
+        best = max(loops, key=lambda loop: loop.depth)
+        # A loop in it is unrolled for more rows than a lane has of a word.
+        inner = {id(i) for x in every if x.depth > best.depth for i in x.instructions}
+        code = [i for i in best.usual if id(i) not in inner]
+        return len(code), sum(i.name in ("DADD", "DMUL", "DFMA") for i in code)
+
+    @staticmethod
+    def balance(own: int, words: int) -> float:
+        """How much longer 16 warps take for a pass's tasks than if they were even."""
+        tasks = [min(10, own - at) * 2 * 4 for at in range(0, own, 10)]
+        return sum(math.ceil(t / WARPS) * WARPS for t in tasks) / sum(tasks)
+
+    def teams(self, kernel: str) -> int:
+        """Of a launch: as many as its counters, which are set to 0 before."""
+        launches = self.plan.launches
+        at = next(i for i, x in enumerate(launches) if x.kernel.startswith(kernel))
+        blocks, most = launches[at].blocks, min(self.size.batch, launches[at].blocks)
+        for before in reversed(launches[:at]):
+            counters = before.blocks // 4
+            if before.kernel == cuda_plan.NO_KERNEL and 1 <= counters <= most:
+                return counters
+        return max(teams for teams in range(1, most + 1) if blocks % teams == 0)
+
+    def unknown(self) -> list[str]:
+        """Kernels that are launched, and that no phase is of."""
+        known = ("prepare", "join", "settle", "count_edges", "solve", "initial_mask", "optimize")
+        names = dict.fromkeys(launch.kernel for launch in self.plan.launches)
+        return [x for x in names if not x.startswith((*known, cuda_plan.NO_KERNEL))]
+
+    def components(self) -> None:
+        """A block for each image: some passes over the vector, and trees."""
+        s = self.size
+        turns = math.ceil(s.n / 512)
+        self.add(
+            "components", "mask",
+            instructions=WARPS * turns * 10 * 40, cached=s.n * 8.0 * 6,
+            barriers=14, latency=(8 + 3 * turns + 2 * math.isqrt(s.n)) * ASSUMED.latency / 2,
+            share=min(s.batch, ASSUMED.multiprocessors),
+        )  # fmt: skip
+
+    def ipo(self) -> None:
+        """Norms, the sums of the classes, and the steps, of which some read all the rows."""
+        s, launch = self.size, self.launch("optimize")
+        kernel = launch.kernel
+        teams = self.teams(kernel)
+        rounds = math.ceil(s.batch / teams)
+        share = s.batch / rounds
+        resident = self.code.occupancy(kernel, launch.threads, launch.shared)
+        busy = min(ASSUMED.multiprocessors, launch.blocks / resident if rounds else 1)
+        team = launch.blocks / teams
+        pieces = s.n * math.ceil(s.d / 256)
+        size = 2.0 * s.n * s.d
+        meeting = 1.0 if team > 1 else 0.0
+
+        def rows(name: str, times: float, each: float, deep: float, extra: float) -> None:
+            self.add(
+                "ipo", name,
+                instructions=times * (pieces * each + s.n * extra) / busy,
+                doubles=times * pieces * deep / busy,
+                memory=times * size,
+            )  # fmt: skip
+
+        if not self.made.norms_given:
+            each, deep = self.reading(kernel, "norms", 600)
+            rows("norms", 1, each, deep, 200)
+        gather, loop = self.code.loop(
+            kernel, "class sums",
+            lambda loop: loop.count("SHFL") >= 4 and loop.count("DADD") >= 16,
+            1800,
+        )  # fmt: skip
+        deep = sum(i.name in ("DADD", "DMUL", "DFMA") for i in loop.usual) if loop else 96
+        rows("class sums", 1, gather / 4, deep / 4, 20)
+        each, deep = self.reading(kernel, "scores", 260)
+        read = min(2, s.ipo) + max(0, s.ipo - 2) * ASSUMED.warmth
+        rows("scores", read, each, deep, 160)
+        self.add(
+            "ipo", "steps",
+            meetings=(s.ipo * 3 + 3) * meeting, barriers=(s.ipo + 1) * 8,
+            latency=(s.ipo + 1) * 10 * ASSUMED.latency,
+            share=share,
+        )  # fmt: skip
+
+    def fences(self, kernel: str) -> float:
+        """Of a meeting, in a kernel's name as phases have it."""
+        names = {"fiedler": "solve", "ipo": self.launch("optimize").kernel}
+        return self.code.fences(names[kernel]) if kernel in names else 0
+
+    def of(self, kernel: str, assumed: Assumptions = ASSUMED) -> float:
+        """Seconds of a kernel for a label."""
+        fences = self.fences(kernel)
+        return sum(p.seconds(assumed, fences)[0] for p in self.phases if p.kernel == kernel)
+
+    def of_phase(self, phase: Phase) -> float:
+        """Its seconds."""
+        return phase.seconds(ASSUMED, self.fences(phase.kernel))[0]
+
+    def gaps(self) -> float:
+        """Seconds of a label between its kernels."""
+        return self.plan.total * ASSUMED.gap / self.size.batch
+
+    def seconds(self, assumed: Assumptions = ASSUMED) -> float:
+        """Of a label, the gaps between launches included."""
+        kernels = {phase.kernel for phase in self.phases}
+        return sum(self.of(kernel, assumed) for kernel in kernels) + self.gaps()
+
+    def by_team(self) -> dict[int, float]:
+        """Seconds of the solver for a label, by the blocks of a team."""
+        found = {}
+        for team in (1, 2, 3, 4, 6, 8, 16, 33, 66, 132):
+            if team <= self.size.words:
+                other = Model(self.size, self.code, self.made, self.plan)
+                other.fiedler(team)
+                found[team] = other.of("fiedler")
+        return found

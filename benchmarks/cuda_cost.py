@@ -1,0 +1,130 @@
+"""What a label should cost on an H200, counted: instructions, barriers, bytes, launches.
+
+    python benchmarks/cuda_cost.py [--detail] [--json F] [--write]
+
+Nothing here is measured on a device. For four sizes it multiplies what the machine code says of a
+loop by how often it runs, for binary graphs of bfloat16 features with k = 1. Grids, teams, shared
+memory and launches are what the host code asks of a device of 132 multiprocessors (cuda_plan.py).
+A phase takes as long as its dearest resource; phases of a block follow one another. What is assumed
+of the device and of the data is in cost_phases.py, and printed.
+
+It is meant to be run before and after a change. What the sources do is read off them (`structure`):
+where a change moves a loop, `Code.loop` names the phase that is not found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import cuda_plan
+import sass
+import torch
+from cost_kernels import Model
+from cost_phases import ASSUMED, CLUSTERS, SIZES, WGMMA, Code, Size, structure
+from kernels import HOPPER, write
+
+import selfment
+
+
+def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
+    """The model of each size, and the plans of some batches."""
+    code, made = Code(), structure()
+    device = cuda_plan.Device(folder, *HOPPER, code.occupancy)
+
+    def plan(s: Size, tau: float | str = 0.2) -> cuda_plan.Plan:
+        side = math.isqrt(s.n)
+        # A sample of them is looked at for an automatic threshold, else nothing.
+        features = torch.empty(s.batch, s.n, 16 if tau == "auto" else s.d, dtype=torch.bfloat16)
+        return device.plan(lambda: selfment.pseudo_label(features, (side, side), tau=tau))
+
+    models = []
+    for size in SIZES:
+        model = Model(size, code, made, plan(size))
+        model.all()
+        models.append(model)
+    return models, {"a fixed tau": models[1].plan, 'tau="auto"': plan(SIZES[1], "auto")}
+
+
+def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) -> Iterator[str]:
+    """The tables, in Markdown."""
+    names = list(dict.fromkeys(phase.kernel for phase in models[0].phases))
+    yield f"| N, d, batch | label, us | {' | '.join(names)} | gaps | estimate by hand | with wgmma | and clusters |"  # noqa: E501
+    yield "|---" * (len(names) + 6) + "|"
+    for model in models:
+        s = model.size
+        cells = [f"{s.n}, {s.d}, {s.batch}", f"**{1e6 * model.seconds():.0f}**"]
+        cells += [f"{1e6 * seconds:.1f}" for seconds in (*map(model.of, names), model.gaps())]
+        cells += [s.issue, *(f"{1e6 * model.seconds(other):.0f}" for other in (WGMMA, CLUSTERS))]
+        yield f"| {' | '.join(cells)} |"
+    yield "\n| fiedler, us, by the blocks of a team | planned | others |\n|---|---|---|"
+    for model in models:
+        times = ", ".join(f"{team}: {1e6 * t:.1f}" for team, t in model.by_team().items())
+        team = model.launch("solve").blocks // model.teams("solve")
+        yield f"| {model.size.n}, batch {model.size.batch} | {team} | {times} |"
+    yield "\n| launches of a batch of 32 | ours | memory set | torch's operators | all |"
+    yield "|---|---|---|---|---|"
+    for name, plan in plans.items():
+        sets = sum(launch.kernel == cuda_plan.NO_KERNEL for launch in plan.launches)
+        ours, others = len(plan.launches) - sets, sum(plan.operators.values())
+        yield f"| {name} | {ours} | {sets} | {others} | **{plan.total}** |"
+    for missing in dict.fromkeys(models[0].code.missing):
+        yield f"\nnot found in the machine code, an assumption instead: {missing}"
+    for kernel in models[0].unknown():
+        yield f"\nlaunched, and not counted but for the gap before it: {kernel}"
+    if not detail:
+        return
+    for model in models:
+        s = model.size
+        grids = ", ".join(
+            f"{launch.kernel} {launch.blocks} x {launch.threads}, {launch.shared} bytes"
+            for launch in model.plan.launches
+            if launch.kernel != cuda_plan.NO_KERNEL
+        )
+        yield f"\nN = {s.n}, d = {s.d}, batch {s.batch}: {grids}\n"
+        yield "| phase | us | bound by | warp instructions | FP64 | shared, KiB | L2, KiB | memory, KiB | products | barriers | meetings |"  # noqa: E501
+        yield "|---" * 11 + "|"
+        for p in model.phases:
+            seconds, bound = p.seconds(ASSUMED, model.fences(p.kernel))
+            yield (
+                f"| {p.kernel}: {p.name} | {1e6 * seconds:.2f} | {bound} | {p.instructions:,.0f} | "
+                f"{p.doubles:,.0f} | {p.shared / 1024:,.0f} | {p.cached / 1024:,.0f} | "
+                f"{p.memory / 1024:,.0f} | {p.products:,.0f} | {p.barriers:,.0f} | "
+                f"{p.meetings:,.0f} |"
+            )
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--detail", action="store_true", help="each phase of each size")
+    parser.add_argument("--json", type=Path, metavar="F", help="the phases")
+    parser.add_argument("--write", action="store_true", help="tables into docs/performance.md")
+    arguments = parser.parse_args()
+    if lacks := sass.obstacle():
+        sys.exit(lacks)
+    with tempfile.TemporaryDirectory() as folder:
+        models, plans = modelled(Path(folder))
+    print(f"{ASSUMED}\n{models[0].made}\n")
+    print("\n".join(report(models, plans, arguments.detail)))
+    if arguments.write:
+        write("cuda_cost.py", "\n".join(report(models, plans, detail=False)))
+    if arguments.json:
+        rows = [
+            asdict(phase) | {"n": m.size.n, "d": m.size.d, "us": 1e6 * m.of_phase(phase)}
+            for m in models
+            for phase in m.phases
+        ]  # fmt: skip
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""What a call launches on a device that need not be there: kernels, grids, shared memory.
+
+The host code of csrc/cuda is compiled with benchmarks/recording/emulation.h, and labels a batch
+whose numbers nobody reads: nothing in it depends on data. Needs a C++ compiler and nm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from selfment import _ops
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_KERNEL = "memset"
+
+# Operators of torch that launch nothing: they make a view, or take memory.
+_QUIET = re.compile(
+    r"aten\.(empty|new_empty|empty_like|empty_strided|view|_unsafe_view|_reshape_alias|reshape|slice|"
+    r"select|unsqueeze|squeeze|expand|expand_as|as_strided|detach|alias|t|transpose|permute|split|"
+    r"split_with_sizes|unbind|unflatten|flatten|view_as|lift_fresh|is_same_size|_local_scalar_dense|"
+    r"sym_size|stride|resize_)\b"
+)
+
+_OCCUPANCY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
+_LAUNCH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int64)
+
+
+class _Recorder(ctypes.Structure):
+    _fields_ = (
+        ("multiprocessors", ctypes.c_int),
+        ("shared_bytes", ctypes.c_int),
+        ("occupancy", _OCCUPANCY),
+        ("launch", _LAUNCH),
+    )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel of ours that is launched; `memset` sets so many bytes."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int  # bytes of dynamic shared memory
+
+
+@dataclass
+class Plan:
+    """All launches of a call: ours, and the operators of torch that launch something."""
+
+    launches: list[Launch] = field(default_factory=list)
+    operators: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def total(self) -> int:
+        """An operator of torch counted as one launch."""
+        return len(self.launches) + sum(self.operators.values())
+
+
+class _Operators(TorchDispatchMode):
+    """Counts the operators of torch that launch something."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        name = str(func)
+        if name.startswith("selfment."):
+            # What it is made of counts: its implementation, with this mode on.
+            keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+            with self:
+                return func.redispatch(keys, *args, **(kwargs or {}))
+        if name.startswith("aten.") and not _QUIET.match(name):
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+class Device:
+    """A device that notes what it is to do.
+
+    ``occupancy``: how many blocks of a kernel, by its name, threads and bytes of shared memory, a
+    multiprocessor holds.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        multiprocessors: int,
+        shared_bytes: int,
+        occupancy: Callable[[str, int, int], int],
+    ) -> None:
+        """Compiles the module in ``folder``, which takes a minute."""
+        emulated = _tests_module("emulated")
+        flags = ["-O0", "-w", "-iquote", str(ROOT / "benchmarks/recording")]
+        path: Path = emulated.build(folder, flags)
+        self.module: ModuleType = emulated.load(path)
+        self._names, origin = _symbols(path)
+        library = ctypes.CDLL(str(path))
+        recorder = _Recorder.in_dll(library, "selfment_recorder")
+        self._base = ctypes.addressof(recorder) - origin
+        self._plan = Plan()
+
+        def fits(kernel: int, threads: int, shared: int) -> int:
+            return occupancy(self._name(kernel), threads, shared)
+
+        def launch(kernel: int | None, blocks: int, threads: int, shared: int) -> None:
+            name = NO_KERNEL if kernel is None else self._name(kernel)
+            self._plan.launches.append(Launch(name, blocks, threads, shared))
+
+        # Kept here, as the module holds their addresses.
+        self._callbacks = _OCCUPANCY(fits), _LAUNCH(launch)
+        recorder.multiprocessors, recorder.shared_bytes = multiprocessors, shared_bytes
+        recorder.occupancy, recorder.launch = self._callbacks
+
+    def _name(self, address: int) -> str:
+        return self._names[address - self._base]
+
+    def plan(self, call: Callable[[], Any]) -> Plan:
+        """What the call launches; its tensors are the CPU's."""
+        self._plan = Plan()
+        operators = _Operators()
+        with self._current(), operators:
+            call()
+        self._plan.operators = operators.found
+        return self._plan
+
+    @contextmanager
+    def _current(self) -> Iterator[None]:
+        """Tensors seem to lie on the device."""
+        twin = _ops._Cuda(self.module, torch.device("cpu"), 0, 0)
+        with (
+            mock.patch.object(_ops, "_twin", return_value=twin),
+            mock.patch.object(torch.Tensor, "is_cuda", True),
+        ):
+            yield
+
+
+def _tests_module(name: str) -> Any:
+    """A module of tests/."""
+    folder = ROOT / "tests"
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+
+
+def _symbols(path: Path) -> tuple[dict[int, str], int]:
+    """Names of the module's functions by offset, as in sass.py, and the offset of the recorder."""
+    command = ["nm", "--demangle", "--defined-only", str(path)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names, origin = {}, 0
+    for line in said.splitlines():
+        offset, _, name = line.split(" ", 2)
+        if name == "selfment_recorder":
+            origin = int(offset, 16)
+        elif found := re.match(r"(?:void )?selfment::cuda::\(anonymous namespace\)::(.*)\(", name):
+            names[int(offset, 16)] = re.sub(r"\(.*", "", found[1].replace("selfment::", ""))
+    return names, origin
