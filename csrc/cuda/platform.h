@@ -92,6 +92,14 @@ void launch(const char* name, void (*kernel)(Args), int64_t blocks, int threads,
 
 #if defined(SELFMENT_EMULATE)
 #define SELFMENT_CALL
+template <class T>
+T* global(T* address) {
+  return address;
+}
+template <class T>
+T* local(T* address) {
+  return address;
+}
 #elif defined(__CUDACC__)
 // A function that is called: inlined everywhere, it would take more registers than there are.
 #define SELFMENT_CALL __noinline__
@@ -100,6 +108,19 @@ void launch(const char* name, void (*kernel)(Args), int64_t blocks, int threads,
 __device__ inline unsigned char* shared_memory() {
   extern __shared__ __align__(128) unsigned char selfment_shared[];
   return selfment_shared;
+}
+
+// The same address, of global memory, or of a variable of the thread's own. Where the compiler
+// cannot see which memory it is of, it would have to make every load and store ask.
+template <class T>
+__device__ T* global(T* address) {
+  __builtin_assume(__isGlobal(address));
+  return address;
+}
+template <class T>
+__device__ T* local(T* address) {
+  __builtin_assume(__isLocal(address));
+  return address;
 }
 
 // Tells the scheduler that a thread waits for another block.
