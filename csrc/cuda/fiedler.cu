@@ -7,6 +7,7 @@
 #include "graph_product.cuh"
 #include "jacobi.cuh"
 #include "team.cuh"
+#include "tridiagonal.cuh"
 
 namespace selfment::cuda {
 
@@ -19,6 +20,11 @@ constexpr int64_t kDense = 48;
 constexpr int64_t kBasis = 64;
 constexpr int64_t kMaxProducts = 4000;
 constexpr double kBreakdown = 1e-13;
+
+// Until a pair has converged, the error that its Ritz value may have, as a share of its gap. The
+// residual that is read off then has a relative error of some ten times that.
+constexpr double kRoughly = 0x1p-12;
+static_assert(kBasis <= kTridiagonalRows);
 
 constexpr int kExchanges = 4;  // buffers in turn: one is not written before all have read it
 
@@ -284,6 +290,21 @@ class Solver {
            busy());
   }
 
+  // The two leading Ritz values and the first one's vector, of a projected matrix that is
+  // tridiagonal: see leading_pair.
+  __device__ SELFMENT_CALL void solve_leading(int64_t size, double share) {
+    if (leads() && threadIdx.x < kWarp) {
+      auto& t = *reinterpret_cast<Tridiagonal*>(shared_memory());
+      const int64_t limit = args().limit;
+      for (int64_t i = threadIdx.x; i < size; i += kWarp) {
+        t.diagonal[i] = projected()[i * limit + i];
+        t.beside[i] = i + 1 < size ? projected()[(i + 1) * limit + i] : 0;
+      }
+      leading_pair(t, static_cast<int>(size), share, ritz_values(), ritz_vectors());
+    }
+    meet();
+  }
+
   __device__ static double distance(const double* values, int64_t i, int64_t size) {
     const double above = i == 0 ? INFINITY : values[i - 1] - values[i];
     const double below = i + 1 < size ? values[i] - values[i + 1] : INFINITY;
@@ -319,16 +340,22 @@ class Solver {
       next_check = size + max(int64_t{2}, size / 6);
       if (whole) next_check = limit;
 
-      solve_projected(size);
+      // Of one start the projected matrix is tridiagonal up to a restart.
+      const bool tridiagonal = want == 1 && kept == 0;
+      if (tridiagonal) solve_leading(size, last ? 0 : kRoughly);
+      else solve_projected(size);
       bool converged = size > want || size == room;
       for (int64_t i = 0; i < want && converged; ++i)
         converged = beta * fabs(ritz_vectors()[i * size + size - 1]) <=
                     fmax(kResidualFloor, kVectorError * distance(ritz_values(), i, size));
       if (converged || last) {
+        if (tridiagonal && !last) solve_leading(size, 0);
         take(slot, min(want, size), size);
         return true;
       }
-      if (size == limit) size = kept = restart(limit, want);
+      if (size < limit) continue;
+      if (tridiagonal) solve_projected(size);
+      size = kept = restart(limit, want);
     }
   }
 
