@@ -26,7 +26,9 @@ constexpr double kBreakdown = 1e-13;
 constexpr double kRoughly = 0x1p-12;
 static_assert(kBasis <= kTridiagonalRows);
 
-constexpr int kExchanges = 4;  // buffers in turn: one is not written before all have read it
+constexpr int kVectorsAtOnce = 8;  // whose products with one vector a warp makes at a time
+constexpr int kTotals = 4;         // of which it adds up the parts at a time
+constexpr int kExchanges = 4;      // buffers in turn: one is not written before all have read it
 
 struct Args {
   FiedlerParams p;
@@ -75,7 +77,7 @@ class Solver {
   }
 
   __device__ void solve(int64_t image) {
-    const int64_t k = args().p.k;
+    const int k = static_cast<int>(args().p.k);
     products_ = draws_ = 0;
     view(image);
     bool finite = start(image) && lanczos(1, 1, k);
@@ -91,7 +93,7 @@ class Solver {
       merge();
     }
     meet();
-    for (int64_t slot = 1; slot <= k && finite; ++slot) finite = give(image, slot);
+    for (int slot = 1; slot <= k && finite; ++slot) finite = give(image, slot);
     if (finite && args().p.sign == Sign::kLapack) orient_as_lapack(image);
     if (!finite) give_up(image);
     else if (leads() && threadIdx.x == 0) global(args().p.iterations)[image] = products_;
@@ -111,28 +113,42 @@ class Solver {
     __syncthreads();
   }
 
-  // sums()[j] = sum over all rows i of term(j, i), for j < count: the sum of a word of rows by a
-  // warp, then that of the words in order. All blocks get the same sums.
-  template <class Term>
-  __device__ void sum(int64_t count, const Term& term) {
+  // sums()[j] = <vector(j), v> for j < count: the sums of a word of rows by a warp, kAtOnce of them
+  // at a time, then those of the words in order. All blocks get the same sums, and have met.
+  template <int kAtOnce, class Vector>
+  __device__ void multiply_with(const double* v, int count, const Vector& vector) {
     const int lane = static_cast<int>(threadIdx.x) % kWarp;
     const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    const int words = static_cast<int>(args().words), rows = static_cast<int>(n());
+    const int own = static_cast<int>(last() - first());
+    const int sharing = max(1, kProductWarps / max(1, own));  // warps that share a word
     double* parts = next_exchange();
-    for (int64_t task = warp; task < (last() - first()) * count; task += kProductWarps) {
-      const int64_t word = first() + task / count, j = task % count;
-      double part = 0;
-      for (int64_t i = word * kWord + lane; i < min((word + 1) * kWord, n()); i += kWarp)
-        part += term(j, i);
-      part = warp_sum(part);
-      if (lane == 0) parts[j * args().words + word] = part;
+    for (int at = warp; at < own * sharing; at += kProductWarps) {
+      const int word = static_cast<int>(first()) + at / sharing;
+      const int low = word * kWarp * 2 + lane, high = low + kWarp;
+      const double at_low = low < rows ? v[low] : 0, at_high = high < rows ? v[high] : 0;
+      for (int j = at % sharing * kAtOnce; j < count; j += sharing * kAtOnce) {
+        double sums[kAtOnce];
+#pragma unroll
+        for (int u = 0; u < kAtOnce; ++u) {
+          const double* other = vector(min(j + u, count - 1));
+          sums[u] = low < rows ? other[low] * at_low : 0;
+          if (high < rows) sums[u] += other[high] * at_high;
+        }
+        const int mine = j + lane / (kWarp / kAtOnce);
+        const double sum = warp_sums(sums);
+        if (lane % (kWarp / kAtOnce) == 0 && mine < count) parts[mine * words + word] = sum;
+      }
     }
     meet();
-    for (int64_t j = warp; j < count; j += kProductWarps) {
-      double total = 0;
-      for (int64_t word = lane; word < args().words; word += kWarp)
-        total += parts[j * args().words + word];
-      total = warp_sum(total);
-      if (lane == 0) sums()[j] = total;
+    for (int j = warp * kTotals; j < count; j += kProductWarps * kTotals) {
+      double totals[kTotals] = {};
+      for (int word = lane; word < words; word += kWarp)
+#pragma unroll
+        for (int u = 0; u < kTotals; ++u) totals[u] += parts[min(j + u, count - 1) * words + word];
+      const int mine = j + lane / (kWarp / kTotals);
+      const double total = warp_sums(totals);
+      if (lane % (kWarp / kTotals) == 0 && mine < count) sums()[mine] = total;
     }
     __syncthreads();
   }
@@ -159,10 +175,8 @@ class Solver {
   __device__ SELFMENT_CALL double dot(const double* x, const double* y) {
     x = global(x);
     y = global(y);
-    sum(1, [=](int64_t, int64_t i) { return x[i] * y[i]; });
-    const double result = sums()[0];
-    __syncthreads();
-    return result;
+    multiply_with<1>(x, 1, [=](int) { return y; });
+    return sums()[0];
   }
 
   // Returns the norm that v had.
@@ -206,8 +220,7 @@ class Solver {
     out = global(out);
     double *scaled = Solver::scaled(), *scale = Solver::scale();
     own_rows([=](int64_t i) { scaled[i] = scale[i] * y[i]; });
-    sum(1, [=](int64_t, int64_t i) { return scaled[i]; });  // scaled is published with the sums
-    const double total = sums()[0];
+    const double total = dot(scale, y);  // scaled is published with the sums
     multiply(block().graph, scaled, total, first(), last(), out);
     own_rows([=](int64_t i) { out[i] *= scale[i]; });
   }
@@ -229,50 +242,55 @@ class Solver {
 
   // --- Lanczos ---
 
-  // Vector j of `locked` known ones and the basis.
-  __device__ static double* known(int64_t locked, int64_t j) {
-    return global(j < locked ? pair(j) : basis(j - locked));
-  }
-
-  // v -= its parts along the known vectors, which stay in sums().
-  __device__ SELFMENT_CALL void project(double* v, int64_t locked, int64_t count) {
+  // v -= its parts along the known vectors, `locked` pairs and then the basis; they stay in sums().
+  // Returns the norm that is left.
+  __device__ SELFMENT_CALL double project(double* v, int locked, int count) {
     v = global(v);
-    sum(count, [=](int64_t j, int64_t i) { return known(locked, j)[i] * v[i]; });
+    multiply_with<kVectorsAtOnce>(v, count + 1, [=](int j) {
+      return global(j == count ? v : j < locked ? pair(j) : basis(j - locked));
+    });
     own_rows([=](int64_t i) {
       double part = 0;
-      for (int64_t j = 0; j < count; ++j) part = fma(sums()[j], known(locked, j)[i], part);
+      for (int j = 0; j < locked; ++j) part = fma(sums()[j], pair(j)[i], part);
+      const double* entry = basis(0) + i;
+      const int64_t n = Solver::n();
+#pragma unroll 8
+      for (int j = locked; j < count; ++j, entry += n) part = fma(sums()[j], *entry, part);
       v[i] -= part;
     });
+    double parts = 0;
+    for (int j = static_cast<int>(threadIdx.x) % kWarp; j < count; j += kWarp)
+      parts = fma(sums()[j], sums()[j], parts);
+    const double left = sums()[count] - warp_sum(parts);
+    return left < 0 ? 0 : sqrt(left);
   }
 
   // A new basis vector at `index`: random, orthogonal to the known ones.
-  __device__ SELFMENT_CALL void random_vector(int64_t locked, int64_t index) {
+  __device__ SELFMENT_CALL void random_vector(int locked, int index) {
     double* v = basis(index);
     const int64_t from = local(this)->draws_++ * n();
     own_rows([=](int64_t i) { v[i] = random_number(from + i); });
     for (int pass = 0; pass < 3; ++pass) {
-      project(v, locked, locked + index);
-      normalize(v);
+      const double norm = project(v, locked, locked + index);
+      own_rows([=](int64_t i) { v[i] /= norm; });
     }
   }
 
   // Makes M v_j, at j + 1 in the basis, orthogonal to all known vectors and returns the norm that
   // is left; rank 0 fills row and column j of the projected matrix.
-  __device__ double extend(int64_t locked, int64_t j, int64_t kept) {
+  __device__ double extend(int locked, int j, int kept) {
     double* v = basis(j + 1);
-    const int64_t limit = args().limit;
-    for (int pass = 0; pass < 2; ++pass) {
-      project(v, locked, locked + j + 1);
-      if (pass == 0 && leads())
-        for (int64_t i = threadIdx.x; i <= j; i += blockDim.x)
-          if (i + 1 >= j || j == kept)
-            projected()[i * limit + j] = projected()[j * limit + i] = sums()[locked + i];
-    }
-    return sqrt(dot(v, v));
+    const int limit = static_cast<int>(args().limit);
+    project(v, locked, locked + j + 1);
+    if (leads())
+      for (int i = static_cast<int>(threadIdx.x); i <= j; i += kProductThreads)
+        if (i + 1 >= j || j == kept)
+          projected()[i * limit + j] = projected()[j * limit + i] = sums()[locked + i];
+    return project(v, locked, locked + j + 1);
   }
 
   // Ritz values, descending, and vectors of the leading `size` rows of the projected matrix.
-  __device__ SELFMENT_CALL void solve_projected(int64_t size) {
+  __device__ SELFMENT_CALL void solve_projected(int size) {
     if (leads()) {
       __syncthreads();
       if (2 * size * size * int64_t{sizeof(double)} <= kProductBytes)
@@ -283,29 +301,29 @@ class Solver {
   }
 
   // The same, with room for two matrices.
-  __device__ __forceinline__ void solve_projected_in(double* a, int64_t size) {
-    for (int64_t at = threadIdx.x; at < size * size; at += blockDim.x)
-      a[at] = projected()[at / size * args().limit + at % size];
-    jacobi(a, a + size * size, static_cast<int>(size), ritz_values(), ritz_vectors(), sums(),
-           busy());
+  __device__ __forceinline__ void solve_projected_in(double* a, int size) {
+    const int limit = static_cast<int>(args().limit);
+    for (int at = static_cast<int>(threadIdx.x); at < size * size; at += kProductThreads)
+      a[at] = projected()[at / size * limit + at % size];
+    jacobi(a, a + size * size, size, ritz_values(), ritz_vectors(), sums(), busy());
   }
 
   // The two leading Ritz values and the first one's vector, of a projected matrix that is
   // tridiagonal: see leading_pair.
-  __device__ SELFMENT_CALL void solve_leading(int64_t size, double share) {
+  __device__ SELFMENT_CALL void solve_leading(int size, double share) {
     if (leads() && threadIdx.x < kWarp) {
       auto& t = *reinterpret_cast<Tridiagonal*>(shared_memory());
-      const int64_t limit = args().limit;
-      for (int64_t i = threadIdx.x; i < size; i += kWarp) {
+      const int limit = static_cast<int>(args().limit);
+      for (int i = static_cast<int>(threadIdx.x); i < size; i += kWarp) {
         t.diagonal[i] = projected()[i * limit + i];
         t.beside[i] = i + 1 < size ? projected()[(i + 1) * limit + i] : 0;
       }
-      leading_pair(t, static_cast<int>(size), share, ritz_values(), ritz_vectors());
+      leading_pair(t, size, share, ritz_values(), ritz_vectors());
     }
     meet();
   }
 
-  __device__ static double distance(const double* values, int64_t i, int64_t size) {
+  __device__ static double distance(const double* values, int i, int size) {
     const double above = i == 0 ? INFINITY : values[i - 1] - values[i];
     const double below = i + 1 < size ? values[i] - values[i + 1] : INFINITY;
     return fmin(above, below);
@@ -313,16 +331,16 @@ class Solver {
 
   // The `want` leading pairs orthogonal to the first `locked` ones, into the pairs from `slot` on.
   // False if a product is not finite.
-  __device__ SELFMENT_CALL bool lanczos(int64_t locked, int64_t slot, int64_t want) {
-    const int64_t room = n() - locked;
-    const int64_t limit = min(room, max(kBasis, 3 * want));
+  __device__ SELFMENT_CALL bool lanczos(int locked, int slot, int want) {
+    const int room = static_cast<int>(n()) - locked;
+    const int limit = min(room, max(static_cast<int>(kBasis), 3 * want));
     const bool whole = n() <= kDense;
     want = min(want, room);
     if (leads())
       for (int64_t at = threadIdx.x; at < args().limit * args().limit; at += blockDim.x)
         projected()[at] = 0;
     random_vector(locked, 0);
-    int64_t size = 0, kept = 0, next_check = whole ? limit : min(limit, want + 9);
+    int size = 0, kept = 0, next_check = whole ? limit : min(limit, want + 9);
     while (true) {
       multiply_by_graph(basis(size), basis(size + 1));
       double beta = extend(locked, size, kept);
@@ -337,7 +355,7 @@ class Solver {
       }
       const bool last = size == room || local(this)->products_ >= kMaxProducts + want;
       if (size < next_check && size < limit && !last) continue;
-      next_check = size + max(int64_t{2}, size / 6);
+      next_check = size + max(2, size / 6);
       if (whole) next_check = limit;
 
       // Of one start the projected matrix is tridiagonal up to a restart.
@@ -345,7 +363,7 @@ class Solver {
       if (tridiagonal) solve_leading(size, last ? 0 : kRoughly);
       else solve_projected(size);
       bool converged = size > want || size == room;
-      for (int64_t i = 0; i < want && converged; ++i)
+      for (int i = 0; i < want && converged; ++i)
         converged = beta * fabs(ritz_vectors()[i * size + size - 1]) <=
                     fmax(kResidualFloor, kVectorError * distance(ritz_values(), i, size));
       if (converged || last) {
@@ -360,24 +378,25 @@ class Solver {
   }
 
   // Keeps the leading Ritz vectors and the residual's direction; returns how many of the former.
-  __device__ SELFMENT_CALL int64_t restart(int64_t limit, int64_t want) {
-    const int64_t keep = min(limit - 1, want + (limit - want) / 3), n = args().p.graphs.n;
+  __device__ SELFMENT_CALL int restart(int limit, int want) {
+    const int keep = min(limit - 1, want + (limit - want) / 3);
+    const int64_t n = Solver::n();
     double *basis = Solver::basis(0), *vectors = kept_vectors();
     const double* ritz = ritz_vectors();
     own_rows([=](int64_t i) {
-      for (int64_t r = 0; r < keep; ++r) {
+      for (int r = 0; r < keep; ++r) {
         double sum = 0;
-        for (int64_t j = 0; j < limit; ++j) sum = fma(ritz[r * limit + j], basis[j * n + i], sum);
+        for (int j = 0; j < limit; ++j) sum = fma(ritz[r * limit + j], basis[j * n + i], sum);
         vectors[r * n + i] = sum;
       }
       basis[keep * n + i] = basis[limit * n + i];
-      for (int64_t r = 0; r < keep; ++r) basis[r * n + i] = vectors[r * n + i];
+      for (int r = 0; r < keep; ++r) basis[r * n + i] = vectors[r * n + i];
     });
     if (leads()) {
-      for (int64_t at = threadIdx.x; at < args().limit * args().limit; at += blockDim.x)
-        projected()[at] = at / args().limit == at % args().limit && at / args().limit < keep
-                              ? ritz_values()[at / args().limit]
-                              : 0;
+      const int stride = static_cast<int>(args().limit);
+      for (int at = static_cast<int>(threadIdx.x); at < stride * stride; at += kProductThreads)
+        projected()[at] =
+            at / stride == at % stride && at / stride < keep ? ritz_values()[at / stride] : 0;
     }
     meet();
     return keep;
@@ -385,20 +404,20 @@ class Solver {
 
   // --- Pairs: vector 0 is the trivial one, 1 to k are the pairs, k + 1 is a found one ---
 
-  __device__ SELFMENT_CALL void take(int64_t slot, int64_t count, int64_t size) {
-    for (int64_t r = 0; r < count; ++r) {
+  __device__ SELFMENT_CALL void take(int slot, int count, int size) {
+    for (int r = 0; r < count; ++r) {
       double *y = pair(slot + r), *basis = Solver::basis(0);
       const double* ritz = ritz_vectors() + r * size;
-      const int64_t n = args().p.graphs.n;
+      const int64_t n = Solver::n();
       own_rows([=](int64_t i) {
         double sum = 0;
-        for (int64_t j = 0; j < size; ++j) sum = fma(ritz[j], basis[j * n + i], sum);
+        for (int j = 0; j < size; ++j) sum = fma(ritz[j], basis[j * n + i], sum);
         y[i] = sum;
       });
       normalize(y);
     }
     if (leads())
-      for (int64_t r = threadIdx.x; r < count; r += blockDim.x) {
+      for (int r = static_cast<int>(threadIdx.x); r < count; r += kProductThreads) {
         theta(slot + r) = ritz_values()[r];
         gap(slot + r) = distance(ritz_values(), r, size);
       }
@@ -434,13 +453,12 @@ class Solver {
   }
 
   // One product more, and the results; false if they are not finite.
-  __device__ SELFMENT_CALL bool give(int64_t image, int64_t slot) {
+  __device__ SELFMENT_CALL bool give(int64_t image, int slot) {
     double *y = pair(slot), *work = Solver::work();
     multiply_by_graph(y, work);
     if (fabs(theta(slot)) > 0.01) {
-      project(work, 1, 1);
-      normalize(work);
-      own_rows([=](int64_t i) { y[i] = work[i]; });
+      const double norm = project(work, 1, 1);
+      own_rows([=](int64_t i) { y[i] = work[i] / norm; });
       multiply_by_graph(y, work);
     }
     const double rayleigh = dot(y, work);
@@ -473,23 +491,23 @@ class Solver {
   // Gives the vectors LAPACK's signs: see the CPU twin. The columns of the reflections take the
   // place of the basis.
   __device__ SELFMENT_CALL void orient_as_lapack(int64_t image) {
-    const int64_t most = args().columns;
-    int64_t columns = 0;
+    const int most = static_cast<int>(args().columns);
+    int columns = 0;
     bool ended = false;
-    for (int64_t slot = 1; slot <= args().p.k; ++slot) {
-      double *y = pair(slot), *x = global(args().p.vectors) + (image * args().p.k + slot - 1) * n();
+    for (int slot = 1; slot <= args().p.k; ++slot) {
       LargestEntry entry;
-      for (int64_t j = 0; j < most && !entry.certain(); ++j) {
+      for (int j = 0; j < most && !entry.certain(); ++j) {
         if (j == columns && !ended) {
-          ended = !make_column(j, y);
+          ended = !make_column(j, pair(slot));
           if (!ended) ++columns;
         }
         if (j == columns) break;
-        const double along = dot(basis(j), y);
+        const double along = dot(basis(j), pair(slot));
         entry.add(j == 0 ? along : signs()[j - 1] * along);
       }
       if (ended && !entry.certain()) continue;
-      const double sign = entry.value < 0 ? -1 : 1, *scale = Solver::scale();
+      double* x = global(args().p.vectors) + (image * args().p.k + slot - 1) * n();
+      const double sign = entry.value < 0 ? -1 : 1, *y = pair(slot), *scale = Solver::scale();
       own_rows([=](int64_t i) { x[i] = sign * (scale[i] * y[i]); });
     }
   }
@@ -497,7 +515,7 @@ class Solver {
   // Column j of the product of reflections, up to the sign; false if the space ends before, but for
   // the last one, which is what is left of y. The entries that decide the sign are rows of rank 0;
   // others may read it after they have met.
-  __device__ SELFMENT_CALL bool make_column(int64_t j, const double* y) {
+  __device__ SELFMENT_CALL bool make_column(int j, const double* y) {
     y = global(y);
     double* v = basis(j);
     if (j == 0) {
@@ -512,12 +530,12 @@ class Solver {
     } else {
       multiply_by_graph(basis(j - 1), v);
     }
-    for (int pass = 0; pass < 2; ++pass) project(v, 0, j);
-    double norm = sqrt(dot(v, v));
+    project(v, 0, j);
+    double norm = project(v, 0, j);
     if (norm <= kBreakdown && j == n() - 1) {
       own_rows([=](int64_t i) { v[i] = y[i]; });
-      for (int pass = 0; pass < 2; ++pass) project(v, 0, j);
-      norm = sqrt(dot(v, v));
+      project(v, 0, j);
+      norm = project(v, 0, j);
     }
     if (norm <= kBreakdown) return false;
     own_rows([=](int64_t i) { v[i] /= norm; });
