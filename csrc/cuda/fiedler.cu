@@ -132,8 +132,9 @@ class Solver {
 #pragma unroll
         for (int u = 0; u < kAtOnce; ++u) {
           const double* other = vector(min(j + u, count - 1));
-          sums[u] = low < rows ? other[low] * at_low : 0;
-          if (high < rows) sums[u] += other[high] * at_high;
+          const double other_low = low < rows ? other[low] : 0;
+          const double other_high = high < rows ? other[high] : 0;
+          sums[u] = other_low * at_low + other_high * at_high;
         }
         const int mine = j + lane / (kWarp / kAtOnce);
         const double sum = warp_sums(sums);
@@ -195,7 +196,6 @@ class Solver {
     const int64_t words = args().words, rows = words * kWord;
     const int64_t own = (last() - first()) * kWord, resident = args().resident;
     const uint64_t* bits = global(graphs.bits) + image * words * rows;
-    __syncthreads();
     if (threadIdx.x == 0)
       block().graph = {
           bits,
@@ -246,14 +246,16 @@ class Solver {
   // Returns the norm that is left.
   __device__ SELFMENT_CALL double project(double* v, int locked, int count) {
     v = global(v);
+    const int n = static_cast<int>(Solver::n());
+    const double *pairs = pair(0), *vectors = basis(0);
     multiply_with<kVectorsAtOnce>(v, count + 1, [=](int j) {
-      return global(j == count ? v : j < locked ? pair(j) : basis(j - locked));
+      const double* known = j < locked ? pairs + int64_t{j} * n : vectors + int64_t{j - locked} * n;
+      return global(j == count ? v : known);
     });
     own_rows([=](int64_t i) {
       double part = 0;
       for (int j = 0; j < locked; ++j) part = fma(sums()[j], pair(j)[i], part);
       const double* entry = basis(0) + i;
-      const int64_t n = Solver::n();
 #pragma unroll 8
       for (int j = locked; j < count; ++j, entry += n) part = fma(sums()[j], *entry, part);
       v[i] -= part;
@@ -292,7 +294,6 @@ class Solver {
   // Ritz values, descending, and vectors of the leading `size` rows of the projected matrix.
   __device__ SELFMENT_CALL void solve_projected(int size) {
     if (leads()) {
-      __syncthreads();
       if (2 * size * size * int64_t{sizeof(double)} <= kProductBytes)
         solve_projected_in(product_table(), size);
       else solve_projected_in(mine(args().jacobi, 2 * args().limit * args().limit), size);
@@ -367,12 +368,18 @@ class Solver {
         converged = beta * fabs(ritz_vectors()[i * size + size - 1]) <=
                     fmax(kResidualFloor, kVectorError * distance(ritz_values(), i, size));
       if (converged || last) {
-        if (tridiagonal && !last) solve_leading(size, 0);
+        if (tridiagonal && !last) {
+          meet();  // all have read what is written again
+          solve_leading(size, 0);
+        }
         take(slot, min(want, size), size);
         return true;
       }
       if (size < limit) continue;
-      if (tridiagonal) solve_projected(size);
+      if (tridiagonal) {
+        meet();
+        solve_projected(size);
+      }
       size = kept = restart(limit, want);
     }
   }

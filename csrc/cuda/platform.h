@@ -123,6 +123,22 @@ __device__ T* local(T* address) {
   return address;
 }
 
+// Adds 1 to a counter of global memory. Who reads the new count by load_acquire sees all that this
+// thread, and those that it has met at a barrier, wrote before; and so do those who meet the
+// reader.
+__device__ inline void add_release(unsigned* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter))
+               : "memory");
+}
+__device__ inline unsigned load_acquire(const unsigned* counter) {
+  unsigned count;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+               : "=r"(count)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return count;
+}
+
 // Tells the scheduler that a thread waits for another block.
 __device__ inline void pause_thread() { __nanosleep(20); }
 #endif

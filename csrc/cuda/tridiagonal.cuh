@@ -40,6 +40,7 @@ __device__ __forceinline__ double prepare(Tridiagonal& t, int size, int lane) {
     bound = fmax(bound, fabs(t.diagonal[i]) + (i == 0 ? 0 : fabs(t.beside[i - 1])) +
                             (i + 1 == size ? 0 : fabs(t.beside[i])));
   bound = warp_max(bound);
+  __syncwarp();
   const double scale = bound > 0 ? ldexp(1.0, -ilogb(bound)) : 1;
   for (int i = lane; i < kTridiagonalRows; i += kWarp) {
     t.diagonal[i] = i < size ? scale * t.diagonal[i] : -4;

@@ -261,6 +261,20 @@ SELFMENT_ATOMIC(atomicExch, float, value)
 #undef SELFMENT_ATOMICS
 #undef SELFMENT_ATOMIC
 
+// The counters at which teams of blocks meet.
+
+namespace selfment::cuda {
+inline void add_release(unsigned* counter) {
+  __threadfence();
+  atomicAdd(counter, 1u);
+}
+inline unsigned load_acquire(const unsigned* counter) {
+  const unsigned count = *static_cast<const volatile unsigned*>(counter);
+  __threadfence();
+  return count;
+}
+}  // namespace selfment::cuda
+
 // Loads and stores with a cache hint.
 
 template <class T>
