@@ -55,6 +55,17 @@ __device__ double random_number(int64_t index) {
   return static_cast<double>(z >> 11) * 0x1p-52 - 1;
 }
 
+// What decides how many blocks share an image: a step of Lanczos multiplies all words of rows with
+// the graph, and a team meets three times in it, for the product and for two orthogonalisations. A
+// look-up of a warp reads 32 sums of 8 bytes, and shared memory gives 128 bytes a clock; the four
+// instructions that it takes are issued meanwhile. A meeting is some five trips to the L2 cache, of
+// about 260 clocks each: until the block's stores are there, for the counter, one and a half until
+// the others' counts are seen, and one more for what the first-level cache has lost; with two
+// barriers. (Counted, not measured.) What every block of a team does alike makes no difference.
+constexpr int64_t kLookUpClocks = 2;
+constexpr int64_t kMeetingClocks = 1300;
+constexpr int64_t kMeetings = 3;
+
 // What all threads of a block know alike, in its shared memory.
 struct Block {
   Args args;
@@ -641,11 +652,10 @@ int64_t plan(Args& a, bool weighted, void* scratch, int64_t* shared_bytes) {
   *shared_bytes = kSumsAt + (a.partials / a.words + 2) * int64_t{sizeof(double)};
   const Device has = device();
   allow_shared("fiedler", solve);
-  // A step tabulates all of the vector and meets some four times, which takes as long as the
-  // product of so many words of rows; that of one takes time in proportion to the words.
+  const int64_t word_clocks = kWord / kWarp * (kWord / kGroup) * a.words * kLookUpClocks;
   const Teams teams =
       teams_for(batch, resident_blocks("fiedler", solve, kProductThreads, has.shared_bytes),
-                a.words, 1 + 320 / a.words);
+                a.words, (kMeetings * kMeetingClocks + word_clocks - 1) / word_clocks);
   const int64_t own = (a.words + teams.size - 1) / teams.size * kWord;
   const int64_t bits = own * a.words * int64_t{sizeof(uint64_t)};
   a.resident = !weighted && *shared_bytes + bits <= has.shared_bytes ? *shared_bytes : 0;
