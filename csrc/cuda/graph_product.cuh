@@ -57,12 +57,11 @@ __device__ inline void tabulate(const double* x, int64_t n, int64_t first) {
   }
 }
 
-// sum + the sums that a word of bits looks up in its table, `table` bytes into shared memory. Four
-// bits times the size of a sum are the lowest byte of an address, and a permutation puts them
-// there.
+// sum + the sums that a word of bits looks up in its table, which has this address. Four bits times
+// the size of a sum are the lowest byte of an address, and a permutation puts them there.
 __device__ __forceinline__ double look_up(uint64_t bits, unsigned table, double sum) {
   static_assert(kGroup == 4 && kSubsets * sizeof(double) <= 256 && kWordBytes % 256 == 0);
-  const unsigned char* shared = shared_memory();
+  constexpr unsigned kSubsetBytes = kSubsets * sizeof(double);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const auto word = static_cast<unsigned>(bits >> (32 * half));
@@ -70,8 +69,7 @@ __device__ __forceinline__ double look_up(uint64_t bits, unsigned table, double 
 #pragma unroll
     for (int group = 0; group < 8; ++group) {
       const unsigned at = __byte_perm(parts[group % 2], table, 0x7650u + group / 2);
-      sum += *reinterpret_cast<const double*>(shared + at +
-                                              (8 * half + group) * kSubsets * sizeof(double));
+      sum += load_shared(at + (8 * half + group) * kSubsetBytes);
     }
   }
   return sum;
@@ -83,6 +81,7 @@ __device__ __forceinline__ void add_products(const uint64_t* bits, int64_t strid
                                              int words, bool first) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const unsigned table = shared_address(product_table());
   for (int task = warp; task < rows / kWarp * kSegments; task += kProductWarps) {
     const int segment = task % kSegments, row = task / kSegments * kWarp + lane;
     const int low = segment * kSegmentWords, high = min(low + kSegmentWords, words);
@@ -92,7 +91,7 @@ __device__ __forceinline__ void add_products(const uint64_t* bits, int64_t strid
     for (int word = low; word < high; ++word) {
       next += stride;
       const uint64_t ahead = word + 1 < high ? *next : 0;  // a word before it is needed
-      sum = look_up(word_bits, static_cast<unsigned>(word) * kWordBytes, sum);
+      sum = look_up(word_bits, table + static_cast<unsigned>(word) * kWordBytes, sum);
       word_bits = ahead;
     }
     row_sums()[segment * kPassRows + row] = sum;
