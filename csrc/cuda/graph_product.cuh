@@ -12,75 +12,117 @@ namespace selfment::cuda {
 
 inline constexpr int kProductThreads = 512;
 inline constexpr int kProductWarps = kProductThreads / kWarp;
-inline constexpr int kGroup = 4;                           // bits that look up a sum
-inline constexpr int kWordSums = (64 / kGroup) << kGroup;  // table entries of a word
-inline constexpr int kTableWords = 16;                     // words of columns at a time
-inline constexpr int kSegments = 4;                        // of a table; sums of a row
+inline constexpr int kGroup = 4;  // bits that look up a sum
+inline constexpr int kSubsets = 1 << kGroup;
+inline constexpr int kWordSums = 64 / kGroup * kSubsets;  // table entries of a word
+inline constexpr unsigned kWordBytes = kWordSums * sizeof(double);
+inline constexpr int kTableWords = 16;  // words of columns at a time
+inline constexpr int kSegments = 4;     // of a table; sums of a row
 inline constexpr int kSegmentWords = kTableWords / kSegments;
 inline constexpr int kPassRows = 640;  // rows at a time
 inline constexpr int64_t kProductBytes =
     int64_t{sizeof(double)} * (kTableWords * kWordSums + kSegments * kPassRows);
 
-// An image's graph as a block reads it. Bits of the block's own rows may lie in shared memory.
+// An image's graph as a block reads it.
 struct GraphView {
-  const uint64_t* bits;  // (words, stride), from row `base` on
-  int64_t stride, base;
+  const uint64_t* bits;  // (words, 64 * words)
   const float* weights;  // nullptr in binary mode
   int64_t n, words;
   double eps;
+  int64_t resident;  // bytes of shared memory before the bits of the block's own rows, (words, own
+                     // rows); 0 if they are not there
 };
 
+// The arrays of a product, at the start of shared memory. They are named, and never passed, so that
+// the compiler knows their memory.
+__device__ inline double* product_table() { return reinterpret_cast<double*>(shared_memory()); }
+__device__ inline double* row_sums() {  // (kSegments, kPassRows)
+  return product_table() + kTableWords * kWordSums;
+}
+
 // sums of the subsets of x[word * 64 ..), for kTableWords words from `first` on
-__device__ inline void tabulate(const GraphView& graph, const double* x, int64_t first,
-                                double* table) {
-  for (int at = static_cast<int>(threadIdx.x); at < kTableWords * kWordSums;
-       at += kProductThreads) {
-    const int64_t column = first * kWord + (at >> kGroup) * kGroup;
+__device__ inline void tabulate(const double* x, int64_t n, int64_t first) {
+  static_assert(kProductThreads % kSubsets == 0, "the subset of a thread is always the same");
+  const int thread = static_cast<int>(threadIdx.x), subset = thread % kSubsets;
+  const int columns = static_cast<int>(min(n - first * kWord, int64_t{kTableWords} * kWord));
+  x += first * kWord;
+#pragma unroll 2
+  for (int at = thread; at < kTableWords * kWordSums; at += kProductThreads) {
+    const int column = at / kSubsets * kGroup;
     double sum = 0;
 #pragma unroll
     for (int bit = 0; bit < kGroup; ++bit)
-      if ((at >> bit & 1) != 0 && column + bit < graph.n) sum += x[column + bit];
-    table[at] = sum;
+      if ((subset >> bit & 1) != 0 && column + bit < columns) sum += x[column + bit];
+    product_table()[at] = sum;
+  }
+}
+
+// sum + the sums that a word of bits looks up in its table, which has this address. Four bits times
+// the size of a sum are the lowest byte of an address, and a permutation puts them there.
+__device__ __forceinline__ double look_up(uint64_t bits, unsigned table, double sum) {
+  static_assert(kGroup == 4 && kSubsets * sizeof(double) <= 256 && kWordBytes % 256 == 0);
+  constexpr unsigned kSubsetBytes = kSubsets * sizeof(double);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const auto word = static_cast<unsigned>(bits >> (32 * half));
+    const unsigned parts[2] = {word << 3 & 0x78787878u, word >> 1 & 0x78787878u};
+#pragma unroll
+    for (int group = 0; group < 8; ++group) {
+      const unsigned at = __byte_perm(parts[group % 2], table, 0x7650u + group / 2);
+      sum += load_shared(at + (8 * half + group) * kSubsetBytes);
+    }
+  }
+  return sum;
+}
+
+// Adds the products of `rows` rows with the columns in the table, `words` words of them, to the
+// sums of the rows. `bits` are those of the first row and the first of these columns.
+__device__ __forceinline__ void add_products(const uint64_t* bits, int64_t stride, int rows,
+                                             int words, bool first) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const unsigned table = shared_address(product_table());
+  for (int task = warp; task < rows / kWarp * kSegments; task += kProductWarps) {
+    const int segment = task % kSegments, row = task / kSegments * kWarp + lane;
+    const int low = segment * kSegmentWords, high = min(low + kSegmentWords, words);
+    const uint64_t* next = bits + low * stride + row;
+    uint64_t word_bits = low < high ? *next : 0;
+    double sum = first ? 0.0 : row_sums()[segment * kPassRows + row];
+    for (int word = low; word < high; ++word) {
+      next += stride;
+      const uint64_t ahead = word + 1 < high ? *next : 0;  // a word before it is needed
+      sum = look_up(word_bits, table + static_cast<unsigned>(word) * kWordBytes, sum);
+      word_bits = ahead;
+    }
+    row_sums()[segment * kPassRows + row] = sum;
   }
 }
 
 // y[i] = eps sum(x) + (1 - eps) sum of x over the row's edges, for the words [first, last) of rows.
-// The sum of a row is taken in an order of its own, whatever the rows around it.
-__device__ inline void multiply_bits(const GraphView& graph, const double* x, double total,
-                                     int64_t first, int64_t last, double* y,
-                                     unsigned char* shared) {
-  auto* table = reinterpret_cast<double*>(shared);
-  double* sums = table + kTableWords * kWordSums;  // (kSegments, kPassRows)
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  for (int64_t row0 = first * kWord; row0 < last * kWord; row0 += kPassRows) {
+// `bits` are those of the first of these rows. The sum of a row is taken in an order of its own,
+// whatever the rows around it.
+__device__ __forceinline__ void multiply_bits(const GraphView& graph, const uint64_t* bits,
+                                              int64_t stride, const double* x, double total,
+                                              int64_t first, int64_t last, double* y) {
+  const int64_t n = graph.n, words = graph.words;
+  const double eps = graph.eps;
+  for (int64_t row0 = first * kWord; row0 < last * kWord; row0 += kPassRows, bits += kPassRows) {
     const int rows = static_cast<int>(min(int64_t{kPassRows}, last * kWord - row0));
-    for (int64_t word0 = 0; word0 < graph.words; word0 += kTableWords) {
+    for (int64_t word0 = 0; word0 < words; word0 += kTableWords) {
       __syncthreads();
-      tabulate(graph, x, word0, table);
+      tabulate(x, n, word0);
       __syncthreads();
-      for (int task = warp; task < rows / kWarp * kSegments; task += kProductWarps) {
-        const int segment = task % kSegments, row = task / kSegments * kWarp + lane;
-        const int low = segment * kSegmentWords;
-        const int high = static_cast<int>(min(int64_t{low + kSegmentWords}, graph.words - word0));
-        double sum = word0 == 0 ? 0.0 : sums[segment * kPassRows + row];
-        for (int word = low; word < high; ++word) {
-          const uint64_t bits = graph.bits[(word0 + word) * graph.stride + row0 - graph.base + row];
-          const double* entries = table + word * kWordSums;
-#pragma unroll
-          for (int group = 0; group < 64 / kGroup; ++group)
-            sum += entries[(group << kGroup) +
-                           static_cast<int>(bits >> (group * kGroup) & ((1 << kGroup) - 1))];
-        }
-        sums[segment * kPassRows + row] = sum;
-      }
+      add_products(bits + word0 * stride, stride, rows,
+                   static_cast<int>(min(words - word0, int64_t{kTableWords})), word0 == 0);
     }
     __syncthreads();
-    for (int row = static_cast<int>(threadIdx.x); row < rows && row0 + row < graph.n;
+    for (int row = static_cast<int>(threadIdx.x); row < rows && row0 + row < n;
          row += kProductThreads) {
       double sum = 0;
-      for (int segment = 0; segment < kSegments; ++segment) sum += sums[segment * kPassRows + row];
-      y[row0 + row] = graph.eps * total + (1 - graph.eps) * sum;
+#pragma unroll
+      for (int segment = 0; segment < kSegments; ++segment)
+        sum += row_sums()[segment * kPassRows + row];
+      y[row0 + row] = eps * total + (1 - eps) * sum;
     }
     __syncthreads();
   }
@@ -90,15 +132,15 @@ __device__ inline void multiply_bits(const GraphView& graph, const double* x, do
 // the graph; those left of it are mirror images, which are read row by row, too, a lane for each
 // row of the graph.
 __device__ inline void multiply_weights(const GraphView& graph, const double* x, double total,
-                                        int64_t first, int64_t last, double* y,
-                                        unsigned char* shared) {
+                                        int64_t first, int64_t last, double* y) {
   constexpr int kTile = static_cast<int>(kWord), kParts = kProductWarps / (kTile / kWarp);
-  auto* left = reinterpret_cast<double*>(shared);  // (kParts, 64)
-  double* right = left + kParts * kTile;           // (64,)
+  double* left = product_table();         // (kParts, 64)
+  double* right = left + kParts * kTile;  // (64,)
+  const float* weights = global(graph.weights);
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const auto tile = [&](int64_t row, int64_t column) {
-    return graph.weights + (row * graph.words - row * (row - 1) / 2 + column - row) * kTile * kTile;
+    return weights + (row * graph.words - row * (row - 1) / 2 + column - row) * kTile * kTile;
   };
   for (int64_t own = first; own < last; ++own) {
     const int part = warp / (kTile / kWarp), mine = warp % (kTile / kWarp) * kWarp + lane;
@@ -125,13 +167,18 @@ __device__ inline void multiply_weights(const GraphView& graph, const double* x,
   }
 }
 
-// y = A x for the words [first, last) of rows, by a block of kProductThreads with kProductBytes of
-// shared memory. `total` is the sum of x. The block's y is complete on return.
+// y = A x for the words [first, last) of rows, by a block of kProductThreads with kProductBytes at
+// the start of shared memory. `total` is the sum of x. The block's y is complete on return.
 __device__ SELFMENT_CALL inline void multiply(const GraphView& graph, const double* x, double total,
-                                              int64_t first, int64_t last, double* y,
-                                              unsigned char* shared) {
-  if (graph.weights == nullptr) multiply_bits(graph, x, total, first, last, y, shared);
-  else multiply_weights(graph, x, total, first, last, y, shared);
+                                              int64_t first, int64_t last, double* y) {
+  x = global(x);
+  y = global(y);
+  if (graph.weights != nullptr) return multiply_weights(graph, x, total, first, last, y);
+  if (graph.resident == 0)
+    return multiply_bits(graph, global(graph.bits) + first * kWord, graph.words * kWord, x, total,
+                         first, last, y);
+  const auto* bits = reinterpret_cast<const uint64_t*>(shared_memory() + graph.resident);
+  multiply_bits(graph, bits, (last - first) * kWord, x, total, first, last, y);
 }
 
 }  // namespace selfment::cuda

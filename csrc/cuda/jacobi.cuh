@@ -10,9 +10,10 @@ inline constexpr int kMostSweeps = 40;
 
 // Takes the (size, size) matrix `a`, which is destroyed, and `v` to the eigenvalues, descending, in
 // `values` and the eigenvectors in the rows of `vectors`. `rotations` holds size + 1 doubles and
-// `busy` is an int, both in shared memory.
-__device__ inline void jacobi(double* a, double* v, int size, double* values, double* vectors,
-                              double* rotations, int* busy) {
+// `busy` is an int, both in shared memory. Inlined, so that the compiler knows where the others
+// lie.
+__device__ __forceinline__ void jacobi(double* a, double* v, int size, double* values,
+                                       double* vectors, double* rotations, int* busy) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int even = size + size % 2, pairs = even / 2;
   for (int at = thread; at < size * size; at += threads) v[at] = at / size == at % size ? 1 : 0;

@@ -13,20 +13,18 @@ struct Args {
 };
 
 __global__ void __launch_bounds__(kProductThreads, 1) product(Args a) {
-  unsigned char* shared = shared_memory();
   const int64_t image = blockIdx.x / a.blocks_each, block = blockIdx.x % a.blocks_each;
   const Graphs& graphs = a.p.graphs;
-  const int64_t rows = a.words * kWord, owner = image / a.p.columns;
+  const int64_t owner = image / a.p.columns;
   const GraphView graph{
-      graphs.bits + owner * a.words * rows,
-      rows,
-      0,
+      graphs.bits + owner * a.words * a.words * kWord,
       graphs.weights == nullptr ? nullptr : graphs.weights + owner * a.weights_each,
       graphs.n,
       a.words,
-      graphs.eps};
+      graphs.eps,
+      0};
   const double* x = a.p.x + image * graphs.n;
-  auto* parts = reinterpret_cast<double*>(shared);
+  double* parts = product_table();
   double sum = 0;
   for (int64_t i = threadIdx.x; i < graphs.n; i += kProductThreads) sum += x[i];
   sum = warp_sum(sum);
@@ -36,8 +34,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) product(Args a) {
   for (int warp = 0; warp < kProductWarps; ++warp) total += parts[warp];
   __syncthreads();
   const int64_t first = block * kBlockWords;
-  multiply(graph, x, total, first, min(first + kBlockWords, a.words), a.p.y + image * graphs.n,
-           shared);
+  multiply(graph, x, total, first, min(first + kBlockWords, a.words), a.p.y + image * graphs.n);
 }
 
 }  // namespace

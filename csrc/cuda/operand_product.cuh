@@ -34,10 +34,6 @@ struct WarpTile {
 
 #if !defined(SELFMENT_EMULATE)
 
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
 // Four 8 x 8 matrices: lane l gives the address of row l % 8 of matrix l / 8, and gets the elements
 // 2 (l % 4) and the next one of row l / 4 of each.
 __device__ inline void load_fragments(uint32_t (&r)[4], const uint16_t* source) {

@@ -92,14 +92,66 @@ void launch(const char* name, void (*kernel)(Args), int64_t blocks, int threads,
 
 #if defined(SELFMENT_EMULATE)
 #define SELFMENT_CALL
+template <class T>
+T* global(T* address) {
+  return address;
+}
+template <class T>
+T* local(T* address) {
+  return address;
+}
+inline unsigned shared_address(const void* address) {
+  return static_cast<unsigned>(static_cast<const unsigned char*>(address) - shared_memory());
+}
+inline double load_shared(unsigned address) {
+  return *reinterpret_cast<const double*>(shared_memory() + address);
+}
 #elif defined(__CUDACC__)
 // A function that is called: inlined everywhere, it would take more registers than there are.
 #define SELFMENT_CALL __noinline__
 
 // The block's dynamic shared memory.
 __device__ inline unsigned char* shared_memory() {
-  extern __shared__ __align__(128) unsigned char selfment_shared[];
+  extern __shared__ __align__(256) unsigned char selfment_shared[];
   return selfment_shared;
+}
+
+// The same address, of global memory, or of a variable of the thread's own. Where the compiler
+// cannot see which memory it is of, it would have to make every load and store ask.
+template <class T>
+__device__ T* global(T* address) {
+  __builtin_assume(__isGlobal(address));
+  return address;
+}
+template <class T>
+__device__ T* local(T* address) {
+  __builtin_assume(__isLocal(address));
+  return address;
+}
+
+// Addresses in shared memory as the numbers that they are; those of shared_memory() are multiples
+// of 256.
+__device__ inline unsigned shared_address(const void* address) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(address));
+}
+__device__ inline double load_shared(unsigned address) {
+  return *static_cast<const double*>(__cvta_shared_to_generic(address));
+}
+
+// Adds 1 to a counter of global memory. Who reads the new count by load_acquire sees all that this
+// thread, and those that it has met at a barrier, wrote before; and so do those who meet the
+// reader.
+__device__ inline void add_release(unsigned* counter) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter))
+               : "memory");
+}
+__device__ inline unsigned load_acquire(const unsigned* counter) {
+  unsigned count;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+               : "=r"(count)
+               : "l"(__cvta_generic_to_global(counter))
+               : "memory");
+  return count;
 }
 
 // Tells the scheduler that a thread waits for another block.

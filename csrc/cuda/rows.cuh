@@ -77,6 +77,26 @@ __device__ Number warp_sum(Number sum) {
   return sum;
 }
 
+// The sums of several numbers of each lane: lane l gets that of number l / (kWarp / kCount). Halves
+// of the lanes take halves of the numbers, so there are fewer shuffles than in that many warp_sum,
+// and the same additions.
+template <int kCount>
+__device__ double warp_sums(double (&x)[kCount]) {
+  static_assert((kCount & (kCount - 1)) == 0 && kCount <= kWarp);
+  int lanes = kWarp / 2;
+#pragma unroll
+  for (int half = kCount / 2; half > 0; half /= 2, lanes /= 2) {
+    const bool upper = (threadIdx.x & static_cast<unsigned>(lanes)) != 0;
+#pragma unroll
+    for (int u = 0; u < half; ++u) {
+      const double other = __shfl_xor_sync(kAllLanes, upper ? x[u] : x[u + half], lanes);
+      x[u] = (upper ? x[u + half] : x[u]) + other;
+    }
+  }
+  for (; lanes > 0; lanes /= 2) x[0] += __shfl_xor_sync(kAllLanes, x[0], lanes);
+  return x[0];
+}
+
 template <class Number>
 __device__ Number warp_max(Number v) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {

@@ -21,12 +21,9 @@ class Team {
     if (size_ == 1) return;
     due_ += static_cast<unsigned>(size_);
     if (threadIdx.x == 0) {
-      __threadfence();
-      atomicAdd(arrivals_, 1u);
+      add_release(arrivals_);
       // The difference, as the count may go round.
-      while (static_cast<int>(*const_cast<volatile unsigned*>(arrivals_) - due_) < 0)
-        pause_thread();
-      __threadfence();
+      while (static_cast<int>(load_acquire(arrivals_) - due_) < 0) pause_thread();
     }
     __syncthreads();
   }

@@ -261,6 +261,20 @@ SELFMENT_ATOMIC(atomicExch, float, value)
 #undef SELFMENT_ATOMICS
 #undef SELFMENT_ATOMIC
 
+// The counters at which teams of blocks meet.
+
+namespace selfment::cuda {
+inline void add_release(unsigned* counter) {
+  __threadfence();
+  atomicAdd(counter, 1u);
+}
+inline unsigned load_acquire(const unsigned* counter) {
+  const unsigned count = *static_cast<const volatile unsigned*>(counter);
+  __threadfence();
+  return count;
+}
+}  // namespace selfment::cuda
+
 // Loads and stores with a cache hint.
 
 template <class T>
@@ -300,6 +314,15 @@ inline unsigned long long __brevll(unsigned long long x) {
   return reversed;
 }
 inline unsigned __brev(unsigned x) { return static_cast<unsigned>(__brevll(x) >> 32); }
+
+// The bytes of x (0 to 3) and y (4 to 7) that the digits of the selector name.
+inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t bytes = uint64_t{y} << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i)
+    result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return result;
+}
 
 inline unsigned __float_as_uint(float x) { return selfment::cuda::emulation::bits_as<unsigned>(x); }
 inline float __uint_as_float(unsigned x) { return selfment::cuda::emulation::bits_as<float>(x); }
