@@ -27,6 +27,7 @@ def load_sass() -> Any:
 sass = load_sass()
 pytestmark = pytest.mark.skipif(bool(sass.obstacle()), reason=sass.obstacle() or "nothing lacks")
 
+ARITHMETIC = ("DADD", "DMUL", "DFMA", "FADD", "FMUL", "FFMA", "HMMA")
 TYPES = ("float", "double", "Float16", "BFloat16")
 
 
@@ -122,3 +123,28 @@ def test_a_look_up_is_one_load_from_shared_memory(machine: Machine) -> None:
     for loop in look_ups:
         assert loop.count("LDL", "STL", "BAR", "CALL") == 0
         assert loop.count("LDS") - loop.count("DADD") in (0, 1)  # the bits may lie there, too
+
+
+@pytest.mark.parametrize("kernel", ["fiedler: solve", "matvec: product"])
+def test_loops_of_the_solver_know_their_memory(machine: Machine, kernel: str) -> None:
+    """All but those that wait for another block: loads that might be of any memory cost more."""
+    for loop in loops(machine[kernel]):
+        generic = [i.opcode for i in loop.instructions if i.space == "generic"]
+        assert all("STRONG" in opcode for opcode in generic)
+        if loop.count(*ARITHMETIC) >= 4:
+            assert loop.count("LDL", "STL") == 0
+
+
+@pytest.mark.parametrize("kernel", ["fiedler: solve", "matvec: product"])
+def test_a_look_up_is_four_instructions(machine: Machine, kernel: str) -> None:
+    """Its address, its load from shared memory, its addition; and a few for each word of bits."""
+    look_ups = [
+        loop
+        for loop in loops(machine[kernel])
+        if loop.count("DADD") == 16 and loop.count("LDS") in (16, 17)
+    ]
+    deepest = max(loop.depth for loop in look_ups)
+    words = [loop for loop in look_ups if loop.depth == deepest]
+    assert words
+    for loop in words:
+        assert len(loop.usual) <= 16 * 4 + 20
