@@ -143,9 +143,11 @@ def read_inert(file: str) -> Any:
         unknown = []
         if zipfile.is_zipfile(file):  # torch's format since 1.6
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        kinds = [(_Inert, kind) for kind in unknown]
         # Opened here, as torch would go by the name.
-        with torch.serialization.safe_globals(kinds), open(file, "rb") as stream:
+        with (
+            torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]),
+            open(file, "rb") as stream,
+        ):
             return torch.load(stream, map_location="cpu", weights_only=True)
 
 
