@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class _Cpu:
     """Runs on torch's threads, and has returned when it is done."""
 
     ordinal = -1
+    sample_bytes = 1 << 20  # of samples in flight: what a cache holds
 
     def __init__(self) -> None:
         self.native = _native.cpu()
@@ -61,6 +62,7 @@ class _Cuda:
     device: torch.device
     ordinal: int
     stream: int
+    sample_bytes: ClassVar[int] = _CUDA_BYTES
 
     def readable(self, rows: Tensor) -> Tensor:
         """Numbers where the kernels can read them: aligned to 16 bytes."""
@@ -301,6 +303,64 @@ def ipo(
         separation=separation,
     )
     return refined, steps, separation, -1 if bad is None else bad
+
+
+def finish(
+    values: Tensor,
+    gaps: Tensor,
+    vectors: Tensor,
+    separation: Tensor,
+    labels: Tensor,
+    grids: Sequence[Grid],
+    min_confidence: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The end of a label: confidence (B,) float64, rejected (B,), mask and vectors (B, N).
+
+    ``values``, ``gaps`` and ``vectors``: as ``fiedler`` returns them for k = 1; ``labels``: (B, N)
+    bool, as ``ipo`` returns them, the patches of one or more ``grids`` one after another. The
+    confidence is that of :func:`selfment.confidence.confidence`, step by step; torch may round a
+    square root otherwise, in its last place. An image whose confidence is below ``min_confidence``
+    is rejected, and its mask is empty. Vectors are float32.
+    """
+    batch, n = labels.shape
+    sure = values.new_empty(batch)
+    rejected = labels.new_empty(batch)
+    mask = torch.empty_like(labels)
+    rounded = values.new_empty((batch, n), dtype=torch.float32)
+    _twin(labels.device).run(
+        "finish",
+        (len(grids),),
+        eigenvalues=values,
+        gaps=gaps,
+        separation=separation,
+        fiedler=vectors,
+        labels=labels,
+        batch=batch,
+        n=n,
+        grids=grids,
+        min_confidence=min_confidence,
+        confidence=sure,
+        rejected=rejected,
+        mask=mask,
+        vectors=rounded,
+    )
+    return sure, rejected, mask, rounded
+
+
+def samples_at_once(rows: Tensor, m: int) -> int:
+    """How many images of (B, N, d) features to sample m rows of at a time, in float64."""
+    copies = 4
+    return max(1, _twin(rows.device).sample_bytes // (copies * m * rows.shape[2] * 8))
+
+
+def threshold(similarities: Tensor) -> Tensor:
+    """Otsu's thresholds (B,) of the pairs i < j of (B, m, m) float64 similarities."""
+    batch, m, _ = similarities.shape
+    taus = similarities.new_empty(batch)
+    _twin(similarities.device).run(
+        "threshold", None, similarities=similarities, batch=batch, m=m, taus=taus
+    )
+    return taus
 
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, 1.4 s and 150 MiB.

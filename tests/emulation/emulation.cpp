@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <deque>
 #include <map>
@@ -221,6 +222,7 @@ struct Scheduler {
 };
 Scheduler s;
 
+std::atomic<int64_t> launched{0};
 thread_local int current_device;
 thread_local cudaError_t last_error, explained_error;
 thread_local std::string explanation;
@@ -497,6 +499,7 @@ bool run_blocks(const cudaLaunchConfig_t& config, const uint64_t* numbers, size_
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    const std::function<void()>& body) {
   thread_local bool launches = false;
+  ++launched;
   if (launches) die("a kernel launches a kernel");
   const std::lock_guard<std::mutex> lock(s.mutex);
   const uint64_t threads = volume(config.blockDim), blocks = volume(config.gridDim);
@@ -649,6 +652,8 @@ cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 
+int64_t selfment_launches() { return launched.load(); }
+
 int selfment_exchange_device(int device) { return std::exchange(current_device, device); }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
@@ -682,12 +687,14 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
 }
 
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  ++launched;
   if (bytes > 0) std::memset(to, value, bytes);
   return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                             cudaStream_t) {
+  ++launched;
   if (bytes > 0) std::memcpy(to, from, bytes);
   return cudaSuccess;
 }

@@ -106,6 +106,8 @@ cudaError_t cudaGetDevice(int* device);              // two there are, alike
 cudaError_t cudaSetDevice(int device);
 // For those who have loaded a module: makes the device current, and returns which was.
 extern "C" __attribute__((visibility("default"))) int selfment_exchange_device(int device);
+// Kernels, fills and copies that have been asked for since the module was loaded.
+extern "C" __attribute__((visibility("default"))) int64_t selfment_launches();
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 // As on a device, a kernel must be allowed more than 48 KiB of shared memory before its launch.
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value);
