@@ -70,18 +70,18 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "affinity",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
-         Address weights, Address bits, Address degrees, Address scratch, int device,
+         Address weights, Address bits, Address degrees, Address norms, Address scratch, int device,
          Address stream) {
         run(device, [&] {
           selfment::cuda::affinity({at<const void>(features), static_cast<Dtype>(dtype), batch, n,
                                     d, at<const double>(taus), eps, at<uint64_t>(bits),
-                                    at<float>(weights), at<double>(degrees)},
+                                    at<float>(weights), at<double>(degrees), at<double>(norms)},
                                    {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("taus"), py::arg("eps"), py::arg("weights"), py::arg("bits"), py::arg("degrees"),
-      py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("norms"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def(
       "paint",
@@ -171,18 +171,19 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, Address separation, Address scratch,
-         int device, Address stream) {
+         int64_t min_count, Address labels, Address steps, Address separation, Address norms,
+         Address scratch, int device, Address stream) {
         run(device, [&] {
           selfment::cuda::ipo(
               {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, iters, min_count,
                at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
-              {at<void>(scratch), at<void>(stream)});
+              at<const double>(norms), {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("separation"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("separation"), py::arg("norms"), py::arg("scratch"), py::arg("device"),
+      py::arg("stream"));
 
   m.def("finish_scratch", &selfment::cuda::finish_scratch, py::arg("frames"));
 

@@ -238,6 +238,7 @@ struct AffinityParams {
   uint64_t* bits;   // out: (batch, words, rows)
   float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
   double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite
+  double* norms;    // out: (batch, n), what the rows are divided by
 };
 
 struct PaintParams {
@@ -274,8 +275,9 @@ int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted, Sign
 void fiedler(const FiedlerParams&, const Context&);
 int64_t components_scratch(int64_t batch, int64_t n, int64_t frames);
 void components(const ComponentsParams&, const Context&);
+// `norms`: (batch, n), as affinity makes them; nullptr where they are not known.
 int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
-void ipo(const IpoParams&, const Context&);
+void ipo(const IpoParams&, const double* norms, const Context&);
 int64_t finish_scratch(int64_t frames);
 void finish(const FinishParams&, const Context&);
 void threshold(const ThresholdParams&, const Context&);

@@ -35,6 +35,9 @@ class _Cpu:
         """Numbers where the kernels can read them: aligned to their size."""
         return rows.clone() if rows.data_ptr() % rows.element_size() else rows
 
+    def norms(self, degree: Tensor) -> None:
+        """None: they are computed where rows are read."""
+
     def weights(self, batch: int, n: int) -> Any:
         return self.native.Weights(batch)
 
@@ -46,7 +49,8 @@ class _Cpu:
         return min(8 * threads, most // (image + weights * n * n + 1))
 
     def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
-        """What the native operation returns; it needs no scratch for ``sizes``."""
+        """What the native operation returns; it needs no scratch for ``sizes``, and no norms."""
+        arguments.pop("norms", None)
         return getattr(self.native, operation)(**_addresses(arguments), threads=_native.threads())
 
 
@@ -68,6 +72,10 @@ class _Cuda:
         """Numbers where the kernels can read them: aligned to 16 bytes."""
         return rows.clone() if rows.data_ptr() % 16 else rows
 
+    def norms(self, degree: Tensor) -> Tensor:
+        """Room for the norms of rows, which IPO takes from the graph."""
+        return torch.empty_like(degree)
+
     def weights(self, batch: int, n: int) -> Tensor:
         size = self.native.weights_size(n)
         return torch.empty((batch, size), dtype=torch.float32, device=self.device)
@@ -87,7 +95,7 @@ class _Cuda:
         if sizes is not None:
             count = getattr(self.native, f"{operation}_scratch")(*sizes)
             arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
-        for name in ("weights", "painted_weights"):
+        for name in ("weights", "painted_weights", "norms"):
             if name in arguments and arguments[name] is None:
                 arguments[name] = 0
         function = getattr(self.native, operation)
@@ -133,10 +141,10 @@ def images_at_once(rows: Tensor, weighted: bool) -> int:
 
 def affinity(
     rows: Tensor, taus: Tensor, eps: float, weighted: bool
-) -> tuple[Tensor, Tensor, Any, int]:
+) -> tuple[Tensor, Tensor, Any, Tensor | None, int]:
     """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
 
-    ``taus``: (B,) float64, contiguous.
+    ``taus``: (B,) float64, contiguous. The fourth is what ``ipo`` takes as ``norms``.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -145,6 +153,7 @@ def affinity(
     bits = rows.new_empty((batch, twin.native.bits_size(n)), dtype=torch.int64)
     degree = rows.new_empty((batch, n), dtype=torch.float64)
     weights = twin.weights(batch, n) if weighted else None
+    norms = twin.norms(degree)
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "affinity",
@@ -159,8 +168,9 @@ def affinity(
         weights=weights,
         bits=bits,
         degrees=degree,
+        norms=norms,
     )
-    return bits, degree, weights, -1 if bad is None else bad
+    return bits, degree, weights, norms, -1 if bad is None else bad
 
 
 def paint(
@@ -276,9 +286,11 @@ def components(
 
 
 def ipo(
-    rows: Tensor, labels: Tensor, iters: int, min_count: int
+    rows: Tensor, labels: Tensor, iters: int, min_count: int, norms: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `refine`.
+
+    ``norms``: of the rows, (B, N) float64, as ``affinity`` returns them; None where unknown.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -301,6 +313,7 @@ def ipo(
         labels=refined,
         steps=steps,
         separation=separation,
+        norms=norms,
     )
     return refined, steps, separation, -1 if bad is None else bad
 

@@ -162,7 +162,7 @@ def _joint_label_impl(
     mask, seed, peaks = _ops.components(
         pairs.vectors[:, 0].contiguous(), grids, orient == "corners"
     )
-    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count)
+    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, norms=made.norms)
     sure, rejected, kept, vectors = _ops.finish(
         pairs.values, pairs.gaps, pairs.vectors, separation, label, grids, min_confidence
     )

@@ -187,7 +187,9 @@ def _pseudo_label_impl(
         made = build(rows, tau, eps, graph, first=first)
         pairs = _cut(made)
         mask, seed = initial_mask(pairs.vectors[:, 0], grid, orient)
-        label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
+        label, steps, separation = refine(
+            rows, mask, ipo_iters, ipo_min_count, norms=made.norms, first=first
+        )
         sure, rejected, kept, vectors = _ops.finish(
             pairs.values, pairs.gaps, pairs.vectors, separation, label, [grid], min_confidence
         )

@@ -357,6 +357,25 @@ def test_thresholds_are_those_of_the_cpu(target: Target, m: int) -> None:
 
 
 @BOTH
+def test_ipo_takes_the_norms_of_the_graph(target: Target) -> None:
+    rows = batch_of(2, 6, 9, 20)
+    rows[1, 3] = 0
+    labels = torch.rand(rows.shape[:2], generator=generator(1)) < 0.4
+
+    def both(rows: Tensor, labels: Tensor) -> list[tuple[Tensor, ...]]:
+        norms = selfment.affinity(rows).norms
+        assert norms is not None
+        doubled = _ops.ipo(rows, labels, 20, 1, norms * 2)[2]
+        known, plain = (_ops.ipo(rows, labels, 20, 1, given)[:3] for given in (norms, None))
+        return [(*known, norms, doubled), plain]
+
+    known, plain = target(both, rows, labels)
+    assert all(map(torch.equal, known[:3], plain))
+    torch.testing.assert_close(known[3], rows.double().norm(dim=2).clamp(min=1e-12))
+    assert not torch.equal(known[4], plain[2]), "they must be used"
+
+
+@BOTH
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_ipo_of_long_rows(target: Target, dtype: str) -> None:
     """Longer than what a warp reads at a time, in whole pieces of 16 bytes and not so."""
