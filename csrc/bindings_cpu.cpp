@@ -176,4 +176,34 @@ PYBIND11_MODULE(_cpu, m) {
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
       py::arg("separation"), py::arg("threads"));
+
+  m.def(
+      "finish",
+      [](Address eigenvalues, Address gaps, Address separation, Address fiedler, Address labels,
+         int64_t batch, int64_t n, const Grids& grids, double min_confidence, Address confidence,
+         Address rejected, Address mask, Address vectors, int threads) {
+        const auto frames = as_grids(grids);
+        run(threads, [&](const selfment::Context& context) {
+          selfment::cpu::finish(
+              {at<const double>(eigenvalues), at<const double>(gaps), at<const double>(separation),
+               at<const double>(fiedler), at<const bool>(labels), batch, n, frames.data(),
+               static_cast<int64_t>(frames.size()), min_confidence, at<double>(confidence),
+               at<bool>(rejected), at<bool>(mask), at<float>(vectors)},
+              context);
+        });
+      },
+      py::arg("eigenvalues"), py::arg("gaps"), py::arg("separation"), py::arg("fiedler"),
+      py::arg("labels"), py::arg("batch"), py::arg("n"), py::arg("grids"),
+      py::arg("min_confidence"), py::arg("confidence"), py::arg("rejected"), py::arg("mask"),
+      py::arg("vectors"), py::arg("threads"));
+
+  m.def(
+      "threshold",
+      [](Address similarities, int64_t batch, int64_t m, Address taus, int threads) {
+        run(threads, [&](const selfment::Context& context) {
+          selfment::cpu::threshold({at<const double>(similarities), batch, m, at<double>(taus)},
+                                   context);
+        });
+      },
+      py::arg("similarities"), py::arg("batch"), py::arg("m"), py::arg("taus"), py::arg("threads"));
 }

@@ -75,18 +75,18 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "affinity",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
-         Address weights, Address bits, Address degrees, Address scratch, int device,
+         Address weights, Address bits, Address degrees, Address norms, Address scratch, int device,
          Address stream) {
         run(device, [&] {
           selfment::cuda::affinity({at<const void>(features), static_cast<Dtype>(dtype), batch, n,
                                     d, at<const double>(taus), eps, at<uint64_t>(bits),
-                                    at<float>(weights), at<double>(degrees)},
+                                    at<float>(weights), at<double>(degrees), at<double>(norms)},
                                    {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("taus"), py::arg("eps"), py::arg("weights"), py::arg("bits"), py::arg("degrees"),
-      py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("norms"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def(
       "paint",
@@ -176,16 +176,51 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, Address separation, Address scratch,
-         int device, Address stream) {
+         int64_t min_count, Address labels, Address steps, Address separation, Address norms,
+         Address scratch, int device, Address stream) {
         run(device, [&] {
           selfment::cuda::ipo(
               {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, iters, min_count,
                at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
-              {at<void>(scratch), at<void>(stream)});
+              at<const double>(norms), {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("separation"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("separation"), py::arg("norms"), py::arg("scratch"), py::arg("device"),
+      py::arg("stream"));
+
+  m.def("finish_scratch", &selfment::cuda::finish_scratch, py::arg("frames"));
+
+  m.def(
+      "finish",
+      [](Address eigenvalues, Address gaps, Address separation, Address fiedler, Address labels,
+         int64_t batch, int64_t n, const Grids& grids, double min_confidence, Address confidence,
+         Address rejected, Address mask, Address vectors, Address scratch, int device,
+         Address stream) {
+        const auto frames = as_grids(grids);
+        run(device, [&] {
+          selfment::cuda::finish(
+              {at<const double>(eigenvalues), at<const double>(gaps), at<const double>(separation),
+               at<const double>(fiedler), at<const bool>(labels), batch, n, frames.data(),
+               static_cast<int64_t>(frames.size()), min_confidence, at<double>(confidence),
+               at<bool>(rejected), at<bool>(mask), at<float>(vectors)},
+              {at<void>(scratch), at<void>(stream)});
+        });
+      },
+      py::arg("eigenvalues"), py::arg("gaps"), py::arg("separation"), py::arg("fiedler"),
+      py::arg("labels"), py::arg("batch"), py::arg("n"), py::arg("grids"),
+      py::arg("min_confidence"), py::arg("confidence"), py::arg("rejected"), py::arg("mask"),
+      py::arg("vectors"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+
+  m.def(
+      "threshold",
+      [](Address similarities, int64_t batch, int64_t m, Address taus, int device, Address stream) {
+        run(device, [&] {
+          selfment::cuda::threshold({at<const double>(similarities), batch, m, at<double>(taus)},
+                                    {nullptr, at<void>(stream)});
+        });
+      },
+      py::arg("similarities"), py::arg("batch"), py::arg("m"), py::arg("taus"), py::arg("device"),
+      py::arg("stream"));
 }

@@ -5,6 +5,13 @@
 #include <cstdint>
 #include <vector>
 
+// Functions that both twins call.
+#if defined(__CUDACC__)
+#define SELFMENT_EVERYWHERE __host__ __device__
+#else
+#define SELFMENT_EVERYWHERE
+#endif
+
 namespace selfment {
 
 // The bit graph of an image of n patches: `words` = ceil(n / 64) columns of `rows` = 64 * words
@@ -159,6 +166,30 @@ struct IpoParams {
   double* separation;
 };
 
+// The end of a label: its confidence, by the rule of confidence.h, and the maps that are returned.
+struct FinishParams {
+  const double* eigenvalues;  // (batch,)
+  const double* gaps;         // (batch,)
+  const double* separation;   // (batch,), the distance of the class means
+  const double* fiedler;      // (batch, n)
+  const bool* labels;         // (batch, n), after IPO
+  int64_t batch, n;
+  const Grid* grids;  // (frames,), as in ComponentsParams
+  int64_t frames;
+  double min_confidence;
+  double* confidence;  // out: (batch,)
+  bool* rejected;      // out: (batch,), whether the confidence is below min_confidence
+  bool* mask;          // out: (batch, n), the labels; all false where the image is rejected
+  float* vectors;      // out: (batch, n), the Fiedler vectors, rounded
+};
+
+// Otsu's threshold of the similarities of all pairs i < j, by the rule of threshold.h.
+struct ThresholdParams {
+  const double* similarities;  // (batch, m, m)
+  int64_t batch, m;
+  double* taus;  // out: (batch,)
+};
+
 // The operations. affinity and ipo return the first row, of the batch * n, that holds a value that
 // is not finite or whose norm is not, and -1 where there is none; the outputs are void in the first
 // case.
@@ -169,6 +200,8 @@ void matvec(const MatvecParams&, const Context&);
 void fiedler(const FiedlerParams&, const Context&);
 void components(const ComponentsParams&, const Context&);
 int64_t ipo(const IpoParams&, const Context&);
+void finish(const FinishParams&, const Context&);
+void threshold(const ThresholdParams&, const Context&);
 const char* isa();  // the instruction set in use, as SELFMENT_ISA names it
 }  // namespace cpu
 
@@ -205,6 +238,7 @@ struct AffinityParams {
   uint64_t* bits;   // out: (batch, words, rows)
   float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
   double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite
+  double* norms;    // out: (batch, n), what the rows are divided by
 };
 
 struct PaintParams {
@@ -241,8 +275,12 @@ int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted, Sign
 void fiedler(const FiedlerParams&, const Context&);
 int64_t components_scratch(int64_t batch, int64_t n, int64_t frames);
 void components(const ComponentsParams&, const Context&);
+// `norms`: (batch, n), as affinity makes them; nullptr where they are not known.
 int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
-void ipo(const IpoParams&, const Context&);
+void ipo(const IpoParams&, const double* norms, const Context&);
+int64_t finish_scratch(int64_t frames);
+void finish(const FinishParams&, const Context&);
+void threshold(const ThresholdParams&, const Context&);
 }  // namespace cuda
 
 }  // namespace selfment

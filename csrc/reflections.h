@@ -5,12 +5,6 @@
 
 #include "params.h"
 
-#if defined(__CUDACC__)
-#define SELFMENT_EVERYWHERE __host__ __device__
-#else
-#define SELFMENT_EVERYWHERE
-#endif
-
 namespace selfment {
 
 // Q = H_1 .. H_m is a product of reflections, H_j of the entries from j on, as xSYTRD and xGEQRF

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class _Cpu:
     """Runs on torch's threads, and has returned when it is done."""
 
     ordinal = -1
+    sample_bytes = 1 << 20  # of samples in flight: what a cache holds
 
     def __init__(self) -> None:
         self.native = _native.cpu()
@@ -34,6 +35,9 @@ class _Cpu:
     def readable(self, rows: Tensor) -> Tensor:
         """Numbers where the kernels can read them: aligned to their size."""
         return rows.clone() if rows.data_ptr() % rows.element_size() else rows
+
+    def norms(self, degree: Tensor) -> None:
+        """None: they are computed where rows are read."""
 
     def weights(self, batch: int, n: int) -> Any:
         return self.native.Weights(batch)
@@ -46,7 +50,8 @@ class _Cpu:
         return min(8 * threads, most // (image + weights * n * n + 1))
 
     def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
-        """What the native operation returns; it needs no scratch for ``sizes``."""
+        """What the native operation returns; it needs no scratch for ``sizes``, and no norms."""
+        arguments.pop("norms", None)
         return getattr(self.native, operation)(**_addresses(arguments), threads=_native.threads())
 
 
@@ -62,6 +67,7 @@ class _Cuda:
     device: torch.device
     ordinal: int
     stream: int
+    sample_bytes: ClassVar[int] = _CUDA_BYTES
 
     def current(self) -> AbstractContextManager[None]:
         """Makes the device current, and then the one that was so before.
@@ -75,6 +81,10 @@ class _Cuda:
     def readable(self, rows: Tensor) -> Tensor:
         """Numbers where the kernels can read them: aligned to 16 bytes."""
         return rows.clone() if rows.data_ptr() % 16 else rows
+
+    def norms(self, degree: Tensor) -> Tensor:
+        """Room for the norms of rows, which IPO takes from the graph."""
+        return torch.empty_like(degree)
 
     def weights(self, batch: int, n: int) -> Tensor:
         size = self.native.weights_size(n)
@@ -93,7 +103,7 @@ class _Cuda:
 
     def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
         """Launches it, in as much scratch as the module asks for ``sizes``; None asks for none."""
-        for name in ("weights", "painted_weights"):
+        for name in ("weights", "painted_weights", "norms"):
             if name in arguments and arguments[name] is None:
                 arguments[name] = 0
         function = getattr(self.native, operation)
@@ -143,10 +153,10 @@ def images_at_once(rows: Tensor, weighted: bool) -> int:
 
 def affinity(
     rows: Tensor, taus: Tensor, eps: float, weighted: bool
-) -> tuple[Tensor, Tensor, Any, int]:
+) -> tuple[Tensor, Tensor, Any, Tensor | None, int]:
     """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
 
-    ``taus``: (B,) float64, contiguous.
+    ``taus``: (B,) float64, contiguous. The fourth is what ``ipo`` takes as ``norms``.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -155,6 +165,7 @@ def affinity(
     bits = rows.new_empty((batch, twin.native.bits_size(n)), dtype=torch.int64)
     degree = rows.new_empty((batch, n), dtype=torch.float64)
     weights = twin.weights(batch, n) if weighted else None
+    norms = twin.norms(degree)
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "affinity",
@@ -169,8 +180,9 @@ def affinity(
         weights=weights,
         bits=bits,
         degrees=degree,
+        norms=norms,
     )
-    return bits, degree, weights, -1 if bad is None else bad
+    return bits, degree, weights, norms, -1 if bad is None else bad
 
 
 def paint(
@@ -286,9 +298,11 @@ def components(
 
 
 def ipo(
-    rows: Tensor, labels: Tensor, iters: int, min_count: int
+    rows: Tensor, labels: Tensor, iters: int, min_count: int, norms: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `refine`.
+
+    ``norms``: of the rows, (B, N) float64, as ``affinity`` returns them; None where unknown.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -311,8 +325,67 @@ def ipo(
         labels=refined,
         steps=steps,
         separation=separation,
+        norms=norms,
     )
     return refined, steps, separation, -1 if bad is None else bad
+
+
+def finish(
+    values: Tensor,
+    gaps: Tensor,
+    vectors: Tensor,
+    separation: Tensor,
+    labels: Tensor,
+    grids: Sequence[Grid],
+    min_confidence: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The end of a label: confidence (B,) float64, rejected (B,), mask and vectors (B, N).
+
+    ``values``, ``gaps`` and ``vectors``: as ``fiedler`` returns them for k = 1; ``labels``: (B, N)
+    bool, as ``ipo`` returns them, the patches of one or more ``grids`` one after another. The
+    confidence is that of :func:`selfment.confidence.confidence`, step by step; torch may round a
+    square root otherwise, in its last place. An image whose confidence is below ``min_confidence``
+    is rejected, and its mask is empty. Vectors are float32.
+    """
+    batch, n = labels.shape
+    sure = values.new_empty(batch)
+    rejected = labels.new_empty(batch)
+    mask = torch.empty_like(labels)
+    rounded = values.new_empty((batch, n), dtype=torch.float32)
+    _twin(labels.device).run(
+        "finish",
+        (len(grids),),
+        eigenvalues=values,
+        gaps=gaps,
+        separation=separation,
+        fiedler=vectors,
+        labels=labels,
+        batch=batch,
+        n=n,
+        grids=grids,
+        min_confidence=min_confidence,
+        confidence=sure,
+        rejected=rejected,
+        mask=mask,
+        vectors=rounded,
+    )
+    return sure, rejected, mask, rounded
+
+
+def samples_at_once(rows: Tensor, m: int) -> int:
+    """How many images of (B, N, d) features to sample m rows of at a time, in float64."""
+    copies = 4
+    return max(1, _twin(rows.device).sample_bytes // (copies * m * rows.shape[2] * 8))
+
+
+def threshold(similarities: Tensor) -> Tensor:
+    """Otsu's thresholds (B,) of the pairs i < j of (B, m, m) float64 similarities."""
+    batch, m, _ = similarities.shape
+    taus = similarities.new_empty(batch)
+    _twin(similarities.device).run(
+        "threshold", None, similarities=similarities, batch=batch, m=m, taus=taus
+    )
+    return taus
 
 
 # Not torch.library.custom_op: its first call imports torch._dynamo, 1.4 s and 150 MiB.

@@ -30,6 +30,7 @@ class Graph:
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
     taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
+    norms: Tensor | None = None  #: (B, N) float64, of the features; None on the CPU and if painted
     batched: bool = True  #: whether answers have the axis B
     kind: Kind = TORCH  #: the kind of array that answers come in
 
@@ -90,7 +91,7 @@ class Graph:
             bits, degree, weights = _ops.paint(
                 self.bits, self.weights, self.degree, self.n, self.eps, self.taus, rows
             )
-            return replace(self, bits=bits, degree=degree, weights=weights)
+            return replace(self, bits=bits, degree=degree, weights=weights, norms=None)
 
     def to_dense(self) -> Any:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
@@ -157,9 +158,9 @@ def build(
     """
     batch, n, _ = rows.shape
     taus = auto_tau(rows) if tau is None else rows.new_full((batch,), tau, dtype=torch.float64)
-    bits, degree, weights, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
+    bits, degree, weights, norms, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
     check_finite(bad, n, first, frames)
-    return Graph(eps, n, bits, weights, degree, taus)
+    return Graph(eps, n, bits, weights, degree, taus, norms)
 
 
 def check_finite(bad: int, n: int, first: int, frames: Sequence[int] = ()) -> None:

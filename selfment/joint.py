@@ -25,7 +25,6 @@ from torch import Tensor
 
 from . import _ops
 from ._arrays import Features, Grid, as_features, as_grid, check_patches
-from .confidence import confidence
 from .graph import build
 from .optimization import refine
 from .pseudo_labels import PseudoLabels, _cut
@@ -160,15 +159,17 @@ def _joint_label_impl(
     rows = features.contiguous()[None]
     made = build(rows, tau, eps, graph, frames=[h * w for h, w in grids])
     pairs = _cut(made)
-    x = pairs.vectors[:, 0]
-    mask, seed, peaks = _ops.components(x.contiguous(), grids, orient == "corners")
-    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count)
-    sure = confidence(pairs.values[:, 0], pairs.gaps[:, 0], separation, label, grids)
-    rejected = sure < min_confidence
+    mask, seed, peaks = _ops.components(
+        pairs.vectors[:, 0].contiguous(), grids, orient == "corners"
+    )
+    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, norms=made.norms)
+    sure, rejected, kept, vectors = _ops.finish(
+        pairs.values, pairs.gaps, pairs.vectors, separation, label, grids, min_confidence
+    )
     found = JointLabels(
-        mask=label & ~rejected[:, None],
+        mask=kept,
         ncut_mask=mask,
-        fiedler=x.float(),
+        fiedler=vectors,
         eigenvalue=pairs.values[:, 0],
         gap=pairs.gaps[:, 0],
         residual=pairs.residuals[:, 0],

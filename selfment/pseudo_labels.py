@@ -12,7 +12,6 @@ from torch import Tensor
 from . import _ops
 from . import _params as params
 from ._arrays import Grid, as_features
-from .confidence import confidence
 from .graph import Graph, build
 from .optimization import refine
 from .spectral import Eigenpairs, eigenpairs, initial_mask
@@ -187,15 +186,17 @@ def _pseudo_label_impl(
         rows = chunk.contiguous()
         made = build(rows, tau, eps, graph, first=first)
         pairs = _cut(made)
-        x = pairs.vectors[:, 0]
-        mask, seed = initial_mask(x, grid, orient)
-        label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
-        sure = confidence(pairs.values[:, 0], pairs.gaps[:, 0], separation, label, [grid])
-        rejected = sure < min_confidence
+        mask, seed = initial_mask(pairs.vectors[:, 0], grid, orient)
+        label, steps, separation = refine(
+            rows, mask, ipo_iters, ipo_min_count, norms=made.norms, first=first
+        )
+        sure, rejected, kept, vectors = _ops.finish(
+            pairs.values, pairs.gaps, pairs.vectors, separation, label, [grid], min_confidence
+        )
         found = PseudoLabels(
-            mask=(label & ~rejected[:, None]).unflatten(1, grid),
+            mask=kept.unflatten(1, grid),
             ncut_mask=mask.unflatten(1, grid),
-            fiedler=x.float().unflatten(1, grid),
+            fiedler=vectors.unflatten(1, grid),
             eigenvalue=pairs.values[:, 0],
             gap=pairs.gaps[:, 0],
             residual=pairs.residuals[:, 0],

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import _ops
 from ._arrays import check_data, check_dense
 
 SAMPLE = 128  # patches at most, evenly spaced in row-major order
-BINS = 256  # of [-1, 1]
 
 
 def auto_tau(rows: Tensor) -> Tensor:
@@ -23,32 +23,16 @@ def auto_tau(rows: Tensor) -> Tensor:
     """
     check_dense(rows, "features")
     check_data(rows, "features")
-    return torch.stack([_otsu(_similarities(image)) for image in rows])
+    m = min(rows.shape[1], SAMPLE)
+    parts = [_similarities(part, m) for part in rows.split(_ops.samples_at_once(rows, m))]
+    return _ops.threshold(parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
-def _similarities(rows: Tensor) -> Tensor:
-    """(m (m - 1) / 2,) float64 inner products of the sampled unit rows."""
-    n, device = len(rows), rows.device
-    m = min(n, SAMPLE)
-    sample = rows[torch.arange(m, device=device) * n // m].double()
-    unit = sample / sample.norm(dim=1, keepdim=True).clamp(min=1e-12)
+def _similarities(rows: Tensor, m: int) -> Tensor:
+    """(B, m, m) float64 inner products of m sampled unit rows."""
+    n, device = rows.shape[1], rows.device
+    sample = rows[:, torch.arange(m, device=device) * n // m].double()
+    unit = sample / sample.norm(dim=2, keepdim=True).clamp(min=1e-12)
     unit = (unit * 2**26).round() / 2**26
-    i, j = torch.triu_indices(m, m, 1, device=device)
-    products: Tensor = unit @ unit.T
-    return products[i, j]
-
-
-def _otsu(values: Tensor) -> Tensor:
-    """The threshold, a scalar. Nothing here waits for a device; what is not finite is in a bin."""
-    bins = ((values + 1) * (BINS // 2)).floor().long().clamp(0, BINS - 1)
-    counts = torch.zeros(BINS, dtype=torch.int64, device=values.device)
-    counts = counts.scatter_add(0, bins, torch.ones_like(bins))
-    number = torch.arange(BINS, device=values.device)
-    # Of the bins below each edge: how many values, and the sum of their bins' numbers; integers.
-    below, sums = counts.cumsum(0).double(), (counts * number).cumsum(0).double()
-    total, whole = below[-1], sums[-1]
-    difference = sums * total - below * whole
-    variance = difference * difference / (below * (total - below)).clamp(min=1)
-    edges = (number[:-1].double() + 1) * (2 / BINS) - 1
-    best = variance[:-1] == variance[:-1].amax()
-    return ((edges * best).sum() / best.sum()).clamp(min=2 / BINS)
+    products: Tensor = unit @ unit.transpose(1, 2)
+    return products

@@ -22,6 +22,7 @@ import processes
 import selfment
 from cases import CASES, DEGENERATE, Case, generator, noise, smooth
 from selfment import Graph, PseudoLabels, _native, _ops, _params, reference
+from selfment.confidence import confidence
 from selfment.optimization import refine
 from selfment.spectral import eigenpairs, initial_mask
 
@@ -323,6 +324,55 @@ def test_ipo(target: Target, name: str) -> None:
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
         torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
+
+
+@BOTH
+@pytest.mark.parametrize("frames", [1, 3, 70])
+def test_the_end_of_a_label_is_that_of_the_cpu(target: Target, frames: int) -> None:
+    grids = [(1 + frame % 4, 1 + frame % 3) for frame in range(1, frames + 1)]
+    n, rng = sum(h * w for h, w in grids), generator(0)
+    values, gaps, apart = torch.rand(3, 12, generator=rng, dtype=torch.float64) * 1.3
+    vectors = torch.randn(12, 1, n, generator=rng, dtype=torch.float64)
+    labels = torch.rand(12, n, generator=rng) < 0.4
+    labels[0], labels[1] = True, False
+    gaps[2], values[3], apart[4] = float("inf"), -1e-17, float("nan")
+    arguments = (values[:, None], gaps[:, None], vectors, apart, labels)
+    ours = target(_ops.finish, *arguments, grids=grids, min_confidence=0.25)
+    expected = _ops.finish(*arguments, grids=grids, min_confidence=0.25)
+    for found, wanted in zip(ours, expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0, equal_nan=True)
+    rule = confidence(values, gaps, apart, labels, grids)
+    torch.testing.assert_close(expected[0], rule, rtol=1e-15, atol=0, equal_nan=True)
+    assert torch.equal(expected[1], expected[0] < 0.25)
+    assert torch.equal(expected[2], labels & ~expected[1][:, None])
+    assert torch.equal(expected[3], vectors[:, 0].float())
+
+
+@BOTH
+@pytest.mark.parametrize("m", [1, 2, 31, 128])
+def test_thresholds_are_those_of_the_cpu(target: Target, m: int) -> None:
+    values = torch.rand(5, m, m, generator=generator(0), dtype=torch.float64) * 2.1 - 1.05
+    values[1], values[2], values[3] = 0.5, values[3] ** 2, float("nan")
+    assert torch.equal(target(_ops.threshold, values), _ops.threshold(values))
+
+
+@BOTH
+def test_ipo_takes_the_norms_of_the_graph(target: Target) -> None:
+    rows = batch_of(2, 6, 9, 20)
+    rows[1, 3] = 0
+    labels = torch.rand(rows.shape[:2], generator=generator(1)) < 0.4
+
+    def both(rows: Tensor, labels: Tensor) -> list[tuple[Tensor, ...]]:
+        norms = selfment.affinity(rows).norms
+        assert norms is not None
+        doubled = _ops.ipo(rows, labels, 20, 1, norms * 2)[2]
+        known, plain = (_ops.ipo(rows, labels, 20, 1, given)[:3] for given in (norms, None))
+        return [(*known, norms, doubled), plain]
+
+    known, plain = target(both, rows, labels)
+    assert all(map(torch.equal, known[:3], plain))
+    torch.testing.assert_close(known[3], rows.double().norm(dim=2).clamp(min=1e-12))
+    assert not torch.equal(known[4], plain[2]), "they must be used"
 
 
 @BOTH

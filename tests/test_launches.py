@@ -61,3 +61,15 @@ def test_scratch_of_a_large_batch_cuts_it(device: Any) -> None:
     parts = launched(device, 40, 25600, 8)
     joins = [x for x in parts.launches if x.kernel.startswith("join")]
     assert 1 < len(joins) < 40
+
+
+@pytest.mark.parametrize("graph", ["binary", "weighted"])
+@pytest.mark.parametrize("orient", ["seed", "corners"])
+def test_a_batch_launches_little(device: Any, graph: str, orient: str) -> None:
+    assert launched(device, 32, 2304, 384, graph=graph, orient=orient).total <= 15
+
+
+def test_automatic_thresholds_launch_little(device: Any) -> None:
+    rows = torch.randn(32, 2304, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    plan = device.plan(lambda: selfment.pseudo_label(rows, (48, 48), tau="auto"))
+    assert plan.total <= 40

@@ -46,7 +46,6 @@ struct Args {
   AffinityParams p;
   const uint16_t* operand;  // (batch, n, stride)
   int64_t stride;
-  double* norms;   // (batch, n)
   float* scales;   // (batch, n), operand row * scale = rounded row, about
   float* errors;   // (batch, n), of that, in norm, or what stands for one
   uint16_t* copy;  // the operand, where it is not the features
@@ -88,7 +87,7 @@ __global__ void prepare(Args a) {
     error = kOverflows;
   }
   if (lane > 0) return;
-  a.norms[row] = norm;
+  a.p.norms[row] = norm;
   a.p.degrees[row] = isfinite(norm) ? 0 : NAN;
   a.scales[row] = a.copy != nullptr ? 1.0f : static_cast<float>(inverse);
   a.errors[row] = !isfinite(norm) ? kNotFinite : length == 0 ? kZeroRow : static_cast<float>(error);
@@ -131,7 +130,7 @@ __device__ bool settle_pair(const Args& a, int64_t image, int64_t i, int64_t j, 
   const int64_t d = a.p.d, base = image * a.p.n;
   const T* x = static_cast<const T*>(a.p.features) + (base + i) * d;
   const T* y = static_cast<const T*>(a.p.features) + (base + j) * d;
-  const double norm_x = a.norms[base + i], norm_y = a.norms[base + j];
+  const double norm_x = a.p.norms[base + i], norm_y = a.p.norms[base + j];
   const double inverse_x = 1 / norm_x, inverse_y = 1 / norm_y, tau = a.p.taus[image];
   if (norm_x < 1e15 && norm_y < 1e15) {
     const double product = warp_product(x, y, d, lane) * inverse_x * inverse_y;
@@ -379,7 +378,7 @@ __global__ void __launch_bounds__(kThreads) weigh(Args a) {
       if (source < a.p.n && k0 + k < a.p.d) {
         const int64_t from = image * a.p.n + source;
         const T* x = static_cast<const T*>(a.p.features) + from * a.p.d;
-        f = rounded(value(x[k0 + k]), a.norms[from], 1 / a.norms[from]);
+        f = rounded(value(x[k0 + k]), a.p.norms[from], 1 / a.p.norms[from]);
       }
       part(side, k, i) = f;
     }
@@ -425,7 +424,6 @@ int64_t carve(Args& a, void* scratch) {
   take(a.undecided.counts, 2);
   take(a.undecided.pairs, a.undecided.capacity);
   take(a.undecided.tiles, p.batch * tiles * (tiles + 1) / 2);
-  take(a.norms, rows);
   take(a.scales, rows);
   take(a.errors, rows);
   a.copy = nullptr;

@@ -1,8 +1,7 @@
 // From the Fiedler vector to the initial mask: TokenCut's rule, and MaskCut's corner rule. A block
 // for each frame; the components are found by joining the trees of neighbouring patches, each patch
 // at first a tree of its own, whose root is the least index.
-#include "platform.h"
-#include "rows.cuh"
+#include "frames.cuh"
 
 namespace selfment::cuda {
 
@@ -11,32 +10,10 @@ namespace {
 constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 
-// A frame of a vector: its grid and its first patch.
-struct Frame {
-  int first, h, w;
-};
-
-// Grids are known to the host. More than one goes to the device as arguments of kernels, as a copy
-// from pageable memory might wait.
-constexpr int kFramesAtOnce = 64;
-struct FrameArgs {
-  Frame frames[kFramesAtOnce];
-  int count;
-  Frame* target;
-};
-
-__global__ void store_frames(FrameArgs a) {
-  const int i = static_cast<int>(threadIdx.x);
-  if (i < a.count) a.target[i] = a.frames[i];
-}
-
 struct Args {
   ComponentsParams p;  // whose grids are the host's
-  Frame only;
-  const Frame* frames;  // (frames,); nullptr where there is `only` one
-  int* parents;         // (batch, n)
-
-  __device__ Frame frame(int i) const { return frames == nullptr ? only : frames[i]; }
+  Frames frames;
+  int* parents;  // (batch, n)
 };
 
 // --- Reductions over a block; all threads get the result ---
@@ -97,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1) initial_mask(Args a) {
   const int frames = static_cast<int>(a.p.frames), n = static_cast<int>(a.p.n);
   const int64_t image = blockIdx.x / frames;
   const int own = static_cast<int>(blockIdx.x % frames), thread = static_cast<int>(threadIdx.x);
-  const Frame frame = a.frame(own);
+  const Frame frame = a.frames.at(own);
   const int first = frame.first, w = frame.w, size = frame.h * frame.w;
   const double* x = a.p.fiedler + image * n;
   bool* mask = a.p.mask + image * n + first;
@@ -121,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, 1) initial_mask(Args a) {
   if (a.p.corners) {
     int corners = 0, others = 0;
     for (int i = thread; i < frames; i += kThreads) {
-      const Frame f = a.frame(i);
+      const Frame f = a.frames.at(i);
       const int last = f.first + f.h * f.w - 1;
       corners +=
           inside(f.first) + inside(f.first + f.w - 1) + inside(last - f.w + 1) + inside(last);
@@ -159,10 +136,6 @@ __global__ void __launch_bounds__(kThreads, 1) initial_mask(Args a) {
   if (thread == 0 && own == 0) a.p.seed[image] = seed;
 }
 
-int64_t frames_size(int64_t frames) {
-  return frames > 1 ? frames * static_cast<int64_t>(sizeof(Frame)) : 0;
-}
-
 }  // namespace
 
 int64_t components_scratch(int64_t batch, int64_t n, int64_t frames) {
@@ -171,23 +144,10 @@ int64_t components_scratch(int64_t batch, int64_t n, int64_t frames) {
 
 void components(const ComponentsParams& p, const Context& context) {
   const auto stream = static_cast<cudaStream_t>(context.stream);
-  auto* frames = p.frames > 1 ? static_cast<Frame*>(context.scratch) : nullptr;
   auto* parents =
       reinterpret_cast<int*>(static_cast<unsigned char*>(context.scratch) + frames_size(p.frames));
-  Frame frame{0, static_cast<int>(p.grids[0].h), static_cast<int>(p.grids[0].w)};
-  const Args a{p, frame, frames, parents};
-  for (int64_t done = 0; frames != nullptr && done < p.frames; done += kFramesAtOnce) {
-    FrameArgs some{};
-    some.target = frames + done;
-    for (; some.count < std::min<int64_t>(kFramesAtOnce, p.frames - done); ++some.count) {
-      const Grid& grid = p.grids[done + some.count];
-      frame.h = static_cast<int>(grid.h);
-      frame.w = static_cast<int>(grid.w);
-      some.frames[some.count] = frame;
-      frame.first += frame.h * frame.w;
-    }
-    launch("components", store_frames, 1, kFramesAtOnce, 0, stream, some);
-  }
+  const Frames frames = store_frames("components", p.grids, p.frames, context.scratch, stream);
+  const Args a{p, frames, parents};
   launch("components", initial_mask, p.batch * p.frames, kThreads, kWarps * int64_t{sizeof(double)},
          stream, a);
 }

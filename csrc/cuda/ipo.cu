@@ -27,8 +27,9 @@ struct Tally {
 
 struct Args {
   IpoParams p;
-  int64_t chunks;  // of columns
-  int64_t padded;  // d, to a multiple of a piece
+  const double* known;  // (batch, n), the norms; nullptr where they are to be computed
+  int64_t chunks;       // of columns
+  int64_t padded;       // d, to a multiple of a piece
   int64_t teams, team_size;
   unsigned* arrivals;  // (teams,)
   // Of each team, one after the other:
@@ -54,6 +55,7 @@ class Optimizer {
   __device__ void run(int64_t image) {
     rows_ = static_cast<const T*>(a_.p.features) + image * a_.p.n * a_.p.d;
     labels_ = a_.p.labels + image * a_.p.n;
+    known_ = a_.known == nullptr ? nullptr : a_.known + image * a_.p.n;
     const int64_t steps = optimize();
     if (team_.rank() == 0 && threadIdx.x == 0) {
       a_.p.steps[image] = steps;
@@ -69,7 +71,8 @@ class Optimizer {
     way_ = length_ = 0;
     const auto unread = [](int64_t) { return true; };
     Tally found = tally_rows(unread, [this](int64_t i, Tally& mine) {
-      const double norm = norm_of(warp_length(row(i), a_.p.d, lane()));
+      const double norm =
+          known_ != nullptr ? known_[i] : norm_of(warp_length(row(i), a_.p.d, lane()));
       const bool label = labels_[i];
       if (lane() == 0) {
         norms()[i] = norm;
@@ -368,8 +371,9 @@ class Optimizer {
   Tally* tally_;          // shared, (kWarps,)
   const T* rows_ = nullptr;
   bool* labels_ = nullptr;
-  double length_ = 0;  // of the direction, squared
-  double way_ = 0;     // that the direction has gone
+  const double* known_ = nullptr;  // (n,), the norms, where they are known
+  double length_ = 0;              // of the direction, squared
+  double way_ = 0;                 // that the direction has gone
 };
 
 template <class T>
@@ -435,9 +439,10 @@ int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d) {
   return with_plan(a, nullptr, [](int64_t bytes, auto*) { return bytes; });
 }
 
-void ipo(const IpoParams& p, const Context& context) {
+void ipo(const IpoParams& p, const double* norms, const Context& context) {
   Args a{};
   a.p = p;
+  a.known = norms;
   const auto stream = static_cast<cudaStream_t>(context.stream);
   with_plan(a, context.scratch, [&](int64_t, auto* kernel) {
     check(cudaMemsetAsync(a.arrivals, 0, a.teams * sizeof(unsigned), stream), "cudaMemsetAsync");
