@@ -31,29 +31,37 @@ namespace {
 using Clock = std::vector<uint32_t>;
 using Base = std::shared_ptr<const Clock>;
 
+// What a thread knows of the others: of thread u all accesses up to epoch base[u], and of the lanes
+// of its own warp up to warp[lane], if that is more.
 struct State {
-  uint32_t epoch = 1;
-  Base base;
+  uint32_t epoch = 1;  // the thread's own; each synchronisation begins a new one
+  Base base;           // shared by threads that know the same
   uint32_t warp[32] = {};
   Base released;  // what a fence has published
   Base acquired;  // what strong reads have seen since the last fence
 };
 
-struct Access {  // a set of accesses of a kind
+// All accesses of one kind to a cell that are not known to be ordered: a single one, or of each
+// thread the last. A round are the blocks that run at once; threads of other rounds are never
+// ordered.
+struct Access {
   uint32_t round = 0, thread = 0, epoch = 0;
   bool many = false, other_round = false;
   void* pc = nullptr;
-  std::unique_ptr<Clock> all;
+  std::unique_ptr<Clock> all;  // where there are many: the epochs, by thread
   bool empty() const { return round == 0; }
 };
+// What has happened to a piece of memory in a launch.
 struct Cell {
   uint32_t launch = 0;
-  bool nc = false, pending = false;
+  bool nc = false;       // read by a non-coherent load
+  bool pending = false;  // the target of a copy under way
   uint32_t pending_thread = 0;
   void* nc_pc = nullptr;
   void* pending_pc = nullptr;
   Access write, read, strong_read, strong_write;
 };
+// 4096 bytes, in cells as small as the smallest access so far.
 struct Page {
   int unit = 0;  // log2 bytes
   std::vector<Cell> cells;
@@ -65,6 +73,7 @@ Page* last_page;
 std::vector<State> threads;
 uint32_t launch_number, round_number, first_round;
 std::unordered_map<uintptr_t, Base> published;
+// A block's shared memory, and which bytes of it have been written.
 struct Shared {
   unsigned char* at;
   size_t size;
@@ -115,6 +124,7 @@ void report(const char* what, void* before, void* now, uintptr_t at, int t, int 
   std::fflush(out());
 }
 
+// The epoch of thread u up to which thread t knows its accesses.
 uint32_t known(int t, uint32_t u) {
   const State& s = threads[static_cast<size_t>(t)];
   const uint32_t base = (*s.base)[u];
@@ -135,6 +145,7 @@ bool ordered(const Access& a, int t) {
   return true;
 }
 
+// Adds an access of thread t; it takes the place of what is ordered before it.
 void add(Access& a, int t, void* pc) {
   const uint32_t epoch = threads[static_cast<size_t>(t)].epoch;
   if (!a.empty() && a.round >= first_round && a.round != round_number) {
@@ -170,6 +181,7 @@ void reset(Access& a) { a = Access{}; }
 
 enum Kind { kRead, kWrite, kStrongRead, kStrongWrite, kNcRead, kAsyncIssue, kAsyncDone };
 
+// An access to a cell: reports what it is not ordered with, and becomes part of the cell's past.
 void touch(Cell& c, int t, Kind kind, void* pc, uintptr_t at) {
   if (c.launch != launch_number) {
     c.launch = launch_number;
@@ -232,6 +244,7 @@ void touch(Cell& c, int t, Kind kind, void* pc, uintptr_t at) {
   }
 }
 
+// The scheduler's own memory, and stacks: that of the launch has the kernel's arguments.
 bool ignored(const void* address) {
   const char* p = static_cast<const char*>(address);
   if (p >= __bss_start && p < _end) return true;
@@ -242,6 +255,7 @@ bool ignored(const void* address) {
 
 int log2_of(int size) { return size >= 8 ? 3 : size >= 4 ? 2 : size >= 2 ? 1 : 0; }
 
+// An access of the running thread, cell by cell.
 void access(const void* address, int size, Kind kind, void* pc) {
   const int t = current_thread();
   if (t < 0 || threads.empty() || ignored(address)) return;
@@ -300,6 +314,7 @@ void access(const void* address, int size, Kind kind, void* pc) {
   }
 }
 
+// What either knows.
 Base join(const Base& a, const Base& b) {
   if (a == b || !b) return a;
   if (!a) return b;
@@ -398,6 +413,7 @@ void fence() {
 }
 
 namespace {
+// A strong access takes what was published at the address, to be known after the next fence.
 void see(int t, uintptr_t at) {
   const auto found = published.find(at);
   if (found == published.end()) return;
