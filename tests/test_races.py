@@ -76,7 +76,7 @@ def test_what_is_ordered_is_not_reported(name: str, planted: Path, tmp_path: Pat
 def test_the_kernels_have_no_race(flags: list[str], tmp_path: Path) -> None:
     """A part; `.ci/cuda-proof` runs all of it."""
     module = emulated.build(tmp_path, flags)
-    chosen = os.environ.get("SELFMENT_RACE_CASES", "paint complements components").split()
+    chosen = os.environ.get("SELFMENT_RACE_CASES", "lapack paint complements components").split()
     chosen = [] if chosen == ["all"] else chosen
     order = os.environ.get("SELFMENT_EMULATED_ORDER", "forward")
     path = os.pathsep.join([str(CASES.parent), *sys.path])

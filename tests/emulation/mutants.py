@@ -47,7 +47,7 @@ CASES = {
     "affinity.cu": ["labels", "full_lists", "dtypes"],
     "components.cu": ["components", "joint"],
     "degrees.cu": ["paint"],
-    "fiedler.cu": ["labels", "eigenpairs", "tables"],
+    "fiedler.cu": ["lapack", "labels", "tables", "eigenpairs"],
     "ipo.cu": ["labels", "complements", "dtypes"],
     "matvec.cu": ["paint"],
     "paint.cu": ["paint"],
