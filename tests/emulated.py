@@ -25,6 +25,12 @@ FLAGS = [
     *("-DSELFMENT_EMULATE", f"-I{EMULATION}", f"-I{ROOT / 'csrc'}"),
 ]
 
+# With tests/emulation/race.cpp in the place of the thread sanitizer's runtime: see README.md there.
+RACES = [
+    *("-O1", "-g", "-DSELFMENT_RACES", "-fsanitize=thread", "-Wno-tsan"),
+    *("--param", "tsan-distinguish-volatile=1"),
+]
+
 
 def compiler() -> list[str] | None:
     """The C++ compiler: $CXX, or c++; None where there is none."""
@@ -38,11 +44,19 @@ def run(command: Sequence[str | Path]) -> None:
         raise RuntimeError(f"{shlex.join(map(str, command))}\n{done.stdout}{done.stderr}")
 
 
-def link(target: Path, sources: Sequence[Path], flags: Sequence[str], last: Sequence[str]) -> Path:
+def link(
+    target: Path,
+    sources: Sequence[Path],
+    flags: Sequence[str],
+    last: Sequence[str],
+    only: Sequence[str] | None = None,
+) -> Path:
     """Compiles the sources, two at a time, and links them into ``target``.
 
-    With sanitizers one at a time: a compiler takes more than 1 GiB then.
+    ``only`` names the sources to compile where ``target`` has been linked before. With sanitizers
+    one at a time: a compiler takes more than 1 GiB then.
     """
+    races = "-DSELFMENT_RACES" in flags
     command = compiler()
     if command is None:
         raise RuntimeError("no C++ compiler: neither $CXX nor c++")
@@ -50,17 +64,27 @@ def link(target: Path, sources: Sequence[Path], flags: Sequence[str], last: Sequ
     objects = [target.parent / f"{target.name}.{source.name}.o" for source in sources]
 
     def compile_one(source: Path, to: Path) -> None:
-        run([*command, *FLAGS, *flags, "-x", "c++", "-c", source, "-o", to])
+        # Only device code is looked at: not the scheduler, nor the detector itself.
+        seen = [
+            f for f in flags if source.suffix == ".cu" or not (races and f == "-fsanitize=thread")
+        ]
+        run([*command, *FLAGS, *seen, "-x", "c++", "-c", source, "-o", to])
 
     sanitized = any("-fsanitize" in flag for flag in flags)
     with ThreadPoolExecutor(1 if sanitized else 2) as pool:
-        list(pool.map(compile_one, sources, objects))
-    run([*command, *FLAGS, *flags, *objects, *last, "-o", target])
+        changed = [i for i, source in enumerate(sources) if only is None or source.name in only]
+        list(pool.map(compile_one, [sources[i] for i in changed], [objects[i] for i in changed]))
+    # The detector is the runtime.
+    linked = [flag for flag in flags if not (races and flag == "-fsanitize=thread")]
+    run([*command, *FLAGS, *linked, *objects, *last, "-o", target])
     return target
 
 
-def build(folder: Path, flags: Sequence[str] = ()) -> Path:
-    """Builds the module ``_cuda`` in ``folder``; ``flags`` come after the usual ones."""
+def build(folder: Path, flags: Sequence[str] = (), only: Sequence[str] | None = None) -> Path:
+    """Builds the module ``_cuda`` in ``folder``; ``flags`` come after the usual ones.
+
+    ``only`` names the sources that have changed since it was last built there.
+    """
     version = (ROOT / "selfment/VERSION").read_text().strip()
     sources = [
         ROOT / "csrc/bindings_cuda.cpp",
@@ -77,7 +101,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     darwin = sys.platform == "darwin"
     shared = ["-bundle", "-undefined", "dynamic_lookup"] if darwin else ["-shared"]
     name = "_cuda" + sysconfig.get_config_var("EXT_SUFFIX")
-    return link(folder / name, sources, ours, shared)
+    return link(folder / name, sources, ours, shared, only)
 
 
 def load(path: Path) -> ModuleType:

@@ -680,6 +680,70 @@ def test_restarts(target: Target) -> None:
         assert (vectors - expected_vectors).abs().max() < 1e-4
 
 
+TEAMS = pytest.mark.parametrize("size", [2, 3])
+EVERY_ORDER = pytest.mark.parametrize("order", ["forward", "reverse", "shuffle"])
+
+
+@EVERY_ORDER
+@TEAMS
+def test_teams_of_blocks(
+    emulated: ModuleType, size: int, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation, its blocks in teams that the sizes here would not get: bit for bit."""
+    target = Target(emulated, monkeypatch)
+    rows, grid = batch_of(2, 6, 13, 24), (6, 13)
+    turned = torch.randn(60, 12, 2, generator=generator(0))
+    restarts = noise(11, 12, 20)
+
+    def everything(rows: Tensor, turned: Tensor, restarts: Tensor) -> list[Tensor]:
+        few = [selfment.ncut(restarts, k=k) for k in (1, 6)]
+        lapack = selfment.ncut(rows, k=2, sign="lapack", graph="weighted")
+        steps = refine(turned, turned[..., 0] > 0, iters=200, min_count=1)
+        return [*every_operation(rows, grid), *sum(few, ()), *lapack, *steps]
+
+    expected = target(everything, rows, turned, restarts)
+    monkeypatch.setenv("SELFMENT_EMULATED_TEAM", str(size))
+    monkeypatch.setenv("SELFMENT_EMULATED_ORDER", order)
+    found = target(everything, rows, turned, restarts)
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
+
+
+@TEAMS
+def test_teams_of_blocks_with_two_tables(
+    emulated: ModuleType, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than 1024 patches: the look-up tables of a product are filled twice."""
+    target = Target(emulated, monkeypatch)
+    rows, grid = smooth(33, 34, 16, seed=16), (33, 34)
+    for order in ("forward", "reverse", "shuffle"):
+        monkeypatch.setenv("SELFMENT_EMULATED_ORDER", order)
+        monkeypatch.setenv("SELFMENT_EMULATED_TEAM", str(size))
+        found = target(selfment.pseudo_label, rows, grid=grid)
+        assert_close(found, selfment.pseudo_label(rows, grid))
+        monkeypatch.delenv("SELFMENT_EMULATED_TEAM")
+        assert_same(target(selfment.pseudo_label, rows, grid=grid), found)
+
+
+@pytest.mark.parametrize("group", [4, 8, 16])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_tensor_cores_that_truncate_their_sums(
+    emulated: ModuleType, dtype: str, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The edges are exact however the cores add: the bound of the filter covers it."""
+    target = Target(emulated, monkeypatch)
+    monkeypatch.setenv("SELFMENT_EMULATED_MMA_GROUP", str(group))
+    products = 0.2 + 1e-7 * torch.randn(100, generator=generator(0), dtype=torch.float64)
+    rest = torch.nn.functional.normalize(noise(1, 100, 31, seed=1).double(), dim=1)
+    near = torch.cat([products[:, None], rest * (1 - products[:, None] ** 2).sqrt()], dim=1)
+    near = torch.cat([torch.eye(32, dtype=torch.float64)[:1], near])
+    for rows in (near, smooth(9, 13, 200, seed=17), 3 + noise(9, 13, 333)):
+        typed = rows.to(getattr(torch, dtype))
+        for tau in (0.2, 0.0, 0.9):
+            expected = selfment.affinity(typed, tau=tau).bits
+            assert torch.equal(target(edges, typed, tau=tau)[0], expected)
+
+
 def test_what_scratch_held_makes_no_difference(
     emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -531,8 +531,8 @@ class Solver {
   }
 
   // Column j of the product of reflections, up to the sign; false if the space ends before, but for
-  // the last one, which is what is left of y. The entries that decide the sign are rows of rank 0;
-  // others may read it after they have met.
+  // the last one, which is what is left of y. The entries that decide the sign are rows of several
+  // blocks; these may read it after they have met again.
   __device__ SELFMENT_CALL bool make_column(int j, const double* y) {
     y = global(y);
     double* v = basis(j);
@@ -557,6 +557,7 @@ class Solver {
     }
     if (norm <= kBreakdown) return false;
     own_rows([=](int64_t i) { v[i] /= norm; });
+    meet();
     if (leads() && threadIdx.x == 0) {
       const auto entry = [this](int64_t row, int64_t column) { return basis(column + 1)[row + 1]; };
       signs()[j - 1] = column_sign(j - 1, j == n() - 1, entry, factors(), args().columns);

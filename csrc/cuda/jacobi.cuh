@@ -43,7 +43,7 @@ __device__ __forceinline__ void jacobi(double* a, double* v, int size, double* v
           const double t = copysign(1 / (fabs(tau) + sqrt(1 + tau * tau)), tau);
           c = 1 / sqrt(1 + t * t);
           s = t * c;
-          *busy = 1;
+          atomicExch(busy, 1);
         }
         rotations[2 * p] = c;
         rotations[2 * p + 1] = s;

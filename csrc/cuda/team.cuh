@@ -50,6 +50,10 @@ inline Teams teams_for(int64_t batch, int64_t blocks, int64_t items, int64_t mee
   Teams best{};
   int64_t least = INT64_MAX;
   const int64_t most = std::max<int64_t>(1, std::min(items, blocks));
+#if defined(SELFMENT_EMULATE)
+  if (const int64_t size = std::min(blocks, emulation::forced_team()); size > 0)
+    return {std::max<int64_t>(1, std::min(batch, blocks / size)), size};
+#endif
   for (int64_t size = 1; size <= most; ++size) {
     const int64_t count = std::max<int64_t>(1, std::min(batch, blocks / size));
     if (size > 1) size = std::min(most, blocks / count);

@@ -49,11 +49,15 @@ constexpr unsigned kMaxThreads = 1024;
 constexpr int64_t kSharedBytes = 99 << 10;
 constexpr int64_t kSharedUnasked = 48 << 10;  // what a kernel may have without being allowed it
 constexpr int64_t kPauses = 50000000;
+constexpr int kCopy = 16;  // bytes
 #if defined(SELFMENT_ASAN)
 constexpr size_t kStack = 256 << 10;
+#elif defined(SELFMENT_RACES)
+constexpr size_t kStack = 128 << 10;
 #else
 constexpr size_t kStack = 64 << 10;
 #endif
+constexpr size_t kArena = size_t{1} << 30;  // all stacks: address space, of which little is used
 
 // A place to go back to: that of a worker, or that of the launch.
 struct Context {
@@ -186,6 +190,13 @@ struct Block {
   Site barrier;
 };
 
+// A copy to shared memory that is under way.
+struct Copy {
+  void* to;
+  void* site;
+  unsigned char bytes[kCopy];
+};
+
 struct Thread {
   Worker* worker;  // nullptr: has not begun
   Block* block;
@@ -193,10 +204,12 @@ struct Thread {
   unsigned lane;
   bool ended;
   Wait wait;
-  Site site;        // where it waits, or did last
-  unsigned mask;    // and with which lanes
-  uint64_t value;   // in: what it brings; out: what it gets
-  unsigned source;  // the lane to get it from
+  Site site;               // where it waits, or did last
+  unsigned mask;           // and with which lanes
+  uint64_t value;          // in: what it brings; out: what it gets
+  unsigned source;         // the lane to get it from
+  std::vector<Copy> open;  // of the group that has not ended
+  std::vector<std::vector<Copy>> groups;
 };
 
 enum class Order { kForward, kReverse, kShuffle };
@@ -205,6 +218,8 @@ enum class Order { kForward, kReverse, kShuffle };
 struct Scheduler {
   std::mutex mutex;
   std::map<const void*, int64_t> allowed_shared;  // by kernel
+  unsigned char* stacks;
+  size_t stacks_used;
   std::deque<Worker> workers;
   std::vector<Worker*> idle;
   Context launch;
@@ -212,6 +227,7 @@ struct Scheduler {
   Order order;
   uint64_t random;
   int64_t pauses_left, pauses_allowed;
+  int multiply_group;
   std::string failure;
   std::vector<Block> blocks;
   std::vector<Thread> threads;
@@ -350,10 +366,17 @@ Worker* idle_worker() {
   if (s.idle.empty()) {
     // Below the stack is a page that faults.
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    void* memory =
-        mmap(nullptr, page + kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
-    if (memory == MAP_FAILED || mprotect(memory, page, PROT_NONE) != 0) die("no memory for stacks");
-    s.workers.push_back({static_cast<unsigned char*>(memory) + page, {}});
+    if (s.stacks == nullptr) {
+      void* all = mmap(nullptr, kArena, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANON | MAP_NORESERVE, -1, 0);
+      if (all == MAP_FAILED) die("no memory for stacks");
+      s.stacks = static_cast<unsigned char*>(all);
+    }
+    if (s.stacks_used + page + kStack > kArena) die("too many stacks");
+    unsigned char* memory = s.stacks + s.stacks_used;
+    s.stacks_used += page + kStack;
+    if (mprotect(memory, page, PROT_NONE) != 0) die("no memory for stacks");
+    s.workers.push_back({memory + page, {}});
     prepare(s.workers.back());
   }
   Worker* worker = s.idle.back();
@@ -433,6 +456,7 @@ uint64_t meet(Wait kind, unsigned mask, uint64_t value, unsigned source, Site si
     suspend();
     return self.value;
   }
+  if (kind == Wait::kSyncwarp) race::syncwarp(static_cast<int>(warp - s.threads.data()), mask);
   uint64_t values[kLanes] = {}, votes = 0;
   for (size_t lane = 0; lane < kLanes; ++lane) {
     if (!selected(lane)) continue;
@@ -465,6 +489,7 @@ bool run_blocks(const cudaLaunchConfig_t& config, const uint64_t* numbers, size_
   while (capacity < s.threads.size()) capacity *= 2;
   s.ready.resize(capacity);
   s.head = s.count = 0;
+  race::begin_round(static_cast<int>(size), static_cast<int>(threads));
   for (size_t b = 0; b < size; ++b) {
     Block& block = s.blocks[b];
     block.index = unravel(numbers[b], config.gridDim);
@@ -474,6 +499,7 @@ bool run_blocks(const cudaLaunchConfig_t& config, const uint64_t* numbers, size_
       if (posix_memalign(&memory, 128, config.dynamicSmemBytes) != 0) die("no shared memory");
       std::memset(memory, 0xAB, config.dynamicSmemBytes);
       block.shared.reset(static_cast<unsigned char*>(memory));
+      race::shared_memory(static_cast<int>(b), memory, config.dynamicSmemBytes);
     }
     Thread* first = first_thread(block);
     for (size_t i = 0; i < threads; ++i) {
@@ -485,6 +511,7 @@ bool run_blocks(const cudaLaunchConfig_t& config, const uint64_t* numbers, size_
   }
   enter(s.launch, pop());
   s.current = nullptr;
+  race::end_round();
   s.blocks.clear();
   if (s.failure.empty()) return true;
   s.idle.clear();
@@ -528,6 +555,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                                 : Order::kShuffle;
   s.random = 0x9E3779B97F4A7C15ull;
   s.pauses_left = s.pauses_allowed = setting("SELFMENT_EMULATED_PAUSES", kPauses);
+  s.multiply_group = static_cast<int>(setting("SELFMENT_EMULATED_MMA_GROUP", 0));
   s.body = &body;
   s.failure.clear();
   ::blockDim = config.blockDim;
@@ -541,6 +569,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
   const size_t at_once = cooperative ? blocks : 1;
   bool runs = true;
   launches = true;
+  race::begin_launch();
   for (size_t i = 0; i < blocks && runs; i += at_once)
     runs = run_blocks(config, &numbers[i], at_once);
   launches = false;
@@ -564,6 +593,7 @@ int barrier(bool predicate, Site site) {
     block.result = block.votes;
     block.arrived = block.votes = 0;
     block.running = block_size();
+    race::barrier(static_cast<int>(first_thread(block) - s.threads.data()), block_size());
     push_all(first_thread(block), s.threads.size() / s.blocks.size(), [](size_t) { return true; });
   }
   suspend();
@@ -591,6 +621,34 @@ unsigned vote(Wait kind, unsigned mask, bool predicate, Site site) {
   return static_cast<unsigned>(meet(kind, mask, predicate ? 1 : 0, here().lane, site));
 }
 
+int64_t forced_team() { return setting("SELFMENT_EMULATED_TEAM", 0); }
+int multiply_group() { return s.multiply_group; }
+
+void copy_later(void* to, const void* from, bool exists, void* site) {
+  race::begin_copy(to, exists ? from : nullptr, kCopy, site);
+  Copy copy{to, site, {}};
+  if (exists) std::memcpy(copy.bytes, from, kCopy);
+  std::memset(to, 0xFF, kCopy);
+  here().open.push_back(copy);
+}
+
+void end_copies() {
+  Thread& self = here();
+  self.groups.push_back(std::move(self.open));
+  self.open.clear();
+}
+
+void land_copies(int pending) {
+  Thread& self = here();
+  while (self.groups.size() > static_cast<size_t>(pending)) {
+    for (const Copy& copy : self.groups.front()) {
+      std::memcpy(copy.to, copy.bytes, kCopy);
+      race::land_copy(copy.to, kCopy, copy.site);
+    }
+    self.groups.erase(self.groups.begin());
+  }
+}
+
 void preempt() {
   if (s.current == nullptr || s.order != Order::kShuffle || random_below(8) != 0) return;
   push(s.current);
@@ -598,6 +656,23 @@ void preempt() {
 }
 
 }  // namespace selfment::cuda::emulation
+
+#if defined(SELFMENT_RACES)
+namespace selfment::cuda::race {
+
+int current_thread() {
+  using emulation::s;
+  return s.current == nullptr ? -1 : static_cast<int>(s.current - s.threads.data());
+}
+
+bool is_stack(const void* address) {
+  using emulation::s;
+  const auto* at = static_cast<const unsigned char*>(address);
+  return at >= s.stacks && at < s.stacks + emulation::kArena;
+}
+
+}  // namespace selfment::cuda::race
+#endif
 
 namespace selfment::cuda {
 

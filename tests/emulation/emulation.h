@@ -11,6 +11,11 @@
 //                                   a shuffle is the same every time, and also breaks in at atomics
 //   SELFMENT_EMULATED_SHARED_BYTES  the shared memory that a block may have; 101376
 //   SELFMENT_EMULATED_PAUSES        calls of pause_thread() that a launch may make; 50000000
+//   SELFMENT_EMULATED_TEAM          blocks of every team (at most as many as there are), whatever
+//                                   teams_for would choose
+//   SELFMENT_EMULATED_MMA_GROUP     products that a tensor core adds at a time, each truncated to
+//                                   the precision of the largest: 4, 8 or 16; without it, one after
+//                                   the other, rounded
 #pragma once
 
 #include <math.h>
@@ -23,6 +28,8 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+
+#include "race.h"
 
 #define __global__
 #define __device__
@@ -143,6 +150,16 @@ unsigned vote(Wait kind, unsigned mask, bool predicate, Site site);
 // Before an atomic operation: may let other threads run first.
 void preempt();
 
+// The settings of the environment.
+int64_t forced_team();  // 0: none
+int multiply_group();   // of this launch; 0: none
+
+// cp.async of 16 bytes, or of zeros. They are read at once, but land at the wait; what was there
+// before is gone from the start.
+void copy_later(void* to, const void* from, bool exists, void* site);
+void end_copies();
+void land_copies(int pending);  // all groups but the last `pending`
+
 template <class To, class From>
 To bits_as(From value) {
   static_assert(sizeof(To) == sizeof(From));
@@ -221,30 +238,35 @@ inline int __all_sync(unsigned mask, int predicate, SELFMENT_SITE) {
 #undef SELFMENT_SITE
 
 // All threads are fibers of one OS thread: what one has written, the others see.
-inline void __threadfence() { __asm__ volatile("" ::: "memory"); }
-inline void __threadfence_block() { __threadfence(); }
+inline void __threadfence() {
+  __asm__ volatile("" ::: "memory");
+  selfment::cuda::race::fence();
+}
+inline void __threadfence_block() { __asm__ volatile("" ::: "memory"); }
 
 // Atomics, for the types that CUDA has them for. They return the old value.
 
-#define SELFMENT_ATOMIC(name, T, result)  \
-  inline T name(T* address, T value) {    \
-    selfment::cuda::emulation::preempt(); \
-    const T old = *address;               \
-    *address = static_cast<T>(result);    \
-    return old;                           \
+#define SELFMENT_ATOMIC(name, T, result)                                            \
+  SELFMENT_TOLD inline T name(T* address, T value) {                                \
+    selfment::cuda::emulation::preempt();                                           \
+    selfment::cuda::race::atomic_access(address, sizeof(T), true, SELFMENT_CALLER); \
+    const T old = *address;                                                         \
+    *address = static_cast<T>(result);                                              \
+    return old;                                                                     \
   }
-#define SELFMENT_ATOMICS(T)                                \
-  SELFMENT_ATOMIC(atomicExch, T, value)                    \
-  SELFMENT_ATOMIC(atomicAnd, T, old& value)                \
-  SELFMENT_ATOMIC(atomicOr, T, old | value)                \
-  SELFMENT_ATOMIC(atomicXor, T, old ^ value)               \
-  SELFMENT_ATOMIC(atomicMin, T, value < old ? value : old) \
-  SELFMENT_ATOMIC(atomicMax, T, old < value ? value : old) \
-  inline T atomicCAS(T* address, T expected, T value) {    \
-    selfment::cuda::emulation::preempt();                  \
-    const T old = *address;                                \
-    if (old == expected) *address = value;                 \
-    return old;                                            \
+#define SELFMENT_ATOMICS(T)                                                         \
+  SELFMENT_ATOMIC(atomicExch, T, value)                                             \
+  SELFMENT_ATOMIC(atomicAnd, T, old& value)                                         \
+  SELFMENT_ATOMIC(atomicOr, T, old | value)                                         \
+  SELFMENT_ATOMIC(atomicXor, T, old ^ value)                                        \
+  SELFMENT_ATOMIC(atomicMin, T, value < old ? value : old)                          \
+  SELFMENT_ATOMIC(atomicMax, T, old < value ? value : old)                          \
+  SELFMENT_TOLD inline T atomicCAS(T* address, T expected, T value) {               \
+    selfment::cuda::emulation::preempt();                                           \
+    selfment::cuda::race::atomic_access(address, sizeof(T), true, SELFMENT_CALLER); \
+    const T old = *address;                                                         \
+    if (old == expected) *address = value;                                          \
+    return old;                                                                     \
   }
 SELFMENT_ATOMICS(int)
 SELFMENT_ATOMICS(unsigned)
@@ -278,7 +300,8 @@ inline unsigned load_acquire(const unsigned* counter) {
 // Loads and stores with a cache hint.
 
 template <class T>
-T __ldg(const T* address) {
+SELFMENT_TOLD T __ldg(const T* address) {
+  selfment::cuda::race::noncoherent_read(address, sizeof(T), SELFMENT_CALLER);
   return *address;
 }
 template <class T>
