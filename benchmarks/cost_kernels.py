@@ -154,13 +154,15 @@ class Model:
         def add(name: str, times: float, **counts: float) -> None:
             self.add("fiedler", name, share=share, **{k: times * v for k, v in counts.items()})
 
-        # 16 look-ups of a word for 32 rows.
+        # 16 look-ups of a word for 32 rows; a loop may take two words at a time.
         look, loop = self.code.loop(
             kernel, "look-ups",
-            lambda loop: loop.count("DADD") == 16 and loop.count("LDS", "LD") >= 16
+            lambda loop: loop.count("DADD") in (16, 32)
+            and loop.count("LDS", "LD") >= loop.count("DADD")
             and loop.depth >= 3 and not loop.count("SHFL"),
             64,
         )  # fmt: skip
+        look /= 1 if loop is None else loop.count("DADD") // 16
         generic = loop is not None and loop.count("LD") >= 16
         where = "fiedler: look-ups by generic loads" if generic else ""
         if where:

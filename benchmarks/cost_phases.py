@@ -169,7 +169,7 @@ def structure() -> Structure:
     """Read off csrc."""
     text = {path.name: path.read_text() for path in (sass.ROOT / "csrc").rglob("*.*")}
     tile = re.search(r"kRows = (\d+), kColumns = (\d+)", text["operand_product.cuh"])
-    ipo = re.search(r"struct IpoParams \{(.*?)\n\};", text["params.h"], re.DOTALL)
+    ipo = re.search(r"^void ipo\(.*?\);", text["params.h"], re.DOTALL | re.MULTILINE)
     solver = "".join(text[name] for name in text if name.endswith((".cu", ".cuh")))
     group = re.search(r"kVectorsAtOnce = (\d+)", text["fiedler.cu"])
     extend = re.search(r"double extend\(.*?\n  \}", text["fiedler.cu"], re.DOTALL)
@@ -177,7 +177,7 @@ def structure() -> Structure:
         warp_rows=int(tile[1]) if tile else 64,
         warp_columns=int(tile[2]) if tile else 32,
         tridiagonal=bool(re.search(r"bisect|multisect|tridiagonal", solver, re.IGNORECASE)),
-        norms_given=bool(ipo and "norms" in ipo[1]),
+        norms_given=bool(ipo and "norms" in ipo[0]),
         at_once=int(group[1]) if group else 1,
         norm_apart=bool(extend and "dot(v, v)" in extend[0]),
     )

@@ -105,8 +105,12 @@ def build(folder: Path, flags: Sequence[str] = (), only: Sequence[str] | None = 
 
 
 def load(path: Path) -> ModuleType:
-    """Imports the module that ``build`` has made."""
-    spec = importlib.util.spec_from_file_location("_cuda", path)
+    """Imports the module that ``build`` has made, under a name of its own.
+
+    pybind11 keeps modules by their full names: a second one of the same name would be the first.
+    """
+    package = str(path.parent).replace(".", "_")
+    spec = importlib.util.spec_from_file_location(f"{package}._cuda", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -524,7 +524,7 @@ def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
     dtype = _ops._dtype_code(module, rows)
     scratch = torch.empty(module.affinity_scratch(dtype, batch, n, d), dtype=torch.uint8)
     bits = torch.empty(batch, module.bits_size(n), dtype=torch.int64)
-    degrees = torch.empty(batch, n, dtype=torch.float64)
+    degrees, norms = (torch.empty(batch, n, dtype=torch.float64) for _ in range(2))
     taus = torch.full((batch,), tau, dtype=torch.float64)
     module.affinity(
         features=rows.data_ptr(),
@@ -537,6 +537,7 @@ def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
         weights=0,
         bits=bits.data_ptr(),
         degrees=degrees.data_ptr(),
+        norms=norms.data_ptr(),
         scratch=scratch.data_ptr(),
         device=0,
         stream=0,

@@ -557,12 +557,15 @@ class Solver {
     }
     if (norm <= kBreakdown) return false;
     own_rows([=](int64_t i) { v[i] /= norm; });
-    meet();
-    if (leads() && threadIdx.x == 0) {
-      const auto entry = [this](int64_t row, int64_t column) { return basis(column + 1)[row + 1]; };
-      signs()[j - 1] = column_sign(j - 1, j == n() - 1, entry, factors(), args().columns);
-    }
+    settle_sign(j - 1);
     return true;
+  }
+
+  __device__ SELFMENT_CALL void settle_sign(int column) {
+    meet();
+    if (!leads() || threadIdx.x != 0) return;
+    const auto entry = [](int64_t i, int64_t j) { return basis(j + 1)[i + 1]; };
+    signs()[column] = column_sign(column, column == n() - 2, entry, factors(), args().columns);
   }
 
   __device__ SELFMENT_CALL void give_up(int64_t image) {
