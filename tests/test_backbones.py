@@ -27,11 +27,12 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Name -> (timm's model with random weights, file of its state dict)."""
+    """Name -> (timm's model with random weights, file of its state dict); the last one is kept."""
     made: dict[str, tuple[torch.nn.Module, Path]] = {}
 
     def make(name: str) -> tuple[torch.nn.Module, Path]:
         if name not in made:
+            made.clear()
             torch.manual_seed(0)
             model = timm.create_model(name, pretrained=False, dynamic_img_size=True).eval()
             # Random biases: with zeros a dropped bias would go unseen.
@@ -145,7 +146,9 @@ def test_attention_under_autocast(checkpoint):
     assert torch.allclose(fast.attention, exact.attention, rtol=0.2, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["vit_small_patch16_18x2_224", "vit_little_patch16_reg1_gap_256"])
+@pytest.mark.parametrize(
+    "name", ["vit_pwee_patch16_reg1_gap_256", "vit_little_patch16_reg1_gap_256"]
+)
 def test_models_that_do_not_attend(checkpoint, name):
     backbone = load_backbone(name, weights=checkpoint(name)[1])
     assert not backbone.attends  # no attention of its own, or no CLS token
@@ -240,7 +243,7 @@ def test_sizes_are_multiples_of_the_patch(size, nearest):
 
 
 def test_a_model_without_keys(checkpoint):
-    parallel = "vit_small_patch16_18x2_224"
+    parallel = "vit_pwee_patch16_reg1_gap_256"
     with pytest.raises(ValueError, match=f"`features` must be 'tokens' with {parallel}"):
         load_backbone(parallel, weights=checkpoint(parallel)[1], features="keys")
 

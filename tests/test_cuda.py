@@ -465,18 +465,6 @@ def test_batch_equals_single(target: Target, graph: str, monkeypatch: pytest.Mon
     assert_same(target(selfment.pseudo_label, rows, grid=(9, 15), graph=graph), batch)
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
-def test_a_team_gives_what_a_block_gives(
-    emulated: ModuleType, graph: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The emulated device has three multiprocessors: for one image, or for one of three each."""
-    target = Target(emulated, monkeypatch)
-    rows = batch_of(3, 26, 25, 24)
-    batch = target(selfment.pseudo_label, rows, grid=(26, 25), graph=graph)
-    single = target(selfment.pseudo_label, rows[2], grid=(26, 25), graph=graph)
-    assert_same(PseudoLabels(*(v[2] for v in vars(batch).values())), single)
-
-
 @BOTH
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
