@@ -21,7 +21,7 @@ class Size:
     steps: int  # of Lanczos, without the last two products
     ipo: int  # steps
     undecided: float  # share of the pairs
-    issue: str  # an estimate by hand, before any change, in us
+    by_hand: str  # an estimate by hand, before any change, in us
 
     @property
     def words(self) -> int:

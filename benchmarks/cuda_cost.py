@@ -61,7 +61,7 @@ def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) 
         s = model.size
         cells = [f"{s.n}, {s.d}, {s.batch}", f"**{1e6 * model.seconds():.0f}**"]
         cells += [f"{1e6 * seconds:.1f}" for seconds in (*map(model.of, names), model.gaps())]
-        cells += [s.issue, *(f"{1e6 * model.seconds(other):.0f}" for other in (WGMMA, CLUSTERS))]
+        cells += [s.by_hand, *(f"{1e6 * model.seconds(other):.0f}" for other in (WGMMA, CLUSTERS))]
         yield f"| {' | '.join(cells)} |"
     yield "\n| fiedler, us, by the blocks of a team | planned | others |\n|---|---|---|"
     for model in models:

@@ -115,6 +115,8 @@ def test_a_segmenter(features: str, checkpoint: Path) -> None:
 
 def test_a_compiled_segmenter_on_keys(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile
+    # Each number of threads that torch has in a thread is compiled for: beyond a limit, an error.
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
     monkeypatch.setattr("selfment.segmenter._check_compiler", lambda device: None)
     monkeypatch.setattr(
         "torch.compile", lambda function: compiled(function, backend="eager", fullgraph=True)
