@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,9 @@ KINDS = [
     (r"% k(Stages|Exchanges)\b", "% 1", "buffer turn"),
 ]
 
-#: Mutants that cannot matter, by file and the line without blanks around it: the reason.
-HARMLESS: dict[tuple[str, str], str] = {}
+#: Mutants that cannot matter, by file, the line without blanks around it, and which of the equal
+#: lines of the file it is, from 1: the reason.
+HARMLESS: dict[tuple[str, str, int], str] = {}
 
 #: The cases of race_cases.py that run a file, the cheapest first.
 CASES = {
@@ -70,6 +72,12 @@ class Mutant:
     text: str
     kind: str
     changed: str
+    nth: int  # of the mutants of the file with this line, from 1
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """As in ``HARMLESS``."""
+        return self.file, self.text.strip(), self.nth
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.kind}: {self.text.strip()}"
@@ -79,6 +87,7 @@ def mutants() -> Iterator[Mutant]:
     """All that csrc/cuda has, but for what only a device compiles."""
     for path in sorted((ROOT / "csrc/cuda").glob("*.cu*")):
         device_only = False
+        equal: Counter[str] = Counter()
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if line.startswith("#if !defined(SELFMENT_EMULATE)"):
                 device_only = True
@@ -92,7 +101,9 @@ def mutants() -> Iterator[Mutant]:
                     # An empty statement, so that a loop or a condition keeps its body.
                     put = match.expand(instead) or (";" if match[0].endswith(";") else "")
                     changed = line[: match.start()] + put + line[match.end() :]
-                    yield Mutant(path.name, number, line, kind, changed)
+                    equal[line.strip()] += 1
+                    nth = equal[line.strip()]
+                    yield Mutant(path.name, number, line, kind, changed, nth)
 
 
 def sources_of(file: str) -> list[str]:
@@ -172,8 +183,8 @@ def main() -> int:
     parser.add_argument("texts", nargs="*", help="only mutants that hold one of them")
     options = parser.parse_args()
     every = list(mutants())
-    known = {(mutant.file, mutant.text.strip()) for mutant in every}
-    stale = [f"{file}: {text}" for file, text in HARMLESS if (file, text) not in known]
+    known = {mutant.key for mutant in every}
+    stale = [str(key) for key in HARMLESS if key not in known]
     if stale:
         print("no such line any more, but it is listed as harmless:", *stale, sep="\n  ")
         return 1
@@ -192,7 +203,7 @@ def main() -> int:
                 print(f"without a mutant, {case}:", expected[case], *found, sep="\n  ")
                 return 1
         for mutant in chosen:
-            reason = HARMLESS.get((mutant.file, mutant.text.strip()))
+            reason = HARMLESS.get(mutant.key)
             if reason is not None:
                 print(f"harmless  {mutant}\n          {reason}", flush=True)
                 continue
