@@ -13,6 +13,11 @@ import pytest
 
 import leaks
 
+# Workers of ``pytest -n`` share the cores: with more threads than there are cores the tests would
+# take several times as long. Read when torch is imported, and by commands that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 OVER = pytest.StashKey[str]()
