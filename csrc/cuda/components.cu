@@ -16,19 +16,9 @@ struct Args {
   int* parents;  // (batch, n)
 };
 
-// --- Reductions over a block; all threads get the result ---
-
 template <class Number, class Join>
 __device__ Number reduce(Number v, Number none, const Join& join, unsigned char* shared) {
-  auto* parts = reinterpret_cast<Number*>(shared);
-  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
-    v = join(v, __shfl_xor_sync(kAllLanes, v, lanes));
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = v;
-  __syncthreads();
-  v = none;
-  for (int warp = 0; warp < kWarps; ++warp) v = join(v, parts[warp]);
-  return v;
+  return block_reduce<kWarps>(v, none, join, reinterpret_cast<Number*>(shared));
 }
 
 // The first i in [0, n) whose value(i) is the largest, or equal to it but for kPeakTie; -1 if the

@@ -15,17 +15,6 @@ struct Args {
   Frames frames;
 };
 
-// The sum over a block; all threads get it.
-__device__ int64_t block_sum(int64_t v, int64_t* parts) {
-  v = warp_sum(v);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = v;
-  __syncthreads();
-  v = 0;
-  for (int warp = 0; warp < kWarps; ++warp) v += parts[warp];
-  return v;
-}
-
 __global__ void __launch_bounds__(kThreads) finish_image(Args a) {
   auto* parts = reinterpret_cast<int64_t*>(shared_memory());
   const int64_t image = blockIdx.x, n = a.p.n, thread = threadIdx.x;
@@ -37,8 +26,9 @@ __global__ void __launch_bounds__(kThreads) finish_image(Args a) {
     const Frame frame = a.frames.at(static_cast<int>(f));
     quarters += corner_quarters(labels + frame.first, {frame.h, frame.w});
   }
-  foreground = block_sum(foreground, parts);
-  quarters = block_sum(quarters, parts);
+  const auto add = [](int64_t x, int64_t y) { return x + y; };
+  foreground = block_reduce<kWarps>(foreground, int64_t{0}, add, parts);
+  quarters = block_reduce<kWarps>(quarters, int64_t{0}, add, parts);
   const double sure = confidence({a.p.eigenvalues[image], a.p.gaps[image], a.p.separation[image], n,
                                   foreground, quarters, a.p.frames});
   const bool rejected = sure < a.p.min_confidence;

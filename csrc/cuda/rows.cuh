@@ -106,6 +106,20 @@ __device__ Number warp_max(Number v) {
   return v;
 }
 
+// What join(x, y) makes of the numbers of all threads of a block of kWarps warps; all get it.
+// `parts` is shared memory, of kWarps numbers, which may be reused at once.
+template <int kWarps, class Number, class Join>
+__device__ Number block_reduce(Number v, Number none, const Join& join, Number* parts) {
+  for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
+    v = join(v, __shfl_xor_sync(kAllLanes, v, lanes));
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = v;
+  __syncthreads();
+  v = none;
+  for (int warp = 0; warp < kWarps; ++warp) v = join(v, parts[warp]);
+  return v;
+}
+
 // --- Rows as pieces of 16 bytes, of which a lane reads several before it looks at them ---
 
 template <class T>

@@ -39,11 +39,8 @@ __global__ void __launch_bounds__(kThreads) otsu(ThresholdParams p) {
     below.sum += count * k;
   }
   const double variance = thread == 0 ? -1 : class_variance(below, values);
-  double best = warp_max(variance);
-  if (thread % kWarp == 0) shared.best[thread / kWarp] = best;
-  __syncthreads();
-  for (int warp = 0; warp < kWarps; ++warp)
-    best = shared.best[warp] > best ? shared.best[warp] : best;
+  const auto larger = [](double x, double y) { return y > x ? y : x; };
+  const double best = block_reduce<kWarps>(variance, -1.0, larger, shared.best);
   if (variance == best) {
     atomicAdd(&shared.edges, 1);
     atomicAdd(&shared.numbers, thread);
