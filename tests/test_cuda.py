@@ -20,7 +20,7 @@ from torch.library import opcheck
 import emulated as emulation
 import processes
 import selfment
-from cases import CASES, DEGENERATE, Case, generator, noise, smooth
+from cases import CASES, DEGENERATE, Case, blocks, generator, noise, smooth
 from selfment import Graph, PseudoLabels, _native, _ops, _params, reference
 from selfment.confidence import confidence
 from selfment.optimization import refine
@@ -466,6 +466,19 @@ def test_batch_equals_single(target: Target, graph: str, monkeypatch: pytest.Mon
 
 
 @BOTH
+def test_rejected_images(target: Target) -> None:
+    """Of a batch some: their masks are empty."""
+    rows = torch.stack([noise(9, 15, 24, seed=1), blocks(9, 15, 24, count=2, spread=0.01)])
+    options = {"grid": (9, 15), "min_confidence": 0.25}
+    ours = target(selfment.pseudo_label, rows, **options)
+    theirs = selfment.pseudo_label(rows, **options)
+    assert ours.rejected.tolist() == [True, False]
+    assert torch.equal(ours.mask, theirs.mask)
+    torch.testing.assert_close(ours.confidence, theirs.confidence, rtol=1e-9, atol=1e-9)
+    assert ours.mask.flatten(1).any(dim=1).tolist() == [False, True]
+
+
+@BOTH
 @pytest.mark.parametrize(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str
 )
@@ -690,9 +703,13 @@ def test_teams_of_blocks(
         steps = refine(turned, turned[..., 0] > 0, iters=200, min_count=1)
         return [*every_operation(rows, grid), *sum(few, ()), *lapack, *steps]
 
-    expected = target(everything, rows, turned, restarts)
+    def memory() -> int:
+        return int(emulated.fiedler_scratch(2, 78, 1, False, False, 0))
+
+    expected, of_two_teams = target(everything, rows, turned, restarts), memory()
     monkeypatch.setenv("SELFMENT_EMULATED_TEAM", str(size))
     monkeypatch.setenv("SELFMENT_EMULATED_ORDER", order)
+    assert memory() < of_two_teams  # three blocks make one team of this size
     found = target(everything, rows, turned, restarts)
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)

@@ -157,7 +157,11 @@ def test_a_set_names_files_behind_links(photos_in, tmp_path, capsys):
     out = tmp_path / "out"
     inputs = (photos_in / "a.png", photos_in / "b.png", photos_in / "sub")
     label(capsys, *inputs, "--out", out, "--format", "coco")
-    assert coco_names(out) == ["a.png", "b.png", "sub/c.png"]
+    names = ["a.png", "b.png", "sub/c.png"]
+    assert coco_names(out) == names
+    photo(tmp_path / "other/0.png", 10)
+    label(capsys, tmp_path / "other", "--out", out, "--format", "coco")
+    assert coco_names(out) == ["other/0.png", *(f"photos/{name}" for name in names)]
     # Where the folder of the names is not known, the files themselves are named.
     label(capsys, photos_in / "sub/c.png", "--out", tmp_path / "one", "--format", "coco")
     assert coco_names(tmp_path / "one") == ["c.png"]
