@@ -56,12 +56,9 @@ def _add_labels(parser: argparse.ArgumentParser, verb: str) -> None:
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
-    add(
-        "--backbone",
-        default="classic",
-        metavar="NAME",
-        help="classic, or any timm ViT (%(default)s)",
-    )
+    several = "; with --objects statistics" if verb == "label" else ""
+    name = f"classic, statistics, or any timm ViT (classic{several})"
+    add("--backbone", metavar="NAME", help=name)
     add("--features", default="tokens", choices=FEATURES, help="what a ViT gives (%(default)s)")
     add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
     whose = (
@@ -167,7 +164,7 @@ def _add_prediction(parser: argparse.ArgumentParser) -> None:
     head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
     add("--head", required=True, metavar="CKPT", help=head)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
-    name = "classic, or any timm ViT (the one that the head was trained on)"
+    name = "classic, statistics, or any timm ViT (the one that the head was trained on)"
     add("--backbone", metavar="NAME", help=name)
     features = "what a ViT gives (what the head was trained on)"
     add("--features", choices=FEATURES, help=features)

@@ -19,6 +19,7 @@ from . import __version__, _distributed
 from ._cache import TensorCache, content_of, key_of
 from ._files import printable, reason
 from ._torch_state import as_documented
+from .backbones import EMBEDDED
 from .images import ImageEntry, ImageError, load_image
 from .labeler import PseudoLabeler
 
@@ -48,7 +49,7 @@ class Source:
         of_labels = {"orient", *labeler.options}
         self._of_features = {k: v for k, v in settings.items() if k not in of_labels}
         self._of_features |= {"version": __version__, "dtype": dtype}
-        if labeler.backbone_name != "classic":
+        if labeler.backbone_name not in EMBEDDED:
             # What weights a name stands for, and what is computed with them, is timm's to say.
             self._of_features["timm"] = metadata.version("timm")
         self._of_labels = {k: v for k, v in settings.items() if k in of_labels}

@@ -62,7 +62,7 @@ def compare(
     images: Sequence[ImageEntry],
     gt: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    backbone: str = "classic",
+    backbone: str | None = None,
     size: int = 768,
     *,
     methods: Sequence[str] | None = None,

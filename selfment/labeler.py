@@ -19,7 +19,7 @@ from . import _params as params
 from ._arrays import Grid, check_data, check_dense
 from ._model import ImageModel
 from ._torch_state import as_documented
-from .backbones import Attended, Backbone, backbone_class
+from .backbones import EMBEDDED, Attended, Backbone, backbone_class
 from .images import ImageLike, load_image
 from .multi_object import Objects, multi_label
 from .pseudo_labels import PseudoLabels
@@ -40,7 +40,7 @@ class PseudoLabeler(ImageModel):
 
     def __init__(
         self,
-        backbone: str = "classic",
+        backbone: str | None = None,
         size: int = 768,
         *,
         features: str = "tokens",
@@ -64,15 +64,18 @@ class PseudoLabeler(ImageModel):
         """``backbone`` to ``positions`` as in :func:`selfment.backbones.load_backbone`, the rest as
         in :func:`selfment.pseudo_label`.
 
-        ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there is one
-        where the labeler is used. ``orient`` None: the backbone's own. ``objects``: label up to so
-        many objects of each image by :func:`selfment.multi_label`, whose ``orient`` is "corners"
-        where None is given; None: one mask. ``batch_size``: images per pass. ``method``, and
-        ``init``, the split that ``"selfment"`` starts from: as in :mod:`selfment.methods`; other
-        methods take none of ``tau`` to ``init``, and ``objects`` goes with neither, nor with
+        ``backbone`` None: ``"classic"``, and with ``objects`` ``"statistics"``, which tells more of
+        them apart. ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there
+        is one where the labeler is used. ``orient`` None: the backbone's own. ``objects``: label up
+        to so many objects of each image by :func:`selfment.multi_label`, whose ``orient`` is
+        "corners" where None is given; None: one mask. ``batch_size``: images per pass. ``method``,
+        and ``init``, the split that ``"selfment"`` starts from: as in :mod:`selfment.methods`;
+        other methods take none of ``tau`` to ``init``, and ``objects`` goes with neither, nor with
         ``min_confidence``. ``backbones``: more of them whose tokens vote with the method
         ``"selfmask"``, all at ``size``; a mapping says their ``weights``. Raises ``ValueError``.
         """
+        if backbone is None:
+            backbone = "classic" if objects is None else "statistics"
         given = {"tau": tau, "eps": eps, "graph": graph, "orient": orient}
         given |= {"ipo_iters": ipo_iters, "ipo_min_count": ipo_min_count}
         given |= {"min_confidence": min_confidence}
@@ -86,7 +89,7 @@ class PseudoLabeler(ImageModel):
         self._voters = [
             ImageModel(name, size, "tokens", file, device, None, batch_size, whose)
             for name, file in files.items()
-            for whose in ["authors" if name == "classic" else positions]
+            for whose in ["authors" if name in EMBEDDED else positions]
         ]
         params.check_graph(tau, eps, graph)
         if not isinstance(tau, str):

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from selfment import PseudoLabeler, pseudo_label
+from selfment import PseudoLabeler
 from selfment.backbones import WeightsError, load_backbone
 
 timm = pytest.importorskip("timm")
@@ -189,7 +189,12 @@ def test_autocast(checkpoint):
     ("name", "options", "error", "message"),
     [
         ("vit_smal_patch16_dino3", {}, ValueError, "did you mean vit_small_patch16_dinov3"),
-        ("resnet50", {}, ValueError, "must be 'classic' or a plain ViT of timm: got 'resnet50'"),
+        (
+            "resnet50",
+            {},
+            ValueError,
+            "must be 'classic', 'statistics' or a plain ViT of timm: got 'resnet50'",
+        ),
         (
             "vit_small_patch16_dinov3.x",
             {},
@@ -246,41 +251,3 @@ def test_a_model_without_keys(checkpoint):
     parallel = "vit_pwee_patch16_reg1_gap_256"
     with pytest.raises(ValueError, match=f"`features` must be 'tokens' with {parallel}"):
         load_backbone(parallel, weights=checkpoint(parallel)[1], features="keys")
-
-
-def test_classic_does_not_depend_on_the_batch():
-    backbone = load_backbone("classic")
-    batch = images(160, 3).sigmoid()
-    together = backbone(batch)
-    assert together.shape == (3, 100, 384)
-    for index in range(3):
-        assert torch.equal(backbone(batch[index : index + 1])[0], together[index])
-
-
-def test_classic_is_the_same_map_forever():
-    tile = torch.linspace(0, 1, 32)
-    image = torch.stack(
-        [tile.expand(32, 32), tile[:, None].expand(32, 32), torch.full((32, 32), 0.5)]
-    )
-    found = load_backbone("classic")(image[None])[0]
-    assert found[0, :4].tolist() == pytest.approx([-0.4037, -0.2111, 0.4091, -0.7016], abs=2e-3)
-
-
-def test_classic_of_a_constant_image_is_finite():
-    features = load_backbone("classic")(torch.full((1, 3, 96, 96), 0.3))
-    assert torch.isfinite(features).all()
-    assert torch.isfinite(pseudo_label(features, (6, 6)).fiedler).all()
-
-
-def test_classic_separates_an_object_from_its_ground():
-    pixels = np.random.RandomState(0).randint(90, 120, (320, 320, 3)).astype(np.uint8)
-    inside = np.zeros((320, 320), dtype=bool)
-    inside[96:224, 112:240] = True
-    speckle = np.random.RandomState(1).randint(0, 60, (inside.sum(), 3))
-    pixels[inside] = speckle + np.array([180, 40, 20])
-    backbone = load_backbone("classic")
-    batch = backbone.preprocess(Image.fromarray(pixels), 320)[None]
-    mask = pseudo_label(backbone(batch), (20, 20), orient=backbone.orient).mask[0].numpy()
-    truth = inside.reshape(20, 16, 20, 16).all(axis=(1, 3))
-    assert mask[truth].all()
-    assert (mask & truth).sum() / (mask | truth).sum() > 0.6

@@ -1,4 +1,8 @@
-"""Backbones: any timm ViT by its timm name, and ``classic``, which needs no weights."""
+"""Backbones: any timm ViT by its timm name, and two that need no weights.
+
+``classic`` knows an object from its surroundings, for one mask; ``statistics`` describes every
+patch alike, for several objects.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,13 @@ from .._params import choice
 from .._torch_state import as_device, loading
 from .base import Attended, Backbone, WeightsError
 from .classic import Classic
+from .names import EMBEDDED
 from .position_embeddings import POSITIONS, resampling
+from .statistics import Statistics
 
 __all__ = [
     "DTYPES",
+    "EMBEDDED",
     "FEATURES",
     "POSITIONS",
     "Attended",
@@ -27,6 +34,10 @@ __all__ = [
 ]
 
 FEATURES = ("tokens", "keys")
+_CLASSES: dict[str, type[Classic | Statistics]] = {
+    "classic": Classic,
+    "statistics": Statistics,
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -39,7 +50,7 @@ def load_backbone(
     positions: str = "authors",
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """The backbone ``name`` on ``device``: ``"classic"`` or the name of a ViT in timm.
+    """The backbone ``name`` on ``device``: one of ``EMBEDDED`` or the name of a ViT in timm.
 
     ``features``: the final normalised patch tokens, or the keys of the last attention block.
     ``weights``: a checkpoint file, or a folder of the Hugging Face hub, instead of timm's download.
@@ -56,15 +67,15 @@ def load_backbone(
     choice("positions", positions, POSITIONS)
     autocast = as_dtype(dtype)
     where = as_device(device)
-    if name == "classic":
+    if name in EMBEDDED:
         given: dict[str, Any] = {"weights": weights, "dtype": autocast}
         wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
         wrong += [f"features={features!r}"] if features != "tokens" else []
         wrong += [f"positions={positions!r}"] if positions != "authors" else []
         if wrong:
-            raise ValueError(f"the backbone 'classic' has no such option: got {', '.join(wrong)}")
+            raise ValueError(f"the backbone {name!r} has no such option: got {', '.join(wrong)}")
         with loading():
-            return Classic(where)
+            return _CLASSES[name](where)
     from .timm_vit import TimmViT  # timm takes seconds to import
 
     with loading():
@@ -80,7 +91,7 @@ def load_backbone(
 
 def backbone_class(name: str) -> type[Backbone]:
     """The class whose attributes say what is known of the backbone ``name`` before it is loaded."""
-    return Classic if name == "classic" else Backbone
+    return _CLASSES.get(name, Backbone)
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

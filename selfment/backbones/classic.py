@@ -1,115 +1,162 @@
-"""``classic``: hand-made patch features, embedded, with nothing to learn or download."""
+"""``classic``: patch features made by hand that know object from surroundings, embedded."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from .._torch_state import as_documented
-from .base import Backbone
+from .base import resize
+from .hand_made import ROWS, HandMade
+from .pixels import BINS, gradients, halved, lab, product
+from .saliency import of_cells, places, saliency
 
-_BINS = 8  # gradient directions, of the double angle: an edge and its reverse are one
-_SCALES = (1, 3, 7)  # sides, in patches, of the windows that statistics are taken over
-_GAIN = 0.3  # of the random map: larger values make similarity fall faster with distance
-_CENTRING = 0.5  # share of the mean feature that is taken away
-_SEED = 0
+_CELLS = 576  # at most about so many cells, of one or more patches, are compared with each other
+# Scales of Lab, gradients and position.
+_ALIKE = (0.05, 0.12, 0.12)  # in the averaging that brings the saliency to the patches
+_BASE = (0.1, 0.2, 0.5)  # in the random map
+_WEIGHT = 1.5  # of the saliency beside the random map
+_ARC = 0.7  # angle that a deviation of the saliency is
+_ARC_CENTRE = 0.7  # what is taken from its cosine
+_EDGE = 0.1  # distance at which the affinity of neighbouring patches falls to 1 / e
+_LEVELS = 24  # thresholds that are tried
+# From where to where an image is no longer noise, and becomes one without an edge.
+_LIKE, _BLURRED = (0.1, 0.3), (0.85, 1.0)
 
-# Linear sRGB to CIE XYZ, relative to the white point D65.
-_XYZ = (
-    (0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047),
-    (0.2126729, 0.7151522, 0.0721750),
-    (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
-)
 
+class Classic(HandMade):
+    """Saliency, colour, texture and position of each patch, d = 384, patch 16.
 
-class Classic(Backbone):
-    """Colour and gradient statistics of each patch and its surroundings, d = 384, patch 16.
-
-    Over windows of 1, 3 and 7 patches: mean and deviation of Lab colour, gradient magnitude and
-    direction histogram. Each statistic is standardised over the image; random Fourier features
-    (Rahimi and Recht, NIPS 2007) turn distance into cosine similarity. Half of their mean is taken
-    away: with none of it gone the cut picks outliers, with all of it gone it halves the image. An
-    image's features do not depend on the others of its batch.
+    The saliency of at most 24 x 24 cells is brought to the patches. Two channels lie on an arc
+    around its threshold, so that one direction means "object" in every image. The others are random
+    Fourier features of colour, texture and position. Where there is nothing to cut all features are
+    equal.
     """
 
     name = "classic"
-    patch_size = 16
-    dim = 384
-    orient = "corners"
-    attends = False
-    note = (
-        "note: the classic backbone is hand-made and needs no weights; for the paper's quality "
-        "use a DINO backbone, such as --backbone vit_small_patch16_dinov3.lvd1689m"
-    )
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        """The map comes from ``numpy.random.RandomState``, whose stream never changes."""
-        self.device = torch.device(device)
-        stream = np.random.RandomState(_SEED)
-        statistics = len(_SCALES) * (3 + 3 + _BINS + 1)
-        projection = _GAIN * stream.standard_normal((statistics, self.dim))
-        phase = stream.uniform(0, 2 * math.pi, self.dim)
-        self._projection = torch.tensor(projection, dtype=torch.float32, device=self.device)
-        self._phase = torch.tensor(phase, dtype=torch.float32, device=self.device)
-        angle = torch.arange(_BINS, dtype=torch.float32, device=self.device) * (2 * math.pi / _BINS)
-        self._directions = torch.stack([angle.cos(), angle.sin()], dim=1)
-        self._xyz = torch.tensor(_XYZ, dtype=torch.float32, device=self.device)
+        """The device is where it computes."""
+        super().__init__(device, 3 + BINS + 1 + 2, self.dim - 2)
 
-    @torch.no_grad()
-    def __call__(self, batch: Tensor) -> Tensor:
-        """(B, N, 384) float32 of a (B, 3, H, W) batch of sRGB values in [0, 1]."""
-        self.grid(*batch.shape[-2:])
-        # One image at a time: the shapes, and so the rounding, do not depend on the batch.
-        with as_documented(self.device):
-            return torch.stack([self._features(image[None]) for image in batch.to(self.device)])
+    def preprocess_whole(self, image: Image.Image, size: int) -> tuple[Tensor, tuple[int, int]]:
+        """(3, H, W) float32 of an RGB image in about its aspect ratio, all of which is image.
 
-    def _features(self, image: Tensor) -> Tensor:
-        colour = self._lab(functional.avg_pool2d(image, 4))
-        means = functional.avg_pool2d(torch.cat([colour, colour * colour], dim=1), 4)
-        edges = functional.avg_pool2d(self._gradients(functional.avg_pool2d(image, 2)), 8)
-        parts = []
-        for side in _SCALES:
-            mean, square = _window(means, side).chunk(2, dim=1)
-            deviation = (square - mean * mean).clamp(min=0).sqrt()
-            edge = _window(edges, side).sqrt()
-            parts += [_standardised(mean), _standardised(deviation), _standardised(edge)]
-        mapped = (torch.cat(parts, dim=1) @ self._projection + self._phase).cos()
-        return mapped - _CENTRING * mapped.mean(dim=0)
+        The shorter side becomes the nearest multiple of the patch size: nothing is padded, and what
+        lies at the border is the image's.
+        """
+        self.grid(size)
+        patch, longer = self.patch_size, max(image.size)
+        width, height = (max(1, round(side * size / longer / patch)) * patch for side in image.size)
+        return self._standardised(resize(image, (width, height))), (height, width)
 
-    def _lab(self, rgb: Tensor) -> Tensor:
-        """CIE Lab, in hundredths, of (1, 3, H, W) sRGB values."""
-        linear = torch.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-        xyz = torch.einsum("ij,bjhw->bihw", self._xyz, linear)
-        root = xyz.clamp(min=1e-8) ** (1 / 3)
-        x, y, z = torch.where(xyz > 0.008856, root, 7.787 * xyz + 16 / 116).unbind(1)
-        return torch.stack([1.16 * y - 0.16, 5 * (x - y), 2 * (y - z)], dim=1)
+    def features(self, image: Tensor) -> Tensor:
+        """(N, 384) of a (1, 3, H, W) image."""
+        image = halved(image)
+        edges = halved(halved(gradients(image)))
+        fine = torch.cat([halved(lab(halved(image))), edges], dim=1)  # of 8 x 8 pixels
+        patches = _rooted(halved(fine))
+        h, w = patches.shape[1:]
+        share = math.sqrt(min(1.0, _CELLS / (h * w)))
+        side = max(1, round(share * h)), max(1, round(share * w))
+        cells = _rooted(functional.adaptive_avg_pool2d(fine, side))
 
-    def _gradients(self, rgb: Tensor) -> Tensor:
-        """(1, bins + 1, H, W): magnitude along each direction, and the magnitude itself."""
-        weights = rgb.new_tensor((0.299, 0.587, 0.114))
-        luma = torch.einsum("c,bchw->bhw", weights, rgb)[:, None]
-        luma = functional.pad(luma, (1, 1, 1, 1), "replicate")
-        dx = luma[:, :, 1:-1, 2:] - luma[:, :, 1:-1, :-2]
-        dy = luma[:, :, 2:, 1:-1] - luma[:, :, :-2, 1:-1]
-        magnitude = (dx * dx + dy * dy + 1e-8).sqrt()
-        double = torch.cat([dx * dx - dy * dy, 2 * dx * dy], dim=1) / magnitude
-        along = torch.einsum("kc,bchw->bkhw", self._directions, double).clamp(min=0)
-        return torch.cat([along, magnitude], dim=1)
+        order = _order(patches)
+        rows, keys, values = _scaled(patches, _ALIKE), _scaled(cells, _ALIKE), saliency(cells)
+        parts = [_averaged(part, keys, values) for part in rows.split(ROWS)]
+        salient = _median(torch.cat(parts).view(h, w))
+        deviation = _mean((salient - _mean(salient)).square()).sqrt().clamp(min=1e-6)
+        angle = (salient - _threshold(salient, patches)).flatten() / deviation
+        angle = (_ARC * angle).clamp(-math.pi / 2, math.pi / 2)
+        arc = torch.stack([angle.sin(), angle.cos() - _ARC_CENTRE], dim=1)
+        rows = order * _scaled(patches, _BASE)
+        mapped = self.mapped(rows) / math.sqrt(self.dim / 2 - 1)
+        return torch.cat([_WEIGHT * order * arc, mapped], dim=1)
 
 
-def _window(statistics: Tensor, side: int) -> Tensor:
-    """Means over ``side`` x ``side`` patches, fewer at the border."""
-    return functional.avg_pool2d(statistics, side, 1, side // 2, count_include_pad=False)
-
-
-def _standardised(statistics: Tensor) -> Tensor:
-    """(N, C) with zero mean over the patches and deviation 1 / sqrt(C), so that all kinds of
-    statistic weigh the same; what hardly varies stays near zero.
+def _averaged(rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """(n,): for each of the (n, C) rows of patches, the mean of the cells' values, over those whose
+    keys are near.
     """
-    rows = statistics.flatten(2)[0].T
-    deviation, mean = torch.std_mean(rows, dim=0, correction=0)
-    return (rows - mean) / (math.sqrt(rows.shape[1]) * deviation.clamp(min=1e-3))
+    near = (product(rows, keys) - 0.5 * keys.square().sum(1)).softmax(1)
+    return (near * values).sum(1)
+
+
+def _order(patches: Tensor) -> Tensor:
+    """From 0, where noise, one colour or a gradient leaves nothing to cut, to 1.
+
+    In noise, neighbours are hardly more alike than any two patches. In gradients and in blurred
+    noise there is no edge: the slope from patch to patch is that between pixels, and much the same
+    all over the image.
+    """
+    h, w = patches.shape[1:]
+    if h == w == 1:
+        return patches.new_zeros(())
+    mean = patches.mean(2, keepdim=True).mean(1, keepdim=True)
+    spread = _mean((patches - mean).square().sum(0))
+    # Of the patches that have a neighbour on both axes, or on the only one.
+    steps = [patches.diff(dim=1)[..., : max(1, w - 1)], patches.diff(dim=2)[:, : max(1, h - 1)]]
+    steps = [step.square() for step in steps if step.numel()]
+    between = torch.stack([_mean(step.sum(0)) for step in steps]).mean()
+    slopes = torch.stack([step[:3].sum(0) for step in steps]).sum(0)
+    slope = _mean(slopes.sqrt())
+    evenness = slope / _mean(slopes).sqrt().clamp(min=1e-6) - 0.5 / math.sqrt(slopes.numel())
+    smoothness = slope / _mean(patches[-1].square())
+    likeness = (2 * spread - between) / (2 * spread + 1e-6)
+    return _ramp(likeness, _LIKE) * (1 - _ramp(smoothness * evenness.clamp(min=0) ** 8, _BLURRED))
+
+
+def _threshold(salient: Tensor, patches: Tensor) -> Tensor:
+    """The threshold of the (h, w) saliency that parts it best, and along edges.
+
+    Of ``_LEVELS``, the one with the largest product of the variance between the two classes (Otsu)
+    and the mean of 1 - affinity over the pairs of neighbours that it parts.
+    """
+    low, high = salient.aminmax()
+    steps = torch.linspace(0, 1, _LEVELS + 2, dtype=torch.float32, device=salient.device)[1:-1]
+    levels = low + (high - low) * steps
+    above = salient > levels[:, None, None]
+    maps = of_cells(patches).T.reshape(patches.shape)
+    cut, pairs = torch.zeros_like(levels), torch.zeros_like(levels)
+    for axis in (1, 2):
+        unlike = 1 - torch.exp(-maps.diff(dim=axis).norm(dim=0) / _EDGE)
+        parted = above.diff(dim=axis)
+        cut += (parted * unlike).sum((1, 2))
+        pairs += parted.sum((1, 2))
+    share = above.sum((1, 2)) / salient.numel()
+    excess = (above * (salient - _mean(salient))).sum((1, 2)) / salient.numel()
+    between = excess.square() / (share * (1 - share)).clamp(min=1e-9)
+    return levels[(between * cut / pairs.clamp(min=1)).argmax()]
+
+
+def _median(values: Tensor) -> Tensor:
+    """(h, w): of each patch and its eight neighbours."""
+    padded = functional.pad(values[None, None], (1, 1, 1, 1), "replicate")
+    return functional.unfold(padded, 3)[0].median(0).values.view(values.shape)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Of (h, w) values; along one axis at a time, as threads would share a larger sum."""
+    return values.mean(1).mean()
+
+
+def _ramp(value: Tensor, ends: tuple[float, float]) -> Tensor:
+    """0 up to the first end, 1 from the second."""
+    low, high = ends
+    return ((value - low) / (high - low)).clamp(0, 1)
+
+
+def _rooted(statistics: Tensor) -> Tensor:
+    """(C, h, w) of (1, C, h, w): Lab as it is, the root of gradients."""
+    return torch.cat([statistics[0, :3], statistics[0, 3:].sqrt()])
+
+
+def _scaled(maps: Tensor, scales: tuple[float, float, float]) -> Tensor:
+    """(n, C + 2) rows of the maps (C, h, w) and of the places, in units of ``scales``."""
+    colour, texture, place = scales
+    where = places(maps.shape[1], maps.shape[2], maps.device)
+    parts = [maps[:3].flatten(1).T / colour, maps[3:].flatten(1).T / texture, where / place]
+    return torch.cat(parts, dim=1)

@@ -1,6 +1,9 @@
-"""Names of the same models elsewhere: in torch hub and on the Hugging Face hub."""
+"""Names of backbones: of those embedded here, and of timm's models on other hubs."""
 
 from __future__ import annotations
+
+#: Made by hand: they need no weights, and have no options.
+EMBEDDED = ("classic", "statistics")
 
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
 _DINOV2 = ("dinov2", "reg4_dinov2")

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .names import EMBEDDED
+
 #: Whose resampling is used: that of the model's authors, by the family in its name, or timm's.
 POSITIONS = ("authors", "timm")
 
@@ -30,7 +32,7 @@ def resampling(name: str, positions: str) -> str | None:
     """What ``positions`` means for the backbone ``name``, as settings and records say it.
 
     Args:
-        name: ``"classic"`` or a name in timm, whose tag may say the family, as in
+        name: one of ``EMBEDDED`` or a name in timm, whose tag may say the family, as in
             ``vit_small_patch16_224.dino``.
         positions: one of ``POSITIONS``.
 
@@ -38,7 +40,7 @@ def resampling(name: str, positions: str) -> str | None:
         ``"scaled"`` for :func:`scaled`, ``"timm"``, or None for a backbone that has no position
         embeddings.
     """
-    if name == "classic" or "_dinov3" in name:
+    if name in EMBEDDED or "_dinov3" in name:
         return None
     return "scaled" if positions == "authors" and _SCALED.fullmatch(name) else "timm"
 

@@ -21,8 +21,10 @@ from . import fitting
 from .base import Attended, Backbone, WeightsError
 from .checkpoints import read_config, read_vit
 from .keys import with_keys
-from .names import timm_name
+from .names import EMBEDDED, timm_name
 from .position_embeddings import resampling, use_scaled
+
+_MUST_BE = f"`backbone` must be {', '.join(map(repr, EMBEDDED))}"
 
 
 class TimmViT(Backbone):
@@ -128,19 +130,16 @@ def _check_name(name: str) -> None:
     known_as = timm_name(name)
     if known_as is not None:
         raise ValueError(
-            f"`backbone` must be 'classic' or the name of a timm ViT: got {name!r}, which timm "
-            f"calls {known_as}"
+            f"{_MUST_BE} or the name of a timm ViT: got {name!r}, which timm calls {known_as}"
         )
     if not timm.is_model(name):
         known = [*timm.list_models(), *timm.list_models(pretrained=True)]
         close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ValueError(
-            f"`backbone` must be 'classic' or the name of a timm ViT: got {name!r}{hint}"
-        )
+        raise ValueError(f"{_MUST_BE} or the name of a timm ViT: got {name!r}{hint}")
     architecture, _, tag = name.partition(".")
     if not timm.models.is_model_in_modules(architecture, fitting.MODULES):
-        raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
+        raise ValueError(f"{_MUST_BE} or a plain ViT of timm: got {name!r}")
     tagged = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tagged:
         tags = f"timm knows {', '.join(tagged)}" if tagged else "timm knows no tag of this model"
@@ -149,7 +148,7 @@ def _check_name(name: str) -> None:
 
 def _check_kind(name: str, model: Any) -> None:
     if not isinstance(model, VisionTransformer | Eva):
-        raise ValueError(f"`backbone` must be 'classic' or a plain ViT of timm: got {name!r}")
+        raise ValueError(f"{_MUST_BE} or a plain ViT of timm: got {name!r}")
 
 
 def _download(name: str) -> Any:

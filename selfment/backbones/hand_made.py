@@ -1,0 +1,66 @@
+"""What the embedded backbones share: patches of 16 pixels, 384 random Fourier features or less."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._torch_state import as_documented
+from .base import Backbone
+from .pixels import product
+
+ROWS = 4096  # patches that are computed with at a time, for the sake of memory
+_SEED = 0
+
+
+class HandMade(Backbone):
+    """A backbone with nothing to learn or download, the same to the bit in any batch."""
+
+    patch_size = 16
+    dim = 384
+    orient = "corners"
+    attends = False
+
+    def __init_subclass__(cls) -> None:
+        """Says in ``note`` what its user should know."""
+        cls.note = (
+            f"note: the {cls.name} backbone is hand-made and needs no weights; for the paper's "
+            "quality use a DINO backbone, such as --backbone vit_small_patch16_dinov3.lvd1689m"
+        )
+
+    def __init__(self, device: str | torch.device, statistics: int, size: int) -> None:
+        """A map of ``statistics`` numbers to ``size`` random Fourier features.
+
+        It comes from ``numpy.random.RandomState``, whose stream never changes.
+        """
+        self.device = torch.device(device)
+        stream = np.random.RandomState(_SEED)
+        directions = stream.standard_normal((statistics, size)).T
+        phase = stream.uniform(0, 2 * math.pi, size)
+        self._directions = torch.tensor(directions, dtype=torch.float32, device=self.device)
+        self._phase = torch.tensor(phase, dtype=torch.float32, device=self.device)
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor) -> Tensor:
+        """(B, N, 384) float32 of a (B, 3, H, W) batch of sRGB values in [0, 1]."""
+        self.grid(*batch.shape[-2:])
+        # One image at a time: the shapes, and so the rounding, do not depend on the batch.
+        with as_documented(self.device):
+            return torch.stack([self.features(image[None]) for image in batch.to(self.device)])
+
+    @abstractmethod
+    def features(self, image: Tensor) -> Tensor:
+        """(N, 384) of a (1, 3, H, W) image on the backbone's device."""
+
+    def mapped(self, rows: Tensor) -> Tensor:
+        """(N, size) random Fourier features of (N, statistics) rows.
+
+        Their inner products fall with the distance of the rows (Rahimi and Recht, Random features
+        for large-scale kernel machines, NIPS 2007).
+        """
+        parts = [product(part, self._directions) + self._phase for part in rows.split(ROWS)]
+        return torch.cat(parts).cos_()

@@ -1,0 +1,74 @@
+"""Colours, gradients and products for the backbones that are made by hand.
+
+Nothing here depends on the number of threads. Powers do in torch, which takes the ends of a
+thread's share in another way, and so do products of matrices, whose sums it orders otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BINS = 8  # directions of gradients, of the double angle: an edge and its reverse are one
+_LUMA = (0.299, 0.587, 0.114)
+# Linear sRGB to CIE XYZ, relative to the white point D65.
+_XYZ = (
+    (0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047),
+    (0.2126729, 0.7151522, 0.0721750),
+    (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
+)
+
+
+def lab(rgb: Tensor) -> Tensor:
+    """(B, 3, H, W) CIE Lab, in hundredths, of sRGB values in [0, 1]."""
+    linear = torch.where(rgb <= 0.04045, rgb / 12.92, _power((rgb + 0.055) / 1.055, 2.4))
+    xyz = torch.einsum("ij,bjhw->bihw", _constant(_XYZ, rgb), linear)
+    root = _power(xyz.clamp(min=1e-8), 1 / 3)
+    x, y, z = torch.where(xyz > 0.008856, root, 7.787 * xyz + 16 / 116).unbind(1)
+    return torch.stack([1.16 * y - 0.16, 5 * (x - y), 2 * (y - z)], dim=1)
+
+
+def gradients(rgb: Tensor) -> Tensor:
+    """(B, BINS + 1, H, W): the gradient's magnitude along each direction, and its magnitude."""
+    luma = torch.einsum("c,bchw->bhw", _constant(_LUMA, rgb), rgb)[:, None]
+    luma = functional.pad(luma, (1, 1, 1, 1), "replicate")
+    dx = luma[:, :, 1:-1, 2:] - luma[:, :, 1:-1, :-2]
+    dy = luma[:, :, 2:, 1:-1] - luma[:, :, :-2, 1:-1]
+    magnitude = (dx * dx + dy * dy + 1e-8).sqrt()
+    double = torch.cat([dx * dx - dy * dy, 2 * dx * dy], dim=1) / magnitude
+    angle = torch.arange(BINS, dtype=torch.float32, device=rgb.device) * (2 * math.pi / BINS)
+    directions = torch.stack([angle.cos(), angle.sin()], dim=1)
+    along = torch.einsum("kc,bchw->bkhw", directions, double).clamp(min=0)
+    return torch.cat([along, magnitude], dim=1)
+
+
+def halved(maps: Tensor) -> Tensor:
+    """The means of 2 x 2 pixels of maps (..., H, W) with even sides."""
+    rows = maps[..., ::2, :] + maps[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]) / 4
+
+
+def rounded(values: Tensor) -> Tensor:
+    """float64: the nearest multiples of 2^-12."""
+    return (values.double() * 2**12).round() / 2**12
+
+
+def product(rows: Tensor, others: Tensor) -> Tensor:
+    """(n, m) float32: the inner products of the rounded (n, k) and (m, k) rows.
+
+    Those of multiples of 2^-12 are exact in float64, in whatever order they are added, while all
+    magnitudes are below 2^11 and k is at most 64.
+    """
+    return (rounded(rows) @ rounded(others).T).float()
+
+
+def _power(values: Tensor, exponent: float) -> Tensor:
+    """Of positive values."""
+    return (values.log() * exponent).exp()
+
+
+def _constant(values: object, like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device)
