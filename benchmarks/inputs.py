@@ -30,13 +30,13 @@ def photographs(inputs: Sequence[str]) -> list[Path]:
 
 @cache
 def _backbone() -> Backbone:
-    return load_backbone("classic")
+    return load_backbone("statistics")
 
 
 def photo_features(path: Path, side: int, dim: int) -> Tensor:
     """(side * side, dim) float32 features of a photograph.
 
-    The embedded `classic` ones for dim = 384; for others a fixed random map of those, squashed.
+    The embedded `statistics` ones for dim = 384; for others a fixed random map of those, squashed.
     """
     backbone = _backbone()
     image, _ = load_image(path)

@@ -49,8 +49,8 @@ def _resident(name: str) -> int:
 
 
 def panning(photo: Path, frames: int, side: int) -> Tensor:
-    """(frames, side * side, 384) float32: `classic` features of a window that moves."""
-    backbone = load_backbone("classic")
+    """(frames, side * side, 384) float32: `statistics` features of a window that moves."""
+    backbone = load_backbone("statistics")
     image, _ = load_image(photo)
     w, h = image.size
     features = []

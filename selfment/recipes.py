@@ -4,7 +4,7 @@ title = "what is measured"
 source = "where it is from"
 
 [backbone]
-name = "classic"          # or any timm ViT
+name = "classic"          # or "statistics", or any timm ViT
 features = "tokens"       # the default; or "keys"
 dtype = "float32"         # the default; or "bfloat16", "float16"
 

@@ -263,7 +263,7 @@ def test_photographs(photos: list[Path]) -> None:
     from selfment.backbones import load_backbone
     from selfment.images import load_image
 
-    backbone = load_backbone("classic")
+    backbone = load_backbone("statistics")
     counts = set()
     for path in photos[::100]:
         image, _ = load_image(path)

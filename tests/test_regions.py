@@ -142,7 +142,7 @@ def test_photographs(photos: list[Path]) -> None:
     from selfment.backbones import load_backbone
     from selfment.images import load_image
 
-    backbone = load_backbone("classic")
+    backbone = load_backbone("statistics")
     for path in photos[::200]:
         image, _ = load_image(path)
         rows = backbone(backbone.preprocess(image, 320)[None])[0]
