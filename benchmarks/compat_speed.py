@@ -29,7 +29,7 @@ from torch import Tensor
 
 from selfment import reference
 from selfment.compat import dsm
-from selfment.compat._cut import first_peak
+from selfment.compat._shared import first_peak
 from selfment.compat.maskcut import (
     check_num_fg_corners,
     get_affinity_matrix,

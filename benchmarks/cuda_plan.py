@@ -23,7 +23,7 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from selfment import _ops
+from selfment.core import ops as _ops
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_KERNEL = "memset"

@@ -21,7 +21,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import selfment
-from selfment import _native
+from selfment.core import native as _native
 
 BATCHES = 5
 

@@ -23,9 +23,9 @@ from torch import Tensor
 
 import selfment
 from selfment import reference
-from selfment.graph import build
-from selfment.optimization import refine
-from selfment.spectral import eigenpairs, initial_mask
+from selfment.core.graph import build
+from selfment.core.ipo import refine
+from selfment.core.ncut import eigenpairs, initial_mask
 
 SETS_BYTES = 1 << 28  # the input sets of a size hold this together, at least
 MOST_BATCH = 256

@@ -21,8 +21,8 @@ from inputs import machine
 from PIL import Image, ImageDraw, ImageFilter
 from torch import Tensor
 
-from selfment.evaluation import evaluate
-from selfment.metrics import f_max
+from selfment.evaluation.folders import evaluate
+from selfment.evaluation.metrics import f_max
 
 
 def literal_f_max(saliency: Tensor, truth: Tensor) -> float:

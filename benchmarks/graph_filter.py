@@ -15,8 +15,9 @@ import torch
 from inputs import photo_features, photographs
 from torch import Tensor
 
-from selfment import _native, reference
-from selfment._params import EPS, TAU
+from selfment import reference
+from selfment.core import native as _native
+from selfment.core.options import EPS, TAU
 
 
 def with_outliers(features: Tensor) -> Tensor:

@@ -27,11 +27,11 @@ from torch import Tensor
 from torch.nn import functional
 
 import selfment
-from selfment.images import find_images, load_image
-from selfment.labeler import PseudoLabeler
-from selfment.maps import read_truth
-from selfment.metrics import f_max, iou
-from selfment.training import fit
+from selfment.evaluation.metrics import f_max, iou
+from selfment.images.load import find_images, load_image
+from selfment.images.maps import read_truth
+from selfment.models.labeler import PseudoLabeler
+from selfment.training.run import fit
 
 STEPS = ("NCut", "IPO", "head")
 

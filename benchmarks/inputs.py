@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from selfment import _native
 from selfment.backbones import Backbone, load_backbone
-from selfment.images import find_images, load_image, sample_images
+from selfment.core import native as _native
+from selfment.images.load import find_images, load_image, sample_images
 
 
 def photographs(inputs: Sequence[str]) -> list[Path]:

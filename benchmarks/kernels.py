@@ -22,7 +22,7 @@ import torch
 from machine_code import Kernel, resident_blocks
 
 import selfment
-from selfment.graph import build
+from selfment.core.graph import build
 
 PAGE = sass.ROOT / "docs/performance.md"
 HOPPER = (132, 227 << 10)  # multiprocessors, and the bytes of shared memory of a block

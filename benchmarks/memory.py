@@ -23,7 +23,7 @@ from torch import Tensor
 
 import selfment
 from selfment.backbones import load_backbone
-from selfment.images import load_image
+from selfment.images.load import load_image
 
 T = TypeVar("T")
 

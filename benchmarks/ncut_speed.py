@@ -32,10 +32,11 @@ from memory import peak_mib
 from torch import Tensor
 
 import selfment
-from selfment import _native, reference
-from selfment._params import EPS, TAU
-from selfment.graph import Graph
-from selfment.spectral import initial_mask
+from selfment import reference
+from selfment.core import native as _native
+from selfment.core.graph import Graph
+from selfment.core.ncut import initial_mask
+from selfment.core.options import EPS, TAU
 
 FULL, VECTOR = "features to mask", "eigenvector alone"
 WARM_UP = 0.1  # seconds; OpenBLAS's idle threads spin for somewhat less

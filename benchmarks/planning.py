@@ -17,8 +17,8 @@ from pathlib import Path
 from inputs import machine
 
 from selfment import PseudoLabeler
-from selfment.images import find_images
-from selfment.labeling import _Run
+from selfment.images.load import find_images
+from selfment.jobs.label import _Run
 
 IN_A_FOLDER = 1000
 

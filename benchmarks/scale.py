@@ -33,8 +33,8 @@ import torch
 from inputs import machine, photographs
 
 from selfment import PseudoLabeler
-from selfment.images import load_image
-from selfment.visualize import mask_image
+from selfment.images.draw import mask_image
+from selfment.images.load import load_image
 
 T = TypeVar("T")
 

@@ -26,7 +26,13 @@ from torch import Tensor
 from torch.nn import functional
 
 import selfment
-from selfment.losses import CONTRASTIVE_WEIGHT, TEMPERATURE, contrastive, head_loss, soft_dice
+from selfment.training.losses import (
+    CONTRASTIVE_WEIGHT,
+    TEMPERATURE,
+    contrastive,
+    head_loss,
+    soft_dice,
+)
 
 
 def contrastive_by_rows(embedding: Tensor, labels: Tensor) -> Tensor:

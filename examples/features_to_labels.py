@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from selfment import PseudoLabeler, pseudo_label
-from selfment.images import sample_images
+from selfment.images.load import sample_images
 
 
 def own_features() -> None:

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 
 from selfment import PseudoLabeler, pseudo_label
-from selfment.images import load_image
-from selfment.visualize import overlay
+from selfment.images.draw import overlay
+from selfment.images.load import load_image
 
 
 def clip(frames: int = 5, side: int = 320) -> list[Image.Image]:

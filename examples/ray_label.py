@@ -35,8 +35,8 @@ import numpy as np
 import torch
 
 from selfment import PseudoLabeler, PseudoLabels
-from selfment.images import ImageEntry, find_images, load_image
-from selfment.visualize import mask_image
+from selfment.images.draw import mask_image
+from selfment.images.load import ImageEntry, find_images, load_image
 
 try:
     import pyarrow as pa

@@ -12,8 +12,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from selfment import PseudoLabeler
-from selfment.images import sample_images
-from selfment.visualize import overlay
+from selfment.images.draw import overlay
+from selfment.images.load import sample_images
 
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "overlay.jpg"
 SHOWN = ("astronaut", "chelsea", "coffee", "rocket")

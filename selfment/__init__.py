@@ -10,21 +10,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import reference
-from .graph import Graph, affinity
-from .joint import JointLabels
-from .optimization import ipo
-from .pseudo_labels import PseudoLabels, pseudo_label
-from .spectral import ncut
+from .core import reference
+from .core.graph import Graph, affinity
+from .core.ipo import ipo
+from .core.joint import JointLabels
+from .core.label import PseudoLabels, pseudo_label
+from .core.ncut import ncut
 
 if TYPE_CHECKING:
-    from .evaluation import Evaluator, evaluate
-    from .head import PatchHead
-    from .labeler import PseudoLabeler
-    from .multi_object import Objects, multi_label
-    from .partition import regions
-    from .refinement import refine_mask
-    from .segmenter import Segmenter
+    from .core.objects import Objects, multi_label
+    from .core.regions import regions
+    from .evaluation.folders import Evaluator, evaluate
+    from .images.refine import refine_mask
+    from .models.head import PatchHead
+    from .models.labeler import PseudoLabeler
+    from .models.segmenter import Segmenter
 
 __all__ = [
     "Evaluator",
@@ -48,17 +48,17 @@ __all__ = [
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
 
-# They bring the backbones, the image readers, the scores and scipy; labels of features need none.
+# Imported when first used: they pull in timm, Pillow and scipy, which `pseudo_label` does not need.
 _LAZY = {
-    "Evaluator": "evaluation",
-    "Objects": "multi_object",
-    "PatchHead": "head",
-    "PseudoLabeler": "labeler",
-    "Segmenter": "segmenter",
-    "evaluate": "evaluation",
-    "multi_label": "multi_object",
-    "refine_mask": "refinement",
-    "regions": "partition",
+    "Evaluator": "evaluation.folders",
+    "Objects": "core.objects",
+    "PatchHead": "models.head",
+    "PseudoLabeler": "models.labeler",
+    "Segmenter": "models.segmenter",
+    "evaluate": "evaluation.folders",
+    "multi_label": "core.objects",
+    "refine_mask": "images.refine",
+    "regions": "core.regions",
 }
 
 

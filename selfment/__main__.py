@@ -4,8 +4,8 @@ import os
 import sys
 from typing import NoReturn
 
-from ._distributed import world
 from .cli import main
+from .util.distributed import world
 
 
 def run() -> NoReturn:

@@ -19,8 +19,8 @@ import torch
 import emulated
 import selfment
 from cases import blocks, generator, noise, smooth
-from selfment import _ops
-from selfment.optimization import refine
+from selfment.core import ops as _ops
+from selfment.core.ipo import refine
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GRAPHS = ("binary", "weighted")

@@ -19,7 +19,7 @@ import pytest
 
 import processes
 import selfment
-from selfment import _native
+from selfment.core import native as _native
 
 ROOT = Path(__file__).resolve().parent.parent
 CSRC = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.*"))
@@ -153,7 +153,7 @@ def test_unpacked_sdist_builds_and_works(tree: Path, commands: list[list[str]]) 
     assert built == expected - (set() if "simd_avx2.cpp" in built else x86)
     script = """
 import torch, selfment
-from selfment._native import cpu
+from selfment.core.native import cpu
 print(cpu().__file__, cpu().__version__, selfment.affinity(torch.eye(3)).degrees.tolist(), sep="|")
 """
     file, version, degrees = python("-c", script, cwd=tree).stdout.strip().split("|")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from commands import call
 from selfment import PseudoLabeler, evaluate
-from selfment.comparison import FILES, compare
-from selfment.images import find_images
+from selfment.experiments.compare import FILES, compare
+from selfment.images.load import find_images
 
 TINY = "vit_tiny_patch16_224"
 CLASSIC = ["selfment", "selfment-kmeans", "tokencut", "maskcut", "dsm", "selfmask"]
@@ -137,7 +137,7 @@ def test_a_vit_is_loaded_once_and_compared_by_all(folders, tmp_path, monkeypatch
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     torch.save(timm.create_model(TINY, pretrained=False).state_dict(), tmp_path / "tiny.pth")
-    from selfment import _model
+    from selfment.models import image_model as _model
 
     loaded = []
     original = _model.load_backbone

@@ -242,7 +242,7 @@ def test_defaults() -> None:
 
 def test_photographs(photos: list[Path]) -> None:
     from selfment.backbones import load_backbone
-    from selfment.images import load_image
+    from selfment.images.load import load_image
 
     backbone = load_backbone("classic")
     for path in photos[::150]:

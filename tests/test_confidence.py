@@ -17,11 +17,11 @@ from torch import Tensor
 import selfment
 from cases import CASES, DEGENERATE, generator, noise, object_on_ground, smooth
 from selfment import PseudoLabeler, PseudoLabels, reference
-from selfment.confidence import RECOMMENDED_MIN_CONFIDENCE, confidence
-from selfment.images import find_images, load_image
-from selfment.labeling import label_images
-from selfment.losses import head_loss
-from selfment.visualize import overlay
+from selfment.core.confidence import RECOMMENDED_MIN_CONFIDENCE, confidence
+from selfment.images.draw import overlay
+from selfment.images.load import find_images, load_image
+from selfment.jobs.label import label_images
+from selfment.training.losses import head_loss
 
 LIMIT = RECOMMENDED_MIN_CONFIDENCE
 

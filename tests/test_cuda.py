@@ -21,10 +21,13 @@ import emulated as emulation
 import processes
 import selfment
 from cases import CASES, DEGENERATE, Case, blocks, generator, noise, smooth
-from selfment import Graph, PseudoLabels, _native, _ops, _params, reference
-from selfment.confidence import confidence
-from selfment.optimization import refine
-from selfment.spectral import eigenpairs, initial_mask
+from selfment import Graph, PseudoLabels, reference
+from selfment.core import native as _native
+from selfment.core import ops as _ops
+from selfment.core import options as _params
+from selfment.core.confidence import confidence
+from selfment.core.ipo import refine
+from selfment.core.ncut import eigenpairs, initial_mask
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from commands import call
-from selfment import datasets
-from selfment.datasets import KNOWN, check, describe, find_folder, find_masks, find_set
+from selfment.evaluation import datasets
+from selfment.evaluation.datasets import KNOWN, check, describe, find_folder, find_masks, find_set
 
 # As the official archives unpack, and as the papers on camouflage pass their test sets on.
 OFFICIAL = [

@@ -20,7 +20,7 @@ from torch import Tensor
 import processes
 import selfment
 from cases import CASES, object_on_ground, smooth
-from selfment import _native
+from selfment.core import native as _native
 
 GRID = (19, 22)
 N = GRID[0] * GRID[1]
@@ -149,7 +149,7 @@ def test_batches_of_any_size_and_order(name: str, images: list[int]) -> None:
 
 
 def test_a_batch_that_is_cut(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfment._ops.images_at_once", lambda rows, weighted: 2)
+    monkeypatch.setattr("selfment.core.ops.images_at_once", lambda rows, weighted: 2)
     assert_same(FUNCTIONS[name](batch()), name, list(range(5)))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from heads import a_head
 from selfment import PseudoLabeler, Segmenter, cli
 from selfment.backbones import load_backbone
-from selfment.head import HeadInfo, save_head
+from selfment.models.head import HeadInfo, save_head
 
 MISSING = {
     "cuda:99": "`device` must exist: got 'cuda:99', torch sees no such CUDA device",

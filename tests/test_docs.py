@@ -14,7 +14,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import processes
-from selfment import _arguments
+from selfment.cli import arguments as _arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from selfment import PseudoLabeler, multi_label, pseudo_label
 from selfment.backbones import EMBEDDED, load_backbone
-from selfment.images import load_image
-from selfment.maps import read_truth
-from selfment.metrics import f_max, iou
+from selfment.evaluation.metrics import f_max, iou
+from selfment.images.load import load_image
+from selfment.images.maps import read_truth
 
 THREADS = (2, 3, 4, 5, 7, 8)
 SIZES = [

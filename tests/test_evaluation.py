@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 
 from cases import generator
-from selfment import datasets, evaluation
-from selfment.evaluation import FORMATS, PROTOCOLS, Evaluator, evaluate, match
-from selfment.images import ImageError
-from selfment.maps import read_saliency
-from selfment.metrics import accuracy, f_max, iou
+from selfment.evaluation import datasets
+from selfment.evaluation import folders as evaluation
+from selfment.evaluation.folders import FORMATS, PROTOCOLS, Evaluator, evaluate, match
+from selfment.evaluation.metrics import accuracy, f_max, iou
+from selfment.images.load import ImageError
+from selfment.images.maps import read_saliency
 from test_cli import call
 from test_metrics import literal_f_max, literal_tokencut
 

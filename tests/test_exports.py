@@ -14,18 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import Objects, PseudoLabeler, cli, labeling, multi_label, refine_mask
-from selfment.exports import (
-    as_instances,
-    coco_record,
-    label_image,
-    write_coco,
-    yolo_lines,
-)
-from selfment.images import find_images, sample_images
-from selfment.labeling import Summary, label_images
-from selfment.training import train
-from selfment.visualize import overlay_instances
+from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
+from selfment.images.draw import overlay_instances
+from selfment.images.load import find_images, sample_images
+from selfment.jobs import label as labeling
+from selfment.jobs.exports import as_instances, coco_record, label_image, write_coco, yolo_lines
+from selfment.jobs.label import Summary, label_images
+from selfment.training.run import train
 
 SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
 
@@ -257,7 +252,7 @@ def test_an_interrupted_run_composes_what_is_done_and_the_next_one_the_rest(scen
 
 
 def test_the_last_process_of_a_sharded_run_composes(scenes, tmp_path):
-    from selfment._records import Records
+    from selfment.jobs.records import Records
 
     out = tmp_path / "out"
     out.mkdir()
@@ -332,7 +327,7 @@ def test_no_file_speaks_of_another_label(scenes, tmp_path):
 def test_no_file_speaks_of_a_label_that_a_killed_run_left(scenes, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("selfment.labeling._Run._collect", lambda self, most: None)
+        patch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
         run([scenes], out, labeler(tau=0.4), formats=["coco", "yolo"])
     assert len(files_in(out)) == 3 * 2 + 2
     assert run([scenes], out) == Summary(labelled=3)
@@ -415,7 +410,7 @@ def test_a_file_of_boxes_that_was_cut_off_is_made_again(scenes, tmp_path):
 def test_annotations_that_a_killed_run_left_are_not_in_the_set(scenes, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run([scenes], out, formats=["coco"])
-    monkeypatch.setattr("selfment.labeling._Run._collect", lambda self, most: None)
+    monkeypatch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
     run([scenes], out, labeler(tau=0.4), formats=["coco"])
     assert coco_of(out / "annotations.json").dataset["images"] == []
 

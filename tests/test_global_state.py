@@ -22,16 +22,17 @@ from torch.nn import functional
 import selfment
 from cases import smooth
 from heads import a_head
-from selfment import Evaluator, PatchHead, PseudoLabeler, Segmenter, reference, refinement
+from selfment import Evaluator, PatchHead, PseudoLabeler, Segmenter, reference
 from selfment.backbones import Backbone, load_backbone
 from selfment.compat import dsm, maskcut, tokencut
 from selfment.compat.selfment import unsupervised_saliency_labels
-from selfment.head import HeadInfo, load_head, save_head
-from selfment.images import find_images
-from selfment.labeling import label_images
-from selfment.losses import head_loss
-from selfment.training import fit, train
-from selfment.visualize import overlay
+from selfment.images import refine as refinement
+from selfment.images.draw import overlay
+from selfment.images.load import find_images
+from selfment.jobs.label import label_images
+from selfment.models.head import HeadInfo, load_head, save_head
+from selfment.training.losses import head_loss
+from selfment.training.run import fit, train
 
 GRID = (8, 9)
 VITS = {
@@ -227,7 +228,7 @@ class Careless(Backbone):
 
 
 def of_another_backbone(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr("selfment._model.load_backbone", lambda *_, **__: Careless())
+    monkeypatch.setattr("selfment.models.image_model.load_backbone", lambda *_, **__: Careless())
     objects = PseudoLabeler("careless", 64, objects=2)
     return [
         PseudoLabeler("careless", 64)(picture()),

@@ -16,8 +16,8 @@ from torch.nn import functional
 from cases import noise
 from selfment import PatchHead
 from selfment.backbones import WeightsError
-from selfment.head import HeadInfo, check_fit, load_head, save_head
-from selfment.losses import head_loss
+from selfment.models.head import HeadInfo, check_fit, load_head, save_head
+from selfment.training.losses import head_loss
 
 
 def same(a: PatchHead, b: PatchHead) -> bool:

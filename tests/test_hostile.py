@@ -25,14 +25,15 @@ from PIL import Image
 import processes
 from heads import a_head
 from selfment import cli
-from selfment._cache import TensorCache
-from selfment._files import atomic_file, remove_stale, write_atomically
-from selfment._records import Records, sealed, unsealed
 from selfment.backbones import WeightsError, load_backbone
-from selfment.evaluation import evaluate
-from selfment.head import HeadInfo, load_head, save_head
-from selfment.images import ImageError, find_images, load_image
-from selfment.recipes import RecipeError, read_recipe
+from selfment.evaluation.folders import evaluate
+from selfment.experiments.recipes import RecipeError, read_recipe
+from selfment.images.load import ImageError, find_images, load_image
+from selfment.jobs.records import Records
+from selfment.models.head import HeadInfo, load_head, save_head
+from selfment.training.cache import TensorCache
+from selfment.util.files import atomic_file, remove_stale, write_atomically
+from selfment.util.lines import sealed, unsealed
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), **options) -> Path:
@@ -550,7 +551,7 @@ def test_a_disk_that_is_full_for_the_records(photos_in, tmp_path, capsys, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Records, "__init__", on_full_disk)
-        patch.setattr("selfment._records.atomic_file", full)
+        patch.setattr("selfment.jobs.records.atomic_file", full)
         code, err = label(capsys, photos_in, out)
     assert code == 2
     sentence = f"selfment label: [Errno 28] No space left on device: '{out}/labels.jsonl'"
@@ -586,7 +587,7 @@ def test_a_full_disk_keeps_the_head_that_was_there(tmp_path, monkeypatch):
     head = a_head()
     save_head(tmp_path / "head", head, HeadInfo("classic"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "head").iterdir()}
-    monkeypatch.setattr("selfment._files.os.fsync", full)
+    monkeypatch.setattr("selfment.util.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left on device"):
         save_head(tmp_path / "head", head, HeadInfo("classic", size=1))
     assert {path.name: path.read_bytes() for path in (tmp_path / "head").iterdir()} == before
@@ -700,7 +701,7 @@ def test_a_folder_that_cannot_be_read_takes_durable_files(tmp_path, monkeypatch)
             raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path))
         return opened(path, *arguments, **options)
 
-    monkeypatch.setattr("selfment._files.os.open", refuse)
+    monkeypatch.setattr("selfment.util.files.os.open", refuse)
     write_atomically(tmp_path / "result", lambda file: file.write(b"whole"), durable=True)
     assert (tmp_path / "result").read_bytes() == b"whole"
 
@@ -709,7 +710,7 @@ def test_a_killed_writer_leaves_nothing_for_the_next_run(photos_in, tmp_path, ca
     out = tmp_path / "out"
     out.mkdir()
     script = (
-        "import sys, pathlib; from selfment._files import atomic_file\n"
+        "import sys, pathlib; from selfment.util.files import atomic_file\n"
         "with atomic_file(pathlib.Path(sys.argv[1])) as file:\n"
         "    file.write(b'half'); file.flush(); print('writing', flush=True); input()\n"
     )

@@ -13,8 +13,8 @@ from PIL import Image
 
 import processes
 from selfment import PseudoLabeler
-from selfment._suffixes import register_plug_ins
-from selfment.images import ImageError, find_images, load_image, sample_images
+from selfment.images.load import ImageError, find_images, load_image, sample_images
+from selfment.images.suffixes import register_plug_ins
 
 
 def save(path: Path, color: tuple[int, int, int] = (200, 100, 50)) -> Path:

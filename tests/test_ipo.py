@@ -10,7 +10,7 @@ from torch import Tensor
 import selfment
 from cases import CASES, DEGENERATE, generator, noise, object_on_ground, smooth
 from selfment import reference
-from selfment.optimization import refine
+from selfment.core.ipo import refine
 
 
 def literal(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:

@@ -20,7 +20,8 @@ from torch import Tensor
 import processes
 import selfment
 from cases import CASES, DEGENERATE, generator, isolated, noise, outliers, smooth
-from selfment import JointLabels, PseudoLabels, _ops, reference
+from selfment import JointLabels, PseudoLabels, reference
+from selfment.core import ops as _ops
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "joint_frames.py"
 GRAPHS = ("binary", "weighted")
@@ -356,7 +357,7 @@ def test_the_seed_stands_for_its_frame() -> None:
 
 def test_photographs_follow_the_rules(photos: list[Path]) -> None:
     from selfment.backbones import load_backbone
-    from selfment.images import load_image
+    from selfment.images.load import load_image
 
     backbone = load_backbone("classic")
     tokens = torch.cat(

@@ -26,7 +26,7 @@ TAU, EPS = 0.2, 1e-5
 def native() -> ModuleType:
     file = os.environ.get("SELFMENT_CPU_MODULE")
     if file is None:
-        from selfment import _native
+        from selfment.core import native as _native
 
         return _native.cpu()
     spec = importlib.util.spec_from_file_location("_cpu", file)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from selfment import PseudoLabeler, PseudoLabels, pseudo_label
-from selfment.images import ImageError, sample_images
-from selfment.visualize import GAP, overlay, tint
+from selfment.images.draw import GAP, overlay, tint
+from selfment.images.load import ImageError, sample_images
 
 FIELDS = [field.name for field in fields(PseudoLabels)]
 PATHS = [entry.path for entry in sample_images()][:3]

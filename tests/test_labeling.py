@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from selfment import PseudoLabeler
-from selfment.images import find_images
-from selfment.labeling import Summary, label_images
+from selfment.images.load import find_images
+from selfment.jobs.label import Summary, label_images
 
 
 def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path:
@@ -192,7 +192,7 @@ def test_records_of_another_kind_are_refused(photos_in, tmp_path):
 
 
 def test_one_run_at_a_time(photos_in, tmp_path):
-    from selfment._records import Records
+    from selfment.jobs.records import Records
 
     (tmp_path / "out").mkdir()
     other = Records(tmp_path / "out/labels.jsonl")
@@ -251,7 +251,7 @@ def test_an_interrupted_run_keeps_what_is_done(photos_in, tmp_path):
 def test_a_redo_that_is_interrupted_is_not_taken_for_done(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run([photos_in], out)
-    monkeypatch.setattr("selfment.labeling._Run._collect", lambda self, most: None)
+    monkeypatch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
     run([photos_in], out, PseudoLabeler(size=96, tau=0.9, batch_size=2))
     monkeypatch.undo()
     assert run([photos_in], out) == Summary(labelled=3)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from cases import generator
-from selfment import losses
-from selfment.losses import contrastive, head_loss, soft_dice
+from selfment.training import losses
+from selfment.training.losses import contrastive, head_loss, soft_dice
 
 
 def literal_contrastive(embedding: Tensor, labels: Tensor, temperature: float = 0.05) -> Tensor:

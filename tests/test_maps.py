@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from selfment.evaluation import evaluate
-from selfment.images import ImageError
-from selfment.maps import read_saliency, read_truth, saliency_of, truth_of
+from selfment.evaluation.folders import evaluate
+from selfment.images.load import ImageError
+from selfment.images.maps import read_saliency, read_truth, saliency_of, truth_of
 
 CASES = Path(__file__).resolve().parent.parent.parent / "shared" / "cases"
 MASK = np.zeros((40, 60), bool)

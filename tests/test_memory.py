@@ -83,7 +83,7 @@ def test_other_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("selfment.graph.build", fails)
+    monkeypatch.setattr("selfment.core.graph.build", fails)
     with pytest.raises(RuntimeError, match=r"^something else$"):
         selfment.affinity(torch.eye(4))
 

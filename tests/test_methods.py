@@ -15,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from cases import CASES, DEGENERATE, generator, noise, smooth
-from selfment import PseudoLabeler, PseudoLabels, _selfmask, methods, reference
+from selfment import PseudoLabeler, PseudoLabels, methods, reference
 from selfment.backbones import Attended, load_backbone
 from selfment.compat import dsm as compat_dsm
 from selfment.compat.maskcut import maskcut_forward
-from selfment.images import find_images
-from selfment.labeling import label_images
+from selfment.images.load import find_images
+from selfment.jobs.label import label_images
+from selfment.methods import selfmask as _selfmask
 
 pytest.importorskip("sklearn")
 from sklearn.cluster import KMeans
@@ -588,7 +589,7 @@ def test_wrong_arguments(options, message):
 
 
 def test_training_keeps_features_alone(picture, tmp_path):
-    from selfment.training import train
+    from selfment.training.run import train
 
     labeler = PseudoLabeler(TINY, method="found")
     message = "`method` 'found' needs a ViT's attention: got patch features alone, which training"
@@ -597,7 +598,7 @@ def test_training_keeps_features_alone(picture, tmp_path):
 
 
 def test_training_on_another_methods_labels(picture, tmp_path):
-    from selfment.training import train
+    from selfment.training.run import train
 
     labeler = PseudoLabeler(size=96, method="dsm")
     done = train(find_images([picture]), tmp_path / "run", labeler, epochs=1, progress=False)

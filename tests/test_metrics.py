@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cases import generator
-from selfment.metrics import accuracy, as_map, f_curves, f_max, iou, tokencut_curves
+from selfment.evaluation.metrics import accuracy, as_map, f_curves, f_max, iou, tokencut_curves
 
 
 def literal_f_max(saliency: Tensor, truth: Tensor) -> float:

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from commands import call
-from selfment import PseudoLabeler, _suffixes
-from selfment.evaluation import match
-from selfment.head import PatchHead
-from selfment.images import find_images
-from selfment.prediction import find_inputs, predict_images
-from selfment.segmenter import Segmenter
+from selfment import PseudoLabeler
+from selfment.evaluation.folders import match
+from selfment.images import suffixes as _suffixes
+from selfment.images.load import find_images
+from selfment.jobs.predict import find_inputs, predict_images
+from selfment.models.head import PatchHead
+from selfment.models.segmenter import Segmenter
 
 SMALL = ("--size", 48, "--threads", 1)
 

@@ -261,7 +261,7 @@ def test_an_object_takes_no_patch_of_an_earlier_one() -> None:
 
 def test_photographs(photos: list[Path]) -> None:
     from selfment.backbones import load_backbone
-    from selfment.images import load_image
+    from selfment.images.load import load_image
 
     backbone = load_backbone("statistics")
     counts = set()
@@ -314,7 +314,7 @@ def test_batch_equals_single(graph: str, monkeypatch: pytest.MonkeyPatch) -> Non
     singles = [multi_label(image, GRID, **options) for image in rows]
     batch = multi_label(rows, GRID, **options)
     maps = multi_label(rows.transpose(1, 2).unflatten(2, GRID), **options)
-    monkeypatch.setattr(selfment._ops, "images_at_once", lambda rows, weighted: 2)
+    monkeypatch.setattr(selfment.core.ops, "images_at_once", lambda rows, weighted: 2)
     for found in (batch, maps, multi_label(rows, GRID, **options)):
         assert isinstance(found, list)
         for ours, single in zip(found, singles, strict=True):

@@ -16,8 +16,9 @@ from torch import Tensor
 import processes
 import selfment
 from callers import calling, interrupt_within
-from selfment import _native, _params
-from selfment.graph import build
+from selfment.core import native as _native
+from selfment.core import options as _params
+from selfment.core.graph import build
 
 
 @pytest.fixture

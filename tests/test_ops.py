@@ -79,7 +79,7 @@ def test_operators_are_what_they_claim(dtype: torch.dtype) -> None:
 def test_a_batch_that_is_cut_gives_what_the_operator_claims(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("selfment._ops._CPU_BYTES", 1)
+    monkeypatch.setattr("selfment.core.ops._CPU_BYTES", 1)
     opcheck(OPS.pseudo_label.default, (features(), 6, 9, *GRAPH, "seed", 20, 10))
 
 
@@ -128,7 +128,7 @@ def test_compiled_code_raises_what_eager_code_does() -> None:
 
 
 def test_the_warning_names_the_line_that_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfment.spectral._CONVERGED", -1.0)
+    monkeypatch.setattr("selfment.core.ncut._CONVERGED", -1.0)
     made = selfment.affinity(features())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -14,11 +14,15 @@ import pytest
 from PIL import Image
 
 from heads import a_head
-from selfment import PseudoLabeler, Segmenter, exports, labeling, prediction
-from selfment._records import Records, sealed, unsealed
-from selfment.images import find_images
-from selfment.labeling import label_images
-from selfment.prediction import find_inputs, predict_images
+from selfment import PseudoLabeler, Segmenter
+from selfment.images.load import find_images
+from selfment.jobs import exports
+from selfment.jobs import label as labeling
+from selfment.jobs import predict as prediction
+from selfment.jobs.label import label_images
+from selfment.jobs.predict import find_inputs, predict_images
+from selfment.jobs.records import Records
+from selfment.util.lines import sealed, unsealed
 
 FIELDS = ("saliency", "mask", "overlay", "binary")
 

@@ -13,10 +13,10 @@ import torch
 from torch.nn import functional
 
 from selfment import PatchHead, PseudoLabeler, Segmenter, cli
-from selfment._arguments import parser
 from selfment.backbones import load_backbone, resampling
 from selfment.backbones.position_embeddings import scaled
-from selfment.head import HeadInfo, save_head
+from selfment.cli.arguments import parser
+from selfment.models.head import HeadInfo, save_head
 from vits import DINO, DINO8, DINOV2, REGISTERS, random_state
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "position_embeddings.npz"

@@ -22,12 +22,12 @@ import mortal
 import processes
 from heads import a_head
 from selfment import PatchHead, PseudoLabeler, Segmenter, cli
-from selfment._records import Records
 from selfment.backbones import load_backbone
-from selfment.head import HeadInfo, save_head
-from selfment.images import find_images
-from selfment.labeling import label_images
-from selfment.prediction import Summary, find_inputs, predict_images
+from selfment.images.load import find_images
+from selfment.jobs.label import label_images
+from selfment.jobs.predict import Summary, find_inputs, predict_images
+from selfment.jobs.records import Records
+from selfment.models.head import HeadInfo, save_head
 
 
 def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path:
@@ -246,7 +246,7 @@ def test_a_killed_run_goes_on(head_in, tmp_path):
     for index in range(60):
         picture(folder / f"{index:02}.png", seed=index)
     arguments = ("predict", folder, "--head", head_in, "--out", out, "--size", 64, "--batch", 1)
-    where = "selfment.segmenter:Segmenter.saliency_batch"
+    where = "selfment.models.segmenter:Segmenter.saliency_batch"
     command = mortal.command(tmp_path, where, 12, *arguments, "--binary", 0.5)
     assert processes.run([sys.executable, *command]).returncode == -signal.SIGKILL
     written = list(out.glob("[!.]*.png"))
@@ -358,7 +358,7 @@ def test_shares_of_any_number_see_what_others_did(photos_in, tmp_path, monkeypat
     for index in range(4):
         picture(photos_in / f"more{index}.png", seed=index)
     with monkeypatch.context() as patch:
-        patch.setattr("selfment._records.Records.close", killed)
+        patch.setattr("selfment.jobs.records.Records.close", killed)
         assert run([photos_in], out, shard=(1, 3)) == Summary(predicted=2)
         assert run([photos_in], out, shard=(0, 2)) == Summary(predicted=3, skipped=1)
         assert run([photos_in], out, shard=(0, 2)) == Summary(skipped=4)
@@ -376,7 +376,7 @@ def test_of_several_records_the_latest_counts(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run([photos_in], out)
     with monkeypatch.context() as patch:
-        patch.setattr("selfment._records.Records.close", killed)
+        patch.setattr("selfment.jobs.records.Records.close", killed)
         run([photos_in], out, Segmenter(a_head(1), "classic", 64), shard=(0, 2))
     assert run([photos_in], out, Segmenter(a_head(1), "classic", 64)) == Summary(1, 2)
     assert run([photos_in], out) == Summary(predicted=3)

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import selfment
-from selfment import metrics, reference
-from selfment.images import ImageError
+from selfment import reference
+from selfment.evaluation import metrics
+from selfment.images.load import ImageError
 
 _COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("quick", max_examples=60, derandomize=True, database=None, **_COMMON)

@@ -177,7 +177,7 @@ def test_dlpack_in_the_same_kind_out() -> None:
 def test_a_batch_too_large_for_one_go_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.stack([smooth(8, 9, 16, seed=s) for s in range(5)])
     whole = selfment.pseudo_label(features, (8, 9))
-    monkeypatch.setattr("selfment._ops._CPU_BYTES", 1)
+    monkeypatch.setattr("selfment.core.ops._CPU_BYTES", 1)
     assert_same(selfment.pseudo_label(features, (8, 9)), whole)
     features[4, 3, 0] = float("inf")
     with pytest.raises(ValueError, match="in patch 3 of image 4"):
@@ -196,7 +196,7 @@ def test_parameters_are_passed_on() -> None:
 
 def test_photographs_equal_the_reference(photos: list[Path]) -> None:
     from selfment.backbones import load_backbone
-    from selfment.images import load_image
+    from selfment.images.load import load_image
 
     backbone = load_backbone("classic")
     for path in photos[::20]:

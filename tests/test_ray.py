@@ -18,8 +18,8 @@ from PIL import Image
 
 import processes
 from selfment import PseudoLabeler
-from selfment.images import find_images
-from selfment.labeling import label_images
+from selfment.images.load import find_images
+from selfment.jobs.label import label_images
 
 ray: Any = pytest.importorskip(
     "ray", reason='Ray is not installed: pip install "selfment[ray]"', exc_type=ImportError

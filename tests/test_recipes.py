@@ -14,10 +14,12 @@ from PIL import Image
 
 import selfment
 from commands import call
-from selfment import datasets, evaluation, reproduction
-from selfment.datasets import KNOWN
-from selfment.recipes import RecipeError, find_recipe, packaged, read_recipe
-from selfment.reproduction import Reproduction, reproduce
+from selfment.evaluation import datasets
+from selfment.evaluation import folders as evaluation
+from selfment.evaluation.datasets import KNOWN
+from selfment.experiments import reproduce as reproduction
+from selfment.experiments.recipes import RecipeError, find_recipe, packaged, read_recipe
+from selfment.experiments.reproduce import Reproduction, reproduce
 
 TINY = """
 title = "a tiny one"

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from selfment import PseudoLabeler
-from selfment._records import Records
-from selfment.images import find_images
-from selfment.labeling import Summary, _Run, label_images
+from selfment.images.load import find_images
+from selfment.jobs.label import Summary, _Run, label_images
+from selfment.jobs.records import Records
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def test_the_latest_record_counts_whatever_the_clocks_say(tmp_path, monkeypatch)
     """A machine whose clock is an hour ahead is killed; one with the right time goes on."""
     path = tmp_path / "labels.jsonl"
     with monkeypatch.context() as patch:
-        patch.setattr("selfment._records.time.time", lambda: 5000.0)
+        patch.setattr("selfment.jobs.records.time.time", lambda: 5000.0)
         ahead = Records(path, "mask", (1, 2))
         ahead.add({"image": "a", "mask": "a.png", "error": "the run was interrupted"})
         ahead._release()
-        patch.setattr("selfment._records.time.time", lambda: 1400.0)
+        patch.setattr("selfment.jobs.records.time.time", lambda: 1400.0)
         right = Records(path, "mask", (0, 2))
         right.add({"image": "a", "mask": "a.png", "error": None})
         assert right.get("a")["error"] is None

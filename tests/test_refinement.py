@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from selfment import refine_mask
-from selfment._lattice import permutohedral_lattice
-from selfment.refinement import METHODS, as_mask, bilateral_solver, dense_crf, guided_filter
+from selfment.images.lattice import permutohedral_lattice
+from selfment.images.refine import METHODS, as_mask, bilateral_solver, dense_crf, guided_filter
 
 PATCH = 16
 

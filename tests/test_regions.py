@@ -140,7 +140,7 @@ def test_rotation_is_where_no_single_patch_gains() -> None:
 
 def test_photographs(photos: list[Path]) -> None:
     from selfment.backbones import load_backbone
-    from selfment.images import load_image
+    from selfment.images.load import load_image
 
     backbone = load_backbone("statistics")
     for path in photos[::200]:

@@ -18,8 +18,8 @@ from heads import a_head
 from selfment import PatchHead, Segmenter
 from selfment.backbones import WeightsError, load_backbone
 from selfment.backbones.base import Backbone
-from selfment.head import HeadInfo, save_head
-from selfment.images import ImageError
+from selfment.images.load import ImageError
+from selfment.models.head import HeadInfo, save_head
 
 
 def noise(height: int, width: int, seed: int = 0) -> Image.Image:
@@ -42,7 +42,7 @@ class Colours(Backbone):
 @pytest.fixture
 def colours(monkeypatch):
     """A head that tells red from blue, and the backbone that it is for."""
-    monkeypatch.setattr("selfment._model.load_backbone", lambda name, **_: Colours())
+    monkeypatch.setattr("selfment.models.image_model.load_backbone", lambda name, **_: Colours())
     head = PatchHead(3)
     for parameter in head.parameters():
         parameter.data.zero_()
@@ -195,7 +195,7 @@ def test_compile_compiles_backbone_and_head(monkeypatch):
         return function
 
     monkeypatch.setattr("torch.compile", fake)
-    monkeypatch.setattr("selfment.segmenter._check_compiler", lambda device: None)
+    monkeypatch.setattr("selfment.models.segmenter._check_compiler", lambda device: None)
     found = Segmenter(a_head(), "classic", 64, compile=True)(noise(20, 20))
     assert torch.equal(found, Segmenter(a_head(), "classic", 64)(noise(20, 20)))
     assert [part(torch.zeros(1, 3, 32, 32)).shape for part in compiled] == [(1, 2, 2)]

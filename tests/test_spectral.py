@@ -15,9 +15,9 @@ import selfment
 from cases import CASES, DEGENERATE, noise, smooth
 from selfment import reference
 from selfment.backbones import load_backbone
-from selfment.graph import Graph
-from selfment.images import load_image
-from selfment.spectral import eigenpairs, initial_mask
+from selfment.core.graph import Graph
+from selfment.core.ncut import eigenpairs, initial_mask
+from selfment.images.load import load_image
 
 GRAPHS = ("binary", "weighted")
 COMPONENTS = ("two components", "three components", "four equal components")

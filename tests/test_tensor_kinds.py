@@ -14,12 +14,14 @@ from torch import Tensor
 import selfment
 from cases import smooth
 from heads import a_head
-from selfment import Evaluator, PseudoLabeler, Segmenter, methods, metrics, reference, visualize
+from selfment import Evaluator, PseudoLabeler, Segmenter, methods, reference
 from selfment.compat import maskcut, tokencut
 from selfment.compat.selfment import unsupervised_saliency_labels
-from selfment.head import PatchHead
-from selfment.losses import contrastive, head_loss, soft_dice
-from selfment.threshold import auto_tau
+from selfment.core.threshold import auto_tau
+from selfment.evaluation import metrics
+from selfment.images import draw as visualize
+from selfment.models.head import PatchHead
+from selfment.training.losses import contrastive, head_loss, soft_dice
 
 GRID = (4, 5)
 N, D = 20, 6

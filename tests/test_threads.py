@@ -19,9 +19,10 @@ from PIL import Image
 from threadpoolctl import threadpool_info
 from torch import Tensor
 
-from selfment import PatchHead, PseudoLabeler, Segmenter, partition
+from selfment import PatchHead, PseudoLabeler, Segmenter
 from selfment.backbones import Attended, Backbone, load_backbone
-from selfment.head import load_head
+from selfment.core import regions as partition
+from selfment.models.head import load_head
 
 VIT = "test_vit"
 THREADS, IMAGES = 8, 6
@@ -117,7 +118,7 @@ def test_a_compiled_segmenter_on_keys(checkpoint: Path, monkeypatch: pytest.Monk
     compiled = torch.compile
     # Each number of threads that torch has in a thread is compiled for: beyond a limit, an error.
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
-    monkeypatch.setattr("selfment.segmenter._check_compiler", lambda device: None)
+    monkeypatch.setattr("selfment.models.segmenter._check_compiler", lambda device: None)
     monkeypatch.setattr(
         "torch.compile", lambda function: compiled(function, backend="eager", fullgraph=True)
     )
@@ -173,7 +174,7 @@ def test_the_first_use_loads_one_backbone(
         loaded.append(load_backbone(*args, **options))
         return loaded[-1]
 
-    monkeypatch.setattr("selfment._model.load_backbone", counted)
+    monkeypatch.setattr("selfment.models.image_model.load_backbone", counted)
     labeler = PseudoLabeler(VIT, 64, weights=checkpoint)
     start = threading.Barrier(THREADS)
 

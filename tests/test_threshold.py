@@ -13,8 +13,8 @@ from torch import Tensor
 import selfment
 from cases import CASES, DEGENERATE, object_on_ground, smooth
 from selfment import PseudoLabeler, reference
-from selfment.images import load_image
-from selfment.threshold import auto_tau
+from selfment.core.threshold import auto_tau
+from selfment.images.load import load_image
 
 ALL = CASES | DEGENERATE
 

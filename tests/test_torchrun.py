@@ -19,10 +19,10 @@ import mortal
 import processes
 from heads import a_head
 from selfment import PseudoLabeler, Segmenter
-from selfment.head import HeadInfo, load_head, save_head
-from selfment.images import find_images
-from selfment.labeling import label_images
-from selfment.prediction import find_inputs, predict_images
+from selfment.images.load import find_images
+from selfment.jobs.label import label_images
+from selfment.jobs.predict import find_inputs, predict_images
+from selfment.models.head import HeadInfo, load_head, save_head
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 
@@ -73,10 +73,10 @@ def counts(said: str) -> tuple[int, int]:
 
 
 FAULTS = [
-    ("selfment.labeler:PseudoLabeler.label_batch", 3, "1"),
-    ("selfment._records:Records.add", 4, "0"),
-    ("selfment._records:os.replace", 3, "1"),
-    ("selfment._records:Path.unlink", 1, "any"),  # in the midst of merging the records
+    ("selfment.models.labeler:PseudoLabeler.label_batch", 3, "1"),
+    ("selfment.jobs.records:Records.add", 4, "0"),
+    ("selfment.jobs.records:os.replace", 3, "1"),
+    ("selfment.jobs.records:Path.unlink", 1, "any"),  # in the midst of merging the records
 ]
 
 
@@ -100,7 +100,7 @@ def test_predictions_of_a_run_whose_process_was_killed(photos_in, tmp_path):
     save_head(tmp_path / "head", a_head(), HeadInfo("classic"))
     out = tmp_path / "out"
     command = ("predict", photos_in, "--head", tmp_path / "head", "--out", out, "--size", 64)
-    fault = ("selfment.segmenter:Segmenter.saliency_batch", 3, "0")
+    fault = ("selfment.models.segmenter:Segmenter.saliency_batch", 3, "0")
     done = torchrun(tmp_path, fault, *command, "--batch", 1, "--binary", 0.5)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr, done.stderr
@@ -126,7 +126,7 @@ def test_broken_images_do_not_end_the_other_process(photos_in, tmp_path):
 
 def test_sigterm_ends_a_run_in_good_order(photos_in, tmp_path):
     out = tmp_path / "out"
-    where = "selfment.labeler:PseudoLabeler.label_batch"
+    where = "selfment.models.labeler:PseudoLabeler.label_batch"
     arguments = ("label", photos_in, "--out", out, "--size", 96, "--batch", 1)
     command = mortal.command(tmp_path, where, 6, *arguments, what="waits")
     with processes.started([sys.executable, *command], stderr=subprocess.PIPE) as process:
@@ -166,7 +166,7 @@ def training(photos: Path, out: Path) -> tuple[object, ...]:
 @pytest.mark.parametrize(
     ("fault", "epochs"),
     [
-        (("selfment._cache:write_atomically", 3, "1"), 0),  # while it labels
+        (("selfment.training.cache:write_atomically", 3, "1"), 0),  # while it labels
         (("selfment.training:_Run.log", 5, "1"), 1),  # in the second epoch
         (("selfment.training:_Run.save", 3, "0"), 2),  # before the last checkpoint is there
         (("selfment.training:save_head", 1, "0"), 3),  # before the head is

@@ -19,11 +19,11 @@ import mortal
 import processes
 from cases import object_on_ground
 from selfment import PatchHead, PseudoLabeler
-from selfment._cache import TensorCache
-from selfment.head import load_head
-from selfment.images import find_images
-from selfment.losses import head_loss
-from selfment.training import Step, Summary, fit, train
+from selfment.images.load import find_images
+from selfment.models.head import load_head
+from selfment.training.cache import TensorCache
+from selfment.training.losses import head_loss
+from selfment.training.run import Step, Summary, fit, train
 
 
 def pictures(folder: Path, count: int, size: int = 64) -> Path:
@@ -229,7 +229,7 @@ def test_resuming_gives_the_same_weights(folder: Path, tmp_path: Path, monkeypat
         if step.epoch == 2 and step.step == 9:
             raise StopError
 
-    from selfment.training import _Run
+    from selfment.training.run import _Run
 
     log = _Run.log
     with monkeypatch.context() as patch:
@@ -381,7 +381,7 @@ def test_a_cache_that_takes_nothing(
         def refuse(path, write):
             raise OSError(errno.EROFS, "Read-only file system")
 
-        monkeypatch.setattr("selfment._cache.write_atomically", refuse)
+        monkeypatch.setattr("selfment.training.cache.write_atomically", refuse)
     assert run(folder, tmp_path / "run").failed == 0
     assert equal(tmp_path / "whole", tmp_path / "run")
     assert capsys.readouterr().err.count("cache: not all is kept in") == 1
@@ -406,7 +406,7 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
         command = [sys.executable, *mortal.command(tmp_path, where, nth, *arguments)]
         assert processes.run(command).returncode == -signal.SIGKILL
 
-    killed_at("selfment._cache:write_atomically", 11)
+    killed_at("selfment.training.cache:write_atomically", 11)
     before = {p: p.stat().st_mtime_ns for p in out.glob("cache/*/*.safetensors")}
     assert len(before) == 10
     killed_at("selfment.training:_Run.save", 3)

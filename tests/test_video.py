@@ -15,9 +15,9 @@ from PIL import Image
 
 from heads import a_head
 from selfment import Segmenter, cli
-from selfment.head import HeadInfo, save_head
-from selfment.prediction import Summary, find_inputs, predict_images
-from selfment.video import VideoError, segment_video
+from selfment.jobs.predict import Summary, find_inputs, predict_images
+from selfment.jobs.video import VideoError, segment_video
+from selfment.models.head import HeadInfo, save_head
 
 av = pytest.importorskip("av")
 

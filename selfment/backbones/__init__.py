@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from .._params import choice
-from .._torch_state import as_device, loading
+from ..core.options import choice
+from ..core.torch_state import as_device, loading
 from .base import Attended, Backbone, WeightsError
 from .classic import Classic
 from .names import EMBEDDED
@@ -76,7 +76,7 @@ def load_backbone(
             raise ValueError(f"the backbone {name!r} has no such option: got {', '.join(wrong)}")
         with loading():
             return _CLASSES[name](where)
-    from .timm_vit import TimmViT  # timm takes seconds to import
+    from .timm_vit import TimmViT
 
     with loading():
         return TimmViT(

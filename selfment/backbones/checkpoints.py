@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._torch_state import SETTINGS
+from ..core.torch_state import SETTINGS
 from .base import WeightsError, check_memory
 from .transformers_keys import FIRST_KEYS, from_transformers
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._torch_state import as_documented
+from ..core.torch_state import as_documented
 from .base import Backbone
 from .pixels import product
 

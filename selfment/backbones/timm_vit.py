@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from .._torch_state import as_documented
+from ..core.torch_state import as_documented
 from . import fitting
 from .base import Attended, Backbone, WeightsError
 from .checkpoints import read_config, read_vit

@@ -30,12 +30,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import _params as params
-from .._arrays import as_tensor
-from ..graph import Graph, affinity
-from ..spectral import ncut
-from . import _cut
-from ._cut import Array
+from ..core import options as params
+from ..core.arrays import as_tensor
+from ..core.graph import Graph, affinity
+from ..core.ncut import ncut
+from . import _shared as _cut
+from ._shared import Array
 
 _TAU = sys.float_info.min  # the least one: every positive similarity is an edge
 _NO_EDGE = 1e-30  # the least affinity that a graph may have; it is below rounding

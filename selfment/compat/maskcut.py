@@ -19,12 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .. import _params as params
-from .. import reference
-from .._arrays import as_tensor
-from ..graph import affinity
-from . import _cut
-from ._cut import Array
+from ..core import options as params
+from ..core import reference
+from ..core.arrays import as_tensor
+from ..core.graph import affinity
+from . import _shared as _cut
+from ._shared import Array
 from .tokencut import component
 
 

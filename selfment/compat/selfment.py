@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _params as params
-from ..pseudo_labels import pseudo_label
-from . import _cut
+from ..core import options as params
+from ..core.label import pseudo_label
+from . import _shared as _cut
 
 
 def unsupervised_saliency_labels(

@@ -23,9 +23,9 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from .._arrays import as_array
-from . import _cut
-from ._cut import Array
+from ..core.arrays import as_array
+from . import _shared as _cut
+from ._shared import Array
 
 Box = list[Any]
 Indices = tuple[NDArray[np.intp], ...]

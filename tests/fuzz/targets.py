@@ -24,12 +24,13 @@ from mutators import mutate_checkpoint
 from PIL import Image
 from safetensors.torch import save
 
-from selfment._cache import TensorCache
-from selfment._records import Records, sealed
 from selfment.backbones import WeightsError, load_backbone
-from selfment.head import CONFIG_NAME, WEIGHTS_NAME, PatchHead, load_head
-from selfment.images import ImageError, load_image
-from selfment.recipes import Recipe, RecipeError, packaged, read_recipe
+from selfment.experiments.recipes import Recipe, RecipeError, packaged, read_recipe
+from selfment.images.load import ImageError, load_image
+from selfment.jobs.records import Records
+from selfment.models.head import CONFIG_NAME, WEIGHTS_NAME, PatchHead, load_head
+from selfment.training.cache import TensorCache
+from selfment.util.lines import sealed
 
 Image.init()  # all plugins
 Image.MAX_IMAGE_PIXELS = 1 << 19  # what is refused beyond it is tested without a fuzzer

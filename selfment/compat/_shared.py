@@ -1,0 +1,132 @@
+"""What the drop-ins share: checked arguments, the Fiedler vector, the seed, upsampling."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core import options as params
+from ..core.arrays import FEATURE_DTYPES, Grid, as_tensor
+from ..core.graph import Graph, affinity
+from ..core.ncut import ncut
+
+Array = NDArray[np.float64]
+
+
+def sizes(name: str, value: Any, axes: str) -> tuple[int, ...]:
+    """``value`` as positive ints, one for each of the ``axes``; raises ``ValueError``."""
+    count = len(axes.split(","))
+    try:
+        found = tuple(int(size) for size in value)
+        good = len(found) == count and min(found) >= 1 and found == tuple(value)
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError(f"`{name}` must be {count} positive integers ({axes}): got {value!r}")
+    return found
+
+
+def as_dims(value: Any, *, least: int = 2) -> Grid:
+    """``dims`` as (h, w) with ``least`` patches or more; raises ``ValueError``."""
+    h, w = sizes("dims", value, "h, w")
+    params.number("dims", (h, w), f"a grid of {least} patches or more", h * w >= least)
+    return h, w
+
+
+def from_tokens(feats: Any, grid: Grid) -> Tensor:
+    """(hw, C) rows of (1, 1 + hw, C) tokens, the CLS token first."""
+    return _checked(feats, (1, 1 + math.prod(grid), None), "(1, 1 + h*w, C), CLS first")[0, 1:]
+
+
+def from_columns(feats: Any, grid: Grid) -> Tensor:
+    """(hw, C) rows of (C, hw) features."""
+    return _checked(feats, (None, math.prod(grid)), "(C, h*w)").T
+
+
+def from_rows(feats: Any, grid: Grid) -> Tensor:
+    """(hw, C) rows, checked."""
+    return _checked(feats, (math.prod(grid), None), "(h*w, C)")
+
+
+def _checked(feats: Any, shape: tuple[int | None, ...], axes: str) -> Tensor:
+    """``feats`` as a tensor of ``shape``, None being the channels; ``axes`` is its name."""
+    tensor, _ = as_tensor(feats, "feats")
+    if tensor.dtype not in FEATURE_DTYPES:
+        raise TypeError(
+            "`feats` must be float16, bfloat16, float32 or float64: "
+            f"got {str(tensor.dtype).removeprefix('torch.')}"
+        )
+    channels = tensor.shape[shape.index(None)] if tensor.ndim == len(shape) else 0
+    if channels < 1 or tensor.shape != tuple(channels if size is None else size for size in shape):
+        wanted = ", ".join("C" if size is None else str(size) for size in shape)
+        raise ValueError(
+            f"`feats` must be {axes}, here ({wanted}) with C >= 1: got shape {tuple(tensor.shape)}"
+        )
+    norms = torch.linalg.vector_norm(tensor, dim=shape.index(None), dtype=torch.float64)
+    if not norms.isfinite().all():
+        raise ValueError(
+            "`feats` must be finite, and so must their norms: got NaN, infinity or an overflow"
+        )
+    return tensor
+
+
+def graph_mode(tau: float, eps: float, weighted: bool) -> tuple[float, str]:
+    """The tau and the mode to call selfment with; raises ``ValueError``.
+
+    The weighted graph needs tau > 0. Of tau = 0 the smallest one keeps every positive similarity.
+    """
+    params.number("tau", tau, "a finite number", not isinstance(tau, str))
+    if not weighted:
+        params.check_graph(tau, eps, "binary")
+        return float(tau), "binary"
+    tau = sys.float_info.min if tau == 0 else tau
+    params.check_graph(tau, eps, "weighted")
+    return float(tau), "weighted"
+
+
+def fiedler(rows: Tensor, tau: float, eps: float, weighted: bool = False) -> Array:
+    """The Fiedler vector (N,) of checked rows (N, C): x^T D x = 1, with LAPACK's sign."""
+    tau, graph = graph_mode(tau, eps, weighted)
+    return fiedler_of(affinity(rows, tau=tau, eps=eps, graph=graph))
+
+
+def fiedler_of(graph: Graph) -> Array:
+    """The same of a graph of (N, C) rows."""
+    vector: Array = ncut(graph, sign="lapack")[1][:, 0].cpu().numpy()
+    return vector
+
+
+def first_peak(values: Array) -> int:
+    """Index of the maximum; the first of those that only rounding tells apart."""
+    peak = values.max()
+    return int(np.argmax(values >= peak - params.SEED_TIE * abs(peak)))
+
+
+def above_mean(x: Array) -> NDArray[np.bool_]:
+    """The side x > mean(x) of the cut."""
+    return np.asarray(x > np.sum(x) / len(x))
+
+
+def bipartition(x: Array) -> tuple[NDArray[np.bool_], int, Array]:
+    """TokenCut's side (N,) of a Fiedler vector, its seed, and the vector or its negative.
+
+    The seed is where |x| peaks. Where it is not above the mean, the side is the complement and the
+    vector is negated.
+    """
+    side, seed = above_mean(x), first_peak(np.abs(x))
+    return (side, seed, x) if side[seed] else (~side, seed, -x)
+
+
+def upsample(grid: Array, size: tuple[int, ...]) -> Array:
+    """(h, w) to (H, W) float64: each pixel has its nearest patch's value, as torch rounds."""
+    image = torch.nn.functional.interpolate(
+        torch.from_numpy(grid)[None, None], size=size, mode="nearest"
+    )
+    result: Array = image[0, 0].numpy()
+    return result

@@ -1,0 +1,243 @@
+"""Pseudo-labels from patch features: graph, cut, initial mask and IPO on the native kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from . import ops as _ops
+from . import options as params
+from .arrays import Grid, as_features
+from .graph import Graph, build
+from .ipo import refine
+from .ncut import Eigenpairs, eigenpairs, initial_mask
+
+if TYPE_CHECKING:
+    from .joint import JointLabels
+
+
+@dataclass(frozen=True)
+class PseudoLabels:
+    """What :func:`pseudo_label` finds, B images of h x w patches, in the caller's kind of array.
+
+    There is no axis B where the features had none. For labels of other methods see
+    :func:`selfment.methods.label`.
+    """
+
+    mask: Any  #: (B, h, w) bool, the label: the foreground after IPO
+    ncut_mask: Any  #: (B, h, w) bool, the initial mask: the seed's component, before IPO
+    fiedler: Any  #: (B, h, w) float32, the Fiedler vector x, x^T D x = 1, x > 0 where |x| peaks
+    eigenvalue: Any  #: (B,) float64, lambda of (D - A) x = lambda D x: the Ncut value, relaxed
+    gap: Any  #: (B,) float64, to the next eigenvalue found; small means an ambiguous cut
+    residual: Any  #: (B,) float64, |M y - theta y| of the unit vector y = D^1/2 x
+    seed: Any  #: (B,) int64, flat index of the seed patch
+    lanczos_iters: Any  #: (B,) int64, products with the graph that the eigenvector took
+    ipo_iters: Any  #: (B,) int64, IPO steps taken, the one that changed nothing included
+    separation: Any  #: (B,) float64, distance of the mean unit rows of the two classes after IPO
+    confidence: Any  #: (B,) float64 in [0, 1], see :func:`selfment.core.confidence.confidence`
+    rejected: Any  #: (B,) bool, whether that is below ``min_confidence``, and so the mask empty
+    tau: Any  #: (B,) float64, the threshold on similarities
+
+
+@overload
+def pseudo_label(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    joint: Literal[False] = False,
+    tau: float | str = ...,
+    eps: float = ...,
+    graph: str = ...,
+    orient: str = ...,
+    ipo_iters: int = ...,
+    ipo_min_count: int = ...,
+    min_confidence: float = ...,
+) -> PseudoLabels: ...
+
+
+@overload
+def pseudo_label(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    joint: Literal[True],
+    tau: float | str = ...,
+    eps: float = ...,
+    graph: str = ...,
+    orient: str = ...,
+    ipo_iters: int = ...,
+    ipo_min_count: int = ...,
+    min_confidence: float = ...,
+) -> JointLabels: ...
+
+
+def pseudo_label(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    joint: bool = False,
+    tau: float | str = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+    orient: str = "seed",
+    ipo_iters: int = params.IPO_ITERS,
+    ipo_min_count: int = params.IPO_MIN_COUNT,
+    min_confidence: float = 0.0,
+) -> PseudoLabels:
+    """Selfment's pseudo-labels: affinity graph, normalised cut, initial mask, IPO.
+
+    Args:
+        features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w); float16,
+            bfloat16, float32 or float64; torch, numpy or DLPack (cupy, jax), on the CPU or a CUDA
+            device, where the labels then are.
+        grid: (h, w) with h * w == N, the patches in row-major order. With ``joint`` and (N, d)
+            features a list of them, one for each frame.
+        joint: whether one cut is to go through all images, the frames of a video, say: a graph of
+            all their patches, see :mod:`selfment.core.joint`.
+        tau: the threshold on the similarity of two patches, or "auto", see
+            :func:`selfment.affinity`.
+        eps: the affinity below it, in [1e-30, 1).
+        graph: "binary" or "weighted", see :func:`selfment.affinity`.
+        orient: which side of the cut is the foreground. "seed": the one with the patch of largest
+            |x| (TokenCut). "corners": the other one, if at least three corners of the grid lie in
+            that (MaskCut), for features that do not mark objects by themselves.
+        ipo_iters: IPO steps at most; 0 leaves the initial mask.
+        ipo_min_count: IPO stops while a side has fewer patches than this.
+        min_confidence: an image whose ``confidence`` is below this is ``rejected``: it has no
+            object, and ``mask`` is empty. All else stays what it is. 0 rejects none, and 0.25 is
+            recommended where images may show nothing.
+
+    Returns:
+        The labels and what is known of the cut, in the caller's kind of array; without B for
+        (N, d) features. The same features give the same labels, alone or in a batch, on any number
+        of threads. A single patch is all foreground, with eigenvalue 0. With ``joint``, a
+        :class:`~selfment.core.joint.JointLabels`.
+        ``gap`` is between eigenvalues that the iteration has met: of a repeated one that may be a
+        single copy.
+
+    On a CUDA device the work is queued on the current stream of torch, or of cupy for its arrays,
+    and nothing waits for it; it can be captured in a CUDA graph. Features that are not finite are
+    then no error: their image gets NaN for eigenvalue, gap, residual, separation, confidence and
+    Fiedler vector, empty masks and no iterations, and the other images what they get without it.
+
+    Raises:
+        TypeError: a wrong kind of array or dtype.
+        ValueError: a wrong shape, grid, device or parameter, or, on the CPU, features that are not
+            finite.
+        ImportError: the module for the device is missing.
+        MemoryError: there is not enough memory; it names the array, and the bytes if known.
+    """
+    params.check_graph(tau, eps, graph)
+    params.check_ipo(ipo_iters, ipo_min_count)
+    params.check_min_confidence(min_confidence)
+    params.choice("orient", orient, params.ORIENTS)
+    if joint:
+        from .joint import joint_label
+
+        return joint_label(
+            features,
+            grid,
+            params.fixed(tau),
+            float(eps),
+            graph,
+            orient,
+            int(ipo_iters),
+            int(ipo_min_count),
+            float(min_confidence),
+        )
+    given = as_features(features, grid, needs_grid=True)
+    assert given.grid is not None
+    with given.kind.stream():
+        found = _pseudo_label(
+            given.tensor,
+            *given.grid,
+            params.fixed(tau),
+            float(eps),
+            graph,
+            orient,
+            int(ipo_iters),
+            int(ipo_min_count),
+            float(min_confidence),
+        )
+        return PseudoLabels(*(given.give(field) for field in found))
+
+
+def _pseudo_label_impl(
+    features: Tensor,
+    h: int,
+    w: int,
+    tau: float | None,
+    eps: float,
+    graph: str,
+    orient: str,
+    ipo_iters: int,
+    ipo_min_count: int,
+    min_confidence: float = 0.0,
+) -> tuple[Tensor, ...]:
+    """The fields of :class:`PseudoLabels` for (B, N, d) features."""
+    grid = (h, w)
+    parts = []
+    first = 0
+    for chunk in features.split(_ops.images_at_once(features, graph == "weighted")):
+        rows = chunk.contiguous()
+        made = build(rows, tau, eps, graph, first=first)
+        pairs = _cut(made)
+        mask, seed = initial_mask(pairs.vectors[:, 0], grid, orient)
+        label, steps, separation = refine(
+            rows, mask, ipo_iters, ipo_min_count, norms=made.norms, first=first
+        )
+        sure, rejected, kept, vectors = _ops.finish(
+            pairs.values, pairs.gaps, pairs.vectors, separation, label, [grid], min_confidence
+        )
+        found = PseudoLabels(
+            mask=kept.unflatten(1, grid),
+            ncut_mask=mask.unflatten(1, grid),
+            fiedler=vectors.unflatten(1, grid),
+            eigenvalue=pairs.values[:, 0],
+            gap=pairs.gaps[:, 0],
+            residual=pairs.residuals[:, 0],
+            seed=seed,
+            lanczos_iters=pairs.iterations,
+            ipo_iters=steps,
+            separation=separation,
+            confidence=sure,
+            rejected=rejected,
+            tau=made.taus,
+        )
+        parts.append(tuple(vars(found).values()))
+        first += len(rows)
+    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def _pseudo_label_fake(features: Tensor, h: int, w: int, *_: Any) -> tuple[Tensor, ...]:
+    batch = features.shape[0]
+    maps = (torch.bool, torch.bool, torch.float32)
+    numbers = (*[torch.float64] * 3, *[torch.int64] * 3, *[torch.float64] * 2)
+    numbers += (torch.bool, torch.float64)
+    return (
+        *(features.new_empty((batch, h, w), dtype=dtype) for dtype in maps),
+        *(features.new_empty(batch, dtype=dtype) for dtype in numbers),
+    )
+
+
+_pseudo_label = _ops.register(
+    "pseudo_label(Tensor features, SymInt h, SymInt w, float? tau, float eps, str graph, "
+    "str orient, SymInt ipo_iters, SymInt ipo_min_count, float min_confidence=0.0) -> "
+    f"({', '.join(f'Tensor {field.name}' for field in fields(PseudoLabels))})",
+    _pseudo_label_impl,
+    _pseudo_label_fake,
+)
+
+
+def _cut(graph: Graph) -> Eigenpairs:
+    """The Fiedler pair. A single patch has none: the trivial one stands in."""
+    if graph.n > 1:
+        return eigenpairs(graph, 1)
+    zero = graph.degree - graph.degree  # NaN where the patch is not finite
+    none = torch.zeros_like(zero[:, 0], dtype=torch.int64)
+    vectors = graph.degree.rsqrt()[:, None]
+    return Eigenpairs(zero, vectors, zero + torch.inf, zero.clone(), none)

@@ -1,0 +1,406 @@
+"""The native operations on tensors: here a twin is picked, and outputs and scratch are allocated.
+
+All that the twins differ in is in the two classes below; tensors of an operation share a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from . import native as _native
+from .arrays import Grid
+
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+_CPU_BYTES = 16 << 20  # of graphs, and of copied features, in flight
+_CUDA_BYTES = 1 << 30  # the same, and of scratch
+
+
+class _Cpu:
+    """Runs on torch's threads, and has returned when it is done."""
+
+    ordinal = -1
+    sample_bytes = 1 << 20  # of samples in flight: what a cache holds
+
+    def __init__(self) -> None:
+        self.native = _native.cpu()
+
+    def readable(self, rows: Tensor) -> Tensor:
+        """Numbers where the kernels can read them: aligned to their size."""
+        return rows.clone() if rows.data_ptr() % rows.element_size() else rows
+
+    def norms(self, degree: Tensor) -> None:
+        """None: they are computed where rows are read."""
+
+    def weights(self, batch: int, n: int) -> Any:
+        return self.native.Weights(batch)
+
+    def images_at_once(self, image: int, weights: int, n: int, d: int, dtype: int) -> int:
+        """Enough to keep the threads busy."""
+        threads = _native.threads()
+        most = max(_CPU_BYTES, threads * _CPU_BYTES // 8)
+        # Of the weights it keeps those of edges: a float for half of the pairs i <= j, say.
+        return min(8 * threads, most // (image + weights * n * n + 1))
+
+    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
+        """What the native operation returns; it needs no scratch for ``sizes``, and no norms."""
+        arguments.pop("norms", None)
+        return getattr(self.native, operation)(**_addresses(arguments), threads=_native.threads())
+
+
+@dataclass(frozen=True)
+class _Cuda:
+    """Launches on the current stream, and never waits for the device.
+
+    Scratch memory goes back to torch's allocator at the return: whatever gets it next comes later
+    in stream order.
+    """
+
+    native: ModuleType
+    device: torch.device
+    ordinal: int
+    stream: int
+    sample_bytes: ClassVar[int] = _CUDA_BYTES
+
+    def current(self) -> AbstractContextManager[None]:
+        """Makes the device current, and then the one that was so before.
+
+        By torch, which takes no memory on the latter where nothing has used it: the native module
+        has a CUDA runtime of its own, and could make it current only by taking some.
+        """
+        # An emulated module is on the CPU.
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def readable(self, rows: Tensor) -> Tensor:
+        """Numbers where the kernels can read them: aligned to 16 bytes."""
+        return rows.clone() if rows.data_ptr() % 16 else rows
+
+    def norms(self, degree: Tensor) -> Tensor:
+        """Room for the norms of rows, which IPO takes from the graph."""
+        return torch.empty_like(degree)
+
+    def weights(self, batch: int, n: int) -> Tensor:
+        size = self.native.weights_size(n)
+        return torch.empty((batch, size), dtype=torch.float32, device=self.device)
+
+    def images_at_once(self, image: int, weights: int, n: int, d: int, dtype: int) -> int:
+        """As many as the memory allows."""
+        with self.current():
+            scratch = max(
+                self.native.affinity_scratch(dtype, 1, n, d),
+                self.native.fiedler_scratch(1, n, 1, bool(weights), False, self.ordinal),
+                self.native.components_scratch(1, n, 1),
+                self.native.ipo_scratch(dtype, 1, n, d, self.ordinal),
+            )
+        return _CUDA_BYTES // int(image + 4 * weights * self.native.weights_size(n) + scratch + 1)
+
+    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
+        """Launches it, in as much scratch as the module asks for ``sizes``; None asks for none."""
+        for name in ("weights", "painted_weights", "norms"):
+            if name in arguments and arguments[name] is None:
+                arguments[name] = 0
+        function = getattr(self.native, operation)
+        with self.current():
+            if sizes is not None:
+                count = getattr(self.native, f"{operation}_scratch")(*sizes)
+                arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
+            return function(**_addresses(arguments), device=self.ordinal, stream=self.stream)
+
+
+def _twin(device: torch.device) -> _Cpu | _Cuda:
+    """The twin for memory on ``device``. Raises ``ImportError`` when its module is missing."""
+    if device.type != "cuda":
+        return _Cpu()
+    native = _native.cuda()
+    stream = torch.cuda.current_stream(device)
+    return _Cuda(native, device, stream.device_index, stream.cuda_stream)
+
+
+def _addresses(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.data_ptr() if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+    }
+
+
+def _true(flags: Tensor) -> Tensor:
+    """A copy whose bytes are 0 and 1: kernels rely on it, and views as bool can have any bytes."""
+    return flags.view(torch.uint8) != 0
+
+
+def _dtype_code(native: ModuleType, rows: Tensor) -> int:
+    code: int = native.DTYPES.index(str(rows.dtype).removeprefix("torch."))
+    return code
+
+
+def images_at_once(rows: Tensor, weighted: bool) -> int:
+    """How many images of (B, N, d) features to label at a time: few enough to bound the memory."""
+    n, d = rows.shape[1:]
+    twin = _twin(rows.device)
+    copied = 0 if rows.is_contiguous() else n * d * rows.element_size()
+    images = twin.images_at_once(
+        n * n // 8 + copied, int(weighted), n, d, _dtype_code(twin.native, rows)
+    )
+    return max(1, images)
+
+
+def affinity(
+    rows: Tensor, taus: Tensor, eps: float, weighted: bool
+) -> tuple[Tensor, Tensor, Any, Tensor | None, int]:
+    """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
+
+    ``taus``: (B,) float64, contiguous. The fourth is what ``ipo`` takes as ``norms``.
+
+    The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
+    """
+    batch, n, d = rows.shape
+    twin = _twin(rows.device)
+    bits = rows.new_empty((batch, twin.native.bits_size(n)), dtype=torch.int64)
+    degree = rows.new_empty((batch, n), dtype=torch.float64)
+    weights = twin.weights(batch, n) if weighted else None
+    norms = twin.norms(degree)
+    dtype = _dtype_code(twin.native, rows)
+    bad = twin.run(
+        "affinity",
+        (dtype, batch, n, d),
+        features=twin.readable(rows),
+        dtype=dtype,
+        batch=batch,
+        n=n,
+        d=d,
+        taus=taus,
+        eps=eps,
+        weights=weights,
+        bits=bits,
+        degrees=degree,
+        norms=norms,
+    )
+    return bits, degree, weights, norms, -1 if bad is None else bad
+
+
+def paint(
+    bits: Tensor,
+    weights: Any,
+    degree: Tensor,
+    n: int,
+    eps: float,
+    taus: Tensor,
+    mask: Tensor,
+) -> tuple[Tensor, Tensor, Any]:
+    """Bits, degrees and weights, as ``affinity`` makes them, with rows zeroed: mask (B, N) bool."""
+    batch = len(bits)
+    twin = _twin(bits.device)
+    painted_bits, painted_degree = torch.empty_like(bits), degree.clone()
+    painted_weights = None if weights is None else twin.weights(batch, n)
+    twin.run(
+        "paint",
+        None,
+        bits=bits,
+        weights=weights,
+        batch=batch,
+        n=n,
+        eps=eps,
+        taus=taus,
+        mask=_true(mask),
+        painted_bits=painted_bits,
+        painted_weights=painted_weights,
+        painted_degrees=painted_degree,
+    )
+    return painted_bits, painted_degree, painted_weights
+
+
+def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:
+    """A x of (B, m, N) float64."""
+    product = torch.empty_like(x)
+    twin = _twin(bits.device)
+    twin.run(
+        "matvec",
+        None,
+        bits=bits,
+        weights=weights,
+        batch=len(x),
+        n=n,
+        eps=eps,
+        x=twin.readable(x),
+        y=product,
+        columns=x.shape[1],
+    )
+    return product
+
+
+def fiedler(
+    bits: Tensor,
+    weights: Any,
+    degree: Tensor,
+    n: int,
+    eps: float,
+    k: int,
+    sign: str,
+) -> Pairs:
+    """Eigenvalues (B, k), vectors (B, k, N), gaps, residuals (B, k) and products with A (B,)."""
+    batch = len(bits)
+    twin = _twin(bits.device)
+    values, gaps, residuals = (degree.new_empty((batch, k)) for _ in range(3))
+    vectors = degree.new_empty((batch, k, n))
+    iterations = bits.new_empty(batch)
+    twin.run(
+        "fiedler",
+        (batch, n, k, weights is not None, sign == "lapack", twin.ordinal),
+        bits=bits,
+        weights=weights,
+        degrees=degree,
+        batch=batch,
+        n=n,
+        eps=eps,
+        k=k,
+        lapack_sign=sign == "lapack",
+        eigenvalues=values,
+        vectors=vectors,
+        gaps=gaps,
+        residuals=residuals,
+        iterations=iterations,
+    )
+    return values, vectors, gaps, residuals, iterations
+
+
+def components(
+    fiedler: Tensor, grids: Sequence[Grid], corners: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Initial masks (B, N) bool of Fiedler vectors (B, N) float64, seeds (B,), peaks (B, F) int64.
+
+    ``grids``: (h, w) of the F frames whose patches a vector has one after another; a peak is the
+    patch of its frame that the mask there grew from, -1 where there is no mask.
+    """
+    batch, n = fiedler.shape
+    mask = fiedler.new_empty(fiedler.shape, dtype=torch.bool)
+    seed = fiedler.new_empty(batch, dtype=torch.int64)
+    peaks = fiedler.new_empty((batch, len(grids)), dtype=torch.int64)
+    _twin(fiedler.device).run(
+        "components",
+        (batch, n, len(grids)),
+        fiedler=fiedler,
+        batch=batch,
+        n=n,
+        grids=grids,
+        corners=corners,
+        mask=mask,
+        seed=seed,
+        peaks=peaks,
+    )
+    return mask, seed, peaks
+
+
+def ipo(
+    rows: Tensor, labels: Tensor, iters: int, min_count: int, norms: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `refine`.
+
+    ``norms``: of the rows, (B, N) float64, as ``affinity`` returns them; None where unknown.
+
+    The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
+    """
+    batch, n, d = rows.shape
+    twin = _twin(rows.device)
+    refined = _true(labels).contiguous()
+    steps = rows.new_empty(batch, dtype=torch.int64)
+    separation = rows.new_empty(batch, dtype=torch.float64)
+    dtype = _dtype_code(twin.native, rows)
+    bad = twin.run(
+        "ipo",
+        (dtype, batch, n, d, twin.ordinal),
+        features=twin.readable(rows),
+        dtype=dtype,
+        batch=batch,
+        n=n,
+        d=d,
+        iters=iters,
+        min_count=min_count,
+        labels=refined,
+        steps=steps,
+        separation=separation,
+        norms=norms,
+    )
+    return refined, steps, separation, -1 if bad is None else bad
+
+
+def finish(
+    values: Tensor,
+    gaps: Tensor,
+    vectors: Tensor,
+    separation: Tensor,
+    labels: Tensor,
+    grids: Sequence[Grid],
+    min_confidence: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The end of a label: confidence (B,) float64, rejected (B,), mask and vectors (B, N).
+
+    ``values``, ``gaps`` and ``vectors``: as ``fiedler`` returns them for k = 1; ``labels``: (B, N)
+    bool, as ``ipo`` returns them, the patches of one or more ``grids`` one after another. The
+    confidence is that of :func:`selfment.core.confidence.confidence`, step by step; torch may round
+    a square root otherwise, in its last place. An image whose confidence is below
+    ``min_confidence`` is rejected, and its mask is empty. Vectors are float32.
+    """
+    batch, n = labels.shape
+    sure = values.new_empty(batch)
+    rejected = labels.new_empty(batch)
+    mask = torch.empty_like(labels)
+    rounded = values.new_empty((batch, n), dtype=torch.float32)
+    _twin(labels.device).run(
+        "finish",
+        (len(grids),),
+        eigenvalues=values,
+        gaps=gaps,
+        separation=separation,
+        fiedler=vectors,
+        labels=labels,
+        batch=batch,
+        n=n,
+        grids=grids,
+        min_confidence=min_confidence,
+        confidence=sure,
+        rejected=rejected,
+        mask=mask,
+        vectors=rounded,
+    )
+    return sure, rejected, mask, rounded
+
+
+def samples_at_once(rows: Tensor, m: int) -> int:
+    """How many images of (B, N, d) features to sample m rows of at a time, in float64."""
+    copies = 4
+    return max(1, _twin(rows.device).sample_bytes // (copies * m * rows.shape[2] * 8))
+
+
+def threshold(similarities: Tensor) -> Tensor:
+    """Otsu's thresholds (B,) of the pairs i < j of (B, m, m) float64 similarities."""
+    batch, m, _ = similarities.shape
+    taus = similarities.new_empty(batch)
+    _twin(similarities.device).run(
+        "threshold", None, similarities=similarities, batch=batch, m=m, taus=taus
+    )
+    return taus
+
+
+# Not torch.library.custom_op: its first call imports torch._dynamo, 1.4 s and 150 MiB.
+_LIBRARY = torch.library.Library("selfment", "DEF")
+
+
+def register(schema: str, operation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    """Registers ``operation`` with torch for both devices, and returns the torch operator.
+
+    ``fake`` makes outputs of the same shapes and dtypes from arguments without data, which is what
+    torch.compile, torch.export and FakeTensorMode ask for. Arguments are not checked: that is done
+    by the functions of :mod:`selfment`, which call the operators.
+    """
+    name = _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, operation, key)
+    torch.library.register_fake(f"selfment::{name}", fake, lib=_LIBRARY)
+    return getattr(torch.ops.selfment, name).default

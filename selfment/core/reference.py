@@ -1,0 +1,261 @@
+"""Selfment in plain torch: dense, float64, and slow; the oracle of the tests and benchmarks.
+
+Reads top to bottom as the method does: affinity graph, normalised cut, initial mask, IPO. Same
+signatures as the fast functions in :mod:`selfment`; everything is computed image by image.
+
+Source: You, Wu, Jiang, *Learning Accurate Segmentation Purely from Self-Supervision*, ECCV 2026;
+the initial mask is TokenCut's (Wang et al., CVPR 2022), the corner rule MaskCut's (Wang et al.,
+CVPR 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import options as params
+from .arrays import Grid, as_features, as_tensor
+from .confidence import confidence
+from .joint import as_frames, give
+from .label import PseudoLabels
+from .threshold import auto_tau
+
+
+def normalize(features: Tensor) -> Tensor:
+    """Rows of (N, d) features with norm 1: computed in float64, rounded to float32."""
+    rows = features.double()
+    norms: Tensor = rows.norm(dim=1, keepdim=True)
+    return (rows / norms.clamp(min=1e-12)).float()
+
+
+def affinity(
+    features: Any,
+    *,
+    tau: float | str = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+) -> Any:
+    """The dense affinity matrix A, (B, N, N) float64; (N, N) for (N, d) features.
+
+    Binary: 1 where the similarity is > tau. Weighted: the similarity where it is >= tau.
+    Elsewhere eps.
+    """
+    params.check_graph(tau, eps, graph)
+    given = as_features(features, devices=None)
+    return given.give(
+        torch.stack([_affinity(f, _threshold(f, tau), eps, graph) for f in given.tensor])
+    )
+
+
+def ncut(
+    features: Any,
+    *,
+    k: int = 1,
+    tau: float | str = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+) -> tuple[Any, Any]:
+    """The k smallest nontrivial pairs of (D - A) x = lambda D x: (B, k) and (B, N, k), float64.
+
+    x^T D x = 1; the entry of largest magnitude is positive.
+    """
+    params.check_graph(tau, eps, graph)
+    given = as_features(features, devices=None)
+    params.check_k(k, given.tensor.shape[1])
+    pairs = [_eigenpairs(_affinity(f, _threshold(f, tau), eps, graph)) for f in given.tensor]
+    values = torch.stack([values[1 : k + 1] for values, _ in pairs])
+    vectors = torch.stack([_signed(vectors[:, 1 : k + 1]) for _, vectors in pairs])
+    return given.give(values), given.give(vectors)
+
+
+def ipo(
+    features: Any,
+    labels: Any,
+    *,
+    iters: int = params.IPO_ITERS,
+    min_count: int = params.IPO_MIN_COUNT,
+) -> Any:
+    """Iterative Patch Optimization of (B, N) labels in {0, 1}; same shape and dtype back."""
+    params.check_ipo(iters, min_count)
+    given = as_features(features, devices=None)
+    start, kind = as_tensor(labels, "labels")
+    batch = start.reshape(given.tensor.shape[:2]).bool()
+    result = torch.stack(
+        [_ipo(f, label, iters, min_count)[0] for f, label in zip(given.tensor, batch, strict=True)]
+    )
+    return kind.restore(result.reshape(start.shape).to(start.dtype))
+
+
+def pseudo_label(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    joint: bool = False,
+    tau: float | str = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+    orient: str = "seed",
+    ipo_iters: int = params.IPO_ITERS,
+    ipo_min_count: int = params.IPO_MIN_COUNT,
+    min_confidence: float = 0.0,
+) -> Any:
+    """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
+    params.check_graph(tau, eps, graph)
+    params.check_ipo(ipo_iters, ipo_min_count)
+    params.check_min_confidence(min_confidence)
+    params.choice("orient", orient, params.ORIENTS)
+
+    def label(f: Tensor, grids: Sequence[Grid]) -> dict[str, Tensor]:
+        """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
+        threshold = _threshold(f, tau)
+        values, vectors = _eigenpairs(_affinity(f, threshold, eps, graph))
+        # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
+        index = min(1, len(values) - 1)
+        x = _signed(vectors[:, index : index + 1])[:, 0]
+        ncut_mask, seed, peaks = _initial_masks(x, grids, orient)
+        mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
+        gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
+        separation = _separation(f, mask)
+        sure = confidence(values[index][None], gap[None], separation[None], mask[None], grids)[0]
+        return {
+            "mask": mask & (sure >= min_confidence),
+            "ncut_mask": ncut_mask,
+            "fiedler": x.float(),
+            "eigenvalue": values[index],
+            "gap": gap,
+            "residual": values.new_tensor(0.0),
+            "seed": seed,
+            "lanczos_iters": torch.zeros_like(seed),
+            "ipo_iters": torch.full_like(seed, steps),
+            "separation": separation,
+            "confidence": sure,
+            "rejected": sure < min_confidence,
+            "tau": values.new_tensor(threshold),
+            "peaks": peaks,
+        }
+
+    if joint:
+        given, grids = as_frames(features, grid, devices=None)
+        return give(given, grids, label(given.tensor.flatten(0, 1), grids))
+    given = as_features(features, grid, needs_grid=True, devices=None)
+    assert given.grid is not None
+    images = [label(f, [given.grid]) for f in given.tensor]
+    found = {field.name: [image[field.name] for image in images] for field in fields(PseudoLabels)}
+    stacked = {name: torch.stack(values) for name, values in found.items()}
+    for name in ("mask", "ncut_mask", "fiedler"):
+        stacked[name] = stacked[name].unflatten(1, given.grid)
+    return PseudoLabels(**{name: given.give(values) for name, values in stacked.items()})
+
+
+def _threshold(features: Tensor, tau: float | str) -> float:
+    return auto_tau(features[None]).item() if isinstance(tau, str) else float(tau)
+
+
+def _affinity(features: Tensor, tau: float, eps: float, graph: str) -> Tensor:
+    f = normalize(features).double()
+    s = f @ f.T
+    if graph == "binary":
+        return (s > tau).double().clamp(min=eps)
+    return torch.where(s >= tau, s, eps)
+
+
+def _eigenpairs(A: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of (D - A) x = lambda D x, ascending, x^T D x = 1."""
+    scale = A.sum(dim=1).rsqrt()
+    M = scale[:, None] * A * scale
+    theta, y = torch.linalg.eigh(M)
+    return 1 - theta.flip(0), scale[:, None] * y.flip(1)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """(N, k) vectors, the entry of largest magnitude made positive (the first among equals)."""
+    peaks = torch.tensor([_first_peak(x.abs()) for x in vectors.T], device=vectors.device)
+    sign = vectors.gather(0, peaks[None]).sign()
+    return vectors * torch.where(sign == 0, 1, sign)
+
+
+def _first_peak(values: Tensor) -> Tensor:
+    """Index of the maximum; the first of those that only rounding tells apart."""
+    peak = values.max()
+    return (values >= peak - params.SEED_TIE * peak.abs()).int().argmax()
+
+
+def _initial_mask(x: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
+    """The seed's component of the side x > mean(x): TokenCut's rule, or MaskCut's corner rule."""
+    mask, seed, _ = _initial_masks(x, [grid], orient)
+    return mask.reshape(grid), seed
+
+
+def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in each of F frames that share x (N,): masks (N,), the seed, the peaks (F,).
+
+    The side and its seed are those of all patches. A frame keeps the component of the seed, or,
+    where the seed is in another, of its own patch of the side that is deepest in it.
+    """
+    side = x > x.mean()
+    seed = _first_peak(x.abs())
+    if not side[seed]:
+        side, x = ~side, -x
+    frames = zip(side.split([h * w for h, w in grids]), grids, strict=True)
+    corners = [part.reshape(grid)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() for part, grid in frames]
+    if orient == "corners" and sum(corners) >= 3 * len(grids) and not side.all():
+        side, x = ~side, -x
+        seed = _first_peak(x)
+    masks, peaks, first = [], [], 0
+    for h, w in grids:
+        part, depth = side[first : first + h * w], x[first : first + h * w]
+        peak = int(seed) - first
+        if not 0 <= peak < h * w:
+            peak = int(_first_peak(depth.where(part, -torch.inf))) if part.any() else -1
+        masks.append(_component(part.reshape(h, w), peak).flatten() if peak >= 0 else part)
+        peaks.append(peak)
+        first += h * w
+    return torch.cat(masks), seed, seed.new_tensor(peaks)
+
+
+def _component(side: Tensor, seed: int) -> Tensor:
+    """The 4-connected component of ``side`` (h, w) that holds the flat index ``seed``."""
+    h, w = side.shape
+    component = torch.zeros_like(side)
+    stack = [divmod(seed, w)]
+    while stack:
+        row, col = stack.pop()
+        if 0 <= row < h and 0 <= col < w and side[row, col] and not component[row, col]:
+            component[row, col] = True
+            stack += [(row - 1, col), (row + 1, col), (row, col - 1), (row, col + 1)]
+    return component
+
+
+def _separation(features: Tensor, label: Tensor) -> Tensor:
+    """The distance of the class means of the unit rows; 0 where a class is empty."""
+    f = normalize(features).double()
+    if label.all() or not label.any():
+        return f.new_tensor(0.0)
+    distance: Tensor = (f[label].mean(0) - f[~label].mean(0)).norm()
+    return distance
+
+
+def _ipo(features: Tensor, label: Tensor, iters: int, min_count: int) -> tuple[Tensor, int]:
+    """The final labels (N,) bool and the number of steps taken."""
+    f = normalize(features).double()
+    if label.all() or not label.any():
+        return label, 0
+    reference = f[label].mean(0) - f[~label].mean(0)
+    for step in range(iters):
+        foreground = int(label.sum())
+        if min(foreground, len(label) - foreground) < min_count:
+            return label, step
+        previous = label
+        label = f @ (f[label].mean(0) - f[~label].mean(0)) > params.IPO_TIE
+        if label.all() or not label.any():
+            return label, step + 1
+        if (f[label].mean(0) - f[~label].mean(0)) @ reference < 0:
+            label = ~label
+        # The step is a function of the labels alone: a repeat is the fixed point.
+        if torch.equal(label, previous):
+            return label, step + 1
+    return label, iters

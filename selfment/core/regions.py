@@ -1,0 +1,165 @@
+"""More than two parts: the spectral embedding of the patches, made discrete."""
+
+from __future__ import annotations
+
+import warnings
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import ops as _ops
+from . import options as params
+from .arrays import Grid, as_features
+from .graph import build, check_finite
+from .ncut import eigenpairs
+from .torch_state import SETTINGS
+
+METHODS = ("kmeans", "rotation")
+
+_STARTS = 10  # of k-means, of which the best is taken
+NO_ASSOCIATION = 1e-6  # eigenvalues of M up to this are those of its null space, and rounding
+_STALLED = 1e-12  # the relative gain at which the rotation has arrived
+
+Array = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+
+def regions(
+    features: Any,
+    grid: Grid | None = None,
+    *,
+    k: int,
+    method: str = "kmeans",
+    vectors: int | None = None,
+    tau: float | str = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+    seed: int = 0,
+) -> Any:
+    """Up to k regions of patches that the graph associates (k-way normalised cut).
+
+    A patch is embedded as its row of the leading eigenvectors y of M = D^-1/2 A D^-1/2, the trivial
+    one among them, scaled to norm 1 (Ng, Jordan and Weiss, 2001; Yu and Shi, 2003, scale rows of
+    x = D^-1/2 y, which is the same). Vectors of an eigenvalue of M <= 1e-6, with which no region
+    gains association, count as 0. There are fewer than k regions where the embedding has fewer
+    distinct rows: patches that are all equal are one region.
+
+    Args:
+        features: (N, d) or (B, N, d) with ``grid=(h, w)``, or (B, d, h, w); see
+            :func:`selfment.affinity`. The discretisation runs on the CPU.
+        grid: (h, w), in patches.
+        k: regions, 2 <= k <= N.
+        method: "kmeans", the best of 10 starts of scikit-learn's, or "rotation", the discretisation
+            of Yu and Shi: the indicator matrix nearest to the embedding up to a rotation, which is
+            a local optimum, from a start that has no randomness.
+        vectors: eigenvectors to embed with, the trivial one included, 2 <= vectors <= N; None takes
+            k, which the rotation needs.
+        tau: see :func:`selfment.affinity`.
+        eps: see :func:`selfment.affinity`.
+        graph: see :func:`selfment.affinity`.
+        seed: of the starts of k-means.
+
+    Returns:
+        Region labels (B, h, w) int64, (h, w) for (N, d) features; numbered from 0 in the order in
+        which regions appear, in reading order.
+
+    Raises:
+        TypeError: a wrong kind of array or dtype.
+        ValueError: a wrong shape, grid, device or parameter, or features that are not finite.
+        ImportError: the native module for the device is missing.
+        MemoryError: there is not enough memory; it names the array, and the bytes if known.
+    """
+    params.check_graph(tau, eps, graph)
+    params.choice("method", method, METHODS)
+    params.number("k", k, "an integer >= 2", isinstance(k, Integral) and k >= 2)
+    whole = isinstance(seed, Integral) and 0 <= seed < 2**32
+    params.number("seed", seed, "an integer from 0 to 2^32 - 1", whole)
+    given = as_features(features, grid, needs_grid=True)
+    assert given.grid is not None
+    n = given.tensor.shape[1]
+    if k > n:
+        raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
+    count = k if vectors is None else vectors
+    whole = isinstance(count, Integral) and 2 <= count <= n
+    params.number("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
+    if method == "rotation" and count != k:
+        raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
+    found = np.empty((len(given.tensor), n), dtype=np.int64)
+    with given.kind.stream():
+        step = _ops.images_at_once(given.tensor, graph == "weighted")
+        for first in range(0, len(found), step):
+            rows = given.tensor[first : first + step].contiguous()
+            for image, points in enumerate(
+                _embed(rows, count, params.fixed(tau), eps, graph, first), first
+            ):
+                parts = kmeans(points, k, seed) if method == "kmeans" else _rotation(points)
+                found[image] = _in_order(parts)
+        labels = torch.from_numpy(found).to(given.tensor.device)
+        return given.give(labels.reshape(-1, *given.grid))
+
+
+def _embed(
+    rows: Tensor, count: int, tau: float | None, eps: float, graph: str, first: int
+) -> Array:
+    """(B, N, count) float64, rows of norm 1; the first column is the trivial vector's."""
+    made = build(rows, tau, eps, graph, first=first)
+    pairs = eigenpairs(made, count - 1)
+    nontrivial = pairs.vectors * (pairs.values < 1 - NO_ASSOCIATION)[..., None]
+    trivial = made.degree.sum(1).rsqrt()[:, None, None].expand(-1, 1, made.n)
+    points = torch.cat([trivial, nontrivial], dim=1).transpose(1, 2)
+    points = points / points.norm(dim=2, keepdim=True)
+    bad = points.isnan().flatten().nonzero()  # on a CUDA device only: the CPU has raised
+    check_finite(int(bad[0]) // count if len(bad) else -1, made.n, first)
+    result: Array = points.cpu().numpy()
+    return result
+
+
+def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
+    """The cluster (N,) of each of the rows (N, d): scikit-learn's best of ten starts."""
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits  # of scikit-learn
+
+    # On one thread: the order of its sums, and so the clusters, depend on how many there are. That
+    # number and the filters of warnings belong to the process.
+    with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
+        # Fewer rows that differ than clusters: those that are left are empty.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)
+    clusters: NDArray[np.int32] = found
+    return clusters
+
+
+def _rotation(points: Array) -> Labels:
+    """The part (N,) of each of the points (N, k): Yu and Shi, Multiclass Spectral Clustering, 2003.
+
+    Alternates between the indicator X nearest to points R, and the rotation R nearest to X, as
+    long as the sum of the singular values of X^T points grows.
+    """
+    k = points.shape[1]
+    # The first axis is the first patch; each next one the patch most nearly orthogonal to them.
+    chosen, overlap = [0], np.zeros(len(points))
+    while len(chosen) < k:
+        overlap += np.abs(points @ points[chosen[-1]])
+        chosen.append(int(overlap.argmin()))
+    rotation = points[chosen].T
+    best, labels = 0.0, np.zeros(len(points), dtype=np.int64)
+    while True:
+        parts = (points @ rotation).argmax(axis=1)
+        u, s, vt = np.linalg.svd(np.eye(k)[parts].T @ points)
+        if s.sum() <= best * (1 + _STALLED):
+            return labels
+        best, labels, rotation = s.sum(), parts, (u @ vt).T
+
+
+def _in_order(labels: NDArray[Any]) -> Labels:
+    """The labels (N,) numbered from 0 by first appearance."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty_like(first)
+    rank[np.argsort(first)] = np.arange(len(first))
+    ordered: Labels = rank[inverse]
+    return ordered

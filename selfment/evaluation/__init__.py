@@ -1,0 +1,7 @@
+"""Scores of saliency maps and masks against ground truth, under named protocols."""
+
+from __future__ import annotations
+
+from .folders import PROTOCOLS, Evaluator, Report, evaluate
+
+__all__ = ["PROTOCOLS", "Evaluator", "Report", "evaluate"]

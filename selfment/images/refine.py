@@ -1,0 +1,316 @@
+"""Masks that follow the edges of their image: bilateral solver, guided filter, dense CRF."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from ..core import options as params
+from ..core.arrays import as_array
+from .lattice import bilateral_grid, permutohedral_lattice
+from .load import ImageLike, load_image
+from .maps import ROUNDING
+
+METHODS = ("bilateral", "guided", "crf")
+
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+
+def refine_mask(
+    mask: Any,
+    image: ImageLike,
+    method: str | None = None,
+    *,
+    fill_holes: bool = False,
+    largest_component: bool = False,
+    max_side: int = 768,
+    **options: Any,
+) -> Bools:
+    """An (H, W) bool mask at the size of the upright ``image``, from one on a grid of patches.
+
+    In this order: the mask is brought to the image's size; ``method`` lets it follow the image's
+    edges; what exceeds 1/2 is foreground; holes are filled; all but the largest component is
+    dropped. Without any of them a bool mask is resized by nearest neighbour, as
+    :func:`selfment.jobs.label.label_images` writes it, and a soft one bilinearly.
+
+    Args:
+        mask: (h, w) of any size, bool or numbers in [0, 1].
+        image: what :func:`selfment.images.load_image` takes.
+        method: None, "bilateral" (:func:`bilateral_solver`), "guided" (:func:`guided_filter`) or
+            "crf" (:func:`dense_crf`).
+        fill_holes: fill background that 4-connected paths cannot leave.
+        largest_component: keep the largest 4-connected component, the first of equal ones.
+        max_side: the method works on the image at this many pixels of its longer side at most; the
+            lengths among its options are in these pixels.
+        options: the method's, by name.
+
+    Raises ``ValueError`` and ``TypeError`` for arguments, :class:`selfment.images.ImageError` for
+    the image and ``ImportError`` for a method whose library is missing.
+    """
+    values = as_mask(mask)
+    picture = load_image(image)[0]
+    check_method(method, options)
+    if method is None:
+        found = resize(values, picture.size) > 0.5
+    else:
+        params.number("max_side", max_side, "an integer >= 1", _whole(max_side) and max_side >= 1)
+        shrink = min(1.0, max_side / max(picture.size))
+        width, height = (max(1, round(side * shrink)) for side in picture.size)
+        small = picture.resize((width, height), Image.Resampling.BOX)
+        target = resize(values.astype(np.float64), small.size)
+        soft = _FILTERS[method](target, np.asarray(small), **options)
+        found = resize(soft, picture.size) > 0.5
+    if fill_holes:
+        found = without_holes(found)
+    return largest(found) if largest_component else found
+
+
+def bilateral_solver(
+    target: Floats,
+    image: npt.NDArray[np.uint8],
+    *,
+    sigma_space: float = 16,
+    sigma_luma: float = 16,
+    sigma_chroma: float = 8,
+    smoothness: float = 64,
+) -> Floats:
+    """The map that is close to ``target`` and smooth wherever the image is.
+
+    Minimises smoothness / 2 * sum_ij W_ij (x_i - x_j)^2 + sum_i (x_i - t_i)^2 with bistochastic
+    bilateral affinities W on a grid of cells. Source: J. T. Barron, B. Poole, *The Fast Bilateral
+    Solver*, 2016.
+
+    ``target``: (H, W) in [0, 1]. ``image``: (H, W, 3) RGB. A cell has ``sigma_space`` pixels a
+    side, ``sigma_luma`` levels of Y and ``sigma_chroma`` of U and V (BT.601, 0 to 255). Returns
+    (H, W) in [0, 1]. Raises ``ValueError``.
+    """
+    from scipy import sparse
+
+    for name, value in (
+        ("sigma_space", sigma_space),
+        ("sigma_luma", sigma_luma),
+        ("sigma_chroma", sigma_chroma),
+    ):
+        params.number(name, value, "> 0", value > 0)
+    params.number("smoothness", smoothness, ">= 0", smoothness >= 0)
+    colours = image.reshape(-1, 3) @ _YUV.T / (sigma_luma, sigma_chroma, sigma_chroma)
+    grid = bilateral_grid(np.hstack([_positions(target.shape) / sigma_space, colours]))
+    blur = sum(grid.links) + 2 * len(grid.links) * sparse.eye_array(grid.splat.shape[0])
+    mass = grid.splat.sum(1)
+    scale = np.ones_like(mass)
+    for _ in range(10):
+        scale = np.sqrt(scale * mass / (blur @ scale))
+    # The degrees of what was scaled, rather than the masses it approaches: constants stay.
+    affinity = blur.multiply(scale[:, None]).multiply(scale).tocsr()
+    diagonal = smoothness * affinity.sum(1) + mass
+    system = sparse.diags_array(diagonal) - smoothness * affinity
+    right = grid.splat @ target.ravel()
+    found, _ = sparse.linalg.cg(
+        system,
+        right,
+        x0=right / mass,
+        atol=0.0,
+        maxiter=200,
+        M=sparse.diags_array(1 / system.diagonal()),
+    )
+    values: Floats = (grid.splat.T @ found).reshape(target.shape).clip(0, 1)
+    return values
+
+
+def guided_filter(
+    target: Floats, image: npt.NDArray[np.uint8], *, radius: int = 16, eps: float = 1e-4
+) -> Floats:
+    """``target`` as a linear function of the colours in each window; needs kornia.
+
+    Source: K. He, J. Sun, X. Tang, *Guided Image Filtering*, 2010, and K. He, J. Sun, *Fast Guided
+    Filter*, 2015.
+
+    ``target``: (H, W) in [0, 1]. ``image``: (H, W, 3) RGB. ``radius``: of the square window, in
+    pixels, cut to half a side of the image; windows are sampled about every quarter of it. ``eps``:
+    the variance, of colours in [0, 1], below which a window counts as flat. Returns (H, W) in
+    [0, 1]. Raises ``ValueError`` and ``ImportError``.
+    """
+    params.number("radius", radius, "an integer >= 1", _whole(radius) and radius >= 1)
+    params.number("eps", eps, "> 0", eps > 0)
+    guided_blur = load_guided_blur()
+    step = max(1, min(radius, *target.shape) // 4)
+    # Multiples of the step: a window of an even number of samples would lie off its centre.
+    kernel = tuple(2 * (min(radius, side // 2) // step * step) + 1 for side in target.shape)
+    # Releases before 0.9 take whole steps only.
+    height, width = target.shape
+    both = np.dstack([image / 255.0, target])
+    both = np.pad(both, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge")
+    guide, values = torch.from_numpy(both).permute(2, 0, 1)[None].split([3, 1], dim=1)
+    found = guided_blur(guide, values, kernel, eps, subsample=step)
+    filtered: Floats = found[0, 0, :height, :width].clamp(0, 1).numpy()
+    return filtered
+
+
+def dense_crf(
+    target: Floats,
+    image: npt.NDArray[np.uint8],
+    *,
+    sigma_smooth: float = 3,
+    weight_smooth: float = 7,
+    sigma_space: float = 50,
+    sigma_colour: float = 5,
+    weight: float = 10,
+    certainty: float = 1,
+    steps: int = 10,
+) -> Floats:
+    """Foreground probabilities of a fully connected CRF with two labels, by mean field.
+
+    Each pair of pixels is drawn to the same label (Potts), by a kernel of position and one of
+    position and colour, both normalised symmetrically. Source: P. Kraehenbuehl, V. Koltun,
+    *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials*, 2011. The colour
+    kernel is that of the permutohedral lattice.
+
+    ``target``: (H, W) in [0, 1]; the log-odds of a pixel start at ``certainty`` * (2 * target - 1).
+    ``image``: (H, W, 3) RGB. Standard deviations are in pixels and, of colour, in 8-bit levels.
+    ``steps``: of mean field. Returns (H, W) in [0, 1]. Raises ``ValueError``.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    for name, value in (
+        ("sigma_smooth", sigma_smooth),
+        ("sigma_space", sigma_space),
+        ("sigma_colour", sigma_colour),
+        ("certainty", certainty),
+    ):
+        params.number(name, value, "> 0", value > 0)
+    for name, value in (("weight_smooth", weight_smooth), ("weight", weight)):
+        params.number(name, value, ">= 0", value >= 0)
+    params.number("steps", steps, "an integer >= 1", _whole(steps) and steps >= 1)
+    shape = target.shape
+    colours = image.reshape(-1, 3) / sigma_colour
+    lattice = permutohedral_lattice(np.hstack([_positions(shape) / sigma_space, colours]))
+
+    def near(values: Floats) -> Floats:
+        smooth: Floats = gaussian_filter(values, sigma_smooth, mode="constant")
+        return smooth
+
+    def alike(values: Floats) -> Floats:
+        at = lattice.splat @ values.ravel()
+        for link in lattice.links:
+            at = at + 0.5 * (link @ at)
+        similar: Floats = (lattice.splat.T @ at).reshape(shape)
+        return similar
+
+    kernels = []
+    for kernel, strength in ((near, weight_smooth), (alike, weight)):
+        kernels.append((kernel, strength, 1 / np.sqrt(kernel(np.ones(shape)))))
+    unary = certainty * (2 * target - 1)
+    odds = unary
+    for _ in range(steps):
+        surplus = np.tanh(odds / 2)  # of the foreground's probability over the background's
+        odds = unary + sum(
+            strength * scale * kernel(scale * surplus) for kernel, strength, scale in kernels
+        )
+    return (1 + np.tanh(odds / 2)) / 2
+
+
+def without_holes(mask: Bools) -> Bools:
+    """The (H, W) mask and the background in it that 4-connected paths cannot leave."""
+    from scipy.ndimage import binary_fill_holes
+
+    filled: Bools = binary_fill_holes(mask)
+    return filled
+
+
+def largest(mask: Bools) -> Bools:
+    """The largest 4-connected component of the (H, W) mask, the first of equal ones."""
+    from scipy.ndimage import label
+
+    labels, count = label(mask)
+    if count == 0:
+        return mask
+    kept: Bools = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
+    return kept
+
+
+def as_mask(mask: Any) -> npt.NDArray[Any]:
+    """``mask`` as an (h, w) array, bool or float64 in [0, 1].
+
+    Values that leave [0, 1] by rounding alone are moved to its ends. Raises ``TypeError`` for a
+    kind of tensor or array that is not dense, and ``ValueError``.
+    """
+    values = as_array(mask, "mask")
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"`mask` must be (h, w) and not empty: got shape {values.shape}")
+    if values.dtype == np.bool_:
+        return values
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"`mask` must be bool or numbers in [0, 1]: got {values.dtype}")
+    low, high = values.min(), values.max()
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+        raise ValueError(f"`mask` must be in [0, 1]: got values from {low:.9g} to {high:.9g}")
+    return values.astype(np.float64).clip(0, 1)
+
+
+def check_method(method: str | None, options: Iterable[str] = ()) -> None:
+    """Checks a method and the names of its options.
+
+    Raises ``ValueError``, and ``ImportError`` for a method whose library is missing.
+    """
+    known = []
+    if method is not None:
+        params.choice("method", method, METHODS)
+        known = list(inspect.signature(_FILTERS[method]).parameters)[2:]
+    if method == "guided":
+        load_guided_blur()
+    for name in options:
+        if name not in known:
+            allowed = ", ".join(known) or "none"
+            raise ValueError(f"`options` of method {method!r} must be {allowed}: got {name!r}")
+
+
+def resize(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
+    """(h, w) values at ``size`` (W, H): bool ones by nearest neighbour, others bilinearly."""
+    if values.dtype == np.bool_:
+        image = Image.fromarray(values.astype(np.uint8))
+        return np.asarray(image.resize(size, Image.Resampling.NEAREST), dtype=np.bool_)
+    image = Image.fromarray(values.astype(np.float32))
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR), dtype=np.float64)
+
+
+def load_guided_blur() -> Any:
+    """The guided filter of kornia; raises ``ImportError`` where kornia is missing."""
+    try:
+        from kornia.filters import guided_blur
+    except ImportError as error:
+        raise ImportError(
+            'method "guided" needs kornia, which is missing here: pip install "selfment[refine]"'
+        ) from error
+    return guided_blur
+
+
+def _positions(shape: tuple[int, ...]) -> Floats:
+    """(H W, 2) rows and columns."""
+    return np.indices(shape).reshape(2, -1).T.astype(np.float64)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+# RGB to Y, U and V as JPEG has them, without the offset: ITU-R BT.601.
+_YUV = np.array(
+    [
+        [0.299, 0.587, 0.114],
+        [-0.168736, -0.331264, 0.5],
+        [0.5, -0.418688, -0.081312],
+    ]
+)
+
+_FILTERS: dict[str, Callable[..., Floats]] = {
+    "bilateral": bilateral_solver,
+    "guided": guided_filter,
+    "crf": dense_crf,
+}

@@ -1,0 +1,292 @@
+"""The methods that the paper compares with, and the splits that its IPO starts from.
+
+All take patch features, and some the CLS token besides; all give a mask on the patch grid, without
+the post-processing of the image (dense CRF, bilateral solver) that some authors add.
+
+``selfment``
+    Affinity graph, normalised cut, the seed's component, IPO. ``init`` puts another split in the
+    place of the cut, as the paper's ablation does; IPO follows, and no component is taken, for
+    these splits have no seed:
+
+    - ``kmeans``: 2-means of the unit rows. The foreground is the cluster with fewer patches on the
+      border of the grid; of equals the smaller one, then the one without the first patch.
+    - ``cls``: patches whose cosine with the CLS token exceeds its mean over the patches.
+``tokencut``
+    TokenCut (Wang et al., CVPR 2022) at its defaults, tau = 0.2: the seed's component, no IPO.
+``maskcut``
+    MaskCut (Wang et al., CVPR 2023) at its defaults, tau = 0.15 and three rounds: the union of
+    their masks, which is what a mask of all salient objects is compared with. The initial mask is
+    that of the first round, its setting for a single object.
+``dsm``
+    Deep Spectral Methods (Melas-Kyriazi et al., CVPR 2022): the first nontrivial generalised
+    eigenvector of the cosine graph without negative weights, negated if it is positive for more
+    than half of the patches but not for all; the foreground is where it is > 0. No colour
+    affinities, its default.
+``selfmask``
+    The candidates and the vote of SelfMask (Shin et al., CVPRW 2022), without the network that it
+    trains on them: see :func:`selfment.methods.selfmask.selfmask`.
+``found``
+    The background discovery of FOUND (Siméoni et al., CVPR 2023), without the 1 x 1 convolution
+    that it trains on it: see :func:`found`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..backbones import Attended, Backbone
+from ..core import options as params
+from ..core.arrays import Grid, as_features
+from ..core.graph import Graph, affinity
+from ..core.ipo import refine
+from ..core.label import PseudoLabels, pseudo_label
+from ..core.ncut import eigenpairs, initial_mask
+from ..core.regions import kmeans
+from .selfmask import Mask, selfmask, unit
+
+METHODS = ("selfment", "tokencut", "maskcut", "dsm", "selfmask", "found")
+INITS = ("ncut", "kmeans", "cls")
+
+#: What the method "selfment" is told; the others have values of their own. These are the defaults.
+OPTIONS: Mapping[str, Any] = {
+    "tau": params.TAU,
+    "eps": params.EPS,
+    "graph": "binary",
+    "orient": None,
+    "ipo_iters": params.IPO_ITERS,
+    "ipo_min_count": params.IPO_MIN_COUNT,
+    "min_confidence": 0.0,
+}
+
+_BACKGROUND = 0.3  # FOUND's least cosine with the reference patch
+_MASKCUT_TAU, _ROUNDS = 0.15, 3
+
+
+def check(method: str, init: str, options: Mapping[str, Any]) -> None:
+    """Checks a method, its split, and that it gets no ``OPTIONS`` but its own.
+
+    Raises ``ValueError``.
+    """
+    params.choice("method", method, METHODS)
+    params.choice("init", init, INITS)
+    if method != "selfment":
+        given = {"init": init, **options}
+        for name, default in {"init": "ncut", **OPTIONS}.items():
+            if given.get(name, default) != default:
+                raise ValueError(
+                    f"`{name}` must be left alone unless `method` is 'selfment': got "
+                    f"{given[name]!r} for {method!r}"
+                )
+    elif init != "ncut" and options.get("min_confidence"):
+        raise ValueError(
+            "`min_confidence` must be left alone unless `init` is 'ncut', whose cut it is of: got "
+            f"{options['min_confidence']!r} for {init!r}"
+        )
+
+
+def needs(method: str, init: str) -> str | None:
+    """What of the CLS token is needed besides patch features, as a sentence names it."""
+    if method == "found":
+        return "`method` 'found' needs a ViT's attention"
+    return "`init` 'cls' needs a ViT's CLS token" if init == "cls" else None
+
+
+def has_vector(method: str, init: str) -> bool:
+    """Whether the labels come from one Fiedler vector, and with it."""
+    return init == "ncut" and method not in ("selfmask", "found")
+
+
+def check_backbone(method: str, init: str, backbone: Backbone | type[Backbone], name: str) -> None:
+    """Raises ``ValueError`` if the backbone ``name`` does not have what is needed."""
+    need = needs(method, init)
+    if need and not backbone.attends:
+        raise ValueError(f"{need}: got the backbone {name!r}")
+
+
+def label(
+    features: Tensor | Attended,
+    grid: Grid,
+    method: str = "selfment",
+    init: str = "ncut",
+    *,
+    orient: str = "seed",
+    votes: Sequence[tuple[Tensor, Grid]] = (),
+    **options: Any,
+) -> PseudoLabels:
+    """Labels of (B, N, d) patch features by a method; see the module, which describes them.
+
+    ``orient`` and ``options`` are those of :func:`selfment.pseudo_label`, for the method
+    ``"selfment"``. Of labels without a Fiedler vector it, ``eigenvalue``, ``gap``, ``residual`` and
+    ``tau`` are NaN and ``lanczos_iters`` is 0; without a seed ``seed`` is -1. ``confidence`` is NaN
+    of masks that are not of one cut and IPO. A single patch is foreground.
+    ``votes``: features of the same images by other backbones, and their grids, for ``"selfmask"``.
+    Raises ``ValueError`` for features that are not finite, and where features alone are given to a
+    method that needs more.
+    """
+    need = needs(method, init)
+    if need and not isinstance(features, Attended):
+        raise ValueError(f"{need}: got patch features alone")
+    rows = features.features if isinstance(features, Attended) else features
+    if method == "selfment" and init == "ncut":
+        labels: PseudoLabels = pseudo_label(rows, grid, orient=orient, **options)
+        return labels
+    if method == "tokencut":
+        return pseudo_label(rows, grid, ipo_iters=0)
+    if method == "maskcut":
+        return maskcut(rows, grid)
+    if method == "dsm":
+        return dsm(rows, grid)
+    as_features(rows, grid, needs_grid=True)
+    masks = []
+    for image, patches in enumerate(rows):
+        if len(patches) == 1:
+            mask = np.ones(1, dtype=bool)
+        elif method == "selfmask":
+            mask = selfmask(patches, grid, [(theirs[image], own) for theirs, own in votes])
+        elif init == "kmeans":
+            mask = kmeans_split(patches, grid)
+        else:
+            assert isinstance(features, Attended)
+            if method == "found":
+                mask = found(patches, features.attention[image], by_head=features.by_head)
+            else:
+                mask = cls_split(patches, features.cls[image])
+        masks.append(torch.from_numpy(mask))
+    start = torch.stack(masks).to(rows.device)
+    iters = options.get("ipo_iters", params.IPO_ITERS) if method == "selfment" else 0
+    least = options.get("ipo_min_count", params.IPO_MIN_COUNT)
+    label, steps, separation = refine(rows.contiguous(), start, iters, least)
+    nan = torch.full_like(separation, torch.nan)
+    return PseudoLabels(
+        mask=label.unflatten(1, grid),
+        ncut_mask=start.unflatten(1, grid),
+        fiedler=nan.float()[:, None, None].expand(-1, *grid),
+        eigenvalue=nan,
+        gap=nan,
+        residual=nan,
+        seed=torch.full_like(steps, -1),
+        lanczos_iters=torch.zeros_like(steps),
+        ipo_iters=steps,
+        separation=separation,
+        confidence=nan,
+        rejected=torch.zeros_like(steps, dtype=torch.bool),
+        tau=nan,
+    )
+
+
+def kmeans_split(features: Tensor, grid: Grid) -> Mask:
+    """The foreground (N,) of 2-means of (N, d) rows, N >= 2; all of it where they are equal.
+
+    scikit-learn's k-means, the best of ten starts, which are always the same.
+    """
+    f = unit(features).float().numpy()
+    if np.array_equal(f.min(axis=0), f.max(axis=0)):
+        return np.ones(len(f), dtype=bool)
+    side = kmeans(f, 2) == 1
+    inner = np.zeros(grid, dtype=bool)
+    inner[1:-1, 1:-1] = True
+    border = ~inner.ravel()
+
+    def background(part: Mask) -> tuple[int, ...]:
+        return int((part & border).sum()), int(part.sum()), int(part[0])
+
+    return min(side, ~side, key=background)
+
+
+def cls_split(features: Tensor, cls: Tensor) -> Mask:
+    """The foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
+    cosine = unit(features) @ unit(cls[None])[0]
+    return np.asarray((cosine > cosine.mean()).numpy())
+
+
+def found(features: Tensor, attention: Tensor, *, by_head: bool) -> Mask:
+    """FOUND's foreground (N,): patches whose cosine with the reference patch is <= 0.3.
+
+    The reference is the patch that the CLS token attends to least, over the sum of the heads. Where
+    the features (N, d) are those of the heads side by side (``by_head``), as keys are, heads and
+    their features are weighted first: with q_h the share of patches to which head h attends more
+    than the mean over all heads and patches, by log(sum q / q_h). The authors' weights are for
+    keys; other features go without, which their code allows.
+
+    ``attention``: (heads, N), of the CLS token in the last block.
+    """
+    heads = attention.detach().cpu().double()
+    rows = features
+    if by_head:
+        share = (heads > heads.mean()).double().mean(dim=1) + 1e-10
+        weights = (share.sum() / share).log()
+        heads = heads * weights[:, None]
+        parts = features.detach().cpu().double().unflatten(1, (len(heads), -1))
+        rows = (parts * weights[:, None]).flatten(1)
+    f = unit(rows)
+    return np.asarray((f @ f[heads.sum(dim=0).argmin()] <= _BACKGROUND).numpy())
+
+
+def dsm(features: Tensor, grid: Grid) -> PseudoLabels:
+    """Deep Spectral Methods' labels of (B, N, d) features."""
+    # Without edges below the smallest tau, and so small an eps, A is max(cosine, 0).
+    graph: dict[str, Any] = {"tau": sys.float_info.min, "eps": 1e-30, "graph": "weighted"}
+    labels = pseudo_label(features, grid, **graph, ipo_iters=0)
+    # A patch without edges, even to itself, has an entry of 0; with eps it would have a mean.
+    empty = (features == 0).all(dim=-1).unflatten(1, grid)
+    x = labels.fiedler.masked_fill(empty & (features.shape[1] > 1), 0)
+    share = (x > 0).flatten(1).double().mean(dim=1)
+    x = torch.where(((share > 0.5) & (share < 1))[:, None, None], -x, x)
+    labels = replace(labels, ncut_mask=x > 0, fiedler=x, seed=torch.full_like(labels.seed, -1))
+    return _with_mask(labels, features, x > 0)
+
+
+def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
+    """MaskCut's labels of (B, N, d) features: the union of three rounds.
+
+    Each cuts the features that earlier masks have painted over with zeros. From the second on a
+    mask is emptied if its intersection over union with the one before is > 0.5, or if it covers 1 %
+    of the grid or less.
+    """
+    labels = pseudo_label(features, grid, tau=_MASKCUT_TAU, ipo_iters=0)
+    graph = affinity(features, tau=_MASKCUT_TAU)
+    if graph.n == 1:
+        return _with_mask(labels, features, labels.mask)
+    mask, seed, x = _maskcut_round(graph, grid)
+    labels = replace(
+        labels,
+        ncut_mask=mask.unflatten(1, grid),
+        seed=seed,
+        fiedler=x.float().unflatten(1, grid),
+    )
+    union = mask
+    for _ in range(_ROUNDS - 1):
+        graph = graph.paint(mask)
+        last, mask = mask, _maskcut_round(graph, grid)[0]
+        overlap, either = (mask & last).sum(dim=1), (mask | last).sum(dim=1)
+        void = (2 * overlap > either) | (100 * mask.sum(dim=1) <= mask.shape[1])
+        mask = mask & ~void[:, None]
+        union = union | mask
+    return _with_mask(labels, features, union.unflatten(1, grid))
+
+
+def _maskcut_round(graph: Graph, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """The masks (B, N) of one round, their seeds (B,) and the vectors (B, N), as LAPACK's.
+
+    MaskCut asks the side x > mean(x) for its corners. Where x is negative at the peak of |x|, that
+    is the side without the seed, which it leaves in any case.
+    """
+    x = eigenpairs(graph, 1, sign="lapack").vectors[:, 0]
+    mask, seed = initial_mask(x, grid, "seed")
+    other, other_seed = initial_mask(x, grid, "corners")
+    positive = x.gather(1, seed[:, None]) > 0
+    return torch.where(positive, other, mask), torch.where(positive[:, 0], other_seed, seed), x
+
+
+def _with_mask(labels: PseudoLabels, features: Tensor, mask: Tensor) -> PseudoLabels:
+    """``labels`` of (B, N, d) features with another mask (B, h, w) than that of their cut."""
+    separation = refine(features.contiguous(), mask.flatten(1), 0, 1)[2]
+    unknown = torch.full_like(separation, torch.nan)
+    return replace(labels, mask=mask, separation=separation, confidence=unknown)

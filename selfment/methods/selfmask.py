@@ -1,0 +1,130 @@
+"""SelfMask's candidates and their vote (Shin et al., CVPRW 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..core.arrays import Grid, check_data, check_dense
+from ..core.regions import NO_ASSOCIATION, kmeans
+from ..core.torch_state import as_documented
+
+Mask = NDArray[np.bool_]
+
+_CLUSTERS = (2, 3, 4)  # numbers of clusters
+_ROWS = 512  # of similarities at a time
+_DIGITS = 10  # of the vectors' entries, which are about 1 / N
+_DENSE = 64  # patches up to which all eigenvectors are computed
+
+
+def selfmask(features: Tensor, grid: Grid, others: Sequence[tuple[Tensor, Grid]] = ()) -> Mask:
+    """SelfMask's pseudo-mask (N,) of (N, d) features: the candidate that most others agree with.
+
+    Candidates are all clusters of k-means on the k eigenvectors of smallest eigenvalue of
+    (D - A) x = lambda D x, the constant one included, for k = 2, 3, 4; A holds the cosines, scaled
+    to reach from 0 to 1. Of candidates that reach from the first row or column to the last (the
+    framing prior) none takes part unless all do so. The winner has the largest sum of intersections
+    over union with all candidates; of equals the first.
+
+    ``others``: features of the same image by other backbones, each with its grid, whose candidates
+    vote too, at the nearest patch. The authors enlarge the feature map twofold first; here clusters
+    are found on the grid that the mask has.
+    """
+    candidates = []
+    for rows, own in ((features, grid), *others):
+        (h, w), (height, width) = own, grid
+        nearest = np.ix_(
+            (2 * np.arange(height) + 1) * h // (2 * height),
+            (2 * np.arange(width) + 1) * w // (2 * width),
+        )
+        candidates += [cluster.reshape(own)[nearest] for cluster in _clusters(rows)]
+    candidates = [mask for mask in candidates if mask.any()]
+    framed = [mask for mask in candidates if not _spans(mask) and not _spans(mask.T)]
+    masks = np.stack(framed or candidates).reshape(-1, grid[0] * grid[1])
+    area = masks.sum(axis=1)
+    overlap = masks.astype(np.float64) @ masks.T
+    score = (overlap / (area[:, None] + area - overlap)).sum(axis=1)
+    winner: Mask = masks[np.argmax(score >= score.max() - 1e-9)]
+    return winner
+
+
+def _spans(mask: Mask) -> bool:
+    return bool(mask[0].any() and mask[-1].any())
+
+
+def _clusters(features: Tensor) -> Iterator[Mask]:
+    vectors = _cosine_vectors(unit(features), max(_CLUSTERS))
+    for k in _CLUSTERS:
+        if k <= len(vectors):
+            assigned = kmeans(vectors[:, :k], k)
+            yield from (assigned == cluster for cluster in range(k))
+
+
+def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:
+    """(N, min(k, N)) eigenvectors x of smallest eigenvalue, x^T D x = 1, of unit rows (N, d).
+
+    A = (F F^T - m) / (M - m) with m and M the least and the largest of F F^T is never formed: it is
+    of rank d + 1 at most, and its product with a vector takes 2 N d multiplications. Vectors of no
+    association (M x = 0), which are arbitrary, count as 0.
+    """
+    from scipy.sparse.linalg import LinearOperator, eigsh
+
+    n = len(f)
+    least, most = _range_of_products(f)
+    if most - least < 1e-6:  # what is left is rounding
+        return np.ones((n, min(k, n)))
+
+    def affinity(x: NDArray[Any]) -> NDArray[Any]:
+        columns = torch.from_numpy(x)
+        return np.asarray((f @ (f.T @ columns) - least * columns.sum(dim=0)) / (most - least))
+
+    degree = affinity(np.ones((n, 1)))
+    scale = np.where(degree > 1e-12, degree, 1.0) ** -0.5
+
+    def normalised(x: NDArray[Any]) -> NDArray[Any]:
+        product: NDArray[np.float64] = scale * affinity(scale * x.reshape(n, -1))
+        return product
+
+    if n <= _DENSE:
+        theta, vectors = np.linalg.eigh(normalised(np.eye(n)))
+    else:
+        operator = LinearOperator((n, n), matvec=normalised, matmat=normalised, dtype=np.float64)
+        start = np.random.RandomState(0).standard_normal(n)
+        theta, vectors = eigsh(operator, k, which="LA", v0=start)
+    order = np.argsort(theta)
+    vectors = (vectors * (theta > NO_ASSOCIATION))[:, order]
+    # Rounded, so that patches which only rounding tells apart are in one cluster.
+    return np.ascontiguousarray((scale * vectors)[:, ::-1][:, :k].round(_DIGITS))
+
+
+def _range_of_products(f: Tensor) -> tuple[float, float]:
+    """The least and the largest inner product of two rows (N, d), found in float32."""
+    rows = f.float()
+    least, pair = torch.inf, (0, 0)
+    for start in range(0, len(rows), _ROWS):
+        with as_documented():
+            products = rows[start : start + _ROWS] @ rows[start:].T
+        smallest, at = products.flatten().min(dim=0)
+        if smallest < least:
+            i, j = divmod(int(at), products.shape[1])
+            least, pair = float(smallest), (start + i, start + j)
+    return float(f[pair[0]] @ f[pair[1]]), float((f * f).sum(dim=1).max())
+
+
+def unit(rows: Tensor) -> Tensor:
+    """(N, d) rows of norm 1 in float64, on the CPU; raises ``ValueError``."""
+    check_dense(rows, "features")
+    check_data(rows, "features")
+    values = rows.detach().cpu().double()
+    norms = values.norm(dim=1, keepdim=True)
+    if not norms.isfinite().all():
+        raise ValueError(
+            "`features` must be finite, and so must their norms: got NaN, infinity or an overflow"
+        )
+    unit: Tensor = values / norms.clamp(min=1e-12)
+    return unit
