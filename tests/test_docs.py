@@ -14,7 +14,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import processes
-from selfment.cli import arguments as _arguments
+from selfment.cli import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -79,11 +79,11 @@ def check_ours(words: list[str], whole: bool) -> None:
     if words == ["..."]:
         return
     words = [word for word in words if word not in ("...", "-h", "--help")]
-    parser = _arguments.parser()
+    top = parser()
     if whole:
-        parser.parse_args(words)
+        top.parse_args(words)
         return
-    choices = parser._subparsers._group_actions[0].choices
+    choices = top._subparsers._group_actions[0].choices
     assert words[0] in choices
     known = choices[words[0]]._option_string_actions
     assert [word for word in words if word.startswith("--") and word not in known] == []

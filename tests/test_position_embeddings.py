@@ -15,7 +15,8 @@ from torch.nn import functional
 from selfment import PatchHead, PseudoLabeler, Segmenter, cli
 from selfment.backbones import load_backbone, resampling
 from selfment.backbones.position_embeddings import scaled
-from selfment.cli.arguments import parser
+from selfment.cli import parser
+from selfment.cli.common import label_options
 from selfment.models.head import HeadInfo, save_head
 from vits import DINO, DINO8, DINOV2, REGISTERS, random_state
 
@@ -232,7 +233,7 @@ def test_the_command_line_says_whose(command, capsys):
     )
     assert parser().parse_args(line).positions == "timm"
     if command != "predict":
-        assert cli._label_options(parser().parse_args(line))["positions"] == "timm"
+        assert label_options(parser().parse_args(line))["positions"] == "timm"
     line[line.index("timm")] = "official"
     with pytest.raises(SystemExit, match="2"):
         cli.main(line)

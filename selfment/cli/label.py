@@ -1,0 +1,60 @@
+"""``selfment label``: a mask for each image."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..images.refine import METHODS as REFINEMENTS
+from ..jobs.exports import FORMATS
+from ..jobs.label import label_images
+from ..util import distributed
+from .common import (
+    add_images,
+    add_method,
+    add_voters,
+    images_of,
+    labeler_of,
+    names_of,
+    terminable,
+)
+
+HELP = "write a mask for each image"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add_images(parser, "label", several="; with --objects statistics")
+    add_method(parser)
+    add_voters(parser)
+    add = parser.add_argument
+    add("--out", required=True, metavar="DIR", help="folder for masks and records")
+    add("--overlay", action="store_true", help="also draw image, Fiedler vector and masks")
+    objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
+    add("--objects", type=int, metavar="N", help=objects)
+    kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
+    add("--format", type=names_of(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
+    add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
+    add("--fill-holes", action="store_true", help="fill the holes of masks")
+    add("--largest-component", action="store_true", help="keep the largest component of a mask")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    images = images_of(arguments)
+    labeler = labeler_of(arguments, objects=arguments.objects)
+    with terminable():
+        summary = label_images(
+            images,
+            arguments.out,
+            labeler,
+            overlays=arguments.overlay,
+            formats=arguments.format,
+            refine=arguments.refine,
+            fill_holes=arguments.fill_holes,
+            largest_component=arguments.largest_component,
+            shard=distributed.world(),
+        )
+    counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
+    print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
+    return 1 if distributed.any_failed(summary.failed + len(images.unlisted)) else 0

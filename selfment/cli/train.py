@@ -1,0 +1,64 @@
+"""``selfment train``: a segmentation head, trained on pseudo-labels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..backbones import DTYPES
+from ..core import options as params
+from ..util import distributed
+from .common import add_images, add_method, images_of, labeler_of
+
+HELP = "train a segmentation head on pseudo-labels"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    add_images(parser, "train on")
+    add_method(parser)
+    add = parser.add_argument
+    add("--out", required=True, metavar="RUN", help="folder for the head, checkpoints and records")
+    add("--epochs", type=int, default=3, metavar="N", help="(%(default)s)")
+    most = "train on so many of the images, chosen by the seed (%(default)s)"
+    add("--max-images", type=int, default=1000, metavar="N", help=most)
+    add("--lr", type=float, default=1e-3, metavar="R", help="Adam's learning rate (%(default)s)")
+    add("--weight-decay", type=float, default=1e-5, metavar="W", help="(%(default)s)")
+    add("--seed", type=int, default=111, metavar="N", help="(%(default)s)")
+    add("--cache", metavar="DIR", help="folder for features and labels (RUN/cache)")
+    add("--no-cache", action="store_true", help="compute the features again in each epoch")
+    add("--cache-limit", type=float, metavar="GB", help="let the cache take so much (no limit)")
+    kind = "train on features of this precision (%(default)s)"
+    add("--feature-dtype", default="float32", choices=DTYPES, help=kind)
+    again = "go on after the last epoch in RUN, as a restart by torchrun does unasked"
+    add("--resume", action="store_true", help=again)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit code."""
+    from ..training.run import train
+
+    images = images_of(arguments)
+    limit = arguments.cache_limit
+    if limit is not None:
+        params.number("cache-limit", limit, "a number >= 0", 0 <= limit < float("inf"))
+    summary = train(
+        images,
+        arguments.out,
+        labeler_of(arguments),
+        epochs=arguments.epochs,
+        max_images=arguments.max_images,
+        lr=arguments.lr,
+        weight_decay=arguments.weight_decay,
+        seed=arguments.seed,
+        cache=arguments.cache,
+        use_cache=not arguments.no_cache,
+        cache_limit=None if limit is None else round(limit * 1e9),
+        feature_dtype=arguments.feature_dtype,
+        resume=arguments.resume or distributed.restarted(),
+    )
+    if distributed.world()[0] > 0:
+        return 0  # the first process speaks for all
+    counts = f"trained on {summary.images} images, {summary.failed} failed"
+    print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
+    return 1 if summary.failed or images.unlisted else 0
