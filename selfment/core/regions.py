@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..util.extras import load_extra
 from . import ops as _ops
 from . import options as params
 from .arrays import Grid, as_features
@@ -118,18 +119,24 @@ def _embed(
     return result
 
 
+def load_kmeans() -> Any:
+    """scikit-learn's clusters; raises ``ImportError`` where it is missing."""
+    return load_extra("sklearn.cluster", "scikit-learn", "methods", "k-means")
+
+
 def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
     """The cluster (N,) of each of the rows (N, d): scikit-learn's best of ten starts."""
-    from sklearn.cluster import KMeans
+    cluster = load_kmeans()
+    # Both come with scikit-learn.
     from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits  # of scikit-learn
+    from threadpoolctl import threadpool_limits
 
     # On one thread: the order of its sums, and so the clusters, depend on how many there are. That
     # number and the filters of warnings belong to the process.
     with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
         # Fewer rows that differ than clusters: those that are left are empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)
+        found = cluster.KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)
     clusters: NDArray[np.int32] = found
     return clusters
 

@@ -48,6 +48,7 @@ from ..core import options as params
 from ..core.torch_state import SETTINGS
 from ..images.load import ImageError, find_images
 from ..images.maps import read_saliency, read_truth, saliency_of, truth_of
+from ..util.extras import load_extra
 from ..util.files import write_atomically
 from ..util.results import recorded_files
 from . import tables
@@ -452,16 +453,17 @@ def _suffix(files: dict[str, list[Path]], truths: dict[str, Path]) -> str:
 
 def _wanted(protocol: str, metrics: Sequence[str] | None) -> tuple[str, ...]:
     names = PROTOCOLS[params.choice("protocol", protocol, tuple(PROTOCOLS))]
-    if metrics is None:
-        return names
-    for metric in metrics:
+    for metric in metrics or ():
         if metric not in names:
             raise ValueError(
                 f"`metrics` must be among {', '.join(names)} in protocol {protocol}: got {metric!r}"
             )
-    if not metrics:
+    if metrics is not None and not metrics:
         raise ValueError("`metrics` must name at least one score: got none")
-    return tuple(name for name in names if name in metrics)
+    wanted = tuple(name for name in names if metrics is None or name in metrics)
+    if not set(_PYSOD).isdisjoint(wanted):
+        _load_pysod()  # what is missing is the call's error, not that of each image
+    return wanted
 
 
 @dataclass
@@ -583,6 +585,11 @@ def _score(saliency: Array, truth: Array, wanted: tuple[str, ...], notes: Sequen
     return _Scored({key: scores[key] for key in wanted}, curves, notes)
 
 
+def _load_pysod() -> Any:
+    """PySODMetrics; raises ``ImportError`` where it is missing."""
+    return load_extra("py_sod_metrics", "PySODMetrics", "eval", 'a score of the protocol "pysod"')
+
+
 def _add_pysod(
     saliency: Array,
     truth: Array,
@@ -591,8 +598,8 @@ def _add_pysod(
     curves: dict[str, Array],
 ) -> None:
     """Adds the library's scores and curves of two uint8 maps."""
-    import cv2
-    import py_sod_metrics as library
+    library = _load_pysod()
+    import cv2  # PySODMetrics requires it
 
     if saliency.shape != truth.shape:
         saliency = cv2.resize(saliency, truth.shape[::-1], interpolation=cv2.INTER_LINEAR)

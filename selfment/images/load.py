@@ -110,7 +110,7 @@ def sample_images() -> ImageEntries:
     if not found:
         raise ValueError(
             f"the sample photographs need scikit-image, which is {'empty' if spec else 'missing'} "
-            "here: pip install scikit-image"
+            'here: pip install "selfment[samples]"'
         )
     return find_images(found)
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..core import options as params
 from ..core.arrays import as_array
+from ..util.extras import load_extra
 from .lattice import bilateral_grid, permutohedral_lattice
 from .load import ImageLike, load_image
 from .maps import ROUNDING
@@ -282,13 +283,7 @@ def resize(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
 
 def load_guided_blur() -> Any:
     """The guided filter of kornia; raises ``ImportError`` where kornia is missing."""
-    try:
-        from kornia.filters import guided_blur
-    except ImportError as error:
-        raise ImportError(
-            'method "guided" needs kornia, which is missing here: pip install "selfment[refine]"'
-        ) from error
-    return guided_blur
+    return load_extra("kornia.filters", "kornia", "refine", 'method "guided"').guided_blur
 
 
 def _positions(shape: tuple[int, ...]) -> Floats:

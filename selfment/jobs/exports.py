@@ -20,6 +20,7 @@ from PIL import Image
 from scipy.ndimage import find_objects
 
 from ..core import options as params
+from ..util.extras import load_extra
 from ..util.files import atomic_file
 from ..util.lines import unsealed
 
@@ -201,10 +202,4 @@ def is_coco(path: Path) -> bool:
 
 def load_coco_masks() -> Any:
     """The masks of pycocotools; raises ``ImportError`` where it is missing."""
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise ImportError(
-            'COCO files need pycocotools, which is missing here: pip install "selfment[coco]"'
-        ) from error
-    return mask
+    return load_extra("pycocotools.mask", "pycocotools", "coco", "a COCO file")

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..images.draw import saliency_image, tint_saliency
 from ..models.segmenter import Segmenter
+from ..util.extras import load_extra
 from ..util.files import atomic_file, check_file
 
 # What may be missing at the end of a video: its last frames may have no duration, and programs
@@ -335,12 +336,7 @@ def _grey(levels: npt.NDArray[Any]) -> Pixels:
 
 def load_av() -> Any:
     """PyAV; raises ``ImportError`` where it is missing or cannot write H.264."""
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError(
-            'videos need PyAV, which is missing here: pip install "selfment[video]"'
-        ) from error
+    av = load_extra("av", "PyAV", "video", "a video")
     try:
         av.codec.Codec("h264", "w")
     except av.codec.codec.UnknownCodecError:

@@ -48,7 +48,7 @@ from ..core.graph import Graph, affinity
 from ..core.ipo import refine
 from ..core.label import PseudoLabels, pseudo_label
 from ..core.ncut import eigenpairs, initial_mask
-from ..core.regions import kmeans
+from ..core.regions import kmeans, load_kmeans
 from .selfmask import Mask, selfmask, unit
 
 METHODS = ("selfment", "tokencut", "maskcut", "dsm", "selfmask", "found")
@@ -72,10 +72,12 @@ _MASKCUT_TAU, _ROUNDS = 0.15, 3
 def check(method: str, init: str, options: Mapping[str, Any]) -> None:
     """Checks a method, its split, and that it gets no ``OPTIONS`` but its own.
 
-    Raises ``ValueError``.
+    Raises ``ValueError``, and ``ImportError`` where a library is missing.
     """
     params.choice("method", method, METHODS)
     params.choice("init", init, INITS)
+    if method == "selfmask" or init == "kmeans":
+        load_kmeans()  # what is missing is the call's error, not that of each image
     if method != "selfment":
         given = {"init": init, **options}
         for name, default in {"init": "ncut", **OPTIONS}.items():

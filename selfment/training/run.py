@@ -30,6 +30,7 @@ from ..jobs.records import lock
 from ..models.head import HeadInfo, PatchHead, read_checkpoint, save_head
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
+from ..util.extras import load_extra
 from ..util.files import atomic_file, remove_stale, write_atomically
 from .cache import TensorCache
 from .losses import HeadLoss, head_loss
@@ -179,6 +180,8 @@ def train(
     _check(epochs, max_images, lr, weight_decay, seed, cache_limit, feature_dtype)
     lr, weight_decay, seed = float(lr), float(weight_decay), int(seed)
     rank, world = _distributed.world()
+    if rank == 0:
+        _load_tensorboard()  # before any work is done
     folder = Path(out).absolute()
     device = labeler.torch_device
     run = _Run(folder, rank == 0, resume)
@@ -330,10 +333,10 @@ class _Run:
         kept = [line for line in lines if 0 < _parsed(line).get("epoch", 0) <= self.finished]
         write_atomically(file, lambda steps: steps.write("".join(kept).encode()))
         self._steps = file.open("a", encoding="utf-8")
-        from torch.utils.tensorboard import SummaryWriter  # imports tensorboard, slowly
-
         purge = _parsed(kept[-1])["step"] + 1 if kept else 0
-        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
+        self._board = _load_tensorboard().SummaryWriter(
+            str(self.folder / "tensorboard"), purge_step=purge
+        )
 
     def log(self, step: Step, bar: tqdm[Any]) -> None:
         """Writes one step."""
@@ -412,6 +415,11 @@ def _parsed(line: str) -> dict[str, Any]:
     except (ValueError, RecursionError):  # cut off, or damaged
         return {}
     return row if isinstance(row, dict) else {}
+
+
+def _load_tensorboard() -> Any:
+    """The TensorBoard writer of torch, which takes a second to import."""
+    return load_extra("torch.utils.tensorboard", "TensorBoard", "train", "training")
 
 
 def _check(
