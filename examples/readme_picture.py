@@ -1,8 +1,8 @@
 """Makes docs/overlay.jpg for the README: labels of photographs that scikit-image ships.
 
 The features are those of the classic backbone, hand-made and embedded, at the defaults of
-`selfment label --samples`; nothing is retouched. Four of its five photographs are shown: in the
-fifth, a motorcycle before full shelves, these features take the shelves for foreground too.
+`selfment label --samples`; nothing is retouched. Four of its five photographs are shown: of the
+fifth, a motorcycle of many colours, these features take the red parts alone.
 """
 
 from __future__ import annotations
