@@ -166,7 +166,7 @@ print(cpu().__file__, cpu().__version__, selfment.affinity(torch.eye(3)).degrees
 def test_recipes_are_installed(tree: Path, tmp_path: Path) -> None:
     python("setup.py", "build_py", "--build-lib", str(tmp_path), cwd=tree)
     installed = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("**/*.toml")}
-    assert "selfment/recipe_files/offline.toml" in installed
+    assert "selfment/experiments/recipe_files/offline.toml" in installed
     assert installed == set(RECIPES)
 
 

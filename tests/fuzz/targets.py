@@ -237,7 +237,7 @@ def _check_records(data: bytes) -> None:
 
 
 def _recipes() -> Iterator[bytes]:
-    folder = Path(sys.modules["selfment"].__path__[0]) / "recipe_files"
+    folder = Path(sys.modules["selfment"].__path__[0]) / "experiments/recipe_files"
     for recipe in packaged():
         yield (folder / f"{recipe.name}.toml").read_bytes()
 
