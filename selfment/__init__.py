@@ -20,7 +20,8 @@ from .core.ncut import ncut
 if TYPE_CHECKING:
     from .core.objects import Objects, multi_label
     from .core.regions import regions
-    from .evaluation.folders import Evaluator, evaluate
+    from .evaluation.folders import evaluate
+    from .evaluation.scores import Evaluator
     from .images.refine import refine_mask
     from .models.head import PatchHead
     from .models.labeler import PseudoLabeler
@@ -50,7 +51,7 @@ __version__ = Path(__file__).with_name("VERSION").read_text().strip()
 
 # Imported when first used: they pull in timm, Pillow and scipy, which `pseudo_label` does not need.
 _LAZY = {
-    "Evaluator": "evaluation.folders",
+    "Evaluator": "evaluation.scores",
     "Objects": "core.objects",
     "PatchHead": "models.head",
     "PseudoLabeler": "models.labeler",

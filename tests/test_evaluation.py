@@ -22,8 +22,10 @@ from PIL import Image
 from cases import generator
 from selfment.evaluation import datasets
 from selfment.evaluation import folders as evaluation
-from selfment.evaluation.folders import FORMATS, PROTOCOLS, Evaluator, evaluate, match
+from selfment.evaluation.folders import evaluate
 from selfment.evaluation.metrics import accuracy, f_max, iou
+from selfment.evaluation.pairs import match
+from selfment.evaluation.scores import FORMATS, PROTOCOLS, Evaluator
 from selfment.images.load import ImageError
 from selfment.images.maps import read_saliency
 from test_cli import call

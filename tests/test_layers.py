@@ -21,7 +21,7 @@ LAYERS = [
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 PRINTS = {"jobs", "training", "experiments", "cli"}
 #: A search and a score say on standard error what they have left out.
-SAY_WHAT_IS_LEFT_OUT = {"images/search.py", "evaluation/folders.py"}
+SAY_WHAT_IS_LEFT_OUT = {"images/search.py", "evaluation/pairs.py"}
 
 
 def modules() -> Iterator[tuple[str, Path, ast.Module]]:

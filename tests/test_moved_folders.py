@@ -16,7 +16,7 @@ from PIL import Image
 
 from commands import call
 from selfment import PseudoLabeler
-from selfment.evaluation.folders import match
+from selfment.evaluation.pairs import match
 from selfment.images import suffixes as _suffixes
 from selfment.images.load import find_images
 from selfment.jobs.predict import find_inputs, predict_images

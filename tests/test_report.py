@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 
 import processes
-from selfment.evaluation.folders import PROTOCOLS, Evaluator, ImageScores, Report, evaluate
+from selfment.evaluation.folders import evaluate
 from selfment.evaluation.html import to_html, write_html
+from selfment.evaluation.scores import PROTOCOLS, Evaluator, ImageScores, Report
 from selfment.images.suffixes import image_suffixes
 from test_cli import call
 from test_evaluation import pair, save

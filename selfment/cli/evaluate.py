@@ -30,8 +30,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from ..evaluation.folders import FORMATS, evaluate
+    from ..evaluation.folders import evaluate
     from ..evaluation.html import write_html
+    from ..evaluation.scores import FORMATS
 
     if arguments.images is not None and arguments.report is None:
         raise ValueError("`images` must come with a page to show them on, --report F.html")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from .folders import PROTOCOLS, Evaluator, Report, evaluate
+from .folders import evaluate
+from .scores import PROTOCOLS, Evaluator, Report
 
 __all__ = ["PROTOCOLS", "Evaluator", "Report", "evaluate"]

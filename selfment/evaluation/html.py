@@ -18,7 +18,8 @@ from ..core import options as params
 from ..images.load import ImageError, load_image
 from ..images.maps import read_saliency, read_truth
 from ..util.files import write_atomically
-from .folders import ImageScores, Report, by_stem
+from .pairs import by_stem
+from .scores import ImageScores, Report
 from .tables import MEANINGS, number, remarks, title
 
 _SIDE = 200  # pixels, of a picture's longer side at most

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .folders import Report
+    from .scores import Report
 
 _NAMED = 5  # files that a sentence lists at most
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.folders import Report, by_stem, check_complete, evaluate, nfc, without_image
+from ..evaluation.folders import evaluate, without_image
+from ..evaluation.pairs import by_stem, check_complete, nfc
+from ..evaluation.scores import Report
 from ..images.load import ImageEntry
 from ..images.maps import read_truth
 from ..jobs.label import label_images

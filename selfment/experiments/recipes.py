@@ -159,7 +159,7 @@ def _names() -> list[str]:
 
 
 def _recipe(name: str, content: dict[str, Any]) -> Recipe:
-    from ..evaluation.folders import PROTOCOLS
+    from ..evaluation.scores import PROTOCOLS
 
     _check("", content, _TOP)
     for table, rules in _TABLES.items():

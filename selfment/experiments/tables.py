@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..evaluation.tables import latex, markdown, numbers, title, values
 
 if TYPE_CHECKING:
-    from ..evaluation.folders import Report
+    from ..evaluation.scores import Report
     from .compare import Comparison
 
 _VARIANT = ["method", "initial split"]

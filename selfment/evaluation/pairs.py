@@ -1,0 +1,175 @@
+"""Predictions and the ground truths that they belong to, by the names of their files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ..images.load import find_images
+from ..util.results import recorded_files
+from . import tables
+from .datasets import split_stray
+
+#: Of a prediction's name after its ground truth's; the first that a folder holds is taken.
+SUFFIXES = ("_saliency", "_mask")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prediction, its ground truth, and the path that they share, without suffixes."""
+
+    name: str
+    prediction: Path
+    truth: Path
+
+
+def match(
+    pred: str | os.PathLike[str],
+    gt: str | os.PathLike[str],
+    suffix: str | None = None,
+    gt_suffix: str = "",
+) -> tuple[list[Pair], list[str], list[str]]:
+    """The pairs of two folders, the ground truths without a prediction, and the reverse.
+
+    All in the order of their names; see :func:`evaluate`, of which it has the errors.
+    """
+    truths = by_stem(gt, "gt", gt_suffix)
+    files = files_by_stem(pred, "pred")
+    if suffix is None:
+        suffix = _suffix(_predicted(pred, files), truths)
+    chosen = {
+        stem[: len(stem) - len(suffix)]: _only(found, "pred")
+        for stem, found in files.items()
+        if stem.endswith(suffix) and not (suffix == "" and _is_suffixed(stem, truths))
+    }
+    pairs = [Pair(name, chosen[name], truths[name]) for name in truths if name in chosen]
+    missing = [name for name in truths if name not in chosen]
+    extra = [f"{name}{suffix}" for name in chosen if name not in truths]
+    if not pairs:
+        raise ValueError(
+            "`pred` must hold files named after those in `gt`"
+            f"{f', with the suffix {suffix!r}' if suffix else ''}: got {next(iter(files))!r} and "
+            f"the like for {next(iter(truths))!r} and the like"
+        )
+    return pairs, missing, extra
+
+
+def by_stem(folder: str | os.PathLike[str], name: str, suffix: str = "") -> dict[str, Path]:
+    """The images in a folder by their stems: the path in it, without the ending of the file.
+
+    ``/`` is between the parts, and letters are composed (NFC). Sorted.
+
+    Args:
+        folder: where to search.
+        name: of the argument, in the errors; of ``"gt"`` masks in JPEG beside others do not count.
+        suffix: the end of the stems of those that count, which is taken off.
+
+    Raises:
+        ValueError: the folder does not exist, holds no such image, or two of one stem.
+    """
+    found = {
+        stem.removesuffix(suffix): _only(split_stray(files)[0] if name == "gt" else files, name)
+        for stem, files in files_by_stem(folder, name).items()
+        if stem.endswith(suffix)
+    }
+    if not found:
+        raise ValueError(
+            f"`{name}` must hold images whose names end in {suffix!r}: "
+            f"got {os.fspath(folder)!r}, which holds none"
+        )
+    return found
+
+
+def nfc(name: str) -> str:
+    """The name with its letters composed: file systems differ in how they keep an umlaut."""
+    return unicodedata.normalize("NFC", name)
+
+
+def check_complete(
+    missing: Sequence[str], extra: Sequence[str], argument: str = "pred", kind: str = "prediction"
+) -> None:
+    """Raises ``ValueError`` for ground truths, or files of a ``kind``, that lack the other."""
+    found = [
+        f"{tables.counted(missing, 'ground truth')} without a {kind}" if missing else "",
+        f"{tables.counted(extra, kind)} without a ground truth" if extra else "",
+    ]
+    if any(found):
+        raise ValueError(
+            f"`{argument}` must hold one {kind} for each ground truth: "
+            f"{' and '.join(filter(None, found))}; to score the others, allow missing files"
+        )
+
+
+def files_by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, list[Path]]:
+    """The image files of a folder, by their paths below it without suffixes."""
+    root = Path(os.path.abspath(folder))
+    if not root.is_dir():
+        raise ValueError(f"`{name}` must be a folder that exists: got {os.fspath(folder)!r}")
+    found: dict[str, list[Path]] = {}
+    overlays = {
+        file for file, (_, field) in recorded_files(os.fspath(root)).items() if field == "overlay"
+    }
+    for entry in find_images(root, results=True):
+        if entry.name in overlays:
+            continue
+        stem = nfc(entry.path.relative_to(root).with_suffix("").as_posix())
+        found.setdefault(stem, []).append(entry.path)
+    return {stem: found[stem] for stem in sorted(found)}
+
+
+def _only(files: Sequence[Path], name: str) -> Path:
+    if len(files) > 1:
+        first, second = files[:2]
+        raise ValueError(
+            f"`{name}` must hold one file of each stem: got {first.name} and {second.name} in "
+            f"{first.parent}"
+        )
+    return files[0]
+
+
+def _predicted(pred: str | os.PathLike[str], files: dict[str, list[Path]]) -> dict[str, list[Path]]:
+    """The files, without the masks of labels where records say that predictions lie beside them."""
+    recorded = recorded_files(os.fspath(pred))
+    masks = {
+        PurePosixPath(file).with_suffix("") for file, (of, _) in recorded.items() if of == "labels"
+    }
+    if all(of == "labels" for of, _ in recorded.values()):
+        return files
+    left = {stem: found for stem, found in files.items() if PurePosixPath(stem) not in masks}
+    if len(left) < len(files):
+        print(
+            f"{os.fspath(pred)} holds masks of labels and predictions: the predictions are scored, "
+            "and the suffix '' names the masks",
+            file=sys.stderr,
+        )
+    return left
+
+
+def _is_suffixed(stem: str, truths: dict[str, Path]) -> bool:
+    """Whether a prediction is named after a ground truth, with one of the suffixes."""
+    return stem not in truths and any(
+        stem.endswith(suffix) and stem.removesuffix(suffix) in truths for suffix in SUFFIXES
+    )
+
+
+def _suffix(files: dict[str, list[Path]], truths: dict[str, Path]) -> str:
+    """The kind of the predictions: the suffix of their stems."""
+    examples: dict[str, str] = {}
+    for stem in files:
+        if stem in truths:
+            examples.setdefault("", stem)
+            continue
+        for suffix in SUFFIXES:
+            if stem.endswith(suffix) and stem.removesuffix(suffix) in truths:
+                examples.setdefault(suffix, stem)
+    if "" in examples and len(examples) > 1:
+        got = " and ".join(repr(stem) for stem in examples.values())
+        raise ValueError(
+            f"`pred` must hold predictions of one kind: got {got}; name the `suffix` of those to "
+            "score, '' for none"
+        )
+    return next((suffix for suffix in SUFFIXES if suffix in examples), "")
