@@ -438,14 +438,14 @@ def test_a_data_set_is_scored_as_it_is_downloaded(tmp_path, monkeypatch, capsys)
 
 
 def test_a_pair_that_cannot_be_scored_costs_itself_alone(capsys, folders, monkeypatch):
-    score = evaluation._score
+    score = evaluation.score
 
     def fail(saliency, truth, *rest):
         if truth.shape == (40, 17):
             raise ArithmeticError("as a library\nmay")
         return score(saliency, truth, *rest)
 
-    monkeypatch.setattr(evaluation, "_score", fail)
+    monkeypatch.setattr(evaluation, "score", fail)
     pred, gt = folders
     report = evaluate(pred, gt, progress=False)
     assert len(report.images) == 5
