@@ -31,7 +31,7 @@ from selfment.evaluation.metrics import f_max, iou
 from selfment.images.load import find_images, load_image
 from selfment.images.maps import read_truth
 from selfment.models.labeler import PseudoLabeler
-from selfment.training.run import fit
+from selfment.training.loop import fit
 
 STEPS = ("NCut", "IPO", "head")
 

@@ -31,8 +31,9 @@ from selfment.images.draw import overlay
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
 from selfment.models.head import HeadInfo, load_head, save_head
+from selfment.training.loop import fit
 from selfment.training.losses import head_loss
-from selfment.training.run import fit, train
+from selfment.training.run import train
 
 GRID = (8, 9)
 VITS = {

@@ -22,8 +22,9 @@ from selfment import PatchHead, PseudoLabeler
 from selfment.images.load import find_images
 from selfment.models.head import load_head
 from selfment.training.cache import TensorCache
+from selfment.training.loop import Step, fit
 from selfment.training.losses import head_loss
-from selfment.training.run import Step, Summary, fit, train
+from selfment.training.run import Summary, train
 
 
 def pictures(folder: Path, count: int, size: int = 64) -> Path:

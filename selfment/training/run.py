@@ -9,22 +9,20 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DistributedSampler
+from torch import nn
 from tqdm import tqdm
 
 from ..backbones import DTYPES, WeightsError
 from ..core import native as _native
 from ..core import options as params
-from ..core.torch_state import as_documented, loading
+from ..core.torch_state import loading
 from ..images.load import ImageEntry
 from ..jobs.records import lock
 from ..models.head import HeadInfo, PatchHead, read_checkpoint, save_head
@@ -33,40 +31,18 @@ from ..util import distributed as _distributed
 from ..util.extras import load_extra
 from ..util.files import atomic_file, remove_stale, write_atomically
 from .cache import TensorCache
-from .losses import HeadLoss, head_loss
-from .samples import Source, ahead
+from .loop import (
+    EPOCHS,
+    LEARNING_RATE,
+    LOSSES,
+    SEED,
+    WEIGHT_DECAY,
+    Step,
+    fit,
+)
+from .samples import Source
 
-EPOCHS = 3
 MAX_IMAGES = 1000
-LEARNING_RATE = 1e-3
-WEIGHT_DECAY = 1e-5
-SEED = 111
-
-_AHEAD = 4  # samples that are read while one is trained on
-_LOSSES = ("total", "bce", "dice", "contrastive")
-
-
-class Samples(Protocol):
-    """What a head is trained on."""
-
-    def __len__(self) -> int:
-        """The number of images."""
-
-    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        """(N, d) features and (N,) bool labels of an image; called from several threads."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One optimisation step: the losses are means over the images of all processes."""
-
-    epoch: int  #: from 1
-    step: int  #: from 1, over all epochs
-    index: int  #: of this process's image
-    total: float
-    bce: float
-    dice: float
-    contrastive: float
 
 
 @dataclass(frozen=True)
@@ -78,68 +54,6 @@ class Summary:
     failed: int  #: that could not be labelled
     steps: int  #: taken by this run
     seconds_per_step: float  #: the median; NaN without a step
-
-
-def fit(
-    head: PatchHead,
-    samples: Samples,
-    *,
-    epochs: int = EPOCHS,
-    lr: float = LEARNING_RATE,
-    weight_decay: float = WEIGHT_DECAY,
-    seed: int = SEED,
-    finished: int = 0,
-    optimizer_state: dict[str, Any] | None = None,
-    on_step: Callable[[Step], object] = lambda step: None,
-    on_epoch: Callable[[int, dict[str, Any]], object] = lambda epoch, state: None,
-) -> PatchHead:
-    """Trains ``head`` in place, on its device: Adam, one image for each step and process.
-
-    The order of an epoch depends on ``seed`` and its number alone, so that a run that goes on after
-    ``finished`` epochs with their ``optimizer_state`` ends as one that never stopped. Under
-    ``torch.distributed`` each process takes its share of every epoch. ``on_epoch`` gets the epoch,
-    from 1, and the optimiser's state. The caller's autocast, default device, and modes without
-    gradients change nothing. Raises ``ValueError`` where the loss is not finite, or for a head that
-    was made in inference mode.
-    """
-    device = next(head.parameters()).device
-    if any(parameter.is_inference() for parameter in head.parameters()):
-        raise ValueError(
-            "`head` must not be made in torch.inference_mode(): its parameters then can have no "
-            "gradients"
-        )
-    with torch.inference_mode(False), torch.enable_grad(), as_documented(device):
-        model: nn.Module = head
-        rank, world = 0, 1
-        if torch.distributed.is_initialized():
-            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-            model = nn.parallel.DistributedDataParallel(head)
-        optimizer = torch.optim.Adam(head.parameters(), lr=lr, weight_decay=weight_decay)
-        if optimizer_state is not None:
-            optimizer.load_state_dict(optimizer_state)
-        indices: Any = range(len(samples))
-        sampler: DistributedSampler[int]
-        sampler = DistributedSampler(indices, world, rank, shuffle=True, seed=seed)
-        step = finished * len(sampler)
-        head.train()
-        for epoch in range(finished + 1, epochs + 1):
-            sampler.set_epoch(epoch)
-            for index, features, labels in _prefetched(samples, sampler, device.type == "cuda"):
-                logits, embedding = model(features.to(device, non_blocking=True))
-                loss = head_loss(logits, embedding, labels.to(device, non_blocking=True))
-                optimizer.zero_grad(set_to_none=True)
-                loss.total.backward()
-                optimizer.step()
-                step += 1
-                values = _values(loss)
-                if not math.isfinite(values["total"]):  # in every process alike
-                    raise ValueError(
-                        f"the loss must be finite: got {values['total']} in step {step}, of epoch "
-                        f"{epoch}; is the learning rate of {lr} too high, or a feature not finite?"
-                    )
-                on_step(Step(epoch, step, index, **values))
-            on_epoch(epoch, optimizer.state_dict())
-    return head.eval()
 
 
 def train(
@@ -349,7 +263,7 @@ class _Run:
         row = {**asdict(step), "image": self._names[step.index], "seconds": self.seconds[-1]}
         self._steps.write(json.dumps(row) + "\n")
         self._steps.flush()
-        for name in _LOSSES:
+        for name in LOSSES:
             self._board.add_scalar(f"loss/{name}", getattr(step, name), step.step)
 
     def save(self, epoch: int, head: PatchHead, info: HeadInfo, state: dict[str, Any]) -> None:
@@ -385,23 +299,6 @@ def _new_head(dim: int, seed: int) -> PatchHead:
             bound = 1 / math.sqrt(layer.in_features)
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
         return head
-
-
-def _prefetched(
-    samples: Samples, order: Iterable[int], pin: bool
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    def read(index: int) -> tuple[Tensor, ...]:
-        return tuple(part.pin_memory() if pin else part for part in samples[index])
-
-    with ThreadPoolExecutor(2) as pool:
-        for index, future in ahead(pool, read, order, _AHEAD):
-            features, labels = future.result()
-            yield index, features, labels
-
-
-def _values(loss: HeadLoss) -> dict[str, float]:
-    values = torch.stack([getattr(loss, name).detach().float() for name in _LOSSES])
-    return dict(zip(_LOSSES, _distributed.mean(values).tolist(), strict=True))
 
 
 def _epoch(name: str) -> int:
