@@ -32,9 +32,7 @@ the post-processing of the image (dense CRF, bilateral solver) that some authors
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -44,12 +42,14 @@ from torch import Tensor
 from ..backbones import Attended, Backbone
 from ..core import options as params
 from ..core.arrays import Grid, as_features
-from ..core.graph import Graph, affinity
 from ..core.ipo import refine
 from ..core.label import PseudoLabels, pseudo_label
-from ..core.ncut import eigenpairs, initial_mask
-from ..core.regions import kmeans, load_kmeans
-from .selfmask import Mask, selfmask, unit
+from ..core.regions import load_kmeans
+from .dsm import dsm
+from .found import found
+from .maskcut import maskcut
+from .selfmask import selfmask
+from .splits import cls_split, kmeans_split
 
 METHODS = ("selfment", "tokencut", "maskcut", "dsm", "selfmask", "found")
 INITS = ("ncut", "kmeans", "cls")
@@ -64,9 +64,6 @@ OPTIONS: Mapping[str, Any] = {
     "ipo_min_count": params.IPO_MIN_COUNT,
     "min_confidence": 0.0,
 }
-
-_BACKGROUND = 0.3  # FOUND's least cosine with the reference patch
-_MASKCUT_TAU, _ROUNDS = 0.15, 3
 
 
 def check(method: str, init: str, options: Mapping[str, Any]) -> None:
@@ -181,114 +178,3 @@ def label(
         rejected=torch.zeros_like(steps, dtype=torch.bool),
         tau=nan,
     )
-
-
-def kmeans_split(features: Tensor, grid: Grid) -> Mask:
-    """The foreground (N,) of 2-means of (N, d) rows, N >= 2; all of it where they are equal.
-
-    scikit-learn's k-means, the best of ten starts, which are always the same.
-    """
-    f = unit(features).float().numpy()
-    if np.array_equal(f.min(axis=0), f.max(axis=0)):
-        return np.ones(len(f), dtype=bool)
-    side = kmeans(f, 2) == 1
-    inner = np.zeros(grid, dtype=bool)
-    inner[1:-1, 1:-1] = True
-    border = ~inner.ravel()
-
-    def background(part: Mask) -> tuple[int, ...]:
-        return int((part & border).sum()), int(part.sum()), int(part[0])
-
-    return min(side, ~side, key=background)
-
-
-def cls_split(features: Tensor, cls: Tensor) -> Mask:
-    """The foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
-    cosine = unit(features) @ unit(cls[None])[0]
-    return np.asarray((cosine > cosine.mean()).numpy())
-
-
-def found(features: Tensor, attention: Tensor, *, by_head: bool) -> Mask:
-    """FOUND's foreground (N,): patches whose cosine with the reference patch is <= 0.3.
-
-    The reference is the patch that the CLS token attends to least, over the sum of the heads. Where
-    the features (N, d) are those of the heads side by side (``by_head``), as keys are, heads and
-    their features are weighted first: with q_h the share of patches to which head h attends more
-    than the mean over all heads and patches, by log(sum q / q_h). The authors' weights are for
-    keys; other features go without, which their code allows.
-
-    ``attention``: (heads, N), of the CLS token in the last block.
-    """
-    heads = attention.detach().cpu().double()
-    rows = features
-    if by_head:
-        share = (heads > heads.mean()).double().mean(dim=1) + 1e-10
-        weights = (share.sum() / share).log()
-        heads = heads * weights[:, None]
-        parts = features.detach().cpu().double().unflatten(1, (len(heads), -1))
-        rows = (parts * weights[:, None]).flatten(1)
-    f = unit(rows)
-    return np.asarray((f @ f[heads.sum(dim=0).argmin()] <= _BACKGROUND).numpy())
-
-
-def dsm(features: Tensor, grid: Grid) -> PseudoLabels:
-    """Deep Spectral Methods' labels of (B, N, d) features."""
-    # Without edges below the smallest tau, and so small an eps, A is max(cosine, 0).
-    graph: dict[str, Any] = {"tau": sys.float_info.min, "eps": 1e-30, "graph": "weighted"}
-    labels = pseudo_label(features, grid, **graph, ipo_iters=0)
-    # A patch without edges, even to itself, has an entry of 0; with eps it would have a mean.
-    empty = (features == 0).all(dim=-1).unflatten(1, grid)
-    x = labels.fiedler.masked_fill(empty & (features.shape[1] > 1), 0)
-    share = (x > 0).flatten(1).double().mean(dim=1)
-    x = torch.where(((share > 0.5) & (share < 1))[:, None, None], -x, x)
-    labels = replace(labels, ncut_mask=x > 0, fiedler=x, seed=torch.full_like(labels.seed, -1))
-    return _with_mask(labels, features, x > 0)
-
-
-def maskcut(features: Tensor, grid: Grid) -> PseudoLabels:
-    """MaskCut's labels of (B, N, d) features: the union of three rounds.
-
-    Each cuts the features that earlier masks have painted over with zeros. From the second on a
-    mask is emptied if its intersection over union with the one before is > 0.5, or if it covers 1 %
-    of the grid or less.
-    """
-    labels = pseudo_label(features, grid, tau=_MASKCUT_TAU, ipo_iters=0)
-    graph = affinity(features, tau=_MASKCUT_TAU)
-    if graph.n == 1:
-        return _with_mask(labels, features, labels.mask)
-    mask, seed, x = _maskcut_round(graph, grid)
-    labels = replace(
-        labels,
-        ncut_mask=mask.unflatten(1, grid),
-        seed=seed,
-        fiedler=x.float().unflatten(1, grid),
-    )
-    union = mask
-    for _ in range(_ROUNDS - 1):
-        graph = graph.paint(mask)
-        last, mask = mask, _maskcut_round(graph, grid)[0]
-        overlap, either = (mask & last).sum(dim=1), (mask | last).sum(dim=1)
-        void = (2 * overlap > either) | (100 * mask.sum(dim=1) <= mask.shape[1])
-        mask = mask & ~void[:, None]
-        union = union | mask
-    return _with_mask(labels, features, union.unflatten(1, grid))
-
-
-def _maskcut_round(graph: Graph, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """The masks (B, N) of one round, their seeds (B,) and the vectors (B, N), as LAPACK's.
-
-    MaskCut asks the side x > mean(x) for its corners. Where x is negative at the peak of |x|, that
-    is the side without the seed, which it leaves in any case.
-    """
-    x = eigenpairs(graph, 1, sign="lapack").vectors[:, 0]
-    mask, seed = initial_mask(x, grid, "seed")
-    other, other_seed = initial_mask(x, grid, "corners")
-    positive = x.gather(1, seed[:, None]) > 0
-    return torch.where(positive, other, mask), torch.where(positive[:, 0], other_seed, seed), x
-
-
-def _with_mask(labels: PseudoLabels, features: Tensor, mask: Tensor) -> PseudoLabels:
-    """``labels`` of (B, N, d) features with another mask (B, h, w) than that of their cut."""
-    separation = refine(features.contiguous(), mask.flatten(1), 0, 1)[2]
-    unknown = torch.full_like(separation, torch.nan)
-    return replace(labels, mask=mask, separation=separation, confidence=unknown)
