@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,8 @@ def test_which_rounds_count(areas, union, monkeypatch):
     grid = (10, 20)
     masks = iter([torch.arange(200)[None].ge(a) & torch.arange(200)[None].lt(b) for a, b in areas])
     seed, x = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 200)
-    monkeypatch.setattr(methods, "_maskcut_round", lambda graph, grid: (next(masks), seed, x))
+    module = import_module("selfment.methods.maskcut")  # the function has its name
+    monkeypatch.setattr(module, "_maskcut_round", lambda graph, grid: (next(masks), seed, x))
     found = methods.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
     assert set(found.nonzero().flatten().tolist()) == union
 
