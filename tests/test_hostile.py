@@ -26,6 +26,7 @@ import processes
 from heads import a_head
 from selfment import cli
 from selfment.backbones import WeightsError, load_backbone
+from selfment.cli import common
 from selfment.evaluation.folders import evaluate
 from selfment.experiments.recipes import RecipeError, read_recipe
 from selfment.images.load import ImageError, find_images, load_image
@@ -214,7 +215,7 @@ def test_an_image_that_becomes_a_pipe(photos_in, tmp_path, capsys, monkeypatch):
         os.mkfifo(photos_in / "b.png")
         return found
 
-    monkeypatch.setattr(cli, "find_images", swapped)
+    monkeypatch.setattr(common, "find_images", swapped)
     code, err = label(capsys, photos_in, tmp_path / "out")
     assert (code, err.splitlines()[0]) == (
         1,
@@ -635,7 +636,7 @@ def test_a_file_that_vanishes(photos_in, tmp_path, capsys, monkeypatch):
         (photos_in / "b.png").unlink()
         return found
 
-    monkeypatch.setattr(cli, "find_images", vanished)
+    monkeypatch.setattr(common, "find_images", vanished)
     code, err = label(capsys, photos_in, tmp_path / "out")
     assert code == 1
     assert f"cannot read {photos_in}/b.png: no such file" in err

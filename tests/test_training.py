@@ -127,7 +127,7 @@ def test_labels_are_those_of_the_labeler(folder: Path, tmp_path: Path, monkeypat
             seen[samples.paths[index].name] = samples[index]
         return head
 
-    monkeypatch.setattr("selfment.training.fit", spy)
+    monkeypatch.setattr("selfment.training.run.fit", spy)
     run(folder, tmp_path / "run")
     labeler = PseudoLabeler(size=96)
     assert len(seen) == 6
@@ -294,7 +294,7 @@ def test_an_image_that_changes_after_it_was_labelled(tmp_path: Path, monkeypatch
             samples[1]
         return head
 
-    monkeypatch.setattr("selfment.training.fit", change)
+    monkeypatch.setattr("selfment.training.run.fit", change)
     run(photos, tmp_path / "run", use_cache=False)
 
 
@@ -330,7 +330,7 @@ def test_one_run_at_a_time(folder: Path, tmp_path: Path, monkeypatch) -> None:
             run(folder, tmp_path / "run")
         return head
 
-    monkeypatch.setattr("selfment.training.fit", second)
+    monkeypatch.setattr("selfment.training.run.fit", second)
     run(folder, tmp_path / "run")
 
 
@@ -410,7 +410,7 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
     killed_at("selfment.training.cache:write_atomically", 11)
     before = {p: p.stat().st_mtime_ns for p in out.glob("cache/*/*.safetensors")}
     assert len(before) == 10
-    killed_at("selfment.training:_Run.save", 3)
+    killed_at("selfment.training.run:_Run.save", 3)
     assert (out / "epoch-002.pt").exists()
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert cached() == 80
@@ -457,7 +457,7 @@ def test_two_processes(folder: Path, tmp_path: Path) -> None:
         return head
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfment.training.fit", keep)
+        patch.setattr("selfment.training.run.fit", keep)
         run(folder, tmp_path / "one", batch_size=1)
     with torch.random.fork_rng():
         torch.manual_seed(111)
