@@ -61,8 +61,8 @@ __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Copies 16 bytes to shared memory in the background, or zeros. The slab after this one is in the
-// same 128 bytes.
+// Copies 16 bytes to shared memory in the background, or zeros, without a look at `from`. The next
+// slab of a row lies in the same 128 bytes, or the one before.
 __device__ inline void copy_piece(uint16_t* to, const uint16_t* from, bool exists) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                "l"(from), "r"(exists ? 16 : 0)
