@@ -83,32 +83,37 @@ class Model:
             if loop.innermost and loop.count("HMMA")
         )  # fmt: skip
         rest = len(self.code.kernels[kernel].instructions) - len(loop.instructions)
-        warps = launch.threads // 32
-        edge = math.isqrt(warps * self.made.warp_rows * self.made.warp_columns)
+        made, warps = self.made, launch.threads // 32
+        edge = math.isqrt(warps * made.warp_rows * made.warp_columns)
         tiles = math.ceil(s.n / edge)
         tiles = tiles * (tiles + 1) // 2
         resident = self.code.occupancy(kernel, launch.threads, launch.shared)
-        slots = resident * ASSUMED.multiprocessors
-        waves = math.ceil(s.batch * tiles / slots) * resident / s.batch
-        slabs = math.ceil(s.d / 64)
-        # A warp reads its rows of both sides for each 16 elements; the copies write them once.
-        rows = self.made.warp_rows + self.made.warp_columns
-        read = warps * rows * 64 * 2 + 2 * edge * 64 * 2
-        loops = loop.count("HMMA") / (self.made.warp_rows * self.made.warp_columns / 128 * 4)
+        turns = math.ceil(s.batch * tiles / resident / ASSUMED.multiprocessors) / s.batch
+        blocks = turns * resident  # of a multiprocessor; those of a turn wait side by side
+        slabs = math.ceil(s.d / made.slab)
+        # A warp reads its rows of both sides for each 16 elements; the copies write them once. What
+        # a loop keeps in shared memory besides, such as sums, counts as its loads and stores.
+        other = sum(
+            32 * i.width for i in loop.usual
+            if i.space == "shared" and i.name not in ("LDSM", "LDGSTS") and i.predicate != "!PT"
+        )  # fmt: skip
+        rows = made.warp_rows + made.warp_columns
+        slab = 2 * edge * made.slab * 2
+        loops = loop.count("HMMA") / (made.warp_rows * made.warp_columns / 128 * made.slab / 16)
         self.add(
             "join", "product",
-            instructions=waves * slabs * warps * len(loop.usual) / loops,
-            shared=waves * slabs * read,
-            products=waves * slabs * warps * loop.count("HMMA") / loops,
-            cached=waves * slabs * 2 * edge * 64 * 2,
-            barriers=0,
-            latency=waves * 2 * ASSUMED.latency,
+            instructions=blocks * slabs * warps * len(loop.usual) / loops,
+            shared=blocks * slabs * (warps * (rows * made.slab * 2 + other / loops) + slab),
+            products=blocks * slabs * warps * loop.count("HMMA") / loops,
+            cached=blocks * slabs * slab,
+            latency=turns * 2 * ASSUMED.latency,
         )  # fmt: skip
+        barriers = sum(i.name == "BAR" for i in self.code.kernels[kernel].instructions) - 1
         self.add(
             "join", "epilogue",
-            instructions=waves * warps * rest,
-            barriers=waves * 4,
-            latency=waves * 2 * ASSUMED.latency,
+            instructions=blocks * warps * rest,
+            barriers=turns * barriers,
+            latency=turns * 2 * ASSUMED.latency,
         )  # fmt: skip
 
     def settle(self) -> None:

@@ -30,10 +30,10 @@ class Size:
 
 
 SIZES = (
-    Size(900, 384, 32, 16, 5, 2.2e-4, "29 to 38"),
-    Size(2304, 4096, 32, 18, 9, 3.3e-4, "130 to 155"),
-    Size(6400, 4096, 32, 21, 7, 3.3e-4, "660 to 815"),
-    Size(25600, 4096, 1, 21, 11, 3.3e-4, "11,000 to 14,000"),
+    Size(900, 384, 32, 16, 5, 2.5e-5, "29 to 38"),
+    Size(2304, 4096, 32, 18, 9, 4.2e-5, "130 to 155"),
+    Size(6400, 4096, 32, 21, 7, 4.2e-5, "660 to 815"),
+    Size(25600, 4096, 1, 21, 11, 4.2e-5, "11,000 to 14,000"),
 )
 
 
@@ -59,6 +59,7 @@ class Assumptions:
     gap: float = 1.3e-6  # s between two kernels of a stream
     warmth: float = 0.1  # share of the rows that a step of IPO after the second reads
     fragments: float = 1  # of the product's, that go through registers
+    sharing: float = 1  # of the product's bytes from L2: 3/4 where tiles are 128 x 256
     cluster: float = 0  # cycles of a cluster's barrier in place of a meeting's atomics and fences
 
     def meeting(self, fences: float) -> float:
@@ -67,7 +68,8 @@ class Assumptions:
 
 
 ASSUMED = Assumptions()
-WGMMA = replace(ASSUMED, products=0.8, fragments=0)  # a tile's operands stay in shared memory
+# A tile's operands stay in shared memory, and it can be larger.
+WGMMA = replace(ASSUMED, products=0.8, fragments=0, sharing=0.75)
 CLUSTERS = replace(WGMMA, cluster=250)
 
 
@@ -92,11 +94,12 @@ class Phase:
     def cycles(self, a: Assumptions, fences: float) -> dict[str, float]:
         """Of each resource, and of waiting; ``fences``: cycles of those of a meeting."""
         shared = self.shared * (a.fragments if self.products else 1)
+        cached = self.cached * (a.sharing if self.products else 1)
         return {
             "issue": self.instructions / a.issue / a.overlap,
             "FP64": self.doubles / a.doubles / a.overlap,
             "shared": shared / a.shared / a.overlap,
-            "L2": self.cached / a.cached / a.overlap,
+            "L2": cached / a.cached / a.overlap,
             "tensor": self.products / a.products / a.overlap,
             "latency": self.chain,
             "wait": self.barriers * a.barrier + self.meetings * a.meeting(fences) + self.latency,
@@ -159,6 +162,7 @@ class Structure:
 
     warp_rows: int  # of a warp's tile of the product
     warp_columns: int
+    slab: int  # elements of a row
     tridiagonal: bool  # no Jacobi before the first restart
     norms_given: bool  # to IPO, by the affinity
     at_once: int  # vectors whose inner products with one a warp takes at a time
@@ -169,6 +173,7 @@ def structure() -> Structure:
     """Read off csrc."""
     text = {path.name: path.read_text() for path in (sass.ROOT / "csrc").rglob("*.*")}
     tile = re.search(r"kRows = (\d+), kColumns = (\d+)", text["operand_product.cuh"])
+    slab = re.search(r"kSlab = (\d+)", text["operand_product.cuh"])
     ipo = re.search(r"^void ipo\(.*?\);", text["params.h"], re.DOTALL | re.MULTILINE)
     solver = "".join(text[name] for name in text if name.endswith((".cu", ".cuh")))
     group = re.search(r"kVectorsAtOnce = (\d+)", text["fiedler.cu"])
@@ -176,6 +181,7 @@ def structure() -> Structure:
     return Structure(
         warp_rows=int(tile[1]) if tile else 64,
         warp_columns=int(tile[2]) if tile else 32,
+        slab=int(slab[1]) if slab else 64,
         tridiagonal=bool(re.search(r"bisect|multisect|tridiagonal", solver, re.IGNORECASE)),
         norms_given=bool(ipo and "norms" in ipo[0]),
         at_once=int(group[1]) if group else 1,

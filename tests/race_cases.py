@@ -27,7 +27,8 @@ GRAPHS = ("binary", "weighted")
 
 
 def labels() -> Iterator[Any]:
-    rows = torch.stack([smooth(6, 13, 24, seed=seed) for seed in range(2)])
+    """Of rows that take more than one turn of every loop over their elements."""
+    rows = torch.stack([smooth(6, 13, 40, seed=seed) for seed in range(2)])
     for graph in GRAPHS:
         yield selfment.pseudo_label(rows, (6, 13), graph=graph)
 

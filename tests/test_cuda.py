@@ -571,6 +571,18 @@ def test_rows_whose_products_are_known_cost_nothing(
     assert (joined[::3, ::3] == (tau < 0)).all()
 
 
+def test_few_pairs_are_undecided(emulated: ModuleType) -> None:
+    """Those within the error of sums of 32 products, and of the additions of such sums."""
+    rows = noise(16, 20, 256).bfloat16()
+    units = torch.nn.functional.normalize(rows.double(), dim=1)
+    i, j = torch.triu_indices(320, 320)
+    bound = 2**-24 * (2 * (2 * 32 + 2) + 256 / 32 + 1 + 10)
+    near = ((units[i] * units[j]).sum(1).abs() < 1.1 * bound).sum()
+    pairs, tiles = undecided(emulated, rows[None], 0.0)
+    assert 0 < pairs <= near
+    assert tiles == 0
+
+
 @BOTH
 def test_a_row_that_is_nearly_zero(target: Target) -> None:
     """Its squares vanish, or its elements as float32 do, or neither."""

@@ -10,18 +10,20 @@
 #include "operand_product.cuh"
 #include "pair_list.cuh"
 #include "rows.cuh"
+#include "tile_edges.cuh"
 
 namespace selfment::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kStages = 3;    // slabs on their way
-constexpr int kFold = 8;      // slabs after which a sum starts anew
-constexpr int64_t kBand = 8;  // rows of tiles that blocks take side by side, to share columns
+constexpr int kJoinThreads = 128;  // 2 x 2 warps' tiles are a block's
+constexpr int kStages = 3;         // slabs on their way; then two blocks fit anywhere
+constexpr unsigned kBand = 8;      // rows of tiles that blocks take side by side, to share columns
 constexpr int64_t kSlabElements = int64_t{2} * kBlockTile * kSlab;
 constexpr int64_t kTileBytes = kStages * kSlabElements * int64_t{sizeof(uint16_t)};
+static_assert(kJoinThreads / kWarp * sizeof(TileNotes) <= kTileBytes);
+static_assert(WarpTile::kRows == kWord && WarpTile::kColumns == kWord);
 constexpr double kUnit = 0x1p-24;
 constexpr auto kTauShare = static_cast<float>(4.04 * kUnit);  // of |tau|, for the comparison
 
@@ -33,13 +35,12 @@ constexpr auto kTauShare = static_cast<float>(4.04 * kUnit);  // of |tau|, for t
 // float. (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021, found all of this, with
 // groups of 4 and 8 and some more bits.) Whatever the grouping, each product and each sum is then
 // cut once at most, by less than 2u = 2^-23 of the largest magnitude in its step. A sum starts anew
-// after kFold slabs, a run; in a run nothing exceeds the run's share of sum |a_k b_k| but by its
-// own error, for which are the 1 %, and the shares add up to |a| |b| <= 1 (Cauchy-Schwarz). The
-// runs are added in float32.
+// with each slab; in a slab nothing exceeds the slab's share of sum |a_k b_k| but by its own error,
+// for which are the 1 %, and the shares add up to |a| |b| <= 1 (Cauchy-Schwarz). The slabs' sums
+// are added in float32.
 double product_error(int64_t d) {
-  const auto run = static_cast<double>(d < kFold * kSlab ? d : kFold * kSlab);
-  const double runs = static_cast<double>(d) / (kFold * kSlab) + 1;
-  return ((2 * run + 2) * 2 * kUnit + runs * kUnit) * 1.01;
+  const double slabs = static_cast<double>(d) / kSlab + 1;
+  return ((2 * kSlab + 2) * 2 * kUnit + slabs * kUnit) * 1.01;
 }
 
 struct Args {
@@ -56,13 +57,6 @@ struct Args {
 };
 
 // --- Rows ---
-
-// In place of a row's error. The first two outweigh any error they are added to, and say that there
-// is nothing to compute: the product of a zero row and a finite one is 0, and a row that is not
-// finite has no edges.
-constexpr float kZeroRow = -INFINITY;
-constexpr float kNotFinite = NAN;
-constexpr float kOverflows = 1e30f;  // the product might: nothing is known of it
 
 // A warp for each row: its norm, and the operand.
 template <class T>
@@ -167,12 +161,12 @@ __global__ void settle(Args a) {
   };
   for (int64_t at = warp; at < min(found, a.undecided.capacity); at += warps) {
     const int64_t number = a.undecided.pairs[at];
-    if (number != kNoPair) decide(pair_of(number, a.tiles));
+    if (number != kNoPair) decide(pair_of(number, a.words));
   }
   const int64_t whole = static_cast<int64_t>(a.undecided.counts[1]);
   for (int64_t at = warp; at < whole * kTilePairs; at += warps) {
     const Pair pair =
-        pair_of(a.undecided.tiles[at / kTilePairs] * kTilePairs + at % kTilePairs, a.tiles);
+        pair_of(a.undecided.tiles[at / kTilePairs] * kTilePairs + at % kTilePairs, a.words);
     if (pair.i <= pair.j && pair.j < a.p.n) decide(pair);
   }
 }
@@ -181,8 +175,8 @@ __global__ void settle(Args a) {
 
 // The tile of block `index` of an image, in bands of kBand rows of tiles, column by column. False
 // for one below the diagonal, which a band's first columns hold.
-__device__ bool tile_of(int64_t index, int64_t tiles, int64_t* row, int64_t* column) {
-  int64_t first = 0, height = min(kBand, tiles);
+__device__ bool tile_of(unsigned index, unsigned tiles, unsigned* row, unsigned* column) {
+  unsigned first = 0, height = min(kBand, tiles);
   while (index >= height * (tiles - first)) {
     index -= height * (tiles - first);
     first += height;
@@ -196,53 +190,79 @@ __device__ bool tile_of(int64_t index, int64_t tiles, int64_t* row, int64_t* col
 int64_t tile_blocks(int64_t tiles) {
   int64_t blocks = 0;
   for (int64_t first = 0; first < tiles; first += kBand)
-    blocks += std::min(kBand, tiles - first) * (tiles - first);
+    blocks += std::min(int64_t{kBand}, tiles - first) * (tiles - first);
   return blocks;
 }
 
-// Columns of a 32 x 32 block of bits, from its rows, one for each lane.
-__device__ uint32_t transpose(uint32_t row, int lane) {
-  uint32_t column = 0;
-#pragma unroll
-  for (int j = 0; j < kWarp; ++j) {
-    const uint32_t bits = __ballot_sync(kAllLanes, static_cast<int>(row >> j & 1));
-    if (lane == j) column = bits;
+// Lists the unsure pairs of a warp's tile, or the tile.
+__device__ void list_unsure(const PairList& list, int64_t number, const TileEdges& found,
+                            int lane) {
+  const unsigned mine =
+      static_cast<unsigned>(__popcll(found.unsure[0]) + __popcll(found.unsure[1]));
+  if (__any_sync(kAllLanes, static_cast<int>(mine > 0)) == 0) return;
+  unsigned before = mine;  // and its own
+  for (unsigned lanes = 1; lanes < kWarp; lanes *= 2) {
+    const unsigned others = __shfl_up_sync(kAllLanes, before, lanes);
+    if (static_cast<unsigned>(lane) >= lanes) before += others;
   }
-  return column;
+  const unsigned all = __shfl_sync(kAllLanes, before, kWarp - 1);
+  unsigned long long reserved = 0;
+  if (lane == 0) reserved = atomicAdd(list.counts, static_cast<unsigned long long>(all));
+  auto at = static_cast<int64_t>(__shfl_sync(kAllLanes, reserved, 0));
+  const bool fits = at + all <= list.capacity;
+  if (!fits && lane == 0)
+    list.tiles[atomicAdd(list.counts + 1, 1ull)] = static_cast<uint32_t>(number);
+  at += before - mine;
+#pragma unroll
+  for (int part = 0; part < 2; ++part)
+    for (uint64_t rest = found.unsure[part]; rest != 0; rest &= rest - 1, ++at) {
+      const int bit = __ffsll(static_cast<long long>(rest)) - 1;
+      const int row = TileEdges::row(lane, part * 4 + bit / 16);
+      if (at < list.capacity)
+        list.pairs[at] =
+            fits ? pair_number(number, row, TileEdges::column(lane, bit % 16)) : kNoPair;
+    }
 }
 
 // A 128 x 128 tile of the graph and its mirror image.
 template <bool kBFloat16>
-__global__ void __launch_bounds__(kThreads) join(Args a) {
-  const int64_t image = blockIdx.x / a.blocks;
-  int64_t tile_row, tile_column;
-  if (!tile_of(blockIdx.x % a.blocks, a.tiles, &tile_row, &tile_column)) return;
+__global__ void __launch_bounds__(kJoinThreads, 2) join(Args a) {
+  // The blocks of a grid can be counted in 32 bits.
+  const auto blocks = static_cast<unsigned>(a.blocks), tiles = static_cast<unsigned>(a.tiles);
+  const int64_t image = blockIdx.x / blocks, n = a.p.n;
+  unsigned tile_row, tile_column;
+  if (!tile_of(blockIdx.x % blocks, tiles, &tile_row, &tile_column)) return;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int64_t n = a.p.n, first_row = tile_row * kBlockTile,
-                first_column = tile_column * kBlockTile;
   auto* slabs = reinterpret_cast<uint16_t*>(shared_memory());
   const int slab_count = static_cast<int>((a.p.d + kSlab - 1) / kSlab);
 
-  // Rows 0 to 127 of a stage are A's, the others B's.
+  // Rows 0 to 127 of a stage are A's, the others B's; a thread copies a piece of every 32nd.
+  constexpr int kPieces = kSlab / kPiece, kRowsEach = kJoinThreads / kPieces;
+  const int piece = thread % kPieces, to = piece_offset(thread / kPieces, piece);
+  const int64_t first_row = int64_t{tile_row} * kBlockTile + thread / kPieces;
+  const int64_t first_column = int64_t{tile_column} * kBlockTile + thread / kPieces;
+  const auto rows_left = static_cast<int>(n - first_row);
+  const auto columns_left = static_cast<int>(n - first_column);
+  const auto slabs_left = static_cast<int>((a.stride - piece * kPiece + kSlab - 1) / kSlab);
+  const uint16_t* first = a.operand + image * n * a.stride + piece * kPiece;
+  const uint16_t *left = first + first_row * a.stride, *right = first + first_column * a.stride;
   const auto fetch = [&](int slab) {
     if (slab < slab_count) {
-      uint16_t* stage = slabs + slab % kStages * kSlabElements;
+      uint16_t* stage = slabs + slab % kStages * kSlabElements + to;
+      const int64_t k = int64_t{slab} * kSlab;
+      const bool exists = slab < slabs_left;
 #pragma unroll
-      for (int r = 0; r < 2 * kBlockTile * kSlab / kPiece / kThreads; ++r) {
-        const int at = r * kThreads + thread, row = at / (kSlab / kPiece),
-                  piece = at % (kSlab / kPiece);
-        const int64_t source = row < kBlockTile ? first_row + row : first_column + row - kBlockTile;
-        const int64_t k = int64_t{slab} * kSlab + piece * kPiece;
-        const bool exists = source < n && k < a.stride;
-        copy_piece(stage + piece_offset(row, piece),
-                   a.operand + (exists ? (image * n + source) * a.stride + k : 0), exists);
+      for (int r = 0; r < kBlockTile; r += kRowsEach) {
+        copy_piece(stage + r * kSlab, left + k + r * a.stride, exists && r < rows_left);
+        copy_piece(stage + (kBlockTile + r) * kSlab, right + k + r * a.stride,
+                   exists && r < columns_left);
       }
     }
     end_copies();
   };
 
-  const int row = warp / 4 * WarpTile::kRows, column = warp % 4 * WarpTile::kColumns;
-  WarpTile tile{}, total{};
+  const int row = warp / 2 * WarpTile::kRows, column = warp % 2 * WarpTile::kColumns;
+  WarpTile tile{};
   for (int slab = 0; slab < kStages - 1; ++slab) fetch(slab);
   for (int slab = 0; slab < slab_count; ++slab) {
     wait_for_copies<kStages - 2>();
@@ -250,105 +270,34 @@ __global__ void __launch_bounds__(kThreads) join(Args a) {
     fetch(slab + kStages - 1);
     const uint16_t* stage = slabs + slab % kStages * kSlabElements;
     add_product<kBFloat16>(tile, stage, row, stage + kSlabElements / 2, column, lane);
-    if (slab % kFold != kFold - 1 && slab + 1 < slab_count) continue;
-#pragma unroll
-    for (int m = 0; m < 4; ++m)
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          total.sums[m][c][e] += tile.sums[m][c][e];
-          tile.sums[m][c][e] = 0;
-        }
   }
-  wait_for_copies<0>();
   __syncthreads();
 
-  // From here the shared memory holds bits[128][4], mirrored[128][4], and two numbers.
-  auto* bits = reinterpret_cast<uint32_t*>(slabs);
-  uint32_t* mirrored = bits + kBlockTile * 4;
-  auto* unsure_count = reinterpret_cast<unsigned*>(mirrored + kBlockTile * 4);
-  auto* reserved = reinterpret_cast<unsigned long long*>(unsure_count + 2);
-  if (thread == 0) *unsure_count = 0;
-  __syncthreads();
-
-  const float* scales = a.scales + image * n;
-  const float* errors = a.errors + image * n;
+  // From here the shared memory holds what the lanes of a warp tell one another.
+  const int64_t row_word = 2 * tile_row + warp / 2, column_word = 2 * tile_column + warp % 2;
+  if (row_word > column_word || column_word >= a.words) return;
   const double exact_tau = a.p.taus[image];
   const auto tau = static_cast<float>(exact_tau);
-  const bool zero_joins = a.p.weights != nullptr ? 0 >= exact_tau : 0 > exact_tau;
-  const float common = a.margin + fabsf(tau) * kTauShare;
-  uint64_t unsure = 0;
-#pragma unroll
-  for (int m = 0; m < 4; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t i = first_row + row + WarpTile::row(lane, m, 2 * half);
-      const float scale = i < n ? scales[i] : 0.0f;
-      const float margin = (i < n ? errors[i] : 0.0f) + common;
-      uint32_t edges = 0;
-#pragma unroll
-      for (int c = 0; c < 4; ++c)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int at = WarpTile::column(lane, c, e);
-          const int64_t j = first_column + column + at;
-          if (i >= n || j >= n || j < i) continue;
-          const float s = total.sums[m][c][2 * half + e] * scale * scales[j];
-          const float above = s - tau, limit = margin + errors[j];
-          if (!(limit > 0)) {  // kZeroRow or kNotFinite
-            if (limit < 0 && zero_joins) edges |= 1u << at;
-          } else if (fabsf(s) <= 2 && above > limit) {
-            edges |= 1u << at;
-          } else if (!(fabsf(s) <= 2 && above < -limit)) {
-            unsure |= uint64_t{1} << (m * 16 + half * 8 + c * 2 + e);
-          }
-        }
-      edges |= __shfl_xor_sync(kAllLanes, edges, 1);
-      edges |= __shfl_xor_sync(kAllLanes, edges, 2);
-      if (lane % 4 == 0)
-        bits[(row + WarpTile::row(lane, m, 2 * half)) * 4 + column / kWarp] = edges;
-    }
-  const auto mine = static_cast<unsigned>(__popcll(unsure));
-  const unsigned before = mine > 0 ? atomicAdd(unsure_count, mine) : 0;
-  __syncthreads();
-
-  const int64_t number = tile_number(image, tile_row, tile_column, a.tiles);
-  if (thread == 0 && *unsure_count > 0) {
-    *reserved = atomicAdd(a.undecided.counts, static_cast<unsigned long long>(*unsure_count));
-    if (static_cast<int64_t>(*reserved + *unsure_count) > a.undecided.capacity)
-      a.undecided.tiles[atomicAdd(a.undecided.counts + 1, 1ull)] = number;
-  }
-  for (int block = warp; block < 16; block += kWarps) {
-    const int r = block / 4, c = block % 4;
-    mirrored[(c * kWarp + lane) * 4 + r] = transpose(bits[(r * kWarp + lane) * 4 + c], lane);
-  }
-  __syncthreads();
-
-  if (mine > 0) {
-    auto at = static_cast<int64_t>(*reserved);
-    const bool fits = at + *unsure_count <= a.undecided.capacity;
-    at += before;
-    for (uint64_t rest = unsure; rest != 0; rest &= rest - 1, ++at) {
-      const int bit = __ffsll(static_cast<long long>(rest)) - 1;
-      const int i = row + WarpTile::row(lane, bit / 16, bit / 8 % 2 * 2);
-      const int j = column + WarpTile::column(lane, bit / 2 % 4, bit % 2);
-      if (at < a.undecided.capacity)
-        a.undecided.pairs[at] = fits ? pair_number(number, i, j) : kNoPair;
-    }
-  }
+  const Rule rule{n,
+                  a.scales + image * n,
+                  a.errors + image * n,
+                  tau,
+                  a.margin + fabsf(tau) * kTauShare,
+                  a.p.weights != nullptr ? 0 >= exact_tau : 0 > exact_tau};
+  TileNotes& notes = reinterpret_cast<TileNotes*>(slabs)[warp];
+  const TileEdges found =
+      tile_edges(tile, rule, row_word * kWord, column_word * kWord, notes, lane);
   const int64_t rows = a.words * kWord;
-  uint64_t* graph = a.p.bits + image * a.words * rows;
-  const bool diagonal = tile_row == tile_column;
-  const int r = thread % kBlockTile, half = thread / kBlockTile;
-  const auto word = [&](const uint32_t* from) {
-    return uint64_t{from[r * 4 + half * 2]} | uint64_t{from[r * 4 + half * 2 + 1]} << 32;
-  };
-  const int64_t column_word = tile_column * 2 + half, row_word = tile_row * 2 + half;
-  if (column_word < a.words && first_row + r < rows)
-    graph[column_word * rows + first_row + r] = word(bits) | (diagonal ? word(mirrored) : 0);
-  if (!diagonal && row_word < a.words && first_column + r < rows)
-    graph[row_word * rows + first_column + r] = word(mirrored);
+  uint64_t* graph = a.p.bits + image * a.words * rows + lane;
+  const bool diagonal = row_word == column_word;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    graph[column_word * rows + row_word * kWord + half * kWarp] =
+        found.rows[half] | (diagonal ? found.columns[half] : 0);
+    if (!diagonal)
+      graph[row_word * rows + column_word * kWord + half * kWarp] = found.columns[half];
+  }
+  list_unsure(a.undecided, tile_number(image, row_word, column_word, a.words), found, lane);
 }
 
 // --- Weights ---
@@ -419,11 +368,11 @@ int64_t carve(Args& a, void* scratch) {
     pointer = reinterpret_cast<Item*>(static_cast<char*>(scratch) + used);
     used += aligned(count * static_cast<int64_t>(sizeof(Item)));
   };
-  const int64_t rows = p.batch * p.n, tiles = (p.n + kBlockTile - 1) / kBlockTile;
+  const int64_t rows = p.batch * p.n, words = word_count(p.n);
   a.undecided.capacity = pair_capacity(p.batch, p.n);
   take(a.undecided.counts, 2);
   take(a.undecided.pairs, a.undecided.capacity);
-  take(a.undecided.tiles, p.batch * tiles * (tiles + 1) / 2);
+  take(a.undecided.tiles, p.batch * words * (words + 1) / 2);
   take(a.scales, rows);
   take(a.errors, rows);
   a.copy = nullptr;
@@ -445,8 +394,7 @@ void run(Args a, cudaStream_t stream) {
   launch("affinity: prepare", prepare<T>, blocks_for(rows * kWarp), kThreads, 0, stream, a);
   const bool bfloat16 = a.copy == nullptr && a.p.dtype == Dtype::kBFloat16;
   auto* kernel = bfloat16 ? join<true> : join<false>;
-  allow_shared("affinity: join", kernel);
-  launch("affinity: join", kernel, a.p.batch * a.blocks, kThreads, kTileBytes, stream, a);
+  launch("affinity: join", kernel, a.p.batch * a.blocks, kJoinThreads, kTileBytes, stream, a);
   launch("affinity: settle", settle<T>, int64_t{8} * device().multiprocessors, kThreads, 0, stream,
          a);
   if (a.p.weights != nullptr)

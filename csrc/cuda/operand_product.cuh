@@ -8,21 +8,21 @@
 
 namespace selfment::cuda {
 
-inline constexpr int kSlab = 64;        // elements of a row in a slab
+inline constexpr int kSlab = 32;        // elements of a row in a slab
 inline constexpr int kPiece = 8;        // elements that are copied at a time, 16 bytes
 inline constexpr int kBlockTile = 128;  // rows of a slab
 
 // Where the 16-byte piece of a row lies in a slab: spread so that eight rows, which are read at a
 // time, fall into different banks.
 __device__ inline int piece_offset(int row, int piece) {
-  return row * kSlab + (piece ^ (row & 7)) * kPiece;
+  return row * kSlab + (piece ^ (row / 2 % 4)) * kPiece;
 }
 
-// A warp has 64 x 32 sums: thread's element e of fragment (m, n) is that of row
+// A warp has 64 x 64 sums: thread's element e of fragment (m, n) is that of row
 // 16 m + lane / 4 + 8 (e / 2) and column 8 n + 2 (lane % 4) + e % 2.
 struct WarpTile {
-  static constexpr int kRows = 64, kColumns = 32;
-  float sums[4][4][4];
+  static constexpr int kRows = 64, kColumns = 64;
+  float sums[4][8][4];
 
   __device__ static int row(int lane, int m, int e) { return 16 * m + lane / 4 + 8 * (e / 2); }
   __device__ static int column(int lane, int n, int e) { return 8 * n + 2 * (lane % 4) + e % 2; }
@@ -61,10 +61,11 @@ __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Copies 16 bytes to shared memory in the background, or zeros.
+// Copies 16 bytes to shared memory in the background, or zeros, without a look at `from`. The next
+// slab of a row lies in the same 128 bytes, or the one before.
 __device__ inline void copy_piece(uint16_t* to, const uint16_t* from, bool exists) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
-               "r"(exists ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
+               "l"(from), "r"(exists ? 16 : 0)
                : "memory");
 }
 // Ends a group of copies.
@@ -77,26 +78,38 @@ __device__ void wait_for_copies() {
 
 #endif
 
-// tile += A B^T of the slabs' rows from `row` and `column` on.
+// tile += A B^T of the slabs' rows from `row` and `column` on, which are multiples of 8.
+//
+// The tensor cores sum a slab alone, from 0, for 8 columns at a time; their sums are added to the
+// tile's in float32. So 16 registers hold what is under way, and no sum of theirs is long.
 template <bool kBFloat16>
 __device__ void add_product(WarpTile& tile, const uint16_t* a, int row, const uint16_t* b,
                             int column, int lane) {
+  static_assert(kSlab == 32);  // fragments of 8 of B's rows are all that is loaded at a time
+  // The places of the first rows: those of others are 8 rows or a multiple away.
+  a += row * kSlab;
+  b += column * kSlab + piece_offset(lane % 8, lane / 8);
+  uint32_t left[2][4][4];
 #pragma unroll
-  for (int k = 0; k < kSlab / 16; ++k) {
-    uint32_t left[4][4], right[2][4];
+  for (int k = 0; k < 2; ++k) {
+    const uint16_t* first = a + piece_offset(lane % 16, 2 * k + lane / 16);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) load_fragments(left[k][m], first + 16 * m * kSlab);
+  }
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    uint32_t right[4];
+    load_fragments(right, b + 8 * n * kSlab);
+    float sums[4][4] = {};
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+        multiply_add<kBFloat16>(sums[m], left[k][m], right[2 * k], right[2 * k + 1]);
 #pragma unroll
     for (int m = 0; m < 4; ++m)
-      load_fragments(left[m], a + piece_offset(row + 16 * m + lane % 16, 2 * k + lane / 16));
 #pragma unroll
-    for (int n = 0; n < 2; ++n)
-      load_fragments(right[n], b + piece_offset(column + 16 * n + lane / 16 * 8 + lane % 8,
-                                                2 * k + lane / 8 % 2));
-#pragma unroll
-    for (int m = 0; m < 4; ++m)
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-        multiply_add<kBFloat16>(tile.sums[m][n], left[m], right[n / 2][n % 2 * 2],
-                                right[n / 2][n % 2 * 2 + 1]);
+      for (int e = 0; e < 4; ++e) tile.sums[m][n][e] += sums[m][e];
   }
 }
 

@@ -2,18 +2,18 @@
 // tile with more of them than there is room for is listed as a whole instead.
 #pragma once
 
-#include "operand_product.cuh"
+#include "platform.h"
 
 namespace selfment::cuda {
 
-inline constexpr int64_t kTilePairs = int64_t{kBlockTile} * kBlockTile;
+inline constexpr int64_t kTilePairs = kWord * kWord;  // a tile is a word of 64 rows
 inline constexpr int64_t kNoPair = -1;
 inline constexpr int64_t kMostPairs = int64_t{8} << 20;  // of a list, 64 MiB
 
 struct PairList {
   unsigned long long* counts;  // pairs, also those that found no room; tiles
   int64_t* pairs;              // their numbers, or kNoPair
-  int64_t* tiles;              // numbers of tiles all of whose pairs are to be settled
+  uint32_t* tiles;             // numbers of tiles all of whose pairs are to be settled
   int64_t capacity;            // of pairs
 };
 
@@ -24,12 +24,13 @@ inline int64_t pair_capacity(int64_t batch, int64_t n) {
   return std::min(batch * image, kMostPairs);
 }
 
-// A tile's number in the batch, and that of a pair from its place in the tile.
+// A tile's number in the batch, and that of a pair from its place in the tile. 2^32 tiles, which
+// are the graphs' words, would be graphs of 2 TiB.
 __device__ inline int64_t tile_number(int64_t image, int64_t row, int64_t column, int64_t tiles) {
   return (image * tiles + row) * tiles + column;
 }
 __device__ inline int64_t pair_number(int64_t tile, int row, int column) {
-  return tile * kTilePairs + row * kBlockTile + column;
+  return tile * kTilePairs + row * kWord + column;
 }
 
 struct Pair {
@@ -37,8 +38,8 @@ struct Pair {
 };
 __device__ inline Pair pair_of(int64_t number, int64_t tiles) {
   const int64_t tile = number / kTilePairs, within = number % kTilePairs;
-  return {tile / tiles / tiles, tile / tiles % tiles * kBlockTile + within / kBlockTile,
-          tile % tiles * kBlockTile + within % kBlockTile};
+  return {tile / tiles / tiles, tile / tiles % tiles * kWord + within / kWord,
+          tile % tiles * kWord + within % kWord};
 }
 
 }  // namespace selfment::cuda

@@ -337,6 +337,9 @@ inline unsigned long long __brevll(unsigned long long x) {
   return reversed;
 }
 inline unsigned __brev(unsigned x) { return static_cast<unsigned>(__brevll(x) >> 32); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return shift % 32 == 0 ? high : high << shift % 32 | low >> (32 - shift % 32);
+}
 
 // The bytes of x (0 to 3) and y (4 to 7) that the digits of the selector name.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {

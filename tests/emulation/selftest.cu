@@ -12,6 +12,8 @@
 #include "cuda/platform.h"
 #include "cuda/team.cuh"
 
+using selfment::kWord;
+using selfment::word_count;
 using namespace selfment::cuda;
 
 namespace {
@@ -357,9 +359,9 @@ void check_pairs() {
     int64_t batch, n;
   };
   for (const auto& [batch, n] : {Last{70000, 4}, {100000000, 1}, {300, 100000}}) {
-    const int64_t tiles = (n + kBlockTile - 1) / kBlockTile, i = n - 1, j = n / 3;
-    const int64_t tile = tile_number(batch - 1, i / kBlockTile, j / kBlockTile, tiles);
-    const int row = static_cast<int>(i % kBlockTile), column = static_cast<int>(j % kBlockTile);
+    const int64_t tiles = word_count(n), i = n - 1, j = n / 3;
+    const int64_t tile = tile_number(batch - 1, i / kWord, j / kWord, tiles);
+    const int row = static_cast<int>(i % kWord), column = static_cast<int>(j % kWord);
     const Pair pair = pair_of(pair_number(tile, row, column), tiles);
     REQUIRE(pair.image == batch - 1 && pair.i == i && pair.j == j);
   }
