@@ -565,7 +565,8 @@ def test_a_limit_on_the_size_of_files(photos_in, tmp_path):
     """The system's own refusal to write: of one mask that is larger than the others."""
     noise = np.random.RandomState(0).randint(0, 2, (600, 600)).astype(bool)
     script = (
-        "import signal, sys, numpy, resource; from selfment import cli, labeling;"
+        "import signal, sys, numpy, resource; from selfment import cli;"
+        "from selfment.jobs import label as labeling;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "before = labeling.mask_image;"
