@@ -1,4 +1,4 @@
-// The confidence of a label, for both twins: the rule of selfment/confidence.py in its order of
+// The confidence of a label, for both twins: the rule of selfment/core/confidence.py in its order of
 // operations, so that both give the same bits. NaN stays NaN.
 #pragma once
 
