@@ -439,6 +439,7 @@ int64_t carve(Args& a, void* scratch) {
   take(a.undecided.tiles, p.batch * tiles * (tiles + 1) / 2);
   take(a.scales, rows);
   take(a.errors, rows);
+  if (p.norms == nullptr) take(a.p.norms, rows);
   a.copy = nullptr;
   a.stride = p.d;
   if (copies(p.dtype, p.d)) {
