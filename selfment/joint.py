@@ -28,7 +28,6 @@ from ._arrays import Features, Grid, as_features, as_grid, check_patches
 from .pseudo_labels import MAPS, PseudoLabels, label_rows
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class JointLabels(PseudoLabels):
     """What :func:`selfment.pseudo_label` finds with ``joint=True`` in F frames of one graph.
