@@ -601,6 +601,23 @@ def test_more_images_than_16_bits_can_count(device: torch.device) -> None:
     assert torch.equal(ours.degrees.cpu(), expected.degrees)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_label_is_one_native_call(
+    emulated: ModuleType, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, run = [], _ops._Cuda.run
+
+    def noted(twin: _ops._Cuda, operation: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(operation)
+        return run(twin, operation, *arguments, **options)
+
+    monkeypatch.setattr(_ops._Cuda, "run", noted)
+    rows = batch_of(2, 5, 6, 12)
+    target = Target(emulated, monkeypatch)
+    target(lambda rows: [selfment.pseudo_label(rows, (5, 6), joint=joint).mask], rows)
+    assert asked == ["label"]
+
+
 def test_memory_of_a_large_image(emulated: ModuleType) -> None:
     """The graph, and the scratch of one operation at a time."""
     dtype = emulated.DTYPES.index("bfloat16")
