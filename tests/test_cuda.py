@@ -357,22 +357,36 @@ def test_thresholds_are_those_of_the_cpu(target: Target, m: int) -> None:
 
 
 @BOTH
-def test_ipo_takes_the_norms_of_the_graph(target: Target) -> None:
-    rows = batch_of(2, 6, 9, 20)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_label_is_what_its_steps_make(target: Target, graph: str, dtype: torch.dtype) -> None:
+    """In one call, whose IPO takes the norms of the graph: bit for bit."""
+    grid = (6, 9)
+    rows = batch_of(3, *grid, 21).to(dtype)
     rows[1, 3] = 0
-    labels = torch.rand(rows.shape[:2], generator=generator(1)) < 0.4
 
-    def both(rows: Tensor, labels: Tensor) -> list[tuple[Tensor, ...]]:
-        norms = selfment.affinity(rows).norms
-        assert norms is not None
-        doubled = _ops.ipo(rows, labels, 20, 1, norms * 2)[2]
-        known, plain = (_ops.ipo(rows, labels, 20, 1, given)[:3] for given in (norms, None))
-        return [(*known, norms, doubled), plain]
+    def steps(rows: Tensor, orient: str) -> list[Tensor]:
+        pairs = eigenpairs(selfment.affinity(rows, graph=graph), 1)
+        mask, seed = initial_mask(pairs.vectors[:, 0], grid, orient)
+        label, taken, separation = refine(rows, mask, 4, 1)
+        ends = _ops.finish(pairs.values, pairs.gaps, pairs.vectors, separation, label, [grid], 0.5)
+        numbers = [pairs.values, pairs.gaps, pairs.residuals]
+        return [mask, seed, taken, pairs.iterations, separation, *ends, *(x[:, 0] for x in numbers)]
 
-    known, plain = target(both, rows, labels)
-    assert all(map(torch.equal, known[:3], plain))
-    torch.testing.assert_close(known[3], rows.double().norm(dim=2).clamp(min=1e-12))
-    assert not torch.equal(known[4], plain[2]), "they must be used"
+    def whole(rows: Tensor, orient: str) -> list[Tensor]:
+        options = {"graph": graph, "orient": orient, "ipo_iters": 4, "min_confidence": 0.5}
+        made = selfment.pseudo_label(rows, grid, **options)
+        maps = made.ncut_mask, made.mask, made.fiedler
+        ncut_mask, mask, fiedler = (x.flatten(1) for x in maps)
+        first = [ncut_mask, made.seed, made.ipo_iters, made.lanczos_iters, made.separation]
+        return [
+            *(*first, made.confidence, made.rejected, mask, fiedler),
+            *(made.eigenvalue, made.gap, made.residual),
+        ]
+
+    for orient in ORIENTS:
+        found, expected = (target(function, rows, orient=orient) for function in (whole, steps))
+        assert all(map(torch.equal, found, expected))
 
 
 @BOTH
@@ -525,7 +539,7 @@ def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
     dtype = _ops._dtype_code(module, rows)
     scratch = torch.empty(module.affinity_scratch(dtype, batch, n, d), dtype=torch.uint8)
     bits = torch.empty(batch, module.bits_size(n), dtype=torch.int64)
-    degrees, norms = (torch.empty(batch, n, dtype=torch.float64) for _ in range(2))
+    degrees = torch.empty(batch, n, dtype=torch.float64)
     taus = torch.full((batch,), tau, dtype=torch.float64)
     module.affinity(
         features=rows.data_ptr(),
@@ -538,7 +552,6 @@ def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
         weights=0,
         bits=bits.data_ptr(),
         degrees=degrees.data_ptr(),
-        norms=norms.data_ptr(),
         scratch=scratch.data_ptr(),
         device=0,
         stream=0,
@@ -600,21 +613,27 @@ def test_more_images_than_16_bits_can_count(device: torch.device) -> None:
     assert torch.equal(ours.degrees.cpu(), expected.degrees)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_label_is_one_native_call(
+    emulated: ModuleType, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, run = [], _ops._Cuda.run
+
+    def noted(twin: _ops._Cuda, operation: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(operation)
+        return run(twin, operation, *arguments, **options)
+
+    monkeypatch.setattr(_ops._Cuda, "run", noted)
+    rows = batch_of(2, 5, 6, 12)
+    target = Target(emulated, monkeypatch)
+    target(lambda rows: [selfment.pseudo_label(rows, (5, 6), joint=joint).mask], rows)
+    assert asked == ["label"]
+
+
 def test_memory_of_a_large_image(emulated: ModuleType) -> None:
     """The graph, and the scratch of one operation at a time."""
     dtype = emulated.DTYPES.index("bfloat16")
-
-    def peak(n: int, d: int) -> int:
-        scratch = [
-            emulated.affinity_scratch(dtype, 1, n, d),
-            emulated.fiedler_scratch(1, n, 1, False, True, 0),
-            emulated.components_scratch(1, n, 1),
-            emulated.ipo_scratch(dtype, 1, n, d, 0),
-        ]
-        vectors = 3 * 8 * n  # degrees, the Fiedler vector, masks and the like
-        return int(8 * emulated.bits_size(n)) + vectors + max(scratch)
-
-    assert peak(25_600, 4096) < 200 << 20
+    assert emulated.label_scratch(dtype, 1, 25_600, 4096, False, 1, 0) < 130 << 20
     assert emulated.affinity_scratch(dtype, 1, 100_000, 4096) < 72 << 20
     assert emulated.affinity_scratch(dtype, 70_000, 4, 4096) < 72 << 20
 

@@ -5,7 +5,7 @@
 // to tell is the rounded row scored in double, and a row is left unread where the last score is
 // farther from 0 than the direction has moved since. The rows whose labels changed are then added
 // to the class sums, in an order that no team changes.
-#include "rows.cuh"
+#include "norms.cuh"
 #include "team.cuh"
 
 namespace selfment::cuda {
@@ -216,10 +216,9 @@ class Optimizer {
   }
 
   __device__ SELFMENT_CALL double exact_score(const T* x, double norm) const {
-    const double inverse = 1 / norm;
+    const Divisor<T> divided(norm);
     double sum = 0;
-    for (int64_t k = lane(); k < a_.p.d; k += kWarp)
-      sum += double{rounded(value(x[k]), norm, inverse)} * direction()[k];
+    for (int64_t k = lane(); k < a_.p.d; k += kWarp) sum += double{divided(x[k])} * direction()[k];
     return warp_sum(sum);
   }
 
@@ -242,7 +241,7 @@ class Optimizer {
         const unsigned wants = __ballot_sync(kAllLanes, wanted ? 1 : 0);
         if (wants == 0) continue;
         const unsigned leave = __ballot_sync(kAllLanes, !start && change < 0 ? 1 : 0);
-        const double own_norm = exists ? norms()[i0 + lane()] : 1, own_inverse = 1 / own_norm;
+        const Divisor<T> own(exists ? norms()[i0 + lane()] : 1);
         touched = true;
         for (unsigned next = wants, rest = wants; rest != 0;) {
           uint4 pieces[kInFlight];
@@ -255,11 +254,10 @@ class Optimizer {
           for (int u = 0; u < kInFlight; ++u) {
             if (rest == 0) break;
             const int from = first_lane(rest);
-            const double norm = __shfl_sync(kAllLanes, own_norm, from);
-            const double inverse = __shfl_sync(kAllLanes, own_inverse, from);
+            const Divisor<T> divided = own.of_lane(from);
 #pragma unroll
             for (int e = 0; e < kPieceSize<T>; ++e) {
-              const double f = rounded(value(element<T>(pieces[u], e)), norm, inverse);
+              const float f = divided(element<T>(pieces[u], e));
               sums[e] += (leave >> from & 1) != 0 ? -f : f;
             }
             rest &= rest - 1;
