@@ -356,7 +356,7 @@ class Model:
         rows("scores", read, each, deep, 160)
         self.add(
             "ipo", "steps",
-            meetings=(s.ipo * 3 + 3) * meeting, barriers=(s.ipo + 1) * 8,
+            meetings=(s.ipo * 3 + 3) * meeting, barriers=(s.ipo + 1) * 7,
             latency=(s.ipo + 1) * 10 * ASSUMED.latency,
             share=share,
         )  # fmt: skip

@@ -20,7 +20,18 @@ from torch.library import opcheck
 import emulated as emulation
 import processes
 import selfment
-from cases import CASES, DEGENERATE, Case, blocks, generator, noise, smooth
+from cases import (
+    CASES,
+    DEGENERATE,
+    Case,
+    blocks,
+    copies,
+    generator,
+    noise,
+    ring,
+    smooth,
+    turned_over,
+)
 from selfment import Graph, PseudoLabels, _native, _ops, _params, reference
 from selfment.confidence import confidence
 from selfment.optimization import refine
@@ -701,16 +712,25 @@ def test_products_out_of_range(target: Target, scale: float, dtype: str, d: int)
 
 
 @BOTH
-def test_restarts(target: Target) -> None:
-    rows = noise(13, 15, 20)
-    for k, graph in ((6, "binary"), (6, "weighted"), (30, "binary")):
-        values, vectors = target(selfment.ncut, rows, k=k, graph=graph)
-        expected, expected_vectors = selfment.ncut(rows, k=k, graph=graph)
-        torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
-        A = selfment.affinity(rows, graph=graph).to_dense()
-        error = (A.sum(1)[:, None] * vectors - A @ vectors) - values * A.sum(1)[:, None] * vectors
-        assert error.abs().max() < 1e-6
-        assert (vectors - expected_vectors).abs().max() < 1e-4
+@pytest.mark.parametrize(
+    ("rows", "k", "graph"),
+    [
+        (ring(70), 1, "binary"),
+        (ring(70), 3, "weighted"),
+        (noise(13, 15, 20), 6, "weighted"),
+        (noise(13, 15, 20), 30, "binary"),
+    ],
+    ids=["one of a ring", "three of a ring", "six of noise", "many of noise"],
+)
+def test_restarts(target: Target, rows: Tensor, k: int, graph: str) -> None:
+    """A basis that is full, or the search for a copy of an eigenvalue."""
+    values, vectors = target(selfment.ncut, rows, k=k, graph=graph)
+    expected, expected_vectors = selfment.ncut(rows, k=k, graph=graph)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
+    A = selfment.affinity(rows, graph=graph).to_dense()
+    error = (A.sum(1)[:, None] * vectors - A @ vectors) - values * A.sum(1)[:, None] * vectors
+    assert error.abs().max() < 1e-6
+    assert (vectors - expected_vectors).abs().max() < 1e-4
 
 
 TEAMS = pytest.mark.parametrize("size", [2, 3])
@@ -725,23 +745,25 @@ def test_teams_of_blocks(
     """Every operation, its blocks in teams that the sizes here would not get: bit for bit."""
     target = Target(emulated, monkeypatch)
     rows, grid = batch_of(2, 6, 13, 24), (6, 13)
-    turned = torch.randn(60, 12, 2, generator=generator(0))
-    restarts = noise(11, 12, 20)
+    inputs = rows, ring(66), copies(), noise(11, 12, 20), *turned_over()
 
-    def everything(rows: Tensor, turned: Tensor, restarts: Tensor) -> list[Tensor]:
-        few = [selfment.ncut(restarts, k=k) for k in (1, 6)]
+    def everything(
+        rows: Tensor, restarts: Tensor, merges: Tensor, several: Tensor, *turned: Tensor
+    ) -> list[Tensor]:
+        one = eigenpairs(selfment.affinity(restarts), 1)
+        few = selfment.ncut(merges, k=3), selfment.ncut(several, k=6)
         lapack = selfment.ncut(rows, k=2, sign="lapack", graph="weighted")
-        steps = refine(turned, turned[..., 0] > 0, iters=200, min_count=1)
-        return [*every_operation(rows, grid), *sum(few, ()), *lapack, *steps]
+        steps = refine(*(each[None] for each in turned), iters=20, min_count=1)
+        return [*every_operation(rows, grid), *vars(one).values(), *sum(few, ()), *lapack, *steps]
 
     def memory() -> int:
         return int(emulated.fiedler_scratch(2, 78, 1, False, False, 0))
 
-    expected, of_two_teams = target(everything, rows, turned, restarts), memory()
+    expected, of_two_teams = target(everything, *inputs), memory()
     monkeypatch.setenv("SELFMENT_EMULATED_TEAM", str(size))
     monkeypatch.setenv("SELFMENT_EMULATED_ORDER", order)
     assert memory() < of_two_teams  # three blocks make one team of this size
-    found = target(everything, rows, turned, restarts)
+    found = target(everything, *inputs)
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
 

@@ -126,8 +126,7 @@ class Optimizer {
       for (unsigned rest = __ballot_sync(kAllLanes, chosen ? 1 : 0); rest != 0; rest &= rest - 1)
         body(i0 + first_lane(rest) * kWarps, mine);
     }
-    __syncthreads();
-    if (lane() == 0) tally_[warp()] = mine;
+    if (lane() == 0) tally_[warp()] = mine;  // the last ones were read before the team met
     __syncthreads();
     Tally* tallies = a_.tallies + number_ * a_.team_size;
     if (threadIdx.x == 0) tallies[team_.rank()] = total(tally_, kWarps);
@@ -145,12 +144,12 @@ class Optimizer {
     return sum;
   }
 
+  // The team has met since labels were read, and meets before they are read again.
   template <class Label>
   __device__ void set_labels(const Label& label) {
     const int64_t last = team_.last(a_.p.n);
     for (int64_t i = team_.first(a_.p.n) + threadIdx.x; i < last; i += kThreads)
       labels_[i] = label(labels_[i]);
-    __syncthreads();
   }
 
   // New labels from the direction.
