@@ -306,7 +306,7 @@ class Model:
         """Kernels that are launched, and that no phase is of."""
         known = ("prepare", "join", "settle", "count_edges", "solve", "initial_mask", "optimize")
         names = dict.fromkeys(launch.kernel for launch in self.plan.launches)
-        return [x for x in names if not x.startswith((*known, cuda_plan.NO_KERNEL))]
+        return [x for x in names if not x.startswith((*known, *cuda_plan.MEMORY))]
 
     def components(self) -> None:
         """A block for each image: some passes over the vector, and trees."""
@@ -356,7 +356,7 @@ class Model:
         rows("scores", read, each, deep, 160)
         self.add(
             "ipo", "steps",
-            meetings=(s.ipo * 3 + 3) * meeting, barriers=(s.ipo + 1) * 8,
+            meetings=(s.ipo * 3 + 3) * meeting, barriers=(s.ipo + 1) * 7,
             latency=(s.ipo + 1) * 10 * ASSUMED.latency,
             share=share,
         )  # fmt: skip

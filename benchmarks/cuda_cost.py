@@ -68,10 +68,10 @@ def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) 
         times = ", ".join(f"{team}: {1e6 * t:.1f}" for team, t in model.by_team().items())
         team = model.launch("solve").blocks // model.teams("solve")
         yield f"| {model.size.n}, batch {model.size.batch} | {team} | {times} |"
-    yield "\n| launches of a batch of 32 | ours | memory set | torch's operators | all |"
+    yield "\n| launches of a batch of 32 | ours | memory set or copied | torch's operators | all |"
     yield "|---|---|---|---|---|"
     for name, plan in plans.items():
-        sets = sum(launch.kernel == cuda_plan.NO_KERNEL for launch in plan.launches)
+        sets = sum(launch.kernel in cuda_plan.MEMORY for launch in plan.launches)
         ours, others = len(plan.launches) - sets, sum(plan.operators.values())
         yield f"| {name} | {ours} | {sets} | {others} | **{plan.total}** |"
     for missing in dict.fromkeys(models[0].code.missing):
@@ -85,7 +85,7 @@ def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) 
         grids = ", ".join(
             f"{launch.kernel} {launch.blocks} x {launch.threads}, {launch.shared} bytes"
             for launch in model.plan.launches
-            if launch.kernel != cuda_plan.NO_KERNEL
+            if launch.kernel not in cuda_plan.MEMORY
         )
         yield f"\nN = {s.n}, d = {s.d}, batch {s.batch}: {grids}\n"
         yield "| phase | us | bound by | warp instructions | FP64 | shared, KiB | L2, KiB | memory, KiB | products | barriers | meetings |"  # noqa: E501

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from selfment.core import ops as _ops
 
 ROOT = Path(__file__).resolve().parent.parent
-NO_KERNEL = "memset"
+MEMORY = NO_KERNEL, COPY = "memset", "memcpy"
 
 # Operators of torch that launch nothing: they make a view, or take memory.
 _QUIET = re.compile(
@@ -51,7 +51,7 @@ class _Recorder(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel of ours that is launched; `memset` sets so many bytes."""
+    """A kernel of ours that is launched; `memset` sets so many bytes, `memcpy` copies them."""
 
     kernel: str
     blocks: int
@@ -122,7 +122,8 @@ class Device:
             return occupancy(self._name(kernel), threads, shared)
 
         def launch(kernel: int | None, blocks: int, threads: int, shared: int) -> None:
-            name = NO_KERNEL if kernel is None else self._name(kernel)
+            nothing = COPY if threads else NO_KERNEL
+            name = nothing if kernel is None else self._name(kernel)
             self._plan.launches.append(Launch(name, blocks, threads, shared))
 
         # Kept here, as the module holds their addresses.

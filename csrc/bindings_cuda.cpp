@@ -75,18 +75,18 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "affinity",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
-         Address weights, Address bits, Address degrees, Address norms, Address scratch, int device,
+         Address weights, Address bits, Address degrees, Address scratch, int device,
          Address stream) {
         run(device, [&] {
           selfment::cuda::affinity({at<const void>(features), static_cast<Dtype>(dtype), batch, n,
                                     d, at<const double>(taus), eps, at<uint64_t>(bits),
-                                    at<float>(weights), at<double>(degrees), at<double>(norms)},
+                                    at<float>(weights), at<double>(degrees), nullptr},
                                    {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("taus"), py::arg("eps"), py::arg("weights"), py::arg("bits"), py::arg("degrees"),
-      py::arg("norms"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def(
       "paint",
@@ -176,19 +176,18 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, Address separation, Address norms,
-         Address scratch, int device, Address stream) {
+         int64_t min_count, Address labels, Address steps, Address separation, Address scratch,
+         int device, Address stream) {
         run(device, [&] {
           selfment::cuda::ipo(
               {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, iters, min_count,
                at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
-              at<const double>(norms), {at<void>(scratch), at<void>(stream)});
+              nullptr, {at<void>(scratch), at<void>(stream)});
         });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("separation"), py::arg("norms"), py::arg("scratch"), py::arg("device"),
-      py::arg("stream"));
+      py::arg("separation"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def("finish_scratch", &selfment::cuda::finish_scratch, py::arg("frames"));
 
@@ -212,6 +211,70 @@ PYBIND11_MODULE(_cuda, m) {
       py::arg("labels"), py::arg("batch"), py::arg("n"), py::arg("grids"),
       py::arg("min_confidence"), py::arg("confidence"), py::arg("rejected"), py::arg("mask"),
       py::arg("vectors"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+
+  m.def(
+      "label_scratch",
+      [](int dtype, int64_t batch, int64_t n, int64_t d, bool weighted, int64_t frames,
+         int device) {
+        selfment::cuda::LabelParams p{};
+        p.dtype = static_cast<Dtype>(dtype);
+        p.batch = batch;
+        p.n = n;
+        p.d = d;
+        p.weighted = weighted;
+        p.frames = frames;
+        return run(device, [&] { return selfment::cuda::label_scratch(p); });
+      },
+      py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"), py::arg("weighted"),
+      py::arg("frames"), py::arg("device"));
+
+  m.def(
+      "label",
+      [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
+         bool weighted, const Grids& grids, bool corners, int64_t iters, int64_t min_count,
+         double min_confidence, Address mask, Address ncut_mask, Address fiedler,
+         Address eigenvalues, Address gaps, Address residuals, Address seed, Address products,
+         Address steps, Address peaks, Address separation, Address confidence, Address rejected,
+         Address scratch, int device, Address stream) {
+        const auto frames = as_grids(grids);
+        run(device, [&] {
+          selfment::cuda::label({at<const void>(features),
+                                 static_cast<Dtype>(dtype),
+                                 batch,
+                                 n,
+                                 d,
+                                 at<const double>(taus),
+                                 eps,
+                                 weighted,
+                                 frames.data(),
+                                 static_cast<int64_t>(frames.size()),
+                                 corners,
+                                 iters,
+                                 min_count,
+                                 min_confidence,
+                                 at<bool>(mask),
+                                 at<bool>(ncut_mask),
+                                 at<float>(fiedler),
+                                 at<double>(eigenvalues),
+                                 at<double>(gaps),
+                                 at<double>(residuals),
+                                 at<int64_t>(seed),
+                                 at<int64_t>(products),
+                                 at<int64_t>(steps),
+                                 at<int64_t>(peaks),
+                                 at<double>(separation),
+                                 at<double>(confidence),
+                                 at<bool>(rejected)},
+                                {at<void>(scratch), at<void>(stream)});
+        });
+      },
+      py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
+      py::arg("taus"), py::arg("eps"), py::arg("weighted"), py::arg("grids"), py::arg("corners"),
+      py::arg("iters"), py::arg("min_count"), py::arg("min_confidence"), py::arg("mask"),
+      py::arg("ncut_mask"), py::arg("fiedler"), py::arg("eigenvalue"), py::arg("gap"),
+      py::arg("residual"), py::arg("seed"), py::arg("lanczos_iters"), py::arg("ipo_iters"),
+      py::arg("peaks"), py::arg("separation"), py::arg("confidence"), py::arg("rejected"),
+      py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def(
       "threshold",

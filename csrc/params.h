@@ -238,7 +238,7 @@ struct AffinityParams {
   uint64_t* bits;   // out: (batch, words, rows)
   float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
   double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite
-  double* norms;    // out: (batch, n), what the rows are divided by
+  double* norms;    // out: (batch, n), what the rows are divided by; may be nullptr
 };
 
 struct PaintParams {
@@ -267,6 +267,29 @@ struct FiedlerParams {
   int64_t* iterations;
 };
 
+// A label: affinity, fiedler for k = 1, components, ipo from their mask, and finish. What one makes
+// for the next is in the scratch memory. A single patch has the eigenvalue 0.
+struct LabelParams {
+  const void* features;  // (batch, n, d), aligned to 16 bytes
+  Dtype dtype;
+  int64_t batch, n, d;
+  const double* taus;  // (batch,)
+  double eps;
+  bool weighted;
+  const Grid* grids;  // (frames,), as in ComponentsParams
+  int64_t frames;
+  bool corners;
+  int64_t iters, min_count;
+  double min_confidence;
+  // out, as in the structs of the operations
+  bool *mask, *ncut_mask;                    // (batch, n), after and before IPO
+  float* fiedler;                            // (batch, n)
+  double *eigenvalues, *gaps, *residuals;    // (batch,)
+  int64_t *seed, *products, *steps, *peaks;  // (batch,), peaks (batch, frames)
+  double *separation, *confidence;           // (batch,)
+  bool* rejected;                            // (batch,)
+};
+
 int64_t affinity_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
 void affinity(const AffinityParams&, const Context&);
 void paint(const PaintParams&, const Context&);
@@ -281,6 +304,8 @@ void ipo(const IpoParams&, const double* norms, const Context&);
 int64_t finish_scratch(int64_t frames);
 void finish(const FinishParams&, const Context&);
 void threshold(const ThresholdParams&, const Context&);
+int64_t label_scratch(const LabelParams&);  // of its sizes, and of whether it is weighted
+void label(const LabelParams&, const Context&);
 }  // namespace cuda
 
 }  // namespace selfment

@@ -64,6 +64,26 @@ def duplicated(h: int, w: int, d: int, seed: int = 0) -> Tensor:
     return features
 
 
+def ring(n: int) -> Tensor:
+    """Rows of which each is similar to its neighbours: a small gap, hundreds of iterations."""
+    rows = torch.zeros(n, n)
+    for offset, weight in ((0, 1.0), (1, 0.5)):
+        rows[torch.arange(n), (torch.arange(n) + offset) % n] = weight
+    rows[0, 1] = 0.1  # cut open, which makes the eigenvalues simple
+    return rows
+
+
+def copies() -> Tensor:
+    """Five equal components: of k = 3 pairs, Lanczos at first misses one that it has a copy of."""
+    return torch.block_diag(*[noise(1, 13, 8, seed=1)] * 5)
+
+
+def turned_over(seed: int = 85) -> tuple[Tensor, Tensor]:
+    """(12, 2) features and labels of which IPO exchanges the classes before it goes on."""
+    rng = generator(seed)
+    return torch.randn(12, 2, generator=rng), torch.rand(12, generator=rng) < 0.5
+
+
 # Cases with a simple Fiedler value: the masks are determined.
 CASES: dict[str, Case] = {
     "noise": (noise(16, 16, 24), (16, 16)),

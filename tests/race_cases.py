@@ -18,7 +18,7 @@ import torch
 
 import emulated
 import selfment
-from cases import blocks, generator, noise, smooth
+from cases import blocks, copies, generator, noise, ring, smooth, turned_over
 from selfment.core import ops as _ops
 from selfment.core.ipo import refine
 
@@ -83,9 +83,22 @@ def paint() -> Iterator[Any]:
         yield graph_.matvec(torch.ones(78, 2, dtype=torch.float64))
 
 
+def restarts() -> Iterator[Any]:
+    """Of the search for one pair, whose matrix is tridiagonal until then."""
+    yield selfment.ncut(ring(66), k=1)
+
+
+def restarts_of_several() -> Iterator[Any]:
+    yield selfment.ncut(ring(66), k=2)
+
+
+def merges() -> Iterator[Any]:
+    yield selfment.ncut(copies(), k=3)
+
+
 def complements() -> Iterator[Any]:
-    rows = torch.randn(150, 12, 2, generator=generator(0))
-    yield refine(rows, torch.rand(150, 12, generator=generator(1)) < 0.5, iters=200, min_count=1)
+    rows, labels = turned_over()
+    yield refine(rows[None], labels[None], iters=20, min_count=1)
 
 
 def full_lists() -> Iterator[Any]:
@@ -104,7 +117,7 @@ CASES: dict[str, Callable[[], Iterator[Any]]] = {
     case.__name__: case
     for case in (
         *(labels, auto, dtypes, eigenpairs, lapack, tables, components, joint, paint),
-        *(complements, full_lists, objects),
+        *(restarts, restarts_of_several, merges, complements, full_lists, objects),
     )
 }
 

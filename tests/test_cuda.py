@@ -20,7 +20,18 @@ from torch.library import opcheck
 import emulated as emulation
 import processes
 import selfment
-from cases import CASES, DEGENERATE, Case, blocks, generator, noise, smooth
+from cases import (
+    CASES,
+    DEGENERATE,
+    Case,
+    blocks,
+    copies,
+    generator,
+    noise,
+    ring,
+    smooth,
+    turned_over,
+)
 from selfment import Graph, PseudoLabels, reference
 from selfment.core import native as _native
 from selfment.core import ops as _ops
@@ -360,22 +371,36 @@ def test_thresholds_are_those_of_the_cpu(target: Target, m: int) -> None:
 
 
 @BOTH
-def test_ipo_takes_the_norms_of_the_graph(target: Target) -> None:
-    rows = batch_of(2, 6, 9, 20)
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_a_label_is_what_its_steps_make(target: Target, graph: str, dtype: torch.dtype) -> None:
+    """In one call, whose IPO takes the norms of the graph: bit for bit."""
+    grid = (6, 9)
+    rows = batch_of(3, *grid, 21).to(dtype)
     rows[1, 3] = 0
-    labels = torch.rand(rows.shape[:2], generator=generator(1)) < 0.4
 
-    def both(rows: Tensor, labels: Tensor) -> list[tuple[Tensor, ...]]:
-        norms = selfment.affinity(rows).norms
-        assert norms is not None
-        doubled = _ops.ipo(rows, labels, 20, 1, norms * 2)[2]
-        known, plain = (_ops.ipo(rows, labels, 20, 1, given)[:3] for given in (norms, None))
-        return [(*known, norms, doubled), plain]
+    def steps(rows: Tensor, orient: str) -> list[Tensor]:
+        pairs = eigenpairs(selfment.affinity(rows, graph=graph), 1)
+        mask, seed = initial_mask(pairs.vectors[:, 0], grid, orient)
+        label, taken, separation = refine(rows, mask, 4, 1)
+        ends = _ops.finish(pairs.values, pairs.gaps, pairs.vectors, separation, label, [grid], 0.5)
+        numbers = [pairs.values, pairs.gaps, pairs.residuals]
+        return [mask, seed, taken, pairs.iterations, separation, *ends, *(x[:, 0] for x in numbers)]
 
-    known, plain = target(both, rows, labels)
-    assert all(map(torch.equal, known[:3], plain))
-    torch.testing.assert_close(known[3], rows.double().norm(dim=2).clamp(min=1e-12))
-    assert not torch.equal(known[4], plain[2]), "they must be used"
+    def whole(rows: Tensor, orient: str) -> list[Tensor]:
+        options = {"graph": graph, "orient": orient, "ipo_iters": 4, "min_confidence": 0.5}
+        made = selfment.pseudo_label(rows, grid, **options)
+        maps = made.ncut_mask, made.mask, made.fiedler
+        ncut_mask, mask, fiedler = (x.flatten(1) for x in maps)
+        first = [ncut_mask, made.seed, made.ipo_iters, made.lanczos_iters, made.separation]
+        return [
+            *(*first, made.confidence, made.rejected, mask, fiedler),
+            *(made.eigenvalue, made.gap, made.residual),
+        ]
+
+    for orient in ORIENTS:
+        found, expected = (target(function, rows, orient=orient) for function in (whole, steps))
+        assert all(map(torch.equal, found, expected))
 
 
 @BOTH
@@ -528,7 +553,7 @@ def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
     dtype = _ops._dtype_code(module, rows)
     scratch = torch.empty(module.affinity_scratch(dtype, batch, n, d), dtype=torch.uint8)
     bits = torch.empty(batch, module.bits_size(n), dtype=torch.int64)
-    degrees, norms = (torch.empty(batch, n, dtype=torch.float64) for _ in range(2))
+    degrees = torch.empty(batch, n, dtype=torch.float64)
     taus = torch.full((batch,), tau, dtype=torch.float64)
     module.affinity(
         features=rows.data_ptr(),
@@ -541,7 +566,6 @@ def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
         weights=0,
         bits=bits.data_ptr(),
         degrees=degrees.data_ptr(),
-        norms=norms.data_ptr(),
         scratch=scratch.data_ptr(),
         device=0,
         stream=0,
@@ -603,21 +627,27 @@ def test_more_images_than_16_bits_can_count(device: torch.device) -> None:
     assert torch.equal(ours.degrees.cpu(), expected.degrees)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_label_is_one_native_call(
+    emulated: ModuleType, joint: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, run = [], _ops._Cuda.run
+
+    def noted(twin: _ops._Cuda, operation: str, *arguments: Any, **options: Any) -> Any:
+        asked.append(operation)
+        return run(twin, operation, *arguments, **options)
+
+    monkeypatch.setattr(_ops._Cuda, "run", noted)
+    rows = batch_of(2, 5, 6, 12)
+    target = Target(emulated, monkeypatch)
+    target(lambda rows: [selfment.pseudo_label(rows, (5, 6), joint=joint).mask], rows)
+    assert asked == ["label"]
+
+
 def test_memory_of_a_large_image(emulated: ModuleType) -> None:
     """The graph, and the scratch of one operation at a time."""
     dtype = emulated.DTYPES.index("bfloat16")
-
-    def peak(n: int, d: int) -> int:
-        scratch = [
-            emulated.affinity_scratch(dtype, 1, n, d),
-            emulated.fiedler_scratch(1, n, 1, False, True, 0),
-            emulated.components_scratch(1, n, 1),
-            emulated.ipo_scratch(dtype, 1, n, d, 0),
-        ]
-        vectors = 3 * 8 * n  # degrees, the Fiedler vector, masks and the like
-        return int(8 * emulated.bits_size(n)) + vectors + max(scratch)
-
-    assert peak(25_600, 4096) < 200 << 20
+    assert emulated.label_scratch(dtype, 1, 25_600, 4096, False, 1, 0) < 130 << 20
     assert emulated.affinity_scratch(dtype, 1, 100_000, 4096) < 72 << 20
     assert emulated.affinity_scratch(dtype, 70_000, 4, 4096) < 72 << 20
 
@@ -685,16 +715,25 @@ def test_products_out_of_range(target: Target, scale: float, dtype: str, d: int)
 
 
 @BOTH
-def test_restarts(target: Target) -> None:
-    rows = noise(13, 15, 20)
-    for k, graph in ((6, "binary"), (6, "weighted"), (30, "binary")):
-        values, vectors = target(selfment.ncut, rows, k=k, graph=graph)
-        expected, expected_vectors = selfment.ncut(rows, k=k, graph=graph)
-        torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
-        A = selfment.affinity(rows, graph=graph).to_dense()
-        error = (A.sum(1)[:, None] * vectors - A @ vectors) - values * A.sum(1)[:, None] * vectors
-        assert error.abs().max() < 1e-6
-        assert (vectors - expected_vectors).abs().max() < 1e-4
+@pytest.mark.parametrize(
+    ("rows", "k", "graph"),
+    [
+        (ring(70), 1, "binary"),
+        (ring(70), 3, "weighted"),
+        (noise(13, 15, 20), 6, "weighted"),
+        (noise(13, 15, 20), 30, "binary"),
+    ],
+    ids=["one of a ring", "three of a ring", "six of noise", "many of noise"],
+)
+def test_restarts(target: Target, rows: Tensor, k: int, graph: str) -> None:
+    """A basis that is full, or the search for a copy of an eigenvalue."""
+    values, vectors = target(selfment.ncut, rows, k=k, graph=graph)
+    expected, expected_vectors = selfment.ncut(rows, k=k, graph=graph)
+    torch.testing.assert_close(values, expected, rtol=0, atol=1e-7)
+    A = selfment.affinity(rows, graph=graph).to_dense()
+    error = (A.sum(1)[:, None] * vectors - A @ vectors) - values * A.sum(1)[:, None] * vectors
+    assert error.abs().max() < 1e-6
+    assert (vectors - expected_vectors).abs().max() < 1e-4
 
 
 TEAMS = pytest.mark.parametrize("size", [2, 3])
@@ -709,23 +748,25 @@ def test_teams_of_blocks(
     """Every operation, its blocks in teams that the sizes here would not get: bit for bit."""
     target = Target(emulated, monkeypatch)
     rows, grid = batch_of(2, 6, 13, 24), (6, 13)
-    turned = torch.randn(60, 12, 2, generator=generator(0))
-    restarts = noise(11, 12, 20)
+    inputs = rows, ring(66), copies(), noise(11, 12, 20), *turned_over()
 
-    def everything(rows: Tensor, turned: Tensor, restarts: Tensor) -> list[Tensor]:
-        few = [selfment.ncut(restarts, k=k) for k in (1, 6)]
+    def everything(
+        rows: Tensor, restarts: Tensor, merges: Tensor, several: Tensor, *turned: Tensor
+    ) -> list[Tensor]:
+        one = eigenpairs(selfment.affinity(restarts), 1)
+        few = selfment.ncut(merges, k=3), selfment.ncut(several, k=6)
         lapack = selfment.ncut(rows, k=2, sign="lapack", graph="weighted")
-        steps = refine(turned, turned[..., 0] > 0, iters=200, min_count=1)
-        return [*every_operation(rows, grid), *sum(few, ()), *lapack, *steps]
+        steps = refine(*(each[None] for each in turned), iters=20, min_count=1)
+        return [*every_operation(rows, grid), *vars(one).values(), *sum(few, ()), *lapack, *steps]
 
     def memory() -> int:
         return int(emulated.fiedler_scratch(2, 78, 1, False, False, 0))
 
-    expected, of_two_teams = target(everything, rows, turned, restarts), memory()
+    expected, of_two_teams = target(everything, *inputs), memory()
     monkeypatch.setenv("SELFMENT_EMULATED_TEAM", str(size))
     monkeypatch.setenv("SELFMENT_EMULATED_ORDER", order)
     assert memory() < of_two_teams  # three blocks make one team of this size
-    found = target(everything, rows, turned, restarts)
+    found = target(everything, *inputs)
     for ours, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
 

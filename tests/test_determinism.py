@@ -194,7 +194,7 @@ def test_booleans_of_any_bytes() -> None:
 
 SCRIPT = """
 import sys, torch, selfment
-from selfment import _native
+from selfment.core import native as _native
 sys.path.insert(0, {tests!r})
 from cases import CASES
 for name, (features, grid) in CASES.items():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import selfment
-from cases import CASES, DEGENERATE, generator, noise, object_on_ground, smooth
+from cases import CASES, DEGENERATE, generator, noise, object_on_ground, smooth, turned_over
 from selfment import reference
 from selfment.core.ipo import refine
 
@@ -110,8 +110,7 @@ def test_improves_a_poor_start() -> None:
 
 @pytest.mark.parametrize("seed", [85, 575, 577, 643, 684])
 def test_complements_labels_whose_means_turned_over(seed: int) -> None:
-    features = torch.randn(12, 2, generator=(rng := generator(seed)))
-    labels = torch.rand(12, generator=rng) < 0.5
+    features, labels = turned_over(seed)
     f = reference.normalize(features).double()
 
     def direction(label: Tensor) -> Tensor:

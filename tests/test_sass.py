@@ -104,6 +104,17 @@ def test_features_are_read_16_bytes_at_a_time(machine: Machine, kernel: str, typ
         assert loop.count("LDL", "STL") <= (8 if loop.count("SHFL") else 0)
 
 
+@pytest.mark.parametrize("type_", ["float", "Float16", "BFloat16"])
+def test_squares_are_summed_in_floats_where_doubles_are_slow(machine: Machine, type_: str) -> None:
+    """A few doubles for the 16 or 32 elements that a lane reads at a time."""
+    kernel = machine[f"affinity: prepare<{type_}>"]
+    in_floats = [loop for loop in loops(kernel) if wide(loop) and loop.count("REDUX")]
+    assert len(in_floats) == (kernel.arch not in ("80", "90"))
+    for loop in in_floats:
+        assert loop.count("DADD", "DMUL", "DFMA", "F2F", "I2F") <= 20
+        assert loop.count("FADD", "FMUL", "FFMA") >= 320
+
+
 @pytest.mark.parametrize("type_", TYPES)
 def test_a_score_reads_the_direction_16_bytes_at_a_time(machine: Machine, type_: str) -> None:
     scoring = [

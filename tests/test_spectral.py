@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import selfment
-from cases import CASES, DEGENERATE, noise, smooth
+from cases import CASES, DEGENERATE, noise, ring, smooth
 from selfment import reference
 from selfment.backbones import load_backbone
 from selfment.core.graph import Graph
@@ -205,15 +205,6 @@ def test_no_convergence_is_said() -> None:
     far = replace(chain, degree=chain.degree * torch.logspace(0, 9, 2000, dtype=torch.float64))
     with pytest.warns(RuntimeWarning, match="have not converged: the largest residual is"):
         eigenpairs(far, 1)
-
-
-def ring(n: int) -> Tensor:
-    """Rows of which each is similar to its neighbours: a small gap, hundreds of iterations."""
-    rows = torch.zeros(n, n)
-    for offset, weight in ((0, 1.0), (1, 0.5)):
-        rows[torch.arange(n), (torch.arange(n) + offset) % n] = weight
-    rows[0, 1] = 0.1  # cut open, which makes the eigenvalues simple
-    return rows
 
 
 @pytest.mark.parametrize("k", [1, 3])

@@ -8,6 +8,7 @@
 #define cudaDeviceGetAttribute selfment_recorded_attribute
 #define cudaFuncSetAttribute selfment_recorded_allow
 #define cudaLaunchKernelEx selfment_recorded_launch
+#define cudaMemcpyAsync selfment_recorded_memcpy
 #define cudaMemsetAsync selfment_recorded_memset
 #define cudaOccupancyMaxActiveBlocksPerMultiprocessor selfment_recorded_occupancy
 
@@ -15,7 +16,7 @@ struct Recorder {
   int multiprocessors, shared_bytes;
   // Blocks of the kernel that a multiprocessor holds.
   int (*occupancy)(const void* kernel, int threads, int64_t shared_bytes);
-  // No kernel: memory is set, so many `blocks` of bytes.
+  // No kernel: memory is set, so many `blocks` of bytes, or copied, if `threads` is 1.
   void (*launch)(const void* kernel, int64_t blocks, int threads, int64_t shared_bytes);
 };
 extern "C" __attribute__((visibility("default"))) inline Recorder selfment_recorder{};
@@ -33,6 +34,11 @@ inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, co
 }
 inline cudaError_t cudaMemsetAsync(void*, int, size_t bytes, cudaStream_t = nullptr) {
   selfment_recorder.launch(nullptr, static_cast<int64_t>(bytes), 0, 0);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void*, const void*, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t = nullptr) {
+  selfment_recorder.launch(nullptr, static_cast<int64_t>(bytes), 1, 0);
   return cudaSuccess;
 }
 template <class... Expected, class... Actual>

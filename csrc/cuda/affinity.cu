@@ -7,9 +7,9 @@
 // farther than that from tau is decided. The few others go to a list, and a warp each settles them:
 // in float32 with a bound of its own, and where that does not tell, in two doubles.
 #include "degrees.cuh"
+#include "norms.cuh"
 #include "operand_product.cuh"
 #include "pair_list.cuh"
-#include "rows.cuh"
 #include "tile_edges.cuh"
 
 namespace selfment::cuda {
@@ -65,26 +65,28 @@ __global__ void prepare(Args a) {
   const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;
   if (row >= a.p.batch * a.p.n) return;
   const T* x = static_cast<const T*>(a.p.features) + row * a.p.d;
-  const double length = warp_length(x, a.p.d, lane), norm = norm_of(length), inverse = 1 / norm;
-  double error = 0;
+  const double length = warp_length(x, a.p.d, lane), norm = norm_of(length);
+  float error = 0;
   if (a.copy != nullptr) {
+    const Divisor<T> divided(norm);
     uint16_t* copy = a.copy + row * a.stride;
     for (int64_t k = lane; k < a.stride; k += kWarp) {
-      const float f = k < a.p.d ? rounded(value(x[k]), norm, inverse) : 0.0f;
-      copy[k] = isfinite(f) ? to_half(f) : uint16_t{0};
-      const double rest = double{f} - to_float(Float16{copy[k]});
+      const float f = k < a.p.d ? divided(x[k]) : 0.0f;
+      const uint16_t half = isfinite(f) ? to_half(f) : uint16_t{0};
+      const float rest = f - to_float(Float16{half});  // exact
+      copy[k] = half;
       error += rest * rest;
     }
-    // Rounded up; the factor covers e_i e_j, which |q_i| <= 1 + e_i brings in.
-    error = sqrt(warp_sum(error)) * 1.002;
+    // Rounded up; the factor covers e_i e_j, which |q_i| <= 1 + e_i brings in, and the sum's error.
+    error = sqrtf(warp_sum(error)) * (1.002f + static_cast<float>(a.p.d) * 0x1p-29f);
   } else if (norm > 1e15) {
     error = kOverflows;
   }
   if (lane > 0) return;
   a.p.norms[row] = norm;
   a.p.degrees[row] = isfinite(norm) ? 0 : NAN;
-  a.scales[row] = a.copy != nullptr ? 1.0f : static_cast<float>(inverse);
-  a.errors[row] = !isfinite(norm) ? kNotFinite : length == 0 ? kZeroRow : static_cast<float>(error);
+  a.scales[row] = a.copy != nullptr ? 1.0f : 1 / static_cast<float>(norm);
+  a.errors[row] = !isfinite(norm) ? kNotFinite : length == 0 ? kZeroRow : error;
 }
 
 // --- Single pairs ---
@@ -125,19 +127,19 @@ __device__ bool settle_pair(const Args& a, int64_t image, int64_t i, int64_t j, 
   const T* x = static_cast<const T*>(a.p.features) + (base + i) * d;
   const T* y = static_cast<const T*>(a.p.features) + (base + j) * d;
   const double norm_x = a.p.norms[base + i], norm_y = a.p.norms[base + j];
-  const double inverse_x = 1 / norm_x, inverse_y = 1 / norm_y, tau = a.p.taus[image];
+  const double tau = a.p.taus[image];
   if (norm_x < 1e15 && norm_y < 1e15) {
-    const double product = warp_product(x, y, d, lane) * inverse_x * inverse_y;
+    const double product = warp_product(x, y, d, lane) / (norm_x * norm_y);
     // 8 units are for the rows: those here are not rounded, or to float32 before the division; 1e-9
     // is for products that underflow.
     const double bound = warp_product_error<T>(d) + 8 * kUnit + 1e-9;
     if (product > tau + bound) return true;
     if (product < tau - bound) return false;
   }
+  const Divisor<T> divided_x(norm_x), divided_y(norm_y);
   TwoDoubles sum;
   for (int64_t k = lane; k < d; k += kWarp)
-    sum.add(double{rounded(value(x[k]), norm_x, inverse_x)} *
-            double{rounded(value(y[k]), norm_y, inverse_y)});
+    sum.add(double{divided_x(x[k])} * double{divided_y(y[k])});
   sum = warp_sum(sum);
   const double difference = (sum.high - tau) + sum.low;
   return a.p.weights != nullptr ? difference >= 0 : difference > 0;
@@ -302,20 +304,31 @@ __global__ void __launch_bounds__(kJoinThreads, 2) join(Args a) {
 
 // --- Weights ---
 
+constexpr int kWeightTile = 64, kDepth = 32;  // rows of a side, and their elements at a time
+
+// The shared memory of a tile: the rows' elements, and what they are divided by.
+template <class T>
+struct WeightTile {
+  float parts[2][kDepth][kWeightTile + 1];
+  Divisor<T> divisors[2][kWeightTile];
+};
+
 // A 64 x 64 tile of weights, in float32 from the rounded rows.
 template <class T>
 __global__ void __launch_bounds__(kThreads) weigh(Args a) {
-  constexpr int kTile = 64, kDepth = 32, kEach = 4;  // elements of a row at a time; sums a side
+  constexpr int kTile = kWeightTile, kEach = 4;  // sums a side
   const int64_t tiles_each = a.words * (a.words + 1) / 2;
   const int64_t image = blockIdx.x / tiles_each;
   int64_t column = blockIdx.x % tiles_each, row = 0;
   while (column >= a.words - row) column -= a.words - row++;
   column += row;
   const int thread = static_cast<int>(threadIdx.x);
-  auto* parts = reinterpret_cast<float*>(shared_memory());  // [2][kDepth][kTile + 1]
-  const auto part = [&](int side, int k, int i) -> float& {
-    return parts[(side * kDepth + k) * (kTile + 1) + i];
-  };
+  auto& tile = *reinterpret_cast<WeightTile<T>*>(shared_memory());
+  for (int at = thread; at < 2 * kTile; at += kThreads) {
+    const int64_t source = (at < kTile ? row : column) * kTile + at % kTile;
+    tile.divisors[at / kTile][at % kTile] =
+        Divisor<T>(source < a.p.n ? a.p.norms[image * a.p.n + source] : 1);
+  }
   float sums[kEach][kEach] = {};
   const int i0 = thread / (kTile / kEach) * kEach, j0 = thread % (kTile / kEach) * kEach;
   for (int64_t k0 = 0; k0 < a.p.d; k0 += kDepth) {
@@ -327,16 +340,16 @@ __global__ void __launch_bounds__(kThreads) weigh(Args a) {
       if (source < a.p.n && k0 + k < a.p.d) {
         const int64_t from = image * a.p.n + source;
         const T* x = static_cast<const T*>(a.p.features) + from * a.p.d;
-        f = rounded(value(x[k0 + k]), a.p.norms[from], 1 / a.p.norms[from]);
+        f = tile.divisors[side][i](x[k0 + k]);
       }
-      part(side, k, i) = f;
+      tile.parts[side][k][i] = f;
     }
     __syncthreads();
     float run[kEach][kEach] = {};  // a sum of its own: a long one would be less exact
     for (int k = 0; k < kDepth; ++k)
       for (int i = 0; i < kEach; ++i)
         for (int j = 0; j < kEach; ++j)
-          run[i][j] = fmaf(part(0, k, i0 + i), part(1, k, j0 + j), run[i][j]);
+          run[i][j] = fmaf(tile.parts[0][k][i0 + i], tile.parts[1][k][j0 + j], run[i][j]);
     for (int i = 0; i < kEach; ++i)
       for (int j = 0; j < kEach; ++j) sums[i][j] += run[i][j];
   }
@@ -375,6 +388,7 @@ int64_t carve(Args& a, void* scratch) {
   take(a.undecided.tiles, p.batch * words * (words + 1) / 2);
   take(a.scales, rows);
   take(a.errors, rows);
+  if (p.norms == nullptr) take(a.p.norms, rows);
   a.copy = nullptr;
   a.stride = p.d;
   if (copies(p.dtype, p.d)) {
@@ -399,7 +413,7 @@ void run(Args a, cudaStream_t stream) {
          a);
   if (a.p.weights != nullptr)
     launch("affinity: weigh", weigh<T>, a.p.batch * a.words * (a.words + 1) / 2, kThreads,
-           int64_t{2} * 32 * 65 * sizeof(float), stream, a);
+           sizeof(WeightTile<T>), stream, a);
   add_degrees({a.p.bits, a.p.weights, a.p.batch, a.p.n, a.p.eps}, a.p.degrees, stream);
 }
 

@@ -98,12 +98,11 @@ class Solver {
       finite = lanczos(k + 1, k + 1, 1);
       if (!finite) break;
       const double below = theta(k) - theta(k + 1);
-      meet();
+      // Only that thread reads and writes gaps until the next search; for thetas merge() meets.
       if (leads() && threadIdx.x == 0) gap(k) = fmin(gap(k), fabs(below));
       if (!(below < -kBreakdown)) break;
       merge();
     }
-    meet();
     for (int slot = 1; slot <= k && finite; ++slot) finite = give(image, slot);
     if (finite && args().p.sign == Sign::kLapack) orient_as_lapack(image);
     if (!finite) give_up(image);
@@ -201,7 +200,8 @@ class Solver {
 
   // --- The operator ---
 
-  // Makes the image's graph the block's, and copies its own rows of bits where there is room.
+  // Makes the image's graph the block's, and copies its own rows of bits where there is room. The
+  // block meets in start(), before a product reads them.
   __device__ SELFMENT_CALL void view(int64_t image) {
     const Graphs& graphs = args().p.graphs;
     const int64_t words = args().words, rows = words * kWord;
@@ -221,7 +221,6 @@ class Solver {
         for (int64_t row = threadIdx.x; row < own; row += blockDim.x)
           copy[word * own + row] = bits[word * rows + first() * kWord + row];
     }
-    __syncthreads();
   }
 
   // out = M y
@@ -388,7 +387,7 @@ class Solver {
       }
       if (size < limit) continue;
       if (tridiagonal) {
-        meet();
+        meet();  // all have read the vector that is written again
         solve_projected(size);
       }
       size = kept = restart(limit, want);
@@ -396,19 +395,21 @@ class Solver {
   }
 
   // Keeps the leading Ritz vectors and the residual's direction; returns how many of the former.
+  // The team meets in the product that follows, before Ritz pairs are written again.
   __device__ SELFMENT_CALL int restart(int limit, int want) {
     const int keep = min(limit - 1, want + (limit - want) / 3);
-    const int64_t n = Solver::n();
+    const int n = static_cast<int>(Solver::n());
     double *basis = Solver::basis(0), *vectors = kept_vectors();
     const double* ritz = ritz_vectors();
     own_rows([=](int64_t i) {
       for (int r = 0; r < keep; ++r) {
         double sum = 0;
-        for (int j = 0; j < limit; ++j) sum = fma(ritz[r * limit + j], basis[j * n + i], sum);
-        vectors[r * n + i] = sum;
+        for (int j = 0; j < limit; ++j)
+          sum = fma(ritz[r * limit + j], basis[int64_t{j} * n + i], sum);
+        vectors[int64_t{r} * n + i] = sum;
       }
-      basis[keep * n + i] = basis[limit * n + i];
-      for (int r = 0; r < keep; ++r) basis[r * n + i] = vectors[r * n + i];
+      basis[int64_t{keep} * n + i] = basis[int64_t{limit} * n + i];
+      for (int64_t r = 0; r < keep; ++r) basis[r * n + i] = vectors[r * n + i];
     });
     if (leads()) {
       const int stride = static_cast<int>(args().limit);
@@ -416,7 +417,6 @@ class Solver {
         projected()[at] =
             at / stride == at % stride && at / stride < keep ? ritz_values()[at / stride] : 0;
     }
-    meet();
     return keep;
   }
 
@@ -442,7 +442,8 @@ class Solver {
     meet();
   }
 
-  // Inserts the found pair by its theta and drops the last one.
+  // Inserts the found pair by its theta and drops the last one. The team meets in the search that
+  // follows, before it reads the thetas again.
   __device__ SELFMENT_CALL void merge() {
     const int64_t k = args().p.k, n = args().p.graphs.n;
     const double found = theta(k + 1), dropped = theta(k);
@@ -453,7 +454,7 @@ class Solver {
       for (int64_t slot = k; slot > place; --slot) pairs[slot * n + i] = pairs[(slot - 1) * n + i];
       pairs[place * n + i] = pairs[(k + 1) * n + i];
     });
-    meet();
+    meet();  // all have read the thetas
     if (leads() && threadIdx.x == 0) {
       for (int64_t slot = k; slot > place; --slot) {
         theta(slot) = theta(slot - 1);
@@ -467,7 +468,6 @@ class Solver {
         gap(slot) = fmin(above, below);
       }
     }
-    meet();
   }
 
   // One product more, and the results; false if they are not finite.

@@ -5,7 +5,7 @@
 // to tell is the rounded row scored in double, and a row is left unread where the last score is
 // farther from 0 than the direction has moved since. The rows whose labels changed are then added
 // to the class sums, in an order that no team changes.
-#include "rows.cuh"
+#include "norms.cuh"
 #include "team.cuh"
 
 namespace selfment::cuda {
@@ -126,8 +126,7 @@ class Optimizer {
       for (unsigned rest = __ballot_sync(kAllLanes, chosen ? 1 : 0); rest != 0; rest &= rest - 1)
         body(i0 + first_lane(rest) * kWarps, mine);
     }
-    __syncthreads();
-    if (lane() == 0) tally_[warp()] = mine;
+    if (lane() == 0) tally_[warp()] = mine;  // the last ones were read before the team met
     __syncthreads();
     Tally* tallies = a_.tallies + number_ * a_.team_size;
     if (threadIdx.x == 0) tallies[team_.rank()] = total(tally_, kWarps);
@@ -145,12 +144,12 @@ class Optimizer {
     return sum;
   }
 
+  // The team has met since labels were read, and meets before they are read again.
   template <class Label>
   __device__ void set_labels(const Label& label) {
     const int64_t last = team_.last(a_.p.n);
     for (int64_t i = team_.first(a_.p.n) + threadIdx.x; i < last; i += kThreads)
       labels_[i] = label(labels_[i]);
-    __syncthreads();
   }
 
   // New labels from the direction.
@@ -216,10 +215,9 @@ class Optimizer {
   }
 
   __device__ SELFMENT_CALL double exact_score(const T* x, double norm) const {
-    const double inverse = 1 / norm;
+    const Divisor<T> divided(norm);
     double sum = 0;
-    for (int64_t k = lane(); k < a_.p.d; k += kWarp)
-      sum += double{rounded(value(x[k]), norm, inverse)} * direction()[k];
+    for (int64_t k = lane(); k < a_.p.d; k += kWarp) sum += double{divided(x[k])} * direction()[k];
     return warp_sum(sum);
   }
 
@@ -242,7 +240,7 @@ class Optimizer {
         const unsigned wants = __ballot_sync(kAllLanes, wanted ? 1 : 0);
         if (wants == 0) continue;
         const unsigned leave = __ballot_sync(kAllLanes, !start && change < 0 ? 1 : 0);
-        const double own_norm = exists ? norms()[i0 + lane()] : 1, own_inverse = 1 / own_norm;
+        const Divisor<T> own(exists ? norms()[i0 + lane()] : 1);
         touched = true;
         for (unsigned next = wants, rest = wants; rest != 0;) {
           uint4 pieces[kInFlight];
@@ -255,11 +253,10 @@ class Optimizer {
           for (int u = 0; u < kInFlight; ++u) {
             if (rest == 0) break;
             const int from = first_lane(rest);
-            const double norm = __shfl_sync(kAllLanes, own_norm, from);
-            const double inverse = __shfl_sync(kAllLanes, own_inverse, from);
+            const Divisor<T> divided = own.of_lane(from);
 #pragma unroll
             for (int e = 0; e < kPieceSize<T>; ++e) {
-              const double f = rounded(value(element<T>(pieces[u], e)), norm, inverse);
+              const float f = divided(element<T>(pieces[u], e));
               sums[e] += (leave >> from & 1) != 0 ? -f : f;
             }
             rest &= rest - 1;

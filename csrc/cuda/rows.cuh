@@ -1,5 +1,4 @@
-// Rows of features: their values, norms, and the rounded rows f = float32(x / norm) that all rules
-// speak of.
+// Rows of features: their values, sums over the lanes of a warp, and rows read in pieces.
 #pragma once
 
 #include <type_traits>
@@ -36,15 +35,6 @@ __device__ inline uint16_t to_half(float f) {
     return static_cast<uint16_t>(sign | static_cast<uint32_t>(rintf(fabsf(f) * 0x1p24f)));
   const uint32_t half = ((magnitude + 0xfff + (magnitude >> 13 & 1)) >> 13) - (uint32_t{112} << 10);
   return static_cast<uint16_t>(sign | half);
-}
-
-// float32(x / norm), with inverse = 1 / norm in double. The product with the inverse is off by less
-// than 2 units of its last place; only where that could change the rounding is the division made.
-__device__ inline float rounded(double x, double norm, double inverse) {
-  const double q = x * inverse;
-  const auto tail = static_cast<uint32_t>(__double_as_longlong(q)) & 0x1fffffffu;  // cut by a float
-  const bool clear = tail - 0x0ffffff0u > 0x20u && fabs(q) > 1e-37;
-  return static_cast<float>(clear ? q : x / norm);
 }
 
 // Two doubles whose sum is the value: sums in them do not depend on the order of their terms.
@@ -170,23 +160,5 @@ __device__ void for_pieces(const T* x, int64_t d, int lane, const Use& use) {
       if (k0 + u * kWarp * kPieceSize<T> < d) use(u, k0 + u * kWarp * kPieceSize<T>, pieces[u]);
   }
 }
-
-// |x| of a row by a warp; 0 only if the rounded row is, and not finite if an element is not.
-template <class T>
-__device__ double warp_length(const T* x, int64_t d, int lane) {
-  TwoDoubles sum;
-  for_pieces(x, d, lane, [&](int, int64_t, const uint4& piece) {
-#pragma unroll
-    for (int e = 0; e < kPieceSize<T>; ++e) {
-      const double v = value(element<T>(piece, e));
-      sum.add(v * v);
-    }
-  });
-  sum = warp_sum(sum);
-  return sqrt(sum.high + sum.low);
-}
-
-// What a row of this length is divided by.
-__device__ inline double norm_of(double length) { return length < 1e-12 ? 1e-12 : length; }
 
 }  // namespace selfment::cuda

@@ -30,7 +30,6 @@ class Graph:
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
     taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
-    norms: Tensor | None = None  #: (B, N) float64, of the features; None on the CPU and if painted
     batched: bool = True  #: whether answers have the axis B
     kind: Kind = TORCH  #: the kind of array that answers come in
 
@@ -91,7 +90,7 @@ class Graph:
             bits, degree, weights = _ops.paint(
                 self.bits, self.weights, self.degree, self.n, self.eps, self.taus, rows
             )
-            return replace(self, bits=bits, degree=degree, weights=weights, norms=None)
+            return replace(self, bits=bits, degree=degree, weights=weights)
 
     def to_dense(self) -> Any:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
@@ -156,11 +155,18 @@ def build(
     For errors: ``first`` is the first image's number, and ``frames`` are the numbers of patches of
     the frames that a single graph is of.
     """
-    batch, n, _ = rows.shape
-    taus = auto_tau(rows) if tau is None else rows.new_full((batch,), tau, dtype=torch.float64)
-    bits, degree, weights, norms, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
+    n = rows.shape[1]
+    taus = thresholds(rows, tau)
+    bits, degree, weights, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
     check_finite(bad, n, first, frames)
-    return Graph(eps, n, bits, weights, degree, taus, norms)
+    return Graph(eps, n, bits, weights, degree, taus)
+
+
+def thresholds(rows: Tensor, tau: float | None) -> Tensor:
+    """(B,) float64 thresholds of checked (B, N, d) rows; ``tau`` None is "auto"."""
+    if tau is None:
+        return auto_tau(rows)
+    return rows.new_full((len(rows),), tau, dtype=torch.float64)
 
 
 def check_finite(bad: int, n: int, first: int, frames: Sequence[int] = ()) -> None:

@@ -88,16 +88,14 @@ def refine(
     iters: int,
     min_count: int,
     *,
-    norms: Tensor | None = None,
     first: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """New labels (B, N) bool, steps taken (B,) int64 and separation (B,) float64.
 
     Of (B, N, d) checked, contiguous rows. The separation is the distance of the two class means
     under the new labels; 0 where a class is empty, NaN where a CUDA image is not finite.
-    ``norms`` are those of the graph of these rows, which need not be computed again then.
     ``first`` is the number of the first image, for errors.
     """
-    refined, steps, separation, bad = _ops.ipo(rows, labels, iters, min_count, norms)
+    refined, steps, separation, bad = _ops.ipo(rows, labels, iters, min_count)
     check_finite(bad, rows.shape[1], first)
     return refined, steps, separation

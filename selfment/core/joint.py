@@ -25,11 +25,7 @@ from torch import Tensor
 
 from . import ops as _ops
 from .arrays import Features, Grid, as_features, as_grid, check_patches
-from .graph import build
-from .ipo import refine
-from .label import PseudoLabels, _cut
-
-_MAPS = ("mask", "ncut_mask", "fiedler")
+from .label import MAPS, PseudoLabels, label_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +42,7 @@ class JointLabels(PseudoLabels):
     def frame(self, index: int) -> PseudoLabels:
         """The maps of one frame with the numbers of the joint cut; ``seed`` is the frame's peak."""
         values = {field.name: getattr(self, field.name) for field in fields(PseudoLabels)}
-        values |= {name: values[name][index] for name in _MAPS}
+        values |= {name: values[name][index] for name in MAPS}
         return PseudoLabels(**{**values, "seed": self.peaks[index]})
 
 
@@ -101,9 +97,9 @@ def _is_list(grid: Any) -> bool:
 def give(given: Features, grids: Sequence[Grid], found: dict[str, Tensor]) -> JointLabels:
     """The labels from their fields, where maps are (N,), as the caller's kind of array."""
     values: dict[str, Any] = {
-        name: given.kind.restore(value) for name, value in found.items() if name not in _MAPS
+        name: given.kind.restore(value) for name, value in found.items() if name not in MAPS
     }
-    for name in _MAPS:
+    for name in MAPS:
         if given.batched:
             values[name] = given.kind.restore(found[name].reshape(-1, *grids[0]))
         else:
@@ -156,33 +152,18 @@ def _joint_label_impl(
 ) -> tuple[Tensor, ...]:
     """The fields of :class:`JointLabels` for (N, d) features, maps being (N,)."""
     grids = list(zip(sides[::2], sides[1::2], strict=True))
-    rows = features.contiguous()[None]
-    made = build(rows, tau, eps, graph, frames=[h * w for h, w in grids])
-    pairs = _cut(made)
-    mask, seed, peaks = _ops.components(
-        pairs.vectors[:, 0].contiguous(), grids, orient == "corners"
+    found = label_rows(
+        features.contiguous()[None],
+        grids,
+        tau,
+        eps,
+        graph,
+        orient,
+        ipo_iters,
+        ipo_min_count,
+        min_confidence,
     )
-    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, norms=made.norms)
-    sure, rejected, kept, vectors = _ops.finish(
-        pairs.values, pairs.gaps, pairs.vectors, separation, label, grids, min_confidence
-    )
-    found = JointLabels(
-        mask=kept,
-        ncut_mask=mask,
-        fiedler=vectors,
-        eigenvalue=pairs.values[:, 0],
-        gap=pairs.gaps[:, 0],
-        residual=pairs.residuals[:, 0],
-        seed=seed,
-        lanczos_iters=pairs.iterations,
-        ipo_iters=steps,
-        separation=separation,
-        confidence=sure,
-        rejected=rejected,
-        tau=made.taus,
-        peaks=peaks,
-    )
-    return tuple(value[0] for value in vars(found).values())
+    return tuple(found[name][0] for name in _FIELDS)
 
 
 def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[Tensor, ...]:

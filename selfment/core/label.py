@@ -12,12 +12,15 @@ from torch import Tensor
 from . import ops as _ops
 from . import options as params
 from .arrays import Grid, as_features
-from .graph import Graph, build
+from .graph import Graph, build, thresholds
 from .ipo import refine
-from .ncut import Eigenpairs, eigenpairs, initial_mask
+from .ncut import Eigenpairs, eigenpairs
 
 if TYPE_CHECKING:
     from .joint import JointLabels
+
+
+MAPS = ("mask", "ncut_mask", "fiedler")  # fields of all patches
 
 
 @dataclass(frozen=True)
@@ -179,36 +182,23 @@ def _pseudo_label_impl(
     min_confidence: float = 0.0,
 ) -> tuple[Tensor, ...]:
     """The fields of :class:`PseudoLabels` for (B, N, d) features."""
-    grid = (h, w)
     parts = []
     first = 0
-    for chunk in features.split(_ops.images_at_once(features, graph == "weighted")):
-        rows = chunk.contiguous()
-        made = build(rows, tau, eps, graph, first=first)
-        pairs = _cut(made)
-        mask, seed = initial_mask(pairs.vectors[:, 0], grid, orient)
-        label, steps, separation = refine(
-            rows, mask, ipo_iters, ipo_min_count, norms=made.norms, first=first
+    for rows in features.split(_ops.images_at_once(features, graph == "weighted")):
+        found = label_rows(
+            rows.contiguous(),
+            [(h, w)],
+            tau,
+            eps,
+            graph,
+            orient,
+            ipo_iters,
+            ipo_min_count,
+            min_confidence,
+            first=first,
         )
-        sure, rejected, kept, vectors = _ops.finish(
-            pairs.values, pairs.gaps, pairs.vectors, separation, label, [grid], min_confidence
-        )
-        found = PseudoLabels(
-            mask=kept.unflatten(1, grid),
-            ncut_mask=mask.unflatten(1, grid),
-            fiedler=vectors.unflatten(1, grid),
-            eigenvalue=pairs.values[:, 0],
-            gap=pairs.gaps[:, 0],
-            residual=pairs.residuals[:, 0],
-            seed=seed,
-            lanczos_iters=pairs.iterations,
-            ipo_iters=steps,
-            separation=separation,
-            confidence=sure,
-            rejected=rejected,
-            tau=made.taus,
-        )
-        parts.append(tuple(vars(found).values()))
+        maps = {name: found[name].unflatten(1, (h, w)) for name in MAPS}
+        parts.append(tuple((found | maps)[field.name] for field in fields(PseudoLabels)))
         first += len(rows)
     return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
@@ -231,6 +221,59 @@ _pseudo_label = _ops.register(
     _pseudo_label_impl,
     _pseudo_label_fake,
 )
+
+
+def label_rows(
+    rows: Tensor,
+    grids: Sequence[Grid],
+    tau: float | None,
+    eps: float,
+    graph: str,
+    orient: str,
+    ipo_iters: int,
+    ipo_min_count: int,
+    min_confidence: float,
+    *,
+    first: int = 0,
+) -> dict[str, Tensor]:
+    """The fields of labels of checked, contiguous (B, N, d) rows; maps are (B, N).
+
+    ``grids``: of an image, or of the frames whose patches it has one after another. Besides those
+    of :class:`PseudoLabels` there are the ``peaks`` (B, frames). ``first``: the first image's
+    number, for errors.
+    """
+    corners = orient == "corners"
+    if _ops.labels_in_one_call(rows):
+        taus = thresholds(rows, tau)
+        weighted = graph == "weighted"
+        found = _ops.label(
+            rows, taus, eps, weighted, grids, corners, ipo_iters, ipo_min_count, min_confidence
+        )
+        return found | {"tau": taus}
+    frames = [h * w for h, w in grids]
+    made = build(rows, tau, eps, graph, first=first, frames=frames if len(grids) > 1 else ())
+    pairs = _cut(made)
+    mask, seed, peaks = _ops.components(pairs.vectors[:, 0].contiguous(), grids, corners)
+    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
+    sure, rejected, kept, vectors = _ops.finish(
+        pairs.values, pairs.gaps, pairs.vectors, separation, label, grids, min_confidence
+    )
+    return {
+        "mask": kept,
+        "ncut_mask": mask,
+        "fiedler": vectors,
+        "eigenvalue": pairs.values[:, 0],
+        "gap": pairs.gaps[:, 0],
+        "residual": pairs.residuals[:, 0],
+        "seed": seed,
+        "lanczos_iters": pairs.iterations,
+        "ipo_iters": steps,
+        "separation": separation,
+        "confidence": sure,
+        "rejected": rejected,
+        "tau": made.taus,
+        "peaks": peaks,
+    }
 
 
 def _cut(graph: Graph) -> Eigenpairs:

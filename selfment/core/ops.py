@@ -27,6 +27,7 @@ class _Cpu:
     """Runs on torch's threads, and has returned when it is done."""
 
     ordinal = -1
+    labels_in_one_call = False
     sample_bytes = 1 << 20  # of samples in flight: what a cache holds
 
     def __init__(self) -> None:
@@ -36,22 +37,18 @@ class _Cpu:
         """Numbers where the kernels can read them: aligned to their size."""
         return rows.clone() if rows.data_ptr() % rows.element_size() else rows
 
-    def norms(self, degree: Tensor) -> None:
-        """None: they are computed where rows are read."""
-
     def weights(self, batch: int, n: int) -> Any:
         return self.native.Weights(batch)
 
-    def images_at_once(self, image: int, weights: int, n: int, d: int, dtype: int) -> int:
+    def images_at_once(self, copied: int, weights: int, n: int, d: int, dtype: int) -> int:
         """Enough to keep the threads busy."""
         threads = _native.threads()
         most = max(_CPU_BYTES, threads * _CPU_BYTES // 8)
         # Of the weights it keeps those of edges: a float for half of the pairs i <= j, say.
-        return min(8 * threads, most // (image + weights * n * n + 1))
+        return min(8 * threads, most // (copied + n * n // 8 + weights * n * n + 1))
 
     def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
-        """What the native operation returns; it needs no scratch for ``sizes``, and no norms."""
-        arguments.pop("norms", None)
+        """What the native operation returns; it needs no scratch for ``sizes``."""
         return getattr(self.native, operation)(**_addresses(arguments), threads=_native.threads())
 
 
@@ -68,6 +65,7 @@ class _Cuda:
     ordinal: int
     stream: int
     sample_bytes: ClassVar[int] = _CUDA_BYTES
+    labels_in_one_call: ClassVar[bool] = True
 
     def current(self) -> AbstractContextManager[None]:
         """Makes the device current, and then the one that was so before.
@@ -82,28 +80,19 @@ class _Cuda:
         """Numbers where the kernels can read them: aligned to 16 bytes."""
         return rows.clone() if rows.data_ptr() % 16 else rows
 
-    def norms(self, degree: Tensor) -> Tensor:
-        """Room for the norms of rows, which IPO takes from the graph."""
-        return torch.empty_like(degree)
-
     def weights(self, batch: int, n: int) -> Tensor:
         size = self.native.weights_size(n)
         return torch.empty((batch, size), dtype=torch.float32, device=self.device)
 
-    def images_at_once(self, image: int, weights: int, n: int, d: int, dtype: int) -> int:
+    def images_at_once(self, copied: int, weights: int, n: int, d: int, dtype: int) -> int:
         """As many as the memory allows."""
         with self.current():
-            scratch = max(
-                self.native.affinity_scratch(dtype, 1, n, d),
-                self.native.fiedler_scratch(1, n, 1, bool(weights), False, self.ordinal),
-                self.native.components_scratch(1, n, 1),
-                self.native.ipo_scratch(dtype, 1, n, d, self.ordinal),
-            )
-        return _CUDA_BYTES // int(image + 4 * weights * self.native.weights_size(n) + scratch + 1)
+            label = self.native.label_scratch(dtype, 1, n, d, bool(weights), 1, self.ordinal)
+        return _CUDA_BYTES // int(copied + label)
 
     def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
         """Launches it, in as much scratch as the module asks for ``sizes``; None asks for none."""
-        for name in ("weights", "painted_weights", "norms"):
+        for name in ("weights", "painted_weights"):
             if name in arguments and arguments[name] is None:
                 arguments[name] = 0
         function = getattr(self.native, operation)
@@ -145,18 +134,16 @@ def images_at_once(rows: Tensor, weighted: bool) -> int:
     n, d = rows.shape[1:]
     twin = _twin(rows.device)
     copied = 0 if rows.is_contiguous() else n * d * rows.element_size()
-    images = twin.images_at_once(
-        n * n // 8 + copied, int(weighted), n, d, _dtype_code(twin.native, rows)
-    )
+    images = twin.images_at_once(copied, int(weighted), n, d, _dtype_code(twin.native, rows))
     return max(1, images)
 
 
 def affinity(
     rows: Tensor, taus: Tensor, eps: float, weighted: bool
-) -> tuple[Tensor, Tensor, Any, Tensor | None, int]:
+) -> tuple[Tensor, Tensor, Any, int]:
     """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
 
-    ``taus``: (B,) float64, contiguous. The fourth is what ``ipo`` takes as ``norms``.
+    ``taus``: (B,) float64, contiguous.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -165,7 +152,6 @@ def affinity(
     bits = rows.new_empty((batch, twin.native.bits_size(n)), dtype=torch.int64)
     degree = rows.new_empty((batch, n), dtype=torch.float64)
     weights = twin.weights(batch, n) if weighted else None
-    norms = twin.norms(degree)
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "affinity",
@@ -180,9 +166,8 @@ def affinity(
         weights=weights,
         bits=bits,
         degrees=degree,
-        norms=norms,
     )
-    return bits, degree, weights, norms, -1 if bad is None else bad
+    return bits, degree, weights, -1 if bad is None else bad
 
 
 def paint(
@@ -298,11 +283,9 @@ def components(
 
 
 def ipo(
-    rows: Tensor, labels: Tensor, iters: int, min_count: int, norms: Tensor | None = None
+    rows: Tensor, labels: Tensor, iters: int, min_count: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `refine`.
-
-    ``norms``: of the rows, (B, N) float64, as ``affinity`` returns them; None where unknown.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
@@ -325,7 +308,6 @@ def ipo(
         labels=refined,
         steps=steps,
         separation=separation,
-        norms=norms,
     )
     return refined, steps, separation, -1 if bad is None else bad
 
@@ -370,6 +352,65 @@ def finish(
         vectors=rounded,
     )
     return sure, rejected, mask, rounded
+
+
+def labels_in_one_call(rows: Tensor) -> bool:
+    """Whether ``label`` is how to label them: on a CUDA device, where nothing waits for a step."""
+    return _twin(rows.device).labels_in_one_call
+
+
+def label(
+    rows: Tensor,
+    taus: Tensor,
+    eps: float,
+    weighted: bool,
+    grids: Sequence[Grid],
+    corners: bool,
+    iters: int,
+    min_count: int,
+    min_confidence: float,
+) -> dict[str, Tensor]:
+    """All operations of a label of (B, N, d) features, on a CUDA device: its fields by name.
+
+    They are those of `pseudo_labels.label_rows` but ``tau``. Arguments as for the operations.
+    """
+    batch, n, d = rows.shape
+    twin = _twin(rows.device)
+
+    def new(dtype: torch.dtype, *shape: int) -> Tensor:
+        return rows.new_empty((batch, *shape), dtype=dtype)
+
+    numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
+    counts = ("seed", "lanczos_iters", "ipo_iters")
+    found = {
+        "mask": new(torch.bool, n),
+        "ncut_mask": new(torch.bool, n),
+        "fiedler": new(torch.float32, n),
+        **{name: new(torch.float64) for name in numbers},
+        **{name: new(torch.int64) for name in counts},
+        "rejected": new(torch.bool),
+        "peaks": new(torch.int64, len(grids)),
+    }
+    dtype = _dtype_code(twin.native, rows)
+    twin.run(
+        "label",
+        (dtype, batch, n, d, weighted, len(grids), twin.ordinal),
+        features=twin.readable(rows),
+        dtype=dtype,
+        batch=batch,
+        n=n,
+        d=d,
+        taus=taus,
+        eps=eps,
+        weighted=weighted,
+        grids=grids,
+        corners=corners,
+        iters=iters,
+        min_count=min_count,
+        min_confidence=min_confidence,
+        **found,
+    )
+    return found
 
 
 def samples_at_once(rows: Tensor, m: int) -> int:

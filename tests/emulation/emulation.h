@@ -235,6 +235,20 @@ inline int __all_sync(unsigned mask, int predicate, SELFMENT_SITE) {
   using namespace selfment::cuda::emulation;
   return vote(Wait::kAll, mask, predicate != 0, {file, line}) == mask;
 }
+
+// Of all lanes of a warp.
+#define SELFMENT_REDUCE(name, T, joined)                                         \
+  inline T name(unsigned mask, T value, SELFMENT_SITE) {                         \
+    using namespace selfment::cuda::emulation;                                   \
+    for (unsigned lanes = 16; lanes > 0; lanes /= 2) {                           \
+      const T other = shuffle(Wait::kXor, mask, value, lanes, 32, {file, line}); \
+      value = joined;                                                            \
+    }                                                                            \
+    return value;                                                                \
+  }
+SELFMENT_REDUCE(__reduce_add_sync, int, value + other)
+SELFMENT_REDUCE(__reduce_max_sync, unsigned, value < other ? other : value)
+#undef SELFMENT_REDUCE
 #undef SELFMENT_SITE
 
 // All threads are fibers of one OS thread: what one has written, the others see.

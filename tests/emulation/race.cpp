@@ -53,7 +53,6 @@ struct Access {
 };
 // What has happened to a piece of memory in a launch.
 struct Cell {
-  uint32_t launch = 0;
   bool nc = false;       // read by a non-coherent load
   bool pending = false;  // the target of a copy under way
   uint32_t pending_thread = 0;
@@ -71,7 +70,7 @@ std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
 uintptr_t last_number = ~uintptr_t{0};
 Page* last_page;
 std::vector<State> threads;
-uint32_t launch_number, round_number, first_round;
+uint32_t round_number, first_round;
 std::unordered_map<uintptr_t, Base> published;
 // A block's shared memory, and which bytes of it have been written.
 struct Shared {
@@ -183,11 +182,6 @@ enum Kind { kRead, kWrite, kStrongRead, kStrongWrite, kNcRead, kAsyncIssue, kAsy
 
 // An access to a cell: reports what it is not ordered with, and becomes part of the cell's past.
 void touch(Cell& c, int t, Kind kind, void* pc, uintptr_t at) {
-  if (c.launch != launch_number) {
-    c.launch = launch_number;
-    c.nc = c.pending = false;
-    reset(c.write), reset(c.read), reset(c.strong_read), reset(c.strong_write);
-  }
   const auto tell = [&](const Access& a, const char* what) {
     if (!ordered(a, t)) report(what, a.pc, pc, at, t, static_cast<int>(a.thread));
   };
@@ -294,7 +288,7 @@ void access(const void* address, int size, Kind kind, void* pc) {
       for (size_t i = 0; i < finer.size(); ++i) {
         Cell& old = page->cells[i >> (page->unit - unit)];
         Cell& c = finer[i];
-        c.launch = old.launch, c.nc = old.nc, c.nc_pc = old.nc_pc;
+        c.nc = old.nc, c.nc_pc = old.nc_pc;
         c.pending = old.pending, c.pending_thread = old.pending_thread,
         c.pending_pc = old.pending_pc;
         const auto copy = [](const Access& a, Access& to) {
@@ -326,7 +320,9 @@ Base join(const Base& a, const Base& b) {
 }  // namespace
 
 void begin_launch() {
-  ++launch_number;
+  // What was before it is ordered. All the past of a module would take gigabytes.
+  pages.clear();
+  last_number = ~uintptr_t{0};
   first_round = round_number + 1;
   published.clear();
   launch_stack = static_cast<char*>(__builtin_frame_address(0));

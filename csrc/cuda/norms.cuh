@@ -1,0 +1,258 @@
+// Norms of rows, and the rounded rows f = float32(x / norm) that all rules speak of. Both are to
+// the bit what double arithmetic makes of them, and are made in float32 where that can tell: on
+// many devices an operation in double takes 64 times as long.
+#pragma once
+
+#include "rows.cuh"
+
+namespace selfment::cuda {
+
+// Whether doubles take no more than twice as long as floats: then they sum the squares faster, as
+// they need fewer levels.
+#if defined(__CUDA_ARCH__) && \
+    (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
+inline constexpr bool kFastDoubles = true;
+#else
+inline constexpr bool kFastDoubles = false;
+#endif
+
+// --- Norms ---
+
+// A sum of floats in levels: each takes up what the rounding of the one before has left.
+//
+// Level l starts at `start(l)`: 2^e for the first, 1.5 times 2^(e - 18 l) for the others. Numbers
+// of the first are not negative, and their sum is 2^e or less; those added from the second on are
+// 2^(e - 24) or less in magnitude; and a level gets 32 numbers at most. Then the first stays in
+// [2^e, 2^(e+1)] and, by induction, level l within 2^(e - 18 l - 1) of its start, which is in
+// [2^(e - 18 l), 2^(e - 18 l + 1)]: it is a whole number of units of 2^(e - 18 l - 23), what it
+// leaves of a number is half of a unit or less, 2^(e - 18 (l + 1) - 6), and is found without an
+// error (Dekker's FastTwoSum, as the level exceeds the number). The last level leaves nothing, but
+// rounds each number by 2^(e - 78) at most.
+class Levels {
+ public:
+  static constexpr int kCount = 4;
+
+  __device__ explicit Levels(unsigned biased) : biased_(biased) {  // e + 127
+#pragma unroll
+    for (int l = 0; l < kCount; ++l) sums_[l] = start(l);
+  }
+
+  template <int kFirst>
+  __device__ void add(float x) {
+#pragma unroll
+    for (int l = kFirst; l + 1 < kCount; ++l) {
+      const float sum = sums_[l] + x;
+      x -= sum - sums_[l];
+      sums_[l] = sum;
+    }
+    sums_[kCount - 1] += x;
+  }
+
+  // The units that a level has taken up, of all lanes.
+  __device__ int64_t units(int l) const {
+    const unsigned mine = __float_as_uint(sums_[l]) - __float_as_uint(start(l));
+    return __reduce_add_sync(kAllLanes, static_cast<int>(mine));
+  }
+
+ private:
+  __device__ float start(int l) const {
+    return __uint_as_float((biased_ - 18u * static_cast<unsigned>(l)) << 23 |
+                           (l > 0 ? 0x400000u : 0u));
+  }
+
+  unsigned biased_;
+  float sums_[kCount];
+};
+
+// Calls use(for_elements) for each run of a row, what a warp reads of it at a time; a lane's
+// numbers of a run are those that for_elements(body) calls body with.
+template <class T, class Use>
+__device__ void for_runs(const T* x, int64_t d, int lane, const Use& use) {
+  constexpr int64_t kStep = int64_t{kWarp} * kPieceSize<T>;
+  for (int64_t first = 0; first < d; first += kInFlight * kStep) {
+    uint4 pieces[kInFlight];
+#pragma unroll
+    for (int u = 0; u < kInFlight; ++u)
+      pieces[u] = load_piece(x, first + u * kStep + lane * kPieceSize<T>, d);
+    use([&](const auto& body) {
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        if (first + u * kStep >= d) break;
+#pragma unroll
+        for (int i = 0; i < kPieceSize<T>; ++i) body(to_float(element<T>(pieces[u], i)));
+      }
+    });
+  }
+}
+
+// |x| of a row by a warp, in two doubles whose error is 2^-89 or less of the sum of the squares, so
+// that it rounds to the same double in whatever order, but for sums next to the middle of two.
+//
+// The square of a float is exact, that of a double is rounded first. Of floats a run is 32 squares
+// or less, each below 2^(2 m) for a power 2^m above the largest. Added to 2^(2 m + 5) they stay
+// below its double: what the rounding of the sum has left is found without an error, and a double
+// (Dekker, as above). The square of a double may overflow, so that no start is known to exceed it.
+template <class T>
+__device__ double exact_length(const T* x, int64_t d, int lane) {
+  TwoDoubles sum;
+  if constexpr (std::is_same_v<T, double>) {
+    for_pieces(x, d, lane, [&](int, int64_t, const uint4& piece) {
+#pragma unroll
+      for (int i = 0; i < kPieceSize<T>; ++i) {
+        const double v = element<T>(piece, i);
+        sum.add(v * v);
+      }
+    });
+  } else {
+    for_runs(x, d, lane, [&](const auto& for_elements) {
+      float largest = 0;
+      for_elements([&](float v) { largest = fmaxf(largest, fabsf(v)); });
+      const auto exponent = static_cast<long long>(__float_as_uint(largest) >> 23) - 127 + 1;
+      const double start = __longlong_as_double((2 * exponent + 5 + 1023) << 52);
+      double high = start, low = 0;
+      for_elements([&](float f) {
+        const double v = f, next = fma(v, v, high);
+        low += fma(v, v, high - next);
+        high = next;
+      });
+      sum.add(high - start);
+      sum.low += low;
+    });
+  }
+  sum = warp_sum(sum);
+  return sqrt(sum.high + sum.low);
+}
+
+// The same from float32 levels. False where they cannot tell what the sum rounds to: next to the
+// middle of two doubles, and where squares are out of range.
+//
+// A run is of 32 squares or less of a lane, that of v being p + q with the floats p = v v, rounded,
+// and q = fma(v, v, -p); of a half-precision v q is 0. With 2^m above the largest `about` of the
+// warp and e = m + 1 a lane's p sum up to 2^m (1 + 2^-18) < 2^e, what is left of a p by the first
+// level, whose unit is 2^(e - 23), is 2^(e - 24) or less, and a q is 2^(e - 26) or less; where
+// there are q's, a run is of 16 squares. So 32 numbers come to a level, the units of a lane are
+// within 2^23 and those of the warp fit into an int, and the sum of the run is off by 32 32 2^(e -
+// 78) = 2^(e - 68) at most. Its double is for what underflows: squares and q's, by 2^-150 each, and
+// e >= -63. Nothing overflows where e <= 125. Where all squares are multiples of the last level's
+// unit, 2^(e - 77), nothing is off: so a middle that a sum of half-precision squares hits is told.
+template <class T>
+__device__ bool quick_length(const T* x, int64_t d, int lane, double* length) {
+  constexpr unsigned kLeast = 64, kMost = 252;                         // e + 127
+  constexpr double kGrain = std::is_same_v<T, Float16> ? 0x1p-48 : 0;  // of squares
+  TwoDoubles sum;
+  double slack = 0;
+  bool in_range = true;
+  for_runs(x, d, lane, [&](const auto& for_elements) {
+    float about = 0;
+    for_elements([&](float v) { about = fmaf(v, v, about); });
+    // As bits, which are in the order of the numbers, and above them for NaN.
+    const unsigned top = __reduce_max_sync(kAllLanes, __float_as_uint(about)) >> 23;
+    const unsigned biased = max(top + 2, kLeast);
+    in_range = in_range && biased <= kMost;
+    Levels levels(min(biased, kMost));
+    for_elements([&](float v) {
+      const float p = v * v;
+      levels.template add<0>(p);
+      if constexpr (sizeof(T) == 4) levels.template add<1>(fmaf(v, v, -p));
+    });
+    // In units of the second level.
+    const double unit =
+        __longlong_as_double(static_cast<long long>(biased + 1023 - 127 - 41) << 52);
+    sum.add(static_cast<double>(levels.units(0) * (1 << 18) + levels.units(1)) * unit);
+    sum.low += static_cast<double>(levels.units(2) * (1 << 18) + levels.units(3)) * 0x1p-36 * unit;
+    if (0x1p-36 * unit > kGrain) slack += 0x1p-26 * unit;
+  });
+  const double square = sum.high + (sum.low + slack);
+  *length = sqrt(square);
+  return in_range && square == sum.high + (sum.low - slack);
+}
+
+// |x| of a row by a warp; 0 only if the rounded row is, and not finite if an element is not.
+template <class T>
+__device__ double warp_length(const T* x, int64_t d, int lane) {
+  [[maybe_unused]] double length;
+  if constexpr (!std::is_same_v<T, double> && !kFastDoubles)
+    if (quick_length(x, d, lane, &length)) return length;
+  return exact_length(x, d, lane);
+}
+
+// What a row of this length is divided by.
+__device__ inline double norm_of(double length) { return length < 1e-12 ? 1e-12 : length; }
+
+// --- Rounded rows ---
+
+// What the elements of a row are divided by.
+//
+// With u = 2^-24, y = `inverse_`, the float nearest to 1 / high, and Q = x / norm the steps are
+//   y = (1 + 2.01u) / norm,  q = x y (1 + u),  |q - Q| <= 3.02u |Q|,
+//   rest = x - q norm, of which |x - q norm| <= 3.02u |x|, but for 8.1u^2 |x|: of the roundings of
+//     the inner and the outer fma 4.04u^2 and 3.03u^2, and of norm - high - low 1.01u^2,
+//   Q = q + rest y, but for 8.1u^2 |Q| and 6.1u^2 |Q| of rest and of y,
+// each bound for the worst case. With the rounding of the sum of rest y and the slack, 3.1u^2 |Q|,
+// that is 17.3u^2 |Q|, and the slack is 20u^2 |q|. So Q lies between the two sums that are compared
+// before they are rounded; where they round to the same float, so does Q. The range of norms and
+// quotients keeps all of it from underflow: |x| > 2^-90, and 2^-150, the most that an fma can lose
+// to it, is below 2^-12 u^2 |x|.
+template <class T>
+class Divisor {
+ public:
+  __device__ explicit Divisor(double norm)
+      : norm_(norm), high_(static_cast<float>(norm)), low_(static_cast<float>(norm - high_)) {
+    inverse_ = norm >= 0x1p-40 && norm <= 0x1p100 ? 1 / high_ : NAN;
+  }
+
+  // float32(x / norm) in `f`. False where floats cannot tell.
+  __device__ bool quick(T element, float* f) const {
+    const float x = to_float(element), q = x * inverse_;
+    const float rest = fmaf(-q, low_, fmaf(-q, high_, x)), slack = fabsf(q) * 0x1.4p-44f;
+    *f = q + fmaf(rest, inverse_, slack);
+    return *f == q + fmaf(rest, inverse_, -slack) && (fabsf(q) > 0x1p-50f || x == 0);
+  }
+
+  // float32(x / norm)
+  __device__ float operator()(T element) const {
+    float f;
+    return quick(element, &f) ? f : static_cast<float>(value(element) / norm_);
+  }
+
+  // That of another lane.
+  __device__ Divisor of_lane(int lane) const {
+    Divisor other(*this);
+    other.norm_ = __shfl_sync(kAllLanes, norm_, lane);
+    other.high_ = __shfl_sync(kAllLanes, high_, lane);
+    other.low_ = __shfl_sync(kAllLanes, low_, lane);
+    other.inverse_ = __shfl_sync(kAllLanes, inverse_, lane);
+    return other;
+  }
+
+ private:
+  double norm_;
+  float high_, low_, inverse_;
+};
+
+// The product with the inverse is off by less than 2 units of its last place; only where that could
+// change the rounding is the division made.
+template <>
+class Divisor<double> {
+ public:
+  __device__ explicit Divisor(double norm) : norm_(norm), inverse_(1 / norm) {}
+
+  __device__ float operator()(double x) const {
+    const double q = x * inverse_;
+    const auto tail = static_cast<uint32_t>(__double_as_longlong(q)) & 0x1fffffffu;  // cut off
+    const bool clear = tail - 0x0ffffff0u > 0x20u && fabs(q) > 1e-37;
+    return static_cast<float>(clear ? q : x / norm_);
+  }
+
+  __device__ Divisor of_lane(int lane) const {
+    Divisor other(*this);
+    other.norm_ = __shfl_sync(kAllLanes, norm_, lane);
+    other.inverse_ = __shfl_sync(kAllLanes, inverse_, lane);
+    return other;
+  }
+
+ private:
+  double norm_, inverse_;
+};
+
+}  // namespace selfment::cuda
