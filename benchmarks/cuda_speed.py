@@ -24,7 +24,7 @@ from torch import Tensor
 import selfment
 from selfment import reference
 from selfment.core.graph import build
-from selfment.core.ipo import refine
+from selfment.core.ipo import run_ipo
 from selfment.core.ncut import eigenpairs, initial_mask
 
 SETS_BYTES = 1 << 28  # the input sets of a size hold this together, at least
@@ -117,7 +117,7 @@ def stages(
     pairs = eigenpairs(graph, 1)
     x = pairs.vectors[:, 0].contiguous()
     mask, _ = initial_mask(x, grid, "seed")
-    _, steps, _ = refine(sets[0], mask, 20, 10)
+    _, steps, _ = run_ipo(sets[0], mask, 20, 10)
     features = sets[0].nbytes / limit.bytes
     half_product = batch * n * (n + 1) * d / limit.operations
     bits = graph.bits.nbytes / limit.bytes
@@ -126,7 +126,7 @@ def stages(
     yield "fiedler", lambda: eigenpairs(graph, 1), bits * products
     yield "components", lambda: initial_mask(x, grid, "seed"), 9 * n * batch / limit.bytes
     passes = steps.double().mean().item() + 1
-    yield "ipo", lambda: refine(sets[0], mask, 20, 10), features * passes
+    yield "ipo", lambda: run_ipo(sets[0], mask, 20, 10), features * passes
 
 
 def captured(rows: Tensor, grid: tuple[int, int]) -> torch.cuda.CUDAGraph:

@@ -134,7 +134,7 @@ def label_options(arguments: argparse.Namespace) -> dict[str, Any]:
 def set_threads(threads: int | None) -> None:
     """Sets torch's threads, where a number is given; raises ``ValueError``."""
     if threads is not None:
-        params.number("threads", threads, "an integer >= 1", threads >= 1)
+        params.require("threads", threads, "an integer >= 1", threads >= 1)
         torch.set_num_threads(threads)
 
 

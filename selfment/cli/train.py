@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     images = images_of(arguments)
     limit = arguments.cache_limit
     if limit is not None:
-        params.number("cache-limit", limit, "a number >= 0", 0 <= limit < float("inf"))
+        params.require("cache-limit", limit, "a number >= 0", 0 <= limit < float("inf"))
     summary = train(
         images,
         arguments.out,

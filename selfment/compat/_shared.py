@@ -35,7 +35,7 @@ def sizes(name: str, value: Any, axes: str) -> tuple[int, ...]:
 def as_dims(value: Any, *, least: int = 2) -> Grid:
     """``dims`` as (h, w) with ``least`` patches or more; raises ``ValueError``."""
     h, w = sizes("dims", value, "h, w")
-    params.number("dims", (h, w), f"a grid of {least} patches or more", h * w >= least)
+    params.require("dims", (h, w), f"a grid of {least} patches or more", h * w >= least)
     return h, w
 
 
@@ -81,7 +81,7 @@ def graph_mode(tau: float, eps: float, weighted: bool) -> tuple[float, str]:
 
     The weighted graph needs tau > 0. Of tau = 0 the smallest one keeps every positive similarity.
     """
-    params.number("tau", tau, "a finite number", not isinstance(tau, str))
+    params.require("tau", tau, "a finite number", not isinstance(tau, str))
     if not weighted:
         params.check_graph(tau, eps, "binary")
         return float(tau), "binary"

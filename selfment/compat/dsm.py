@@ -82,9 +82,9 @@ def eigs(
         raise ValueError(f"`feats` must be (N, C), N >= 1: got shape {tuple(tensor.shape)}")
     n = len(tensor)
     rows = _cut.from_rows(tensor, (1, n))
-    params.number("K", K, f"an integer from 1 to N = {n}", isinstance(K, Integral) and 1 <= K <= n)
+    params.require("K", K, f"an integer from 1 to N = {n}", isinstance(K, Integral) and 1 <= K <= n)
     weight = float(image_color_lambda)
-    params.number("image_color_lambda", weight, "a finite number >= 0", 0 <= weight < np.inf)
+    params.require("image_color_lambda", weight, "a finite number >= 0", 0 <= weight < np.inf)
     colour = scipy.sparse.csr_array((n, n))
     if weight > 0:
         colour = weight * _colours(image, n)
@@ -146,7 +146,7 @@ def knn_affinity(
         raise ValueError("`image` must be finite: got NaN or infinity")
     for k in n_neighbors:
         whole = isinstance(k, Integral) and 1 <= k <= n
-        params.number("n_neighbors", k, f"integers from 1 to h * w = {n}", whole)
+        params.require("n_neighbors", k, f"integers from 1 to h * w = {n}", whole)
     if len(n_neighbors) != len(distance_weights):
         raise ValueError(
             "`distance_weights` must be as many as `n_neighbors`: "
@@ -197,7 +197,7 @@ def box(mask: Any, patch_size: int = 1) -> list[int]:
     if tensor.ndim != 2 or tensor.numel() == 0:
         raise ValueError(f"`mask` must be (h, w): got shape {tuple(tensor.shape)}")
     whole = isinstance(patch_size, Integral) and patch_size >= 1
-    params.number("patch_size", patch_size, "an integer >= 1", whole)
+    params.require("patch_size", patch_size, "an integer >= 1", whole)
     foreground = (tensor != 0).cpu().numpy()
     if not foreground.any():
         foreground = ~foreground

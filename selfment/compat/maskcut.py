@@ -68,7 +68,7 @@ def maskcut_forward(
     """
     grid = _cut.as_dims(dims)
     size = _cut.sizes("init_image_size", init_image_size, "H, W")
-    params.number("N", N, "an integer >= 1", isinstance(N, Integral) and N >= 1)
+    params.require("N", N, "an integer >= 1", isinstance(N, Integral) and N >= 1)
     rows = _cut.from_columns(feats, grid)
     rows = rows.cpu() if cpu else rows
     graph = affinity(rows, tau=tau)

@@ -50,7 +50,7 @@ def unsupervised_saliency_labels(
     grid = _cut.as_dims((h, w), least=1)
     for name, value in (("n_iter", n_iter), ("sample_size", sample_size)):
         good = isinstance(value, Integral) and 0 <= value <= 2**31
-        params.number(name, value, "an integer from 0 to 2^31", good)
+        params.require(name, value, "an integer from 0 to 2^31", good)
     tau, graph = _cut.graph_mode(tau, params.EPS, no_binary_graph)
     labels = pseudo_label(
         _cut.from_rows(feats, grid),

@@ -137,7 +137,7 @@ def affinity(
     params.check_graph(tau, eps, graph)
     given = as_features(features)
     with given.kind.stream():
-        made = build(given.tensor.contiguous(), params.fixed(tau), eps, graph)
+        made = build(given.tensor.contiguous(), params.tau_or_none(tau), eps, graph)
     return replace(made, batched=given.batched, kind=given.kind)
 
 

@@ -68,7 +68,7 @@ def _ipo_impl(features: Tensor, labels: Tensor, iters: int, min_count: int) -> T
     if not labels.is_cuda and not ((labels == 0) | (labels == 1)).all():
         value = labels[(labels != 0) & (labels != 1)].flatten()[0].item()
         raise ValueError(f"`labels` must be 0 or 1: got {value}")
-    return refine(features.contiguous(), labels.bool(), iters, min_count)[0]
+    return run_ipo(features.contiguous(), labels.bool(), iters, min_count)[0]
 
 
 def _ipo_fake(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:
@@ -82,7 +82,7 @@ _ipo = _ops.register(
 )
 
 
-def refine(
+def run_ipo(
     rows: Tensor,
     labels: Tensor,
     iters: int,

@@ -13,7 +13,7 @@ from . import ops as _ops
 from . import options as params
 from .arrays import Grid, as_features
 from .graph import Graph, build, thresholds
-from .ipo import refine
+from .ipo import run_ipo
 from .ncut import Eigenpairs, eigenpairs
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def pseudo_label(
         return joint_label(
             features,
             grid,
-            params.fixed(tau),
+            params.tau_or_none(tau),
             float(eps),
             graph,
             orient,
@@ -158,7 +158,7 @@ def pseudo_label(
         found = _pseudo_label(
             given.tensor,
             *given.grid,
-            params.fixed(tau),
+            params.tau_or_none(tau),
             float(eps),
             graph,
             orient,
@@ -254,7 +254,7 @@ def label_rows(
     made = build(rows, tau, eps, graph, first=first, frames=frames if len(grids) > 1 else ())
     pairs = _cut(made)
     mask, seed, peaks = _ops.components(pairs.vectors[:, 0].contiguous(), grids, corners)
-    label, steps, separation = refine(rows, mask, ipo_iters, ipo_min_count, first=first)
+    label, steps, separation = run_ipo(rows, mask, ipo_iters, ipo_min_count, first=first)
     sure, rejected, kept, vectors = _ops.finish(
         pairs.values, pairs.gaps, pairs.vectors, separation, label, grids, min_confidence
     )

@@ -75,7 +75,9 @@ def ncut(
     given = as_features(features)
     params.check_k(k, given.tensor.shape[1])
     with given.kind.stream():
-        values, vectors = _ncut(given.tensor, int(k), params.fixed(tau), float(eps), graph, sign)
+        values, vectors = _ncut(
+            given.tensor, int(k), params.tau_or_none(tau), float(eps), graph, sign
+        )
         return given.give(values), given.give(vectors)
 
 

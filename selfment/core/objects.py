@@ -16,7 +16,7 @@ from . import ops as _ops
 from . import options as params
 from .arrays import Grid, Kind, as_features
 from .graph import build
-from .ipo import refine
+from .ipo import run_ipo
 from .ncut import eigenpairs, initial_mask
 
 Patches = NDArray[np.bool_]
@@ -112,9 +112,9 @@ def multi_label(
     params.check_ipo(ipo_iters, ipo_min_count)
     params.choice("orient", orient, params.ORIENTS)
     whole = isinstance(max_objects, Integral)
-    params.number("max_objects", max_objects, "an integer >= 1", whole and max_objects >= 1)
+    params.require("max_objects", max_objects, "an integer >= 1", whole and max_objects >= 1)
     for name, share in (("max_cut", max_cut), ("min_area", min_area)):
-        params.number(name, share, "a number >= 0", isinstance(share, Real) and share >= 0)
+        params.require(name, share, "a number >= 0", isinstance(share, Real) and share >= 0)
     given = as_features(features, grid, needs_grid=True)
     assert given.grid is not None
     rules = _Rules(
@@ -131,7 +131,7 @@ def multi_label(
     with given.kind.stream():
         for chunk in given.tensor.split(_ops.images_at_once(given.tensor, graph == "weighted")):
             rows = chunk.contiguous()
-            made = build(rows, params.fixed(tau), eps, graph, first=len(found))
+            made = build(rows, params.tau_or_none(tau), eps, graph, first=len(found))
             searches = [_Search(image, rules) for image in rows]
             while any(search.open for search in searches):
                 pairs = eigenpairs(made, 1)
@@ -216,7 +216,7 @@ class _Search:
         rows = self.rows if free.all() else self.rows[torch.from_numpy(free).to(self.rows.device)]
         iters, least = self.rules.ipo_iters, self.rules.ipo_min_count
         refined = np.zeros_like(start)
-        refined[free] = _host(refine(rows[None], labels[None], iters, least)[0][0])
+        refined[free] = _host(run_ipo(rows[None], labels[None], iters, least)[0][0])
         return refined
 
     def objects(self, kind: Kind) -> Objects:
@@ -241,7 +241,7 @@ class _Search:
 
 def _separations(rows: Tensor, masks: Tensor) -> Tensor:
     """|mu_f - mu_b| (K,) float64 of (N, d) rows, normalised, in and outside of masks (K, N)."""
-    apart = [refine(rows[None], mask[None], 0, 1)[2] for mask in masks]
+    apart = [run_ipo(rows[None], mask[None], 0, 1)[2] for mask in masks]
     return torch.cat([rows.new_empty(0, dtype=torch.float64), *apart])
 
 

@@ -285,7 +285,7 @@ def components(
 def ipo(
     rows: Tensor, labels: Tensor, iters: int, min_count: int
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `refine`.
+    """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `run_ipo`.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """

@@ -36,45 +36,45 @@ def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
     return value
 
 
-def number(name: str, value: Any, rule: str, holds: bool) -> None:
+def require(name: str, value: Any, rule: str, holds: bool) -> None:
     """Raises ``ValueError`` naming argument, rule and value unless ``holds``."""
     if not holds:
         raise ValueError(f"`{name}` must be {rule}: got {value!r}")
 
 
-def fixed(tau: float | str) -> float | None:
+def tau_or_none(tau: float | str) -> float | None:
     """The checked ``tau`` as the operators take it: None stands for "auto"."""
     return None if isinstance(tau, str) else float(tau)
 
 
 def check_min_confidence(value: float) -> None:
     """Checks the least confidence of a label that is kept; raises ``ValueError``."""
-    number("min_confidence", value, "in [0, 1]", _finite(value) and 0 <= value <= 1)
+    require("min_confidence", value, "in [0, 1]", _finite(value) and 0 <= value <= 1)
 
 
 def check_graph(tau: float | str, eps: float, graph: str) -> None:
     """Checks the three parameters of the affinity graph; raises ``ValueError``."""
     choice("graph", graph, GRAPHS)
     if not isinstance(tau, str):
-        number("tau", tau, "a finite number", _finite(tau))
+        require("tau", tau, "a finite number", _finite(tau))
     elif tau != AUTO:
         raise ValueError(f"`tau` must be a finite number or {AUTO!r}: got {tau!r}")
-    number("eps", eps, "in [1e-30, 1)", _finite(eps) and 1e-30 <= eps < 1)
+    require("eps", eps, "in [1e-30, 1)", _finite(eps) and 1e-30 <= eps < 1)
     if graph == "weighted" and not isinstance(tau, str):
-        number("tau", tau, "> 0 in the weighted graph, whose degrees must be", tau > 0)
+        require("tau", tau, "> 0 in the weighted graph, whose degrees must be", tau > 0)
 
 
 def check_ipo(iters: int, min_count: int) -> None:
     """Checks the two parameters of IPO; raises ``ValueError``."""
     whole = isinstance(iters, Integral)
-    number("iters", iters, "an integer from 0 to 2^31", whole and 0 <= iters <= 2**31)
+    require("iters", iters, "an integer from 0 to 2^31", whole and 0 <= iters <= 2**31)
     whole = isinstance(min_count, Integral)
-    number("min_count", min_count, "an integer from 1 to 2^31", whole and 1 <= min_count <= 2**31)
+    require("min_count", min_count, "an integer from 1 to 2^31", whole and 1 <= min_count <= 2**31)
 
 
 def check_k(k: int, patches: int) -> None:
     """Checks the number of eigenpairs against the number of patches; raises ``ValueError``."""
-    number("k", k, "an integer >= 1", isinstance(k, Integral) and k >= 1)
+    require("k", k, "an integer >= 1", isinstance(k, Integral) and k >= 1)
     if k >= patches:
         raise ValueError(f"`k` must be < N: got k = {k} for N = {patches}")
 

@@ -76,9 +76,9 @@ def regions(
     """
     params.check_graph(tau, eps, graph)
     params.choice("method", method, METHODS)
-    params.number("k", k, "an integer >= 2", isinstance(k, Integral) and k >= 2)
+    params.require("k", k, "an integer >= 2", isinstance(k, Integral) and k >= 2)
     whole = isinstance(seed, Integral) and 0 <= seed < 2**32
-    params.number("seed", seed, "an integer from 0 to 2^32 - 1", whole)
+    params.require("seed", seed, "an integer from 0 to 2^32 - 1", whole)
     given = as_features(features, grid, needs_grid=True)
     assert given.grid is not None
     n = given.tensor.shape[1]
@@ -86,7 +86,7 @@ def regions(
         raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
     count = k if vectors is None else vectors
     whole = isinstance(count, Integral) and 2 <= count <= n
-    params.number("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
+    params.require("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
     if method == "rotation" and count != k:
         raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
     found = np.empty((len(given.tensor), n), dtype=np.int64)
@@ -95,7 +95,7 @@ def regions(
         for first in range(0, len(found), step):
             rows = given.tensor[first : first + step].contiguous()
             for image, points in enumerate(
-                _embed(rows, count, params.fixed(tau), eps, graph, first), first
+                _embed(rows, count, params.tau_or_none(tau), eps, graph, first), first
             ):
                 parts = kmeans(points, k, seed) if method == "kmeans" else _rotation(points)
                 found[image] = _in_order(parts)

@@ -70,7 +70,7 @@ def evaluate(
     that do not exist or hold no images, two files where one is meant, no pair that matches, and no
     pair that can be read, ``ChildProcessError`` where one of the processes is killed.
     """
-    params.number("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
+    params.require("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
     evaluator = Evaluator(protocol, metrics=metrics)
     pairs, missing, extra = match(pred, gt, suffix, gt_suffix)
     lonely = without_image(gt, missing)

@@ -56,7 +56,7 @@ def to_html(
 ) -> str:
     """The text of the file that :func:`write_html` writes."""
     whole = isinstance(gallery, int)
-    params.number("gallery", gallery, "an integer >= 0", whole and gallery >= 0)
+    params.require("gallery", gallery, "an integer >= 0", whole and gallery >= 0)
     photographs = {} if images is None else by_stem(images, "images")
     heading = escape(title(report))
     notes = [*remarks(report), *report.failed]

@@ -74,11 +74,11 @@ def reproduce(
     whatever training, prediction and evaluation raise.
     """
     if limit is not None:
-        params.number("limit", limit, "an integer >= 1", isinstance(limit, int) and limit >= 1)
-    params.number("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
-    params.number("data", os.fspath(data), "a folder of data sets", Path(data).is_dir())
+        params.require("limit", limit, "an integer >= 1", isinstance(limit, int) and limit >= 1)
+    params.require("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
+    params.require("data", os.fspath(data), "a folder of data sets", Path(data).is_dir())
     processes = _distributed.world()[1]
-    params.number("WORLD_SIZE", processes, "1: a recipe runs in one process", processes == 1)
+    params.require("WORLD_SIZE", processes, "1: a recipe runs in one process", processes == 1)
     images = _training_images(recipe, data, limit)
     tests = [_test(recipe, name, data, limit) for name in recipe.evaluate.sets]
     folder = Path(out).absolute()

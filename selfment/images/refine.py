@@ -61,7 +61,7 @@ def refine_mask(
     if method is None:
         found = resize(values, picture.size) > 0.5
     else:
-        params.number("max_side", max_side, "an integer >= 1", _whole(max_side) and max_side >= 1)
+        params.require("max_side", max_side, "an integer >= 1", _whole(max_side) and max_side >= 1)
         shrink = min(1.0, max_side / max(picture.size))
         width, height = (max(1, round(side * shrink)) for side in picture.size)
         small = picture.resize((width, height), Image.Resampling.BOX)
@@ -99,8 +99,8 @@ def bilateral_solver(
         ("sigma_luma", sigma_luma),
         ("sigma_chroma", sigma_chroma),
     ):
-        params.number(name, value, "> 0", value > 0)
-    params.number("smoothness", smoothness, ">= 0", smoothness >= 0)
+        params.require(name, value, "> 0", value > 0)
+    params.require("smoothness", smoothness, ">= 0", smoothness >= 0)
     colours = image.reshape(-1, 3) @ _YUV.T / (sigma_luma, sigma_chroma, sigma_chroma)
     grid = bilateral_grid(np.hstack([_positions(target.shape) / sigma_space, colours]))
     blur = sum(grid.links) + 2 * len(grid.links) * sparse.eye_array(grid.splat.shape[0])
@@ -138,8 +138,8 @@ def guided_filter(
     the variance, of colours in [0, 1], below which a window counts as flat. Returns (H, W) in
     [0, 1]. Raises ``ValueError`` and ``ImportError``.
     """
-    params.number("radius", radius, "an integer >= 1", _whole(radius) and radius >= 1)
-    params.number("eps", eps, "> 0", eps > 0)
+    params.require("radius", radius, "an integer >= 1", _whole(radius) and radius >= 1)
+    params.require("eps", eps, "> 0", eps > 0)
     guided_blur = load_guided_blur()
     step = max(1, min(radius, *target.shape) // 4)
     # Multiples of the step: a window of an even number of samples would lie off its centre.
@@ -185,10 +185,10 @@ def dense_crf(
         ("sigma_colour", sigma_colour),
         ("certainty", certainty),
     ):
-        params.number(name, value, "> 0", value > 0)
+        params.require(name, value, "> 0", value > 0)
     for name, value in (("weight_smooth", weight_smooth), ("weight", weight)):
-        params.number(name, value, ">= 0", value >= 0)
-    params.number("steps", steps, "an integer >= 1", _whole(steps) and steps >= 1)
+        params.require(name, value, ">= 0", value >= 0)
+    params.require("steps", steps, "an integer >= 1", _whole(steps) and steps >= 1)
     shape = target.shape
     colours = image.reshape(-1, 3) / sigma_colour
     lattice = permutohedral_lattice(np.hstack([_positions(shape) / sigma_space, colours]))

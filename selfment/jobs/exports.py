@@ -44,7 +44,7 @@ def as_instances(masks: Iterable[npt.NDArray[np.bool_]], size: tuple[int, int]) 
     """
     instances = np.zeros(size[::-1], dtype=np.uint16)
     for number, mask in enumerate(masks, 1):
-        params.number("masks", number, "65535 at most", number <= 65535)
+        params.require("masks", number, "65535 at most", number <= 65535)
         instances[mask & (instances == 0)] = number
     return instances
 

@@ -109,7 +109,7 @@ class _Run(Pipeline[Result]):
         steps: Mapping[str, Any],
         shard: tuple[int, int],
     ) -> None:
-        params.number("formats", formats, "one format at least", len(formats) > 0)
+        params.require("formats", formats, "one format at least", len(formats) > 0)
         self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
         self.steps = steps if any(steps.values()) else None
         if steps["method"] is not None:

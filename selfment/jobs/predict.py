@@ -89,7 +89,7 @@ class _Run(Pipeline[Tensor]):
         shard: tuple[int, int],
     ) -> None:
         if binary is not None:
-            params.number("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
+            params.require("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
         wanted = ["saliency"]
         if binary is not None:
             wanted.append("mask")

@@ -42,7 +42,7 @@ from torch import Tensor
 from ..backbones import Attended, Backbone
 from ..core import options as params
 from ..core.arrays import Grid, as_features
-from ..core.ipo import refine
+from ..core.ipo import run_ipo
 from ..core.label import PseudoLabels, pseudo_label
 from ..core.regions import load_kmeans
 from .dsm import dsm
@@ -161,7 +161,7 @@ def label(
     start = torch.stack(masks).to(rows.device)
     iters = options.get("ipo_iters", params.IPO_ITERS) if method == "selfment" else 0
     least = options.get("ipo_min_count", params.IPO_MIN_COUNT)
-    label, steps, separation = refine(rows.contiguous(), start, iters, least)
+    label, steps, separation = run_ipo(rows.contiguous(), start, iters, least)
     nan = torch.full_like(separation, torch.nan)
     return PseudoLabels(
         mask=label.unflatten(1, grid),

@@ -28,9 +28,9 @@ class ImageModel:
         batch_size: int,
         positions: str,
     ) -> None:
-        params.number("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
+        params.require("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
         whole = isinstance(batch_size, int) and batch_size >= 1
-        params.number("batch_size", batch_size, "an integer >= 1", whole)
+        params.require("batch_size", batch_size, "an integer >= 1", whole)
         as_dtype(dtype)
         params.choice("positions", positions, POSITIONS)
         self.backbone_name = backbone

@@ -94,7 +94,7 @@ class PseudoLabeler(ImageModel):
         ]
         params.check_graph(tau, eps, graph)
         if not isinstance(tau, str):
-            params.number("tau", tau, "at most 1, the largest similarity of patches", tau <= 1)
+            params.require("tau", tau, "at most 1, the largest similarity of patches", tau <= 1)
         params.check_ipo(ipo_iters, ipo_min_count)
         params.check_min_confidence(min_confidence)
         methods.check(method, init, given)
@@ -104,7 +104,7 @@ class PseudoLabeler(ImageModel):
         super().__init__(backbone, size, features, weights, device, dtype, batch_size, positions)
         if objects is not None:
             whole = isinstance(objects, Integral) and not isinstance(objects, bool)
-            params.number("objects", objects, "an integer >= 1", whole and objects >= 1)
+            params.require("objects", objects, "an integer >= 1", whole and objects >= 1)
             others = {"method": method, "init": init, "min_confidence": min_confidence}
             for name, default in zip(others, ("selfment", "ncut", 0), strict=True):
                 if others[name] != default:

@@ -329,13 +329,13 @@ def _check(
     feature_dtype: str,
 ) -> None:
     for name, value in (("epochs", epochs), ("max_images", max_images)):
-        params.number(name, value, "an integer >= 1", isinstance(value, Integral) and value >= 1)
+        params.require(name, value, "an integer >= 1", isinstance(value, Integral) and value >= 1)
     finite = isinstance(lr, Real) and lr < math.inf
-    params.number("lr", lr, "a number > 0", finite and lr > 0)
+    params.require("lr", lr, "a number > 0", finite and lr > 0)
     finite = isinstance(weight_decay, Real) and weight_decay < math.inf
-    params.number("weight_decay", weight_decay, "a number >= 0", finite and weight_decay >= 0)
+    params.require("weight_decay", weight_decay, "a number >= 0", finite and weight_decay >= 0)
     whole = isinstance(seed, Integral)
-    params.number("seed", seed, "an integer from 0 to 2^63 - 1", whole and 0 <= seed < 2**63)
+    params.require("seed", seed, "an integer from 0 to 2^63 - 1", whole and 0 <= seed < 2**63)
     if cache_limit is not None:
-        params.number("cache_limit", cache_limit, "an integer >= 0", cache_limit >= 0)
+        params.require("cache_limit", cache_limit, "an integer >= 0", cache_limit >= 0)
     params.choice("feature_dtype", feature_dtype, DTYPES)
