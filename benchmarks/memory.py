@@ -77,12 +77,12 @@ def main() -> None:
     grid = (arguments.side, arguments.side)
 
     few = features[:: max(1, arguments.frames // 2)]
-    ours = selfment.pseudo_label(few, grid, joint=True)
-    dense = selfment.reference.pseudo_label(few, grid, joint=True)
+    ours = selfment.joint_label(few, grid)
+    dense = selfment.reference.joint_label(few, grid)
     agree = torch.equal(ours.mask, dense.mask) and torch.equal(ours.ncut_mask, dense.ncut_mask)
 
     start = time.perf_counter()
-    label, peak = peak_mib(lambda: selfment.pseudo_label(features, grid, joint=True))
+    label, peak = peak_mib(lambda: selfment.joint_label(features, grid))
     seconds = time.perf_counter() - start
     n, d = label.mask.numel(), features.shape[2]
     print(f"{photo.name}: {arguments.frames} frames, N = {n}, d = {d}")

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from selfment import PseudoLabeler, pseudo_label
+from selfment import PseudoLabeler, joint_label, pseudo_label
 from selfment.images.draw import overlay
 from selfment.images.load import load_image
 
@@ -49,7 +49,7 @@ def main() -> None:
     pixels = torch.stack([labeler.preprocess(picture) for picture in pictures])
     features = labeler.backbone(pixels)
     grid = labeler.backbone.grid(arguments.size)
-    joint = pseudo_label(features, grid, joint=True, orient=labeler.orient)
+    joint = joint_label(features, grid, orient=labeler.orient)
     alone = pseudo_label(features, grid, orient=labeler.orient)
 
     print(f"{len(pictures)} frames of {grid[0]} x {grid[1]}: Ncut {joint.eigenvalue:.4f}")

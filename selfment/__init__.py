@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .core import reference
 from .core.graph import Graph, affinity
 from .core.ipo import ipo
-from .core.joint import JointLabels
+from .core.joint import JointLabels, joint_label
 from .core.label import PseudoLabels, pseudo_label
 from .core.ncut import ncut
 
@@ -39,6 +39,7 @@ __all__ = [
     "affinity",
     "evaluate",
     "ipo",
+    "joint_label",
     "multi_label",
     "ncut",
     "pseudo_label",

@@ -72,7 +72,7 @@ def components() -> Iterator[Any]:
 
 def joint() -> Iterator[Any]:
     rows = torch.stack([smooth(6, 9, 20, seed=seed) for seed in range(3)])
-    yield selfment.pseudo_label(rows, grid=(6, 9), joint=True)
+    yield selfment.joint_label(rows, grid=(6, 9))
 
 
 def paint() -> Iterator[Any]:

@@ -627,9 +627,9 @@ def test_more_images_than_16_bits_can_count(device: torch.device) -> None:
     assert torch.equal(ours.degrees.cpu(), expected.degrees)
 
 
-@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("label", [selfment.pseudo_label, selfment.joint_label])
 def test_a_label_is_one_native_call(
-    emulated: ModuleType, joint: bool, monkeypatch: pytest.MonkeyPatch
+    emulated: ModuleType, label: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, run = [], _ops._Cuda.run
 
@@ -640,7 +640,7 @@ def test_a_label_is_one_native_call(
     monkeypatch.setattr(_ops._Cuda, "run", noted)
     rows = batch_of(2, 5, 6, 12)
     target = Target(emulated, monkeypatch)
-    target(lambda rows: [selfment.pseudo_label(rows, (5, 6), joint=joint).mask], rows)
+    target(lambda rows: [label(rows, (5, 6)).mask], rows)
     assert asked == ["label"]
 
 
@@ -959,7 +959,7 @@ def test_joint_masks_of_vectors_with_equal_values(target: Target) -> None:
 def test_joint_frames_that_are_not_finite_are_marked(target: Target) -> None:
     rows = batch_of(3, 6, 9, 20)
     rows[1, 17, 3] = float("nan")
-    label = target(selfment.pseudo_label, rows, grid=(6, 9), joint=True)
+    label = target(selfment.joint_label, rows, grid=(6, 9))
     assert not label.mask.any()
     assert not label.ncut_mask.any()
     assert label.peaks.tolist() == [-1] * 3
@@ -992,7 +992,7 @@ def every_operation(rows: Tensor, grid: tuple[int, int]) -> list[Tensor]:
     graph = selfment.affinity(rows, graph="weighted")
     return [
         *vars(labels).values(),
-        *vars(selfment.pseudo_label(rows, grid, joint=True)).values(),
+        *vars(selfment.joint_label(rows, grid)).values(),
         *selfment.ncut(rows, k=2),
         selfment.ipo(rows, start),
         graph.degrees,

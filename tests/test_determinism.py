@@ -61,7 +61,7 @@ def of_joint(**options: Any) -> Callable[[Any], list[Found]]:
 
     def joint(features: Any) -> list[Found]:
         halves = [(9, 22), (10, 22)]
-        labels = [selfment.pseudo_label(image, halves, joint=True, **options) for image in features]
+        labels = [selfment.joint_label(image, halves, **options) for image in features]
         return [
             [part for v in vars(label).values() for part in (v if isinstance(v, list) else [v])]
             for label in labels

@@ -260,7 +260,7 @@ def of_features(labels: Any) -> Any:
     return [
         labels.pseudo_label(ROWS, GRID, tau="auto"),
         labels.pseudo_label(HALVES, GRID, graph="weighted"),
-        labels.pseudo_label(ROWS, [(4, 9), (4, 9)], joint=True),
+        labels.joint_label(ROWS, [(4, 9), (4, 9)]),
         labels.ncut(ROWS, k=2),
         labels.ipo(ROWS, LABELS),
     ]

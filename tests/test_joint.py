@@ -207,7 +207,7 @@ def test_degenerate_cuts_follow_from_their_vector(name: str, graph: str, orient:
     features, (h, w) = DEGENERATE[name]
     grids = [(h - 2, w), (1, w), (1, w)]
     x = selfment.ncut(features, graph=graph)[1][:, 0].numpy()
-    label = selfment.pseudo_label(features, grids, joint=True, graph=graph, orient=orient)
+    label = selfment.joint_label(features, grids, graph=graph, orient=orient)
     assert_follows(label, expected(features, grids, graph, orient, x))
 
 
@@ -218,30 +218,30 @@ def test_one_frame_is_the_image_alone(name: str, graph: str, orient: str) -> Non
     features, grid = (CASES | DEGENERATE)[name]
     options: Any = {"graph": graph, "orient": orient}
     alone = selfment.pseudo_label(features, grid, **options)
-    joint = selfment.pseudo_label(features, [grid], joint=True, **options)
+    joint = selfment.joint_label(features, [grid], **options)
     assert_same(joint.frame(0), alone)
     assert torch.equal(joint.seed, alone.seed)
     assert_same(
-        reference.pseudo_label(features, [grid], joint=True, **options).frame(0),
+        reference.joint_label(features, [grid], **options).frame(0),
         reference.pseudo_label(features, grid, **options),
     )
 
 
 def test_a_single_patch_in_all_is_foreground() -> None:
-    label = selfment.pseudo_label(torch.ones(1, 4), [(1, 1)], joint=True)
+    label = selfment.joint_label(torch.ones(1, 4), [(1, 1)])
     assert label.mask[0].item()
     assert label.eigenvalue.item() == 0
 
 
 def test_equal_frames_stacked() -> None:
     features, grids = FRAMES["smooth"]
-    listed = selfment.pseudo_label(features, grids, joint=True)
+    listed = selfment.joint_label(features, grids)
     rows = features.unflatten(0, (3, -1))
     maps = rows.transpose(1, 2).unflatten(2, (12, 12))
     for stacked in (
-        selfment.pseudo_label(rows, (12, 12), joint=True),
-        selfment.pseudo_label(maps, joint=True),
-        selfment.pseudo_label(maps, (12, 12), joint=True),
+        selfment.joint_label(rows, (12, 12)),
+        selfment.joint_label(maps),
+        selfment.joint_label(maps, (12, 12)),
     ):
         for name in MAPS:
             assert torch.equal(getattr(stacked, name), torch.stack(getattr(listed, name)))
@@ -254,9 +254,9 @@ def test_equal_frames_stacked() -> None:
 
 def test_numpy_in_numpy_out() -> None:
     features, grids = FRAMES["different grids"]
-    torch_label = selfment.pseudo_label(features, grids, joint=True)
+    torch_label = selfment.joint_label(features, grids)
     for grid in (grids, tuple(grids), np.array(grids)):
-        label = selfment.pseudo_label(features.numpy(), grid, joint=True)
+        label = selfment.joint_label(features.numpy(), grid)
         for field in fields(JointLabels):
             found = getattr(label, field.name)
             for part in found if isinstance(found, list) else [found]:
@@ -270,19 +270,17 @@ def test_numpy_in_numpy_out() -> None:
 def test_dtypes(dtype: torch.dtype) -> None:
     features, grids = FRAMES["different grids"]
     rows = features.to(dtype)
-    assert_follows(
-        selfment.pseudo_label(rows, grids, joint=True), expected(rows, grids, "binary", "seed")
-    )
+    assert_follows(selfment.joint_label(rows, grids), expected(rows, grids, "binary", "seed"))
 
 
 def test_parameters_are_passed_on() -> None:
     features, grids = FRAMES["smooth"]
     for arguments in ({"tau": 0.4}, {"eps": 0.1}, {"ipo_iters": 1}, {"ipo_min_count": 200}):
-        ours = selfment.pseudo_label(features, grids, joint=True, **arguments)
-        dense = reference.pseudo_label(features, grids, joint=True, **arguments)
+        ours = selfment.joint_label(features, grids, **arguments)
+        dense = reference.joint_label(features, grids, **arguments)
         assert torch.equal(flat(ours.mask), flat(dense.mask)), arguments
         assert torch.equal(ours.ipo_iters, dense.ipo_iters)
-    plain = selfment.pseudo_label(features, grids, joint=True, ipo_iters=0)
+    plain = selfment.joint_label(features, grids, ipo_iters=0)
     assert torch.equal(flat(plain.mask), flat(plain.ncut_mask))
 
 
@@ -295,7 +293,7 @@ def test_a_frame_that_alone_gives_the_other_side_follows_the_first() -> None:
     features, grids = planted(*kinds)
     alone = selfment.pseudo_label(features[16 * 18 :], grids[1])
     assert accuracy(alone.mask, kinds[1] == 1) < 0.03
-    label = selfment.pseudo_label(features, grids, joint=True)
+    label = selfment.joint_label(features, grids)
     for mask, kind in zip(label.mask, kinds, strict=True):
         assert accuracy(mask, kind == 1) > 0.97
 
@@ -307,7 +305,7 @@ def test_an_object_that_a_frame_alone_misses_is_found() -> None:
     features, grids = planted(*kinds, spread=0.1)
     alone = selfment.pseudo_label(features[16 * 18 :], grids[1])
     assert torch.equal(alone.ncut_mask, kinds[1] == 2)
-    label = selfment.pseudo_label(features, grids, joint=True)
+    label = selfment.joint_label(features, grids)
     for mask, kind in zip(label.ncut_mask, kinds, strict=True):
         assert torch.equal(mask, kind == 1)
     assert label.mask[1][kinds[1] == 1].all()
@@ -315,7 +313,7 @@ def test_an_object_that_a_frame_alone_misses_is_found() -> None:
 
 def test_a_frame_without_the_side_is_empty() -> None:
     object_ = box(slice(4, 12), slice(5, 11))
-    label = selfment.pseudo_label(*planted(object_, NOTHING), joint=True)
+    label = selfment.joint_label(*planted(object_, NOTHING))
     assert torch.equal(label.ncut_mask[0], object_ == 1)
     assert label.peaks[1].item() == -1
     assert not label.ncut_mask[1].any()
@@ -397,18 +395,18 @@ F = noise(4, 5, 3)
     ],
 )
 def test_errors(features: Tensor, grid: Any, message: str) -> None:
-    for pseudo_label in (selfment.pseudo_label, reference.pseudo_label):
+    for joint_label in (selfment.joint_label, reference.joint_label):
         with pytest.raises(ValueError, match=message):
-            pseudo_label(features, grid, joint=True)
+            joint_label(features, grid)
 
 
 def test_a_list_of_grids_is_for_joint_cuts() -> None:
     with pytest.raises(ValueError, match=r"`grid` must be two positive integers \(h, w\)"):
         selfment.pseudo_label(F, [(2, 5), (2, 5)])
     with pytest.raises(ValueError, match="`orient` must be 'seed' or 'corners': got 'up'"):
-        selfment.pseudo_label(F, [(4, 5)], joint=True, orient="up")
+        selfment.joint_label(F, [(4, 5)], orient="up")
     with pytest.raises(TypeError, match="`features` must be float16"):
-        selfment.pseudo_label(F.int(), [(4, 5)], joint=True)
+        selfment.joint_label(F.int(), [(4, 5)])
 
 
 def test_a_patch_that_is_not_finite_is_named_with_its_frame() -> None:
@@ -418,7 +416,7 @@ def test_a_patch_that_is_not_finite_is_named_with_its_frame() -> None:
     )
     features[35 + 36 + 4, 2] = math.nan
     with pytest.raises(ValueError, match="in patch 4 of image 2"):
-        selfment.pseudo_label(features, grids, joint=True)
+        selfment.joint_label(features, grids)
 
 
 def test_the_example_finds_the_disc_in_all_frames(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], tuple[int, ...]]] = {
     "batch": (lambda f: selfment.pseudo_label(f, (1024, 1024)), (3, HUGE, HUGE)),
     "auto": (lambda f: selfment.pseudo_label(f, (1024, 1024), tau="auto"), (HUGE, HUGE)),
     "maps": (selfment.pseudo_label, (3, HUGE, 1024, 1024)),
-    "joint": (lambda f: selfment.pseudo_label(f, (1024, 1024), joint=True), (3, HUGE, HUGE)),
+    "joint": (lambda f: selfment.joint_label(f, (1024, 1024)), (3, HUGE, HUGE)),
     "ipo": (lambda f: selfment.ipo(f, huge(HUGE)), (HUGE, HUGE)),
     "multi_label": (lambda f: selfment.multi_label(f, (1024, 1024)), (HUGE, HUGE)),
     "regions": (lambda f: selfment.regions(f, (1024, 1024), k=2), (HUGE, HUGE)),
@@ -68,7 +68,7 @@ def test_sizes_beyond_64_bits() -> None:
         with pytest.raises(ValueError, match=r"at most 2\^31 patches of a graph: got N = \d+$"):
             selfment.affinity(features)
     with pytest.raises(ValueError, match=r"at most 2\^31 patches of a graph: got N = 2148532224$"):
-        selfment.pseudo_label(huge(2049, 2**20, 1), (1024, 1024), joint=True)
+        selfment.joint_label(huge(2049, 2**20, 1), (1024, 1024))
 
 
 def test_a_vector_that_no_machine_holds() -> None:

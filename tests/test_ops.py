@@ -51,9 +51,9 @@ CALLS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
             min_confidence=0.5,
         )
     ),
-    "joint pseudo_label": lambda f: values(selfment.pseudo_label(f, (6, 9), joint=True)),
+    "joint pseudo_label": lambda f: values(selfment.joint_label(f, (6, 9))),
     "joint pseudo_label of a list": lambda f: tuple(
-        selfment.pseudo_label(f.flatten(0, 1)[:108], [(6, 9), (54, 1)], joint=True).mask
+        selfment.joint_label(f.flatten(0, 1)[:108], [(6, 9), (54, 1)]).mask
     ),
     "ncut": lambda f: selfment.ncut(f, k=3, tau=0.3),
     "ncut at its own threshold": lambda f: selfment.ncut(f, k=3, tau="auto"),

@@ -273,7 +273,7 @@ def test_objects_are_disjoint_and_counted(problem, graph, orient, split) -> None
 @given(problems(), GRAPHS, ORIENTS)
 def test_one_frame_is_an_image_alone(problem, graph, orient) -> None:
     _, given_, grid = problem
-    joint = selfment.pseudo_label(given_, [grid], joint=True, graph=graph, orient=orient)
+    joint = selfment.joint_label(given_, [grid], graph=graph, orient=orient)
     alone = selfment.pseudo_label(given_, grid, graph=graph, orient=orient)
     for name in ("mask", "ncut_mask", "fiedler"):
         assert torch.equal(as_torch(getattr(joint, name)[0]), as_torch(getattr(alone, name)))
@@ -371,7 +371,7 @@ def test_what_is_not_finite_is_named(problem, value, data) -> None:
         lambda: selfment.affinity(broken),
         lambda: selfment.pseudo_label(broken, grid),
         lambda: selfment.multi_label(broken, grid),
-        lambda: selfment.pseudo_label(broken, [grid], joint=True),
+        lambda: selfment.joint_label(broken, [grid]),
     ):
         with pytest.raises(ValueError, match=message):
             call()

@@ -69,7 +69,7 @@ segmenter = Segmenter(a_head(), "classic", 64)
 #: The name of an argument, the value that it may have, and the call.
 CALLS: dict[str, tuple[str, Tensor, Callable[[Any], Any]]] = {
     "pseudo_label": ("features", ROWS, lambda x: selfment.pseudo_label(x, GRID)),
-    "joint": ("features", ROWS, lambda x: selfment.pseudo_label(x, [GRID], joint=True)),
+    "joint": ("features", ROWS, lambda x: selfment.joint_label(x, [GRID])),
     "affinity": ("features", ROWS, selfment.affinity),
     "ncut": ("features", ROWS, selfment.ncut),
     "ipo": ("features", ROWS, lambda x: selfment.ipo(x, LABELS)),

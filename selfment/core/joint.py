@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from . import ops as _ops
+from . import options as params
 from .arrays import Features, Grid, as_features, as_grid, check_patches
 from .label import MAPS, PseudoLabels, label_rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointLabels(PseudoLabels):
-    """What :func:`selfment.pseudo_label` finds with ``joint=True`` in F frames of one graph.
+    """What :func:`joint_label` finds in F frames of one graph, in the caller's kind of array.
 
     ``mask``, ``ncut_mask`` and ``fiedler`` are lists of F (h, w) arrays; of (B, N, d) and
     (B, d, h, w) features, arrays (B, h, w). The other fields are numbers without an axis, of the
@@ -72,7 +73,7 @@ def as_frames(
         return given, [given.grid] * len(given.tensor)
     if not listed:
         raise ValueError(
-            "`grid` must be a list of (h, w), one for each frame, with (N, d) features and joint: "
+            "`grid` must be a list of (h, w), one for each frame, with (N, d) features: "
             f"got {grid!r}"
         )
     grids = [as_grid(frame) for frame in grid]
@@ -113,28 +114,56 @@ def give(given: Features, grids: Sequence[Grid], found: dict[str, Tensor]) -> Jo
 
 def joint_label(
     features: Any,
-    grid: Any,
-    tau: float | None,
-    eps: float,
-    graph: str,
-    orient: str,
-    ipo_iters: int,
-    ipo_min_count: int,
-    min_confidence: float,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    tau: float | str = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+    orient: str = "seed",
+    ipo_iters: int = params.IPO_ITERS,
+    ipo_min_count: int = params.IPO_MIN_COUNT,
+    min_confidence: float = 0.0,
 ) -> JointLabels:
-    """:func:`selfment.pseudo_label` with ``joint=True``, of checked parameters."""
+    """One cut through all frames: a graph of all their patches, see the module.
+
+    Args:
+        features: patch features, (N, d) of all frames one after another, (B, N, d) or (B, d, h, w)
+            of B frames; kinds of arrays, dtypes and devices as in :func:`selfment.pseudo_label`.
+        grid: (h, w) of each frame, as a list, with (N, d) features; that of every frame with
+            (B, N, d).
+        tau: see :func:`selfment.pseudo_label`, as are the others.
+        eps: the affinity below ``tau``.
+        graph: "binary" or "weighted".
+        orient: "seed", or "corners": three quarters of the corners of all frames decide.
+        ipo_iters: IPO steps at most.
+        ipo_min_count: IPO stops while a side has fewer patches than this.
+        min_confidence: the frames are ``rejected`` together below it.
+
+    Returns:
+        The labels of the frames, and one number each for all of them.
+
+    Raises:
+        TypeError: as :func:`selfment.pseudo_label`.
+        ValueError: as that, and for grids that the features are not of.
+        ImportError: as that.
+        MemoryError: as that.
+    """
+    params.check_graph(tau, eps, graph)
+    params.check_ipo(ipo_iters, ipo_min_count)
+    params.check_min_confidence(min_confidence)
+    params.choice("orient", orient, params.ORIENTS)
     given, grids = as_frames(features, grid)
     with given.kind.stream():
         found = _joint_label(
             given.tensor.flatten(0, 1),
             [side for sides in grids for side in sides],
-            tau,
-            eps,
+            params.tau_or_none(tau),
+            float(eps),
             graph,
             orient,
-            ipo_iters,
-            ipo_min_count,
-            min_confidence,
+            int(ipo_iters),
+            int(ipo_min_count),
+            float(min_confidence),
         )
         return give(given, grids, dict(zip(_FIELDS, found, strict=True)))
 

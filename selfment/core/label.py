@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,10 +15,6 @@ from .arrays import Grid, as_features
 from .graph import Graph, build, thresholds
 from .ipo import run_ipo
 from .ncut import Eigenpairs, eigenpairs
-
-if TYPE_CHECKING:
-    from .joint import JointLabels
-
 
 MAPS = ("mask", "ncut_mask", "fiedler")  # fields of all patches
 
@@ -46,43 +42,10 @@ class PseudoLabels:
     tau: Any  #: (B,) float64, the threshold on similarities
 
 
-@overload
 def pseudo_label(
     features: Any,
-    grid: Grid | Sequence[Grid] | None = None,
+    grid: Grid | None = None,
     *,
-    joint: Literal[False] = False,
-    tau: float | str = ...,
-    eps: float = ...,
-    graph: str = ...,
-    orient: str = ...,
-    ipo_iters: int = ...,
-    ipo_min_count: int = ...,
-    min_confidence: float = ...,
-) -> PseudoLabels: ...
-
-
-@overload
-def pseudo_label(
-    features: Any,
-    grid: Grid | Sequence[Grid] | None = None,
-    *,
-    joint: Literal[True],
-    tau: float | str = ...,
-    eps: float = ...,
-    graph: str = ...,
-    orient: str = ...,
-    ipo_iters: int = ...,
-    ipo_min_count: int = ...,
-    min_confidence: float = ...,
-) -> JointLabels: ...
-
-
-def pseudo_label(
-    features: Any,
-    grid: Grid | Sequence[Grid] | None = None,
-    *,
-    joint: bool = False,
     tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
@@ -97,10 +60,7 @@ def pseudo_label(
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w); float16,
             bfloat16, float32 or float64; torch, numpy or DLPack (cupy, jax), on the CPU or a CUDA
             device, where the labels then are.
-        grid: (h, w) with h * w == N, the patches in row-major order. With ``joint`` and (N, d)
-            features a list of them, one for each frame.
-        joint: whether one cut is to go through all images, the frames of a video, say: a graph of
-            all their patches, see :mod:`selfment.core.joint`.
+        grid: (h, w) with h * w == N, the patches in row-major order.
         tau: the threshold on the similarity of two patches, or "auto", see
             :func:`selfment.affinity`.
         eps: the affinity below it, in [1e-30, 1).
@@ -117,10 +77,8 @@ def pseudo_label(
     Returns:
         The labels and what is known of the cut, in the caller's kind of array; without B for
         (N, d) features. The same features give the same labels, alone or in a batch, on any number
-        of threads. A single patch is all foreground, with eigenvalue 0. With ``joint``, a
-        :class:`~selfment.core.joint.JointLabels`.
-        ``gap`` is between eigenvalues that the iteration has met: of a repeated one that may be a
-        single copy.
+        of threads. A single patch is all foreground, with eigenvalue 0. ``gap`` is between
+        eigenvalues that the iteration has met: of a repeated one that may be a single copy.
 
     On a CUDA device the work is queued on the current stream of torch, or of cupy for its arrays,
     and nothing waits for it; it can be captured in a CUDA graph. Features that are not finite are
@@ -138,20 +96,6 @@ def pseudo_label(
     params.check_ipo(ipo_iters, ipo_min_count)
     params.check_min_confidence(min_confidence)
     params.choice("orient", orient, params.ORIENTS)
-    if joint:
-        from .joint import joint_label
-
-        return joint_label(
-            features,
-            grid,
-            params.tau_or_none(tau),
-            float(eps),
-            graph,
-            orient,
-            int(ipo_iters),
-            int(ipo_min_count),
-            float(min_confidence),
-        )
     given = as_features(features, grid, needs_grid=True)
     assert given.grid is not None
     with given.kind.stream():

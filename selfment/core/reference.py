@@ -20,7 +20,7 @@ from torch import Tensor
 from . import options as params
 from .arrays import Grid, as_features, as_tensor
 from .confidence import confidence
-from .joint import as_frames, give
+from .joint import JointLabels, as_frames, give
 from .label import PseudoLabels
 from .threshold import auto_tau
 
@@ -92,9 +92,8 @@ def ipo(
 
 def pseudo_label(
     features: Any,
-    grid: Grid | Sequence[Grid] | None = None,
+    grid: Grid | None = None,
     *,
-    joint: bool = False,
     tau: float | str = params.TAU,
     eps: float = params.EPS,
     graph: str = "binary",
@@ -102,53 +101,83 @@ def pseudo_label(
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
-) -> Any:
+) -> PseudoLabels:
     """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
     params.check_graph(tau, eps, graph)
     params.check_ipo(ipo_iters, ipo_min_count)
     params.check_min_confidence(min_confidence)
     params.choice("orient", orient, params.ORIENTS)
-
-    def label(f: Tensor, grids: Sequence[Grid]) -> dict[str, Tensor]:
-        """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
-        threshold = _threshold(f, tau)
-        values, vectors = _eigenpairs(_affinity(f, threshold, eps, graph))
-        # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
-        index = min(1, len(values) - 1)
-        x = _signed(vectors[:, index : index + 1])[:, 0]
-        ncut_mask, seed, peaks = _initial_masks(x, grids, orient)
-        mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
-        gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
-        separation = _separation(f, mask)
-        sure = confidence(values[index][None], gap[None], separation[None], mask[None], grids)[0]
-        return {
-            "mask": mask & (sure >= min_confidence),
-            "ncut_mask": ncut_mask,
-            "fiedler": x.float(),
-            "eigenvalue": values[index],
-            "gap": gap,
-            "residual": values.new_tensor(0.0),
-            "seed": seed,
-            "lanczos_iters": torch.zeros_like(seed),
-            "ipo_iters": torch.full_like(seed, steps),
-            "separation": separation,
-            "confidence": sure,
-            "rejected": sure < min_confidence,
-            "tau": values.new_tensor(threshold),
-            "peaks": peaks,
-        }
-
-    if joint:
-        given, grids = as_frames(features, grid, devices=None)
-        return give(given, grids, label(given.tensor.flatten(0, 1), grids))
+    options = tau, eps, graph, orient, ipo_iters, ipo_min_count, min_confidence
     given = as_features(features, grid, needs_grid=True, devices=None)
     assert given.grid is not None
-    images = [label(f, [given.grid]) for f in given.tensor]
+    images = [_label(f, [given.grid], *options) for f in given.tensor]
     found = {field.name: [image[field.name] for image in images] for field in fields(PseudoLabels)}
     stacked = {name: torch.stack(values) for name, values in found.items()}
     for name in ("mask", "ncut_mask", "fiedler"):
         stacked[name] = stacked[name].unflatten(1, given.grid)
     return PseudoLabels(**{name: given.give(values) for name, values in stacked.items()})
+
+
+def joint_label(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None = None,
+    *,
+    tau: float | str = params.TAU,
+    eps: float = params.EPS,
+    graph: str = "binary",
+    orient: str = "seed",
+    ipo_iters: int = params.IPO_ITERS,
+    ipo_min_count: int = params.IPO_MIN_COUNT,
+    min_confidence: float = 0.0,
+) -> JointLabels:
+    """One cut through all frames; see the fast function."""
+    params.check_graph(tau, eps, graph)
+    params.check_ipo(ipo_iters, ipo_min_count)
+    params.check_min_confidence(min_confidence)
+    params.choice("orient", orient, params.ORIENTS)
+    options = tau, eps, graph, orient, ipo_iters, ipo_min_count, min_confidence
+    given, grids = as_frames(features, grid, devices=None)
+    return give(given, grids, _label(given.tensor.flatten(0, 1), grids, *options))
+
+
+def _label(
+    f: Tensor,
+    grids: Sequence[Grid],
+    tau: float | str,
+    eps: float,
+    graph: str,
+    orient: str,
+    ipo_iters: int,
+    ipo_min_count: int,
+    min_confidence: float,
+) -> dict[str, Tensor]:
+    """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
+    threshold = _threshold(f, tau)
+    values, vectors = _eigenpairs(_affinity(f, threshold, eps, graph))
+    # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
+    index = min(1, len(values) - 1)
+    x = _signed(vectors[:, index : index + 1])[:, 0]
+    ncut_mask, seed, peaks = _initial_masks(x, grids, orient)
+    mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
+    gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
+    separation = _separation(f, mask)
+    sure = confidence(values[index][None], gap[None], separation[None], mask[None], grids)[0]
+    return {
+        "mask": mask & (sure >= min_confidence),
+        "ncut_mask": ncut_mask,
+        "fiedler": x.float(),
+        "eigenvalue": values[index],
+        "gap": gap,
+        "residual": values.new_tensor(0.0),
+        "seed": seed,
+        "lanczos_iters": torch.zeros_like(seed),
+        "ipo_iters": torch.full_like(seed, steps),
+        "separation": separation,
+        "confidence": sure,
+        "rejected": sure < min_confidence,
+        "tau": values.new_tensor(threshold),
+        "peaks": peaks,
+    }
 
 
 def _threshold(features: Tensor, tau: float | str) -> float:
