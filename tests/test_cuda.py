@@ -931,9 +931,9 @@ FRAMES = [(5, 7), (9, 4), (1, 6), (12, 12), *[(1, 2)] * 140]
 @pytest.mark.parametrize("orient", ORIENTS)
 def test_joint_labels(target: Target, graph: str, orient: str) -> None:
     rows = smooth(1, sum(h * w for h, w in FRAMES), 32)
-    options = {"grid": FRAMES, "joint": True, "graph": graph, "orient": orient}
-    ours = target(selfment.pseudo_label, rows, **options)
-    expected = selfment.pseudo_label(rows, **options)
+    options = {"grid": FRAMES, "graph": graph, "orient": orient}
+    ours = target(selfment.joint_label, rows, **options)
+    expected = selfment.joint_label(rows, **options)
     for name in ("mask", "ncut_mask"):
         assert all(map(torch.equal, getattr(ours, name), getattr(expected, name))), name
     for name in ("seed", "peaks", "ipo_iters"):

@@ -187,9 +187,8 @@ def assert_same(ours: Any, theirs: Any, kind: type = PseudoLabels) -> None:
 def test_follows_the_rules(name: str, graph: str, orient: str) -> None:
     features, grids = FRAMES[name]
     wanted = expected(features, grids, graph, orient)
-    options: Any = {"joint": True, "graph": graph, "orient": orient}
-    for pseudo_label in (selfment.pseudo_label, reference.pseudo_label):
-        label = pseudo_label(features, grids, **options)
+    for joint_label in (selfment.joint_label, reference.joint_label):
+        label = joint_label(features, grids, graph=graph, orient=orient)
         assert isinstance(label, JointLabels)
         assert [part.shape for part in label.mask] == grids
         assert_follows(label, wanted)
@@ -364,8 +363,7 @@ def test_photographs_follow_the_rules(photos: list[Path]) -> None:
     grid = backbone.grid(320)
     for graph in GRAPHS:
         for orient in ORIENTS:
-            options: Any = {"graph": graph, "orient": orient, "joint": True}
-            label = selfment.pseudo_label(tokens, grid, **options)
+            label = selfment.joint_label(tokens, grid, graph=graph, orient=orient)
             rows = tokens.flatten(0, 1)
             assert_follows(label, expected(rows, [grid] * len(tokens), graph, orient))
 

@@ -130,7 +130,7 @@ def _outside() -> int:
     Between functions of this package lies torch's dispatcher.
     """
     level, frame = 1, sys._getframe(1)
-    inside = (__package__, "torch")
+    inside = (__name__.partition(".")[0], "torch")
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in inside:
         level, frame = level + 1, frame.f_back
     return level
