@@ -240,7 +240,7 @@ def test_reproduce_from_photographs_to_a_table_and_again(capsys, tmp_path, own, 
         raise AssertionError("done already")
 
     monkeypatch.setattr(reproduction, "train", forbidden)
-    monkeypatch.setattr(evaluation, "evaluate", forbidden)
+    monkeypatch.setattr(evaluation, "score_pairs", forbidden)
     monkeypatch.setattr(selfment.Segmenter, "backbone", property(forbidden))
     monkeypatch.setattr(selfment.PseudoLabeler, "backbone", property(forbidden))
     assert call(capsys, *command)[:2] == (0, printed)
@@ -252,7 +252,7 @@ def test_an_interrupted_run_goes_on(tmp_path, own, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "evaluate", stop)
+        patch.setattr(evaluation, "score_pairs", stop)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, own)
     assert not (tmp_path / "out/results.json").exists()

@@ -19,7 +19,7 @@ from ..images.load import ImageError
 from ..images.maps import read_saliency, read_truth
 from . import tables
 from .datasets import find_masks, split_stray, stray_note
-from .pairs import Pair, check_complete, files_by_stem, match, nfc
+from .pairs import FilePair, check_complete, files_by_stem, match, nfc
 from .scores import (
     Evaluator,
     Report,
@@ -70,25 +70,18 @@ def evaluate(
     that do not exist or hold no images, two files where one is meant, no pair that matches, and no
     pair that can be read, ``ChildProcessError`` where one of the processes is killed.
     """
+    # Before the folders are searched.
     params.require("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
-    evaluator = Evaluator(protocol, metrics=metrics)
+    wanted_scores(protocol, metrics)
     pairs, missing, extra = match(pred, gt, suffix, gt_suffix)
     lonely = without_image(gt, missing)
     missing = [name for name in missing if name not in lonely]
     if not allow_missing:
         check_complete(missing, extra)
-    failed = []
-    results = _scored(pairs, evaluator._wanted, workers)
-    bar = tqdm(results, total=len(pairs), unit="image", disable=not progress, file=sys.stderr)
-    for pair, result in zip(pairs, bar, strict=True):
-        if isinstance(result, str):
-            failed.append(result)
-        else:
-            evaluator._add(pair.name, result, pair.prediction, pair.truth)
-    if len(failed) == len(pairs):
-        raise ValueError(f"no pair of files can be read: {failed[0]}")
-    report = evaluator.report()
-    report.missing, report.extra, report.failed = missing, extra, failed
+    report = score_pairs(
+        pairs, protocol=protocol, metrics=metrics, workers=workers, progress=progress
+    )
+    report.missing, report.extra = missing, extra
     if lonely:
         report.notes.append(
             "ground truth that its data set has no image for, left out: "
@@ -97,6 +90,36 @@ def evaluate(
     stray = [p.name for files in files_by_stem(gt, "gt").values() for p in split_stray(files)[1]]
     if stray:
         report.notes.append(stray_note(stray))
+    return report
+
+
+def score_pairs(
+    pairs: Sequence[FilePair],
+    *,
+    protocol: str = "all",
+    metrics: Sequence[str] | None = None,
+    workers: int = 1,
+    progress: bool = True,
+) -> Report:
+    """Scores pairs of files, in their order; the arguments are those of :func:`evaluate`.
+
+    Raises ``ValueError`` for wrong arguments and where no pair can be read, ``ChildProcessError``
+    where one of the processes is killed.
+    """
+    params.require("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
+    evaluator = Evaluator(protocol, metrics=metrics)
+    failed = []
+    results = _scored(pairs, wanted_scores(protocol, metrics), workers)
+    bar = tqdm(results, total=len(pairs), unit="image", disable=not progress, file=sys.stderr)
+    for pair, result in zip(pairs, bar, strict=True):
+        if isinstance(result, str):
+            failed.append(result)
+        else:
+            evaluator.add(pair.name, result, pair.prediction, pair.truth)
+    if len(failed) == len(pairs):
+        raise ValueError(f"no pair of files can be read: {failed[0]}")
+    report = evaluator.report()
+    report.failed = failed
     return report
 
 
@@ -113,7 +136,9 @@ def without_image(gt: str | os.PathLike[str], missing: Sequence[str]) -> list[st
     return [name for name in missing if name not in images]
 
 
-def _scored(pairs: Sequence[Pair], wanted: tuple[str, ...], workers: int) -> Iterator[Scored | str]:
+def _scored(
+    pairs: Sequence[FilePair], wanted: tuple[str, ...], workers: int
+) -> Iterator[Scored | str]:
     """The results of all pairs, in their order; a sentence for one that cannot be read."""
     if workers == 1 or len(pairs) < 4 * _CHUNK * workers:
         for pair in pairs:
@@ -166,11 +191,11 @@ def _start_worker() -> None:
     torch.set_num_threads(1)
 
 
-def _score_chunk(pairs: Sequence[Pair], wanted: tuple[str, ...]) -> list[Scored | str]:
+def _score_chunk(pairs: Sequence[FilePair], wanted: tuple[str, ...]) -> list[Scored | str]:
     return [_score_pair(pair, wanted) for pair in pairs]
 
 
-def _score_pair(pair: Pair, wanted: tuple[str, ...]) -> Scored | str:
+def _score_pair(pair: FilePair, wanted: tuple[str, ...]) -> Scored | str:
     try:
         saliency, notes = read_saliency(pair.prediction)
         truth, more = read_truth(pair.truth)

@@ -19,7 +19,7 @@ SUFFIXES = ("_saliency", "_mask")
 
 
 @dataclass(frozen=True)
-class Pair:
+class FilePair:
     """A prediction, its ground truth, and the path that they share, without suffixes."""
 
     name: str
@@ -32,7 +32,7 @@ def match(
     gt: str | os.PathLike[str],
     suffix: str | None = None,
     gt_suffix: str = "",
-) -> tuple[list[Pair], list[str], list[str]]:
+) -> tuple[list[FilePair], list[str], list[str]]:
     """The pairs of two folders, the ground truths without a prediction, and the reverse.
 
     All in the order of their names; see :func:`evaluate`, of which it has the errors.
@@ -46,7 +46,7 @@ def match(
         for stem, found in files.items()
         if stem.endswith(suffix) and not (suffix == "" and _is_suffixed(stem, truths))
     }
-    pairs = [Pair(name, chosen[name], truths[name]) for name in truths if name in chosen]
+    pairs = [FilePair(name, chosen[name], truths[name]) for name in truths if name in chosen]
     missing = [name for name in truths if name not in chosen]
     extra = [f"{name}{suffix}" for name in chosen if name not in truths]
     if not pairs:

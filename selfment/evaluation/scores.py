@@ -161,7 +161,7 @@ class Evaluator:
         saliency, notes = _given(pred, "pred", saliency_of)
         truth, more = _given(gt, "gt", truth_of)
         scored = score(saliency, truth, self._wanted, [*notes, *more])
-        return self._add(str(len(self._images)) if name is None else name, scored)
+        return self.add(str(len(self._images)) if name is None else name, scored)
 
     def report(self) -> Report:
         """The scores so far; raises ``ValueError`` before the first image."""
@@ -184,9 +184,10 @@ class Evaluator:
         }
         return Report(self.protocol, scores, images, curves, notes=_summary(images))
 
-    def _add(
+    def add(
         self, name: str, scored: Scored, prediction: Path | None = None, truth: Path | None = None
     ) -> ImageScores:
+        """Adds what :func:`score` has found for a pair of the files ``prediction`` and ``truth``."""
         image = ImageScores(name, scored.scores, scored.notes, prediction, truth)
         self._images.append(image)
         for key, curve in scored.curves.items():

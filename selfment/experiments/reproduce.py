@@ -7,7 +7,6 @@ import json
 import math
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -243,7 +242,8 @@ def _scores(
 
     None for one that is not a number.
     """
-    from ..evaluation.folders import evaluate
+    from ..evaluation.folders import score_pairs
+    from ..evaluation.pairs import FilePair
 
     used = [
         _stamp(path)
@@ -256,26 +256,18 @@ def _scores(
     if before.get("key") == key:
         found: dict[str, float | None] = before["scores"]
         return found
-    # Links to the files in question alone: a folder may hold those of other data sets.
-    with tempfile.TemporaryDirectory(prefix="selfment-") as temporary:
-        folders = Path(temporary, "predictions"), Path(temporary, "masks")
-        for folder in folders:
-            folder.mkdir()
-        for pair, file in zip(test.pairs, files, strict=True):
-            (folders[0] / f"{pair.stem}_saliency.png").symlink_to(file)
-            (folders[1] / pair.mask.name).symlink_to(pair.mask.absolute())
-        report = evaluate(
-            *folders,
-            protocol=recipe.evaluate.protocol,
-            metrics=list(recipe.evaluate.metrics),
-            workers=workers,
-            progress=progress,
-        )
+    report = score_pairs(
+        [
+            FilePair(pair.stem, file, pair.mask)
+            for pair, file in zip(test.pairs, files, strict=True)
+        ],
+        protocol=recipe.evaluate.protocol,
+        metrics=list(recipe.evaluate.metrics),
+        workers=workers,
+        progress=progress,
+    )
     if report.failed:
-        # By its own name, not by that of the link.
-        reason = report.failed[0].replace(str(folders[0]), str(files[0].parent))
-        reason = reason.replace(str(folders[1]), str(test.pairs[0].mask.parent))
-        raise ValueError(f"the data set {test.name} cannot be scored: {reason}")
+        raise ValueError(f"the data set {test.name} cannot be scored: {report.failed[0]}")
     scores = {
         name: value if math.isfinite(value := float(report.scores[name])) else None
         for name in recipe.evaluate.metrics
