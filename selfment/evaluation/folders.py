@@ -25,6 +25,7 @@ from .scores import (
     Report,
     Scored,
     score,
+    wanted_scores,
 )
 
 _CHUNK = 4  # pairs that a process takes at a time

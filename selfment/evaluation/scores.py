@@ -187,7 +187,7 @@ class Evaluator:
     def add(
         self, name: str, scored: Scored, prediction: Path | None = None, truth: Path | None = None
     ) -> ImageScores:
-        """Adds what :func:`score` has found for a pair of the files ``prediction`` and ``truth``."""
+        """Adds what :func:`score` has found for the files ``prediction`` and ``truth``."""
         image = ImageScores(name, scored.scores, scored.notes, prediction, truth)
         self._images.append(image)
         for key, curve in scored.curves.items():
