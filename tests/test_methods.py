@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -153,9 +152,10 @@ def test_which_rounds_count(areas, union, monkeypatch):
     grid = (10, 20)
     masks = iter([torch.arange(200)[None].ge(a) & torch.arange(200)[None].lt(b) for a, b in areas])
     seed, x = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 200)
-    module = import_module("selfment.methods.maskcut")  # the function has its name
-    monkeypatch.setattr(module, "_maskcut_round", lambda graph, grid: (next(masks), seed, x))
-    found = methods.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
+    monkeypatch.setattr(
+        methods.maskcut, "_maskcut_round", lambda graph, grid: (next(masks), seed, x)
+    )
+    found = methods.maskcut.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
     assert set(found.nonzero().flatten().tolist()) == union
 
 
@@ -169,10 +169,10 @@ def test_dsm_is_the_mask_of_the_drop_in(photos):
 
 def test_maskcut_takes_batches():
     f = torch.stack([smooth(12, 9, 32, seed=seed) for seed in range(4)])
-    together = methods.maskcut(f, (12, 9))
+    together = methods.maskcut.maskcut(f, (12, 9))
     for image in range(4):
         assert torch.equal(
-            methods.maskcut(f[image : image + 1], (12, 9)).mask[0], together.mask[image]
+            methods.maskcut.maskcut(f[image : image + 1], (12, 9)).mask[0], together.mask[image]
         )
 
 
@@ -343,7 +343,9 @@ def test_found_on_cases(name, by_head):
 def test_the_weights_of_heads_matter():
     f, _ = CASES["smooth"]
     attention = heads_of(len(f))
-    assert not np.array_equal(*(methods.found(f, attention, by_head=by) for by in (True, False)))
+    assert not np.array_equal(
+        *(methods.found.found(f, attention, by_head=by) for by in (True, False))
+    )
 
 
 # Initial splits
@@ -364,7 +366,7 @@ def lloyd(f: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, float]:
 )
 def test_kmeans_is_a_best_split_with_the_border_outside(name):
     f, grid = CASES[name]
-    side = methods.kmeans_split(f, grid)
+    side = methods.splits.kmeans_split(f, grid)
     rows = rows_of(f)
     settled, spread = lloyd(rows, side)
     assert np.mean(settled != side) < 0.01  # but for the solver's tolerance
@@ -383,19 +385,30 @@ def test_kmeans_ties():
     near = torch.tensor([[1.0, 0.0]]).repeat(2, 1)
     far = torch.tensor([[0.0, 1.0]]).repeat(2, 1)
     # One row of patches is all border: the smaller cluster, then that without the first patch.
-    assert methods.kmeans_split(torch.cat([near, far[:1]]), (1, 3)).tolist() == [False, False, True]
-    assert methods.kmeans_split(torch.cat([near, far]), (1, 4)).tolist() == [False] * 2 + [True] * 2
-    assert methods.kmeans_split(torch.cat([near[:1], far]), (1, 3)).tolist() == [True, False, False]
+    assert methods.splits.kmeans_split(torch.cat([near, far[:1]]), (1, 3)).tolist() == [
+        False,
+        False,
+        True,
+    ]
+    assert (
+        methods.splits.kmeans_split(torch.cat([near, far]), (1, 4)).tolist()
+        == [False] * 2 + [True] * 2
+    )
+    assert methods.splits.kmeans_split(torch.cat([near[:1], far]), (1, 3)).tolist() == [
+        True,
+        False,
+        False,
+    ]
     # The border decides before the size does: 25 patches inside, 24 around them.
     inside = torch.zeros(7, 7, dtype=torch.bool)
     inside[1:-1, 1:-1] = True
     rows = torch.stack([inside, ~inside], dim=2).float().flatten(0, 1)
-    assert methods.kmeans_split(rows, (7, 7)).tolist() == inside.flatten().tolist()
+    assert methods.splits.kmeans_split(rows, (7, 7)).tolist() == inside.flatten().tolist()
     # Eight border patches each: the smaller one, which holds the first patch.
     left = torch.zeros(5, 5, dtype=torch.bool)
     left[:, 0] = left[0, 1] = left[-1, 1] = left[0, 2] = True
     rows = torch.stack([left, ~left], dim=2).float().flatten(0, 1)
-    assert methods.kmeans_split(rows, (5, 5)).tolist() == left.flatten().tolist()
+    assert methods.splits.kmeans_split(rows, (5, 5)).tolist() == left.flatten().tolist()
 
 
 @pytest.mark.parametrize("name", ["smooth", "object", "isolated patches", "one row of patches"])
@@ -404,7 +417,7 @@ def test_cls_split(name):
     cls = f[7] + f[2]
     rows, token = rows_of(f), rows_of(cls[None])[0]
     cosine = np.array([row @ token for row in rows])
-    side = methods.cls_split(f, cls)
+    side = methods.splits.cls_split(f, cls)
     assert np.array_equal(side, cosine > cosine.mean())
     assert 0 < side.sum() < len(side)
 
@@ -415,7 +428,11 @@ def test_ipo_follows_the_split(init):
         f, grid = CASES[name]
         given = Attended(f[None], f[None, 5], heads_of(len(f))[None], False)
         found = methods.label(given, grid, "selfment", init)
-        start = methods.kmeans_split(f, grid) if init == "kmeans" else methods.cls_split(f, f[5])
+        start = (
+            methods.splits.kmeans_split(f, grid)
+            if init == "kmeans"
+            else methods.splits.cls_split(f, f[5])
+        )
         assert np.array_equal(found.ncut_mask[0].flatten().numpy(), start)
         assert torch.equal(found.mask, reference.ipo(f, found.ncut_mask[0])[None])
         assert found.ipo_iters.item() > 0
@@ -508,7 +525,7 @@ def test_a_vit_gives_what_found_and_cls_need(weights, picture, kind):
     expected = found_of(given.features[0], given.attention[0], kind == "keys")
     assert np.array_equal(found(picture).mask.flatten().numpy(), expected)
     cls = PseudoLabeler(TINY, 96, init="cls", **options)
-    start = methods.cls_split(given.features[0], given.cls[0])
+    start = methods.splits.cls_split(given.features[0], given.cls[0])
     assert np.array_equal(cls(picture).ncut_mask.flatten().numpy(), start)
     for labeler in (found, cls):
         with pytest.raises(ValueError, match=r"needs a ViT's .*: got patch features alone"):

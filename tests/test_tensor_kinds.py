@@ -125,8 +125,8 @@ CALLS |= {
     "tint of a mask": ("mask", MAP > 0.5, lambda x: visualize.tint(IMAGE, x)),
     "instances": ("instances", (MAP > 0.5).int(), lambda x: visualize.overlay_instances(IMAGE, x)),
     "auto_tau": ("features", ROWS[None], auto_tau),
-    "k-means": ("features", ROWS, lambda x: methods.kmeans_split(x, GRID)),
-    "CLS token": ("features", ROWS, lambda x: methods.cls_split(x, ROWS[0])),
+    "k-means": ("features", ROWS, lambda x: methods.splits.kmeans_split(x, GRID)),
+    "CLS token": ("features", ROWS, lambda x: methods.splits.cls_split(x, ROWS[0])),
 }
 for _method in ("tokencut", "maskcut", "dsm", "selfmask"):
     CALLS[f"method {_method}"] = (

@@ -27,7 +27,7 @@ the post-processing of the image (dense CRF, bilateral solver) that some authors
     trains on them: see :func:`selfment.methods.selfmask.selfmask`.
 ``found``
     The background discovery of FOUND (Siméoni et al., CVPR 2023), without the 1 x 1 convolution
-    that it trains on it: see :func:`found`.
+    that it trains on it: see :func:`selfment.methods.found.found`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,7 @@ from ..core.arrays import Grid, as_features
 from ..core.ipo import run_ipo
 from ..core.label import PseudoLabels, pseudo_label
 from ..core.regions import load_kmeans
-from .dsm import dsm
-from .found import found
-from .maskcut import maskcut
-from .selfmask import selfmask
-from .splits import cls_split, kmeans_split
+from . import dsm, found, maskcut, selfmask, splits
 
 METHODS = ("selfment", "tokencut", "maskcut", "dsm", "selfmask", "found")
 INITS = ("ncut", "kmeans", "cls")
@@ -139,24 +135,24 @@ def label(
     if method == "tokencut":
         return pseudo_label(rows, grid, ipo_iters=0)
     if method == "maskcut":
-        return maskcut(rows, grid)
+        return maskcut.maskcut(rows, grid)
     if method == "dsm":
-        return dsm(rows, grid)
+        return dsm.dsm(rows, grid)
     as_features(rows, grid, needs_grid=True)
     masks = []
     for image, patches in enumerate(rows):
         if len(patches) == 1:
             mask = np.ones(1, dtype=bool)
         elif method == "selfmask":
-            mask = selfmask(patches, grid, [(theirs[image], own) for theirs, own in votes])
+            mask = selfmask.selfmask(patches, grid, [(theirs[image], own) for theirs, own in votes])
         elif init == "kmeans":
-            mask = kmeans_split(patches, grid)
+            mask = splits.kmeans_split(patches, grid)
         else:
             assert isinstance(features, Attended)
             if method == "found":
-                mask = found(patches, features.attention[image], by_head=features.by_head)
+                mask = found.found(patches, features.attention[image], by_head=features.by_head)
             else:
-                mask = cls_split(patches, features.cls[image])
+                mask = splits.cls_split(patches, features.cls[image])
         masks.append(torch.from_numpy(mask))
     start = torch.stack(masks).to(rows.device)
     iters = options.get("ipo_iters", params.IPO_ITERS) if method == "selfment" else 0
