@@ -262,7 +262,7 @@ BOXES = [1, 5, 13, 40, 1 << 20]  # pixels: parts of a row, rows, and all
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("name", deep_images())
 def test_deep_images_by_boxes(name, box, monkeypatch):
-    monkeypatch.setattr("selfment.images._BOX", box)
+    monkeypatch.setattr("selfment.images.load._BOX", box)
     values = np.asarray(deep_images()[name]).astype(np.float64)
     notes = [] if np.isfinite(values).all() else ["values that are not finite read as 0"]
     values[~np.isfinite(values)] = 0
@@ -280,7 +280,7 @@ def test_deep_images_by_boxes(name, box, monkeypatch):
 @pytest.mark.parametrize("box", BOXES)
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "PA", "P", "P of bytes", "RGB", "L", "1"])
 def test_transparency_by_boxes(mode, box, monkeypatch):
-    monkeypatch.setattr("selfment.images._BOX", box)
+    monkeypatch.setattr("selfment.images.load._BOX", box)
     levels = np.random.RandomState(0).randint(0, 256, (9, 13, 4)).astype(np.uint8)
     given = Image.fromarray(levels)
     if mode in ("PA", "P", "P of bytes"):
