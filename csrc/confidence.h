@@ -1,5 +1,5 @@
-// The confidence of a label, for both twins: the rule of selfment/core/confidence.py in its order of
-// operations, so that both give the same bits. NaN stays NaN.
+// The confidence of a label, for both twins: the rule of selfment/core/confidence.py in its order
+// of operations, so that both give the same bits. NaN stays NaN.
 #pragma once
 
 #include <math.h>

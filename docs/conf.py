@@ -36,7 +36,7 @@ suppress_warnings = ["ref.python"]
 
 # Those of other libraries, and of modules without a page, are left as text.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!selfment\b).*|selfment\._.*")]
+nitpick_ignore_regex = [("py:.*", r"(?!selfment\b).*|selfment\._.*|selfment\.jobs\.pipeline\.Result")]
 
 
 def escape_bars(

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .folders import evaluate
-from .scores import PROTOCOLS, Evaluator, Report
+from .scores import PROTOCOLS, Report
 
-__all__ = ["PROTOCOLS", "Evaluator", "Report", "evaluate"]
+__all__ = ["PROTOCOLS", "Report", "evaluate"]
