@@ -36,7 +36,8 @@ suppress_warnings = ["ref.python"]
 
 # Those of other libraries, and of modules without a page, are left as text.
 nitpicky = True
-nitpick_ignore_regex = [("py:.*", r"(?!selfment\b).*|selfment\._.*|selfment\.jobs\.pipeline\.Result")]
+_TYPE_VARIABLE = r"selfment\.jobs\.pipeline\.Result"
+nitpick_ignore_regex = [("py:.*", rf"(?!selfment\b).*|selfment\._.*|{_TYPE_VARIABLE}")]
 
 
 def escape_bars(
