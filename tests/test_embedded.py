@@ -80,6 +80,32 @@ def test_neither_threads_nor_batch_change_a_bit(name: str) -> None:
         assert features.isfinite().all()
 
 
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_the_default_dtype_changes_no_bit(name: str) -> None:
+    backbone, (image, _) = load_backbone(name), scene(320, 320, (96, 112, 224, 240))
+    expected = backbone(image)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        found = backbone(image)
+    finally:
+        torch.set_default_dtype(before)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_pixel_that_is_not_finite_is_named(name: str, value: float) -> None:
+    images = torch.cat([scene(160, 160, (48, 48, 112, 112))[0]] * 2)
+    images[1, 0, 70, 70] = value
+    backbone = load_backbone(name)
+    features = backbone(images)
+    assert torch.equal(features[0], backbone(images[:1])[0])
+    with pytest.raises(ValueError, match="`features` must be finite"):
+        pseudo_label(features, (10, 10))
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [("classic", [1.5, -1.05, 0.0097, 0.0046]), ("statistics", [-0.2426, 0.2118, 0.6331, -0.9041])],

@@ -54,7 +54,9 @@ class Classic(HandMade):
         return self._standardised(resize(image, (width, height))), (height, width)
 
     def features(self, image: Tensor) -> Tensor:
-        """(N, 384) of a (1, 3, H, W) image."""
+        """(N, 384) of a (1, 3, H, W) image; none is a number where a pixel is not finite."""
+        if not image.isfinite().all():
+            return image.new_full((image[0, 0].numel() // self.patch_size**2, self.dim), torch.nan)
         image = halved(image)
         edges = halved(halved(gradients(image)))
         fine = torch.cat([halved(lab(halved(image))), edges], dim=1)  # of 8 x 8 pixels
@@ -126,7 +128,7 @@ def _threshold(salient: Tensor, patches: Tensor) -> Tensor:
         parted = above.diff(dim=axis)
         cut += (parted * unlike).sum((1, 2))
         pairs += parted.sum((1, 2))
-    share = above.sum((1, 2)) / salient.numel()
+    share = above.sum((1, 2), dtype=torch.float32) / salient.numel()
     excess = (above * (salient - _mean(salient))).sum((1, 2)) / salient.numel()
     between = excess.square() / (share * (1 - share)).clamp(min=1e-9)
     return levels[(between * cut / pairs.clamp(min=1)).argmax()]

@@ -1,7 +1,7 @@
 """Colours, gradients and products for the backbones that are made by hand.
 
-Nothing here depends on the number of threads. Powers do in torch, which takes the ends of a
-thread's share in another way, and so do products of matrices, whose sums it orders otherwise.
+Nothing here depends on the number of threads. In torch, powers do: it computes the ends of a
+thread's share by another function. So do products of matrices: the order of their sums changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _XYZ = (
 def lab(rgb: Tensor) -> Tensor:
     """(B, 3, H, W) CIE Lab, in hundredths, of sRGB values in [0, 1]."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, _power((rgb + 0.055) / 1.055, 2.4))
-    xyz = torch.einsum("ij,bjhw->bihw", _constant(_XYZ, rgb), linear)
+    xyz = _mixed(_constant(_XYZ, rgb), linear)
     root = _power(xyz.clamp(min=1e-8), 1 / 3)
     x, y, z = torch.where(xyz > 0.008856, root, 7.787 * xyz + 16 / 116).unbind(1)
     return torch.stack([1.16 * y - 0.16, 5 * (x - y), 2 * (y - z)], dim=1)
@@ -33,7 +33,7 @@ def lab(rgb: Tensor) -> Tensor:
 
 def gradients(rgb: Tensor) -> Tensor:
     """(B, BINS + 1, H, W): the gradient's magnitude along each direction, and its magnitude."""
-    luma = torch.einsum("c,bchw->bhw", _constant(_LUMA, rgb), rgb)[:, None]
+    luma = _mixed(_constant(_LUMA, rgb)[None], rgb)
     luma = functional.pad(luma, (1, 1, 1, 1), "replicate")
     dx = luma[:, :, 1:-1, 2:] - luma[:, :, 1:-1, :-2]
     dy = luma[:, :, 2:, 1:-1] - luma[:, :, :-2, 1:-1]
@@ -41,7 +41,7 @@ def gradients(rgb: Tensor) -> Tensor:
     double = torch.cat([dx * dx - dy * dy, 2 * dx * dy], dim=1) / magnitude
     angle = torch.arange(BINS, dtype=torch.float32, device=rgb.device) * (2 * math.pi / BINS)
     directions = torch.stack([angle.cos(), angle.sin()], dim=1)
-    along = torch.einsum("kc,bchw->bkhw", directions, double).clamp(min=0)
+    along = _mixed(directions, double).clamp(min=0)
     return torch.cat([along, magnitude], dim=1)
 
 
@@ -63,6 +63,14 @@ def product(rows: Tensor, others: Tensor) -> Tensor:
     magnitudes are below 2^11 and k is at most 64.
     """
     return (rounded(rows) @ rounded(others).T).float()
+
+
+def _mixed(weights: Tensor, maps: Tensor) -> Tensor:
+    """(B, k, H, W): the sums of the maps (B, c, H, W) with (k, c) weights, channel by channel."""
+    total = weights[:, 0, None, None] * maps[:, :1]
+    for channel in range(1, maps.shape[1]):
+        total += weights[:, channel, None, None] * maps[:, channel : channel + 1]
+    return total
 
 
 def _power(values: Tensor, exponent: float) -> Tensor:

@@ -67,12 +67,13 @@ class _Ranking:
     """Manifold ranking over cells, joined to those near them; all of the border are joined."""
 
     def __init__(self, apart: Tensor, border: Tensor, h: int, w: int) -> None:
-        y, x = _indices(h, w, apart.device).T
-        near = (y[:, None] - y).square() + (x[:, None] - x).square() <= _HOPS**2
+        y, x = ((at - at[:, None]).square() for at in _axes(h, w, apart.device))
+        near = (y[:, None, :, None] + x[:, None] <= _HOPS**2).view(apart.shape)
         joined = (near | (border[:, None] & border)).fill_diagonal_(False)
         affinity = torch.exp(apart / -_CONTRAST) * joined
-        system = torch.diag(affinity.sum(1) + 1e-6) - _RANKING * affinity
-        self._factor = torch.linalg.cholesky(system.double())
+        system = affinity.double() * -_RANKING
+        system.diagonal().add_(affinity.sum(1) + 1e-6)
+        self._factor = torch.linalg.cholesky(system)
 
     def __call__(self, queries: Tensor) -> Tensor:
         """(n, q) in [0, 1] of the (n, q) queries: how near each cell is to those asked for."""
@@ -88,24 +89,26 @@ def _distances(rows: Tensor) -> Tensor:
 
 def _geodesic(rows: Tensor, start: Tensor, h: int, w: int) -> Tensor:
     """(n,) in [0, 1], the least sum of steps from the cells ``start``, small steps being free."""
-    maps = _neighbours(rows.T.reshape(-1, h, w), torch.inf)
-    steps = (maps - maps[1:2, 1:2]).norm(dim=2)
+    maps = rows.T.reshape(-1, h, w)
+    steps = (_neighbours(functional.pad(maps, (1, 1, 1, 1), value=torch.inf)) - maps).norm(dim=2)
     steps[1, 1] = torch.inf
     small = steps.amin((0, 1)).clamp(max=1e3).mean()
     steps = (steps - small).clamp(min=0)
     steps[1, 1] = 0
-    distance = torch.where(start, 0.0, 1e6).view(h, w)
-    while True:
-        nearer = (_neighbours(distance, 1e6) + steps).amin((0, 1))
+    padded = torch.full((h + 2, w + 2), 1e6, dtype=torch.float32, device=rows.device)
+    distance, around = padded[1:-1, 1:-1], _neighbours(padded)
+    distance.masked_fill_(start.view(h, w), 0)
+    for _ in range(h * w):  # a path has no more steps
+        nearer = (around + steps).amin((0, 1))
         if torch.equal(nearer, distance):
-            return stretched(distance.flatten())
-        distance = nearer
+            break
+        distance.copy_(nearer)
+    return stretched(distance.flatten())
 
 
-def _neighbours(maps: Tensor, outside: float) -> Tensor:
-    """(3, 3, ..., h, w): the maps (..., h, w), moved by up to a cell up, down, left and right."""
-    padded = functional.pad(maps, (1, 1, 1, 1), value=outside)
-    h, w = maps.shape[-2:]
+def _neighbours(padded: Tensor) -> Tensor:
+    """A view (3, 3, ..., h, w) of maps (..., h + 2, w + 2), moved by up to a cell each way."""
+    h, w = padded.shape[-2] - 2, padded.shape[-1] - 2
     return padded.unfold(-2, h, 1).unfold(-2, w, 1).movedim((-4, -3), (0, 1))
 
 
@@ -127,13 +130,13 @@ def _unlike_sides(rows: Tensor, h: int, w: int) -> Tensor:
 
 def otsu(values: Tensor) -> Tensor:
     """The threshold between the two classes of the (n,) values that are farthest apart."""
-    ordered = values.double().sort().values
-    sums = ordered.cumsum(0)
-    n = len(ordered)
-    below = torch.arange(1, n, device=values.device)
-    gain = (sums[:-1] - below * (sums[-1] / n)).square() / (below * (n - below))
+    n = len(values)
     if n < 2:
         return values[0]
+    ordered = values.double().sort().values
+    sums = ordered.cumsum(0)
+    below = torch.arange(1, n, device=values.device)
+    gain = (sums[:-1] - below * (sums[-1] / n)).square() / (below * (n - below))
     at = gain.argmax()
     return ((ordered[at] + ordered[at + 1]) / 2).to(values.dtype)
 
@@ -152,8 +155,13 @@ def stretched(values: Tensor) -> Tensor:
 
 def _indices(h: int, w: int, device: torch.device) -> Tensor:
     """(n, 2) float32: row and column of the cells of a grid."""
-    y, x = (torch.arange(n, dtype=torch.float32, device=device) for n in (h, w))
-    return torch.stack(torch.meshgrid(y, x, indexing="ij"), dim=-1).flatten(0, 1)
+    y, x = torch.meshgrid(_axes(h, w, device), indexing="ij")
+    return torch.stack([y, x], dim=-1).flatten(0, 1)
+
+
+def _axes(h: int, w: int, device: torch.device) -> list[Tensor]:
+    """The numbers of the rows (h,) and columns (w,) of a grid, float32."""
+    return [torch.arange(n, dtype=torch.float32, device=device) for n in (h, w)]
 
 
 def _sides(h: int, w: int, device: torch.device) -> Tensor:
