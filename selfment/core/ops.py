@@ -44,7 +44,7 @@ class _Cpu:
         """Enough to keep the threads busy."""
         threads = _native.threads()
         most = max(_CPU_BYTES, threads * _CPU_BYTES // 8)
-        # Of the weights it keeps those of edges: a float for half of the pairs i <= j, say.
+        # Only edges store a weight; assume that half of the pairs i <= j are edges.
         return min(8 * threads, most // (copied + n * n // 8 + weights * n * n + 1))
 
     def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
