@@ -24,6 +24,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from selfment.core import ops as _ops
+from selfment.core import twins
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = NO_KERNEL, COPY = "memset", "memcpy"
@@ -146,9 +147,9 @@ class Device:
     @contextmanager
     def _current(self) -> Iterator[None]:
         """Tensors seem to lie on the device."""
-        twin = _ops._Cuda(self.module, torch.device("cpu"), 0, 0)
+        twin = twins.Cuda(self.module, torch.device("cpu"), 0, 0)
         with (
-            mock.patch.object(_ops, "_twin", return_value=twin),
+            mock.patch.object(_ops, "twin_of", return_value=twin),
             mock.patch.object(torch.Tensor, "is_cuda", True),
         ):
             yield

@@ -20,6 +20,7 @@ import emulated
 import selfment
 from cases import blocks, copies, generator, noise, ring, smooth, turned_over
 from selfment.core import ops as _ops
+from selfment.core import twins
 from selfment.core.ipo import run_ipo
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -138,7 +139,7 @@ def add(digest: Any, value: Any) -> None:
 
 def main() -> None:
     module = emulated.load(Path(sys.argv[1]))
-    _ops._twin = lambda device: _ops._Cuda(module, device, 0, 0)  # type: ignore[assignment]
+    _ops.twin_of = lambda device: twins.Cuda(module, device, 0, 0)  # type: ignore[assignment]
     for name in sys.argv[2:] or CASES:
         digest = hashlib.sha256()
         for team in (1, 2, 3):

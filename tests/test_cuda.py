@@ -36,6 +36,7 @@ from selfment import Graph, PseudoLabels, reference
 from selfment.core import native as _native
 from selfment.core import ops as _ops
 from selfment.core import options as _params
+from selfment.core import twins
 from selfment.core.confidence import confidence
 from selfment.core.ipo import run_ipo
 from selfment.core.ncut import eigenpairs, initial_mask
@@ -72,7 +73,7 @@ class Target:
         with self.patch.context() as patch:
             if self.emulated is not None:
                 emulated = self.emulated
-                patch.setattr(_ops, "_twin", lambda device: _ops._Cuda(emulated, device, 0, 0))
+                patch.setattr(_ops, "twin_of", lambda device: twins.Cuda(emulated, device, 0, 0))
             return on_cpu(function(*(tensor.to(self.device) for tensor in tensors), **options))
 
 
@@ -489,7 +490,7 @@ def test_batch_equals_single(target: Target, graph: str, monkeypatch: pytest.Mon
     for image in range(5):
         single = target(selfment.pseudo_label, rows[image], grid=(9, 15), graph=graph)
         assert_same(PseudoLabels(*(v[image] for v in vars(batch).values())), single)
-    monkeypatch.setattr(_ops, "_CUDA_BYTES", 1)
+    monkeypatch.setattr(twins, "_CUDA_BYTES", 1)
     assert_same(target(selfment.pseudo_label, rows, grid=(9, 15), graph=graph), batch)
 
 
@@ -631,13 +632,13 @@ def test_more_images_than_16_bits_can_count(device: torch.device) -> None:
 def test_a_label_is_one_native_call(
     emulated: ModuleType, label: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, run = [], _ops._Cuda.run
+    asked, run = [], twins.Cuda.run
 
-    def noted(twin: _ops._Cuda, operation: str, *arguments: Any, **options: Any) -> Any:
+    def noted(twin: twins.Cuda, operation: str, *arguments: Any, **options: Any) -> Any:
         asked.append(operation)
         return run(twin, operation, *arguments, **options)
 
-    monkeypatch.setattr(_ops._Cuda, "run", noted)
+    monkeypatch.setattr(twins.Cuda, "run", noted)
     rows = batch_of(2, 5, 6, 12)
     target = Target(emulated, monkeypatch)
     target(lambda rows: [label(rows, (5, 6)).mask], rows)

@@ -79,7 +79,7 @@ def test_operators_are_what_they_claim(dtype: torch.dtype) -> None:
 def test_a_batch_that_is_cut_gives_what_the_operator_claims(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("selfment.core.ops._CPU_BYTES", 1)
+    monkeypatch.setattr("selfment.core.twins._CPU_BYTES", 1)
     opcheck(OPS.pseudo_label.default, (features(), 6, 9, *GRAPH, "seed", 20, 10))
 
 

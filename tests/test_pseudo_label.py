@@ -177,7 +177,7 @@ def test_dlpack_in_the_same_kind_out() -> None:
 def test_a_batch_too_large_for_one_go_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     features = torch.stack([smooth(8, 9, 16, seed=s) for s in range(5)])
     whole = selfment.pseudo_label(features, (8, 9))
-    monkeypatch.setattr("selfment.core.ops._CPU_BYTES", 1)
+    monkeypatch.setattr("selfment.core.twins._CPU_BYTES", 1)
     assert_same(selfment.pseudo_label(features, (8, 9)), whole)
     features[4, 3, 0] = float("inf")
     with pytest.raises(ValueError, match="in patch 3 of image 4"):

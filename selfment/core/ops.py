@@ -1,122 +1,21 @@
-"""The native operations on tensors: here a twin is picked, and outputs and scratch are allocated.
+"""The native operations on tensors: each picks its twin and allocates its outputs.
 
-All that the twins differ in is in the two classes below; tensors of an operation share a device.
+The tensors of an operation share a device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import native as _native
 from .arrays import Grid
+from .twins import twin_of
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-_CPU_BYTES = 16 << 20  # of graphs, and of copied features, in flight
-_CUDA_BYTES = 1 << 30  # the same, and of scratch
-
-
-class _Cpu:
-    """Runs on torch's threads, and has returned when it is done."""
-
-    ordinal = -1
-    labels_in_one_call = False
-    sample_bytes = 1 << 20  # of samples in flight: what a cache holds
-
-    def __init__(self) -> None:
-        self.native = _native.cpu()
-
-    def readable(self, rows: Tensor) -> Tensor:
-        """Numbers where the kernels can read them: aligned to their size."""
-        return rows.clone() if rows.data_ptr() % rows.element_size() else rows
-
-    def weights(self, batch: int, n: int) -> Any:
-        return self.native.Weights(batch)
-
-    def images_at_once(self, copied: int, weights: int, n: int, d: int, dtype: int) -> int:
-        """Enough to keep the threads busy."""
-        threads = _native.threads()
-        most = max(_CPU_BYTES, threads * _CPU_BYTES // 8)
-        # Only edges store a weight; assume that half of the pairs i <= j are edges.
-        return min(8 * threads, most // (copied + n * n // 8 + weights * n * n + 1))
-
-    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
-        """What the native operation returns; it needs no scratch for ``sizes``."""
-        return getattr(self.native, operation)(**_addresses(arguments), threads=_native.threads())
-
-
-@dataclass(frozen=True)
-class _Cuda:
-    """Launches on the current stream, and never waits for the device.
-
-    Scratch memory goes back to torch's allocator at the return: whatever gets it next comes later
-    in stream order.
-    """
-
-    native: ModuleType
-    device: torch.device
-    ordinal: int
-    stream: int
-    sample_bytes: ClassVar[int] = _CUDA_BYTES
-    labels_in_one_call: ClassVar[bool] = True
-
-    def current(self) -> AbstractContextManager[None]:
-        """Makes the device current, and then the one that was so before.
-
-        By torch, which takes no memory on the latter where nothing has used it: the native module
-        has a CUDA runtime of its own, and could make it current only by taking some.
-        """
-        # An emulated module is on the CPU.
-        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
-
-    def readable(self, rows: Tensor) -> Tensor:
-        """Numbers where the kernels can read them: aligned to 16 bytes."""
-        return rows.clone() if rows.data_ptr() % 16 else rows
-
-    def weights(self, batch: int, n: int) -> Tensor:
-        size = self.native.weights_size(n)
-        return torch.empty((batch, size), dtype=torch.float32, device=self.device)
-
-    def images_at_once(self, copied: int, weights: int, n: int, d: int, dtype: int) -> int:
-        """As many as the memory allows."""
-        with self.current():
-            label = self.native.label_scratch(dtype, 1, n, d, bool(weights), 1, self.ordinal)
-        return _CUDA_BYTES // int(copied + label)
-
-    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
-        """Launches it, in as much scratch as the module asks for ``sizes``; None asks for none."""
-        for name in ("weights", "painted_weights"):
-            if name in arguments and arguments[name] is None:
-                arguments[name] = 0
-        function = getattr(self.native, operation)
-        with self.current():
-            if sizes is not None:
-                count = getattr(self.native, f"{operation}_scratch")(*sizes)
-                arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
-            return function(**_addresses(arguments), device=self.ordinal, stream=self.stream)
-
-
-def _twin(device: torch.device) -> _Cpu | _Cuda:
-    """The twin for memory on ``device``. Raises ``ImportError`` when its module is missing."""
-    if device.type != "cuda":
-        return _Cpu()
-    native = _native.cuda()
-    stream = torch.cuda.current_stream(device)
-    return _Cuda(native, device, stream.device_index, stream.cuda_stream)
-
-
-def _addresses(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value.data_ptr() if isinstance(value, Tensor) else value
-        for name, value in arguments.items()
-    }
 
 
 def _true(flags: Tensor) -> Tensor:
@@ -132,7 +31,7 @@ def _dtype_code(native: ModuleType, rows: Tensor) -> int:
 def images_at_once(rows: Tensor, weighted: bool) -> int:
     """How many images of (B, N, d) features to label at a time: few enough to bound the memory."""
     n, d = rows.shape[1:]
-    twin = _twin(rows.device)
+    twin = twin_of(rows.device)
     copied = 0 if rows.is_contiguous() else n * d * rows.element_size()
     images = twin.images_at_once(copied, int(weighted), n, d, _dtype_code(twin.native, rows))
     return max(1, images)
@@ -148,7 +47,7 @@ def affinity(
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
     batch, n, d = rows.shape
-    twin = _twin(rows.device)
+    twin = twin_of(rows.device)
     bits = rows.new_empty((batch, twin.native.bits_size(n)), dtype=torch.int64)
     degree = rows.new_empty((batch, n), dtype=torch.float64)
     weights = twin.weights(batch, n) if weighted else None
@@ -181,7 +80,7 @@ def paint(
 ) -> tuple[Tensor, Tensor, Any]:
     """Bits, degrees and weights, as ``affinity`` makes them, with rows zeroed: mask (B, N) bool."""
     batch = len(bits)
-    twin = _twin(bits.device)
+    twin = twin_of(bits.device)
     painted_bits, painted_degree = torch.empty_like(bits), degree.clone()
     painted_weights = None if weights is None else twin.weights(batch, n)
     twin.run(
@@ -204,7 +103,7 @@ def paint(
 def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:
     """A x of (B, m, N) float64."""
     product = torch.empty_like(x)
-    twin = _twin(bits.device)
+    twin = twin_of(bits.device)
     twin.run(
         "matvec",
         None,
@@ -231,7 +130,7 @@ def fiedler(
 ) -> Pairs:
     """Eigenvalues (B, k), vectors (B, k, N), gaps, residuals (B, k) and products with A (B,)."""
     batch = len(bits)
-    twin = _twin(bits.device)
+    twin = twin_of(bits.device)
     values, gaps, residuals = (degree.new_empty((batch, k)) for _ in range(3))
     vectors = degree.new_empty((batch, k, n))
     iterations = bits.new_empty(batch)
@@ -267,7 +166,7 @@ def components(
     mask = fiedler.new_empty(fiedler.shape, dtype=torch.bool)
     seed = fiedler.new_empty(batch, dtype=torch.int64)
     peaks = fiedler.new_empty((batch, len(grids)), dtype=torch.int64)
-    _twin(fiedler.device).run(
+    twin_of(fiedler.device).run(
         "components",
         (batch, n, len(grids)),
         fiedler=fiedler,
@@ -290,7 +189,7 @@ def ipo(
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
     """
     batch, n, d = rows.shape
-    twin = _twin(rows.device)
+    twin = twin_of(rows.device)
     refined = _true(labels).contiguous()
     steps = rows.new_empty(batch, dtype=torch.int64)
     separation = rows.new_empty(batch, dtype=torch.float64)
@@ -334,7 +233,7 @@ def finish(
     rejected = labels.new_empty(batch)
     mask = torch.empty_like(labels)
     rounded = values.new_empty((batch, n), dtype=torch.float32)
-    _twin(labels.device).run(
+    twin_of(labels.device).run(
         "finish",
         (len(grids),),
         eigenvalues=values,
@@ -356,7 +255,7 @@ def finish(
 
 def labels_in_one_call(rows: Tensor) -> bool:
     """Whether ``label`` is how to label them: on a CUDA device, where nothing waits for a step."""
-    return _twin(rows.device).labels_in_one_call
+    return twin_of(rows.device).labels_in_one_call
 
 
 def label(
@@ -375,7 +274,7 @@ def label(
     They are those of `pseudo_labels.label_rows` but ``tau``. Arguments as for the operations.
     """
     batch, n, d = rows.shape
-    twin = _twin(rows.device)
+    twin = twin_of(rows.device)
 
     def new(dtype: torch.dtype, *shape: int) -> Tensor:
         return rows.new_empty((batch, *shape), dtype=dtype)
@@ -416,14 +315,14 @@ def label(
 def samples_at_once(rows: Tensor, m: int) -> int:
     """How many images of (B, N, d) features to sample m rows of at a time, in float64."""
     copies = 4
-    return max(1, _twin(rows.device).sample_bytes // (copies * m * rows.shape[2] * 8))
+    return max(1, twin_of(rows.device).sample_bytes // (copies * m * rows.shape[2] * 8))
 
 
 def threshold(similarities: Tensor) -> Tensor:
     """Otsu's thresholds (B,) of the pairs i < j of (B, m, m) float64 similarities."""
     batch, m, _ = similarities.shape
     taus = similarities.new_empty(batch)
-    _twin(similarities.device).run(
+    twin_of(similarities.device).run(
         "threshold", None, similarities=similarities, batch=batch, m=m, taus=taus
     )
     return taus
