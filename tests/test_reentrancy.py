@@ -104,6 +104,7 @@ def test_a_fork_while_other_threads_are_in_a_kernel() -> None:
 # daemon thread can abort the process at its end, whoever calls them.
 AT_THE_END = """
 import signal, threading, torch, selfment
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from selfment.core import native as _native
 n, d = 6400, 512
 rows = torch.rand(n, d)
