@@ -55,13 +55,13 @@ class Classic(HandMade):
 
     def features(self, image: Tensor) -> Tensor:
         """(N, 384) of a (1, 3, H, W) image; none is a number where a pixel is not finite."""
-        if not image.isfinite().all():
-            return image.new_full((image[0, 0].numel() // self.patch_size**2, self.dim), torch.nan)
         image = halved(image)
         edges = halved(halved(gradients(image)))
         fine = torch.cat([halved(lab(halved(image))), edges], dim=1)  # of 8 x 8 pixels
         patches = _rooted(halved(fine))
         h, w = patches.shape[1:]
+        if not patches.isfinite().all():
+            return patches.new_full((h * w, self.dim), torch.nan)
         share = math.sqrt(min(1.0, _CELLS / (h * w)))
         side = max(1, round(share * h)), max(1, round(share * w))
         cells = _rooted(functional.adaptive_avg_pool2d(fine, side))
@@ -83,8 +83,8 @@ def _averaged(rows: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """(n,): for each of the (n, C) rows of patches, the mean of the cells' values, over those whose
     keys are near.
     """
-    near = (product(rows, keys) - 0.5 * keys.square().sum(1)).softmax(1)
-    return (near * values).sum(1)
+    near = product(rows, keys).sub_(0.5 * keys.square().sum(1)).softmax(1)
+    return near.mul_(values).sum(1)
 
 
 def _order(patches: Tensor) -> Tensor:

@@ -62,5 +62,5 @@ class HandMade(Backbone):
         Their inner products fall with the distance of the rows (Rahimi and Recht, Random features
         for large-scale kernel machines, NIPS 2007).
         """
-        parts = [product(part, self._directions) + self._phase for part in rows.split(ROWS)]
+        parts = [product(part, self._directions).add_(self._phase) for part in rows.split(ROWS)]
         return torch.cat(parts).cos_()

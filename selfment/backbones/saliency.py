@@ -70,8 +70,8 @@ class _Ranking:
         y, x = ((at - at[:, None]).square() for at in _axes(h, w, apart.device))
         near = (y[:, None, :, None] + x[:, None] <= _HOPS**2).view(apart.shape)
         joined = (near | (border[:, None] & border)).fill_diagonal_(False)
-        affinity = torch.exp(apart / -_CONTRAST) * joined
-        system = affinity.double() * -_RANKING
+        affinity = (apart / -_CONTRAST).exp_().mul_(joined)
+        system = affinity.double().mul_(-_RANKING)
         system.diagonal().add_(affinity.sum(1) + 1e-6)
         self._factor = torch.linalg.cholesky(system)
 
@@ -84,7 +84,8 @@ def _distances(rows: Tensor) -> Tensor:
     """(n, n) float32, Euclidean, of rounded rows, whose squared distances are exact."""
     exact = rounded(rows)
     squares = exact.square().sum(1)
-    return (squares[:, None] + squares - 2 * (exact @ exact.T)).float().sqrt()
+    products = exact @ exact.T
+    return products.mul_(-2).add_(squares).add_(squares[:, None]).float().sqrt_()
 
 
 def _geodesic(rows: Tensor, start: Tensor, h: int, w: int) -> Tensor:
