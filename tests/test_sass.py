@@ -15,7 +15,7 @@ import pytest
 
 
 def load_sass() -> Any:
-    """benchmarks/sass.py, which the tables of docs/performance.md are made with, too."""
+    """benchmarks/sass.py, which the tables of docs/cuda.md are made with, too."""
     folder = str(Path(__file__).resolve().parent.parent / "benchmarks")
     sys.path.insert(0, folder)
     try:
