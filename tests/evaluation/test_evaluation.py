@@ -26,7 +26,8 @@ from selfment.evaluation import folders as evaluation
 from selfment.evaluation.folders import evaluate
 from selfment.evaluation.metrics import accuracy, f_max, iou
 from selfment.evaluation.pairs import match
-from selfment.evaluation.scores import FORMATS, PROTOCOLS, Evaluator
+from selfment.evaluation.report import FORMATS
+from selfment.evaluation.scores import PROTOCOLS, Evaluator
 from selfment.images.load import ImageError
 from selfment.images.maps import read_saliency
 
@@ -521,7 +522,7 @@ def test_command(capsys, folders, tmp_path):
     report = evaluate(pred, gt, progress=False)
     assert code == 0
     assert out == report.to_text()
-    assert out.startswith("protocol all, 6 images\nF_max ")
+    assert [line.split()[0] for line in out.splitlines()[:3]] == ["protocol", "score", "F_max"]
     for name in FORMATS:
         text = (tmp_path / f"out/scores.{name}").read_text()
         assert text == getattr(report, f"to_{name}")()
@@ -542,7 +543,7 @@ def test_outputs_hold_the_scores(folders):
     assert {key: float(rows[0][key]) for key in report.scores} == report.scores
     assert {key: float(rows[3][key]) for key in report.scores} == report.images[2].scores
     markdown = report.to_markdown().splitlines()
-    assert markdown[0] == "Scores: protocol all, 6 images"
+    assert markdown[0] == "protocol all, 6 images"
     assert {line.count("|") for line in markdown[2:]} == {14}
     latex = report.to_latex()
     assert r"F\_max & IoU" in latex

@@ -18,7 +18,8 @@ from helpers.commands import call
 from helpers.scores import pair, save
 from selfment.evaluation.folders import evaluate
 from selfment.evaluation.html import to_html, write_html
-from selfment.evaluation.scores import PROTOCOLS, Evaluator, ImageScores, Report
+from selfment.evaluation.report import ImageScores, Report
+from selfment.evaluation.scores import PROTOCOLS, Evaluator
 from selfment.images.suffixes import image_suffixes
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
