@@ -23,7 +23,7 @@ from selfment.models.head import load_head
 from selfment.training.cache import TensorCache
 from selfment.training.loop import Step, fit
 from selfment.training.losses import head_loss
-from selfment.training.run import Summary, train
+from selfment.training.run import TrainingSummary, train
 
 
 def pictures(folder: Path, count: int, size: int = 64) -> Path:
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pictures(tmp_path_factory.mktemp("photos"), 6)
 
 
-def run(inputs: Path, out: Path, **options) -> Summary:
+def run(inputs: Path, out: Path, **options) -> TrainingSummary:
     options = {"epochs": 2, "progress": False, **options}
     labeler = PseudoLabeler(size=96, batch_size=options.pop("batch_size", 2))
     return train(find_images([inputs]), out, labeler, **options)
@@ -236,11 +236,11 @@ def test_resuming_gives_the_same_weights(folder: Path, tmp_path: Path, monkeypat
         if step.epoch == 2 and step.step == 9:
             raise StopError
 
-    from selfment.training.run import _Run
+    from selfment.training.folder import RunFolder
 
-    log = _Run.log
+    log = RunFolder.log
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "log", lambda self, step, bar: (log(self, step, bar), stop(step)))
+        patch.setattr(RunFolder, "log", lambda self, step, bar: (log(self, step, bar), stop(step)))
         with pytest.raises(StopError):
             run(folder, tmp_path / "part", epochs=3)
     assert len(steps(tmp_path / "part")) == 9
@@ -420,7 +420,7 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
     killed_at("selfment.training.cache:write_atomically", 11)
     before = {p: p.stat().st_mtime_ns for p in out.glob("cache/*/*.safetensors")}
     assert len(before) == 10
-    killed_at("selfment.training.run:_Run.save", 3)
+    killed_at("selfment.training.folder:RunFolder.save", 3)
     assert (out / "epoch-002.pt").exists()
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert cached() == 80
