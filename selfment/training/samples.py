@@ -25,8 +25,8 @@ from ..util.files import content_of, printable, reason
 from .cache import TensorCache, key_of
 
 
-class Source:
-    """The features and labels of images; each is labelled once."""
+class LabelledImages:
+    """The features and labels of images; each image is labelled once."""
 
     def __init__(
         self,
