@@ -127,7 +127,7 @@ class _RowLogSumExp(torch.autograd.Function):
 
 
 def _check(**tensors: Tensor) -> None:
-    """Raises ``TypeError`` unless all are dense tensors, ``ValueError`` for tensors without data."""
+    """Raises ``TypeError`` for what is no dense tensor, ``ValueError`` for tensors without data."""
     for name, tensor in tensors.items():
         check_dense(tensor, name)
         check_data(tensor, name)
