@@ -73,7 +73,7 @@ class LabelledImages:
         return features.clone(), self.labels[index]
 
     def prepare(self, progress: bool) -> list[str]:
-        """Labels all images; leaves out those that fail, and returns a sentence for each of them."""
+        """Labels all images; those that fail are left out. Returns a sentence for each of these."""
         rank, world = _distributed.world()
         own = range(rank, len(self.paths), world)
         self._done: dict[int, tuple[str, Tensor | None]] = {}  # key and labels, or error and None
