@@ -1,4 +1,4 @@
-"""Backbones: any timm ViT by its timm name, and two embedded ones that need no weights.
+"""Backbones: any timm ViT by its name, any module of one's own, and two that need no weights.
 
 ``classic`` distinguishes an object from its surroundings, for one mask; ``statistics`` describes
 every patch alike, for several objects.
@@ -15,7 +15,8 @@ from ..core.options import choice
 from ..core.torch_state import as_device, loading
 from .base import Attended, Backbone, WeightsError
 from .classic import Classic
-from .names import EMBEDDED
+from .custom import Model, ModuleBackbone, from_factory
+from .names import EMBEDDED, timm_name
 from .position_embeddings import POSITIONS, resampling
 from .statistics import Statistics
 
@@ -26,9 +27,12 @@ __all__ = [
     "POSITIONS",
     "Attended",
     "Backbone",
+    "ModuleBackbone",
     "WeightsError",
+    "as_backbone",
     "as_dtype",
     "backbone_class",
+    "is_factory",
     "load_backbone",
     "resampling",
 ]
@@ -94,6 +98,40 @@ def load_backbone(
             positions=positions,
             device=where,
         )
+
+
+def as_backbone(
+    backbone: str | Backbone | Model,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> str | Backbone:
+    """Returns a name or a backbone as it is, and makes a backbone of anything else.
+
+    Args:
+        backbone: a name for :func:`load_backbone`, a :class:`Backbone`, a module or function as
+            :class:`ModuleBackbone` takes it, or ``"package.module:factory"``, the name of a
+            function without arguments that returns one of them.
+        device: where a module or function runs; see :class:`ModuleBackbone`.
+        dtype: the autocast dtype of a module or function.
+
+    Raises:
+        ValueError: a wrong argument, or a factory that fails.
+    """
+    name = None
+    made: Any = backbone
+    if isinstance(backbone, str):
+        if not is_factory(backbone):
+            return backbone
+        name, made = backbone, from_factory(backbone)
+    if not isinstance(made, Backbone):
+        return ModuleBackbone(made, device=device, dtype=dtype, name=name)
+    made.name = name or made.name
+    return made
+
+
+def is_factory(name: str) -> bool:
+    """Returns whether a name is ``package.module:factory``, and not one of a hub."""
+    return ":" in name and not timm_name(name)
 
 
 def backbone_class(name: str) -> type[Backbone]:

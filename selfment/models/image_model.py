@@ -6,20 +6,34 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..backbones import POSITIONS, Backbone, as_dtype, backbone_class, load_backbone, resampling
+from ..backbones import (
+    POSITIONS,
+    Backbone,
+    as_backbone,
+    as_dtype,
+    backbone_class,
+    is_factory,
+    load_backbone,
+    resampling,
+)
 from ..backbones.checkpoints import files_of
+from ..backbones.custom import Model, digest_of
 from ..core import options as params
 from ..core.torch_state import LOADING, as_device
 from ..images.load import DECODING
 
 
 class ImageModel:
-    """A backbone by its name, at one image size and on one device; pickled without its weights."""
+    """A backbone at one image size and on one device.
+
+    A backbone with a name is loaded at its first use and pickled without its weights.
+    """
 
     def __init__(
         self,
-        backbone: str,
+        backbone: str | Backbone | Model,
         size: int,
         features: str,
         weights: str | os.PathLike[str] | None,
@@ -31,19 +45,35 @@ class ImageModel:
         params.require("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
         whole = isinstance(batch_size, int) and batch_size >= 1
         params.require("batch_size", batch_size, "an integer >= 1", whole)
-        as_dtype(dtype)
         params.choice("positions", positions, POSITIONS)
-        self.backbone_name = backbone
+        named = isinstance(backbone, str) and not is_factory(backbone)
+        if not named:
+            options: dict[str, Any] = {
+                "features": features,
+                "weights": weights,
+                "positions": positions,
+            }
+            if isinstance(backbone, Backbone):  # it has a device and a dtype
+                options |= {"device": device, "dtype": dtype}
+            _check_left_alone(options)
+        own = as_backbone(backbone, device, as_dtype(dtype))
+        self._own: Backbone | None = None if isinstance(own, str) else own
+        self.backbone_name: str = own if isinstance(own, str) else own.name
         self.size = size
         self.features = features
         self.weights = None if weights is None else os.path.abspath(weights)
         self.device = device
         self.dtype = dtype
-        self.note = backbone_class(backbone).note
+        self.note = self.described.note
         self.batch_size = batch_size
         self.positions = positions
-        self._backbone: Backbone | None = None
+        self._backbone = self._own
         self._loaded: list[Any] | None = None  # what the weights' file was like then
+
+    @property
+    def described(self) -> Backbone | type[Backbone]:
+        """The backbone, or its class where it need not be loaded for its attributes."""
+        return self._own or backbone_class(self.backbone_name)
 
     @property
     def backbone(self) -> Backbone:
@@ -78,20 +108,27 @@ class ImageModel:
     @property
     def torch_device(self) -> torch.device:
         """Where the backbone runs. Raises ``ValueError`` for a device that does not exist."""
+        if self._own is not None:
+            return torch.device(getattr(self._own, "device", "cpu"))
         return _device(self.device)
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the backbone's features depend on besides the image, ready for JSON."""
         # Of the file that was loaded: another may lie there by now.
-        weights = self._state_of_weights() if self._backbone is None else self._loaded
+        weights: Any = self._state_of_weights() if self._backbone is None else self._loaded
+        positions = None
+        if self._own is None:
+            positions = resampling(self.backbone_name, self.positions)
+        elif isinstance(module := getattr(self._own, "model", None), nn.Module):
+            weights = digest_of(module)
         return {
             "backbone": self.backbone_name,
             "size": self.size,
             "features": self.features,
             "decoding": DECODING,
             "weights": weights,
-            "positions": resampling(self.backbone_name, self.positions),
+            "positions": positions,
             "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
         }
 
@@ -103,7 +140,17 @@ class ImageModel:
         return [os.path.basename(self.weights), size, time]  # wherever it lies
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_backbone": None}
+        return {**self.__dict__, "_backbone": self._own}
+
+
+def _check_left_alone(options: dict[str, Any]) -> None:
+    """Raises ``ValueError`` for an option that a backbone of one's own does not have."""
+    defaults = {"features": "tokens", "positions": "authors"}
+    for name, value in options.items():
+        if value != defaults.get(name):
+            raise ValueError(
+                f"`{name}` must be left alone with a backbone of one's own: got {value!r}"
+            )
 
 
 def _device(device: str | torch.device | None) -> torch.device:

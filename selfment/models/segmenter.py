@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from ..backbones import Backbone, WeightsError
+from ..backbones import Backbone, WeightsError, is_factory
+from ..backbones.custom import Model, digest_of
 from ..core.arrays import check_data, check_dense
 from ..core.torch_state import LOADING, as_documented
 from ..images.load import ImageLike, load_image
@@ -37,7 +37,7 @@ class Segmenter(ImageModel):
     def __init__(
         self,
         head: PatchHead | str | os.PathLike[str],
-        backbone: str | None = None,
+        backbone: str | Backbone | Model | None = None,
         size: int = 1536,
         *,
         features: str | None = None,
@@ -71,6 +71,11 @@ class Segmenter(ImageModel):
         if name is None:
             raise ValueError(
                 "`backbone` must be given: the head does not say which one it was trained on"
+            )
+        if isinstance(name, str) and not backbone and is_factory(name):
+            raise ValueError(
+                f"`backbone` must be given: the head was trained on {name!r}, and the code that a "
+                "head names is not run by itself"
             )
         features = features or self.info.features
         positions = positions or self.info.positions
@@ -129,13 +134,9 @@ class Segmenter(ImageModel):
     @property
     def settings(self) -> dict[str, Any]:
         """All that the saliency depends on besides the image, ready for JSON."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.head.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
         return {
             **super().settings,
-            "head": digest.hexdigest(),
+            "head": digest_of(self.head),
             "keep_aspect": self.keep_aspect,
         }
 

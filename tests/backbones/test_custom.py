@@ -1,0 +1,182 @@
+"""Backbones of one's own: modules, functions and factories."""
+
+from __future__ import annotations
+
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from helpers.commands import call
+from selfment import PatchHead, PseudoLabeler, Segmenter
+from selfment.backbones import ModuleBackbone, load_backbone
+from selfment.models.head import HeadInfo, save_head
+
+COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+FACTORY = """
+import torch
+
+class Net(torch.nn.Module):
+    patch_size = 8
+    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 16, 8, 8)
+
+    def forward(self, batch):
+        return self.conv(batch)
+
+def net():
+    torch.manual_seed(0)
+    return Net()
+
+def broken():
+    raise OSError("no such file")
+"""
+
+
+class Net(nn.Module):
+    """Features of patches of 8 pixels, as a map or as tokens after a prefix."""
+
+    def __init__(self, kind: str = "map", prefix: int = 0, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.conv = nn.Conv2d(3, 16, 8, 8)
+        self.dropout = nn.Dropout(0.5)
+        self.kind, self.prefix = kind, prefix
+
+    def forward(self, batch: Tensor) -> object:
+        features = self.dropout(self.conv(batch))
+        if self.kind == "map":
+            return features
+        rows = features.flatten(2).transpose(1, 2)
+        tokens = torch.cat([rows.new_ones(len(rows), self.prefix, 16), rows], dim=1)
+        if self.kind == "object":
+            return SimpleNamespace(last_hidden_state=tokens, pooler_output=tokens[:, 0])
+        return {"x_norm_patchtokens": rows} if self.kind == "mapping" else tokens
+
+
+def photo() -> Image.Image:
+    pixels = torch.randint(60, 90, (64, 80, 3), generator=torch.Generator().manual_seed(0))
+    pixels[16:48, 24:56] = torch.tensor([220, 60, 30])
+    return Image.fromarray(pixels.byte().numpy())
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 5])
+@pytest.mark.parametrize("kind", ["map", "tokens", "object", "mapping"])
+def test_all_outputs_are_the_same_features(kind: str, prefix: int) -> None:
+    batch = torch.rand(2, 3, 24, 40, generator=torch.Generator().manual_seed(1))
+    backbone = ModuleBackbone(Net(kind, prefix), patch_size=8, **COLOURS)
+    expected = Net().eval().conv(batch).flatten(2).transpose(1, 2)
+    assert (backbone.dim, backbone.grid(24, 40), backbone.attends) == (16, (3, 5), False)
+    assert torch.equal(backbone(batch), expected)
+    assert backbone(batch).dtype == torch.float32
+
+
+def test_a_function_is_a_backbone() -> None:
+    net = Net().eval()
+    labeler = PseudoLabeler(ModuleBackbone(lambda batch: net(batch), patch_size=8, **COLOURS), 64)
+    module = PseudoLabeler(ModuleBackbone(net, patch_size=8, **COLOURS), 64)
+    assert torch.equal(labeler(photo()).fiedler, module(photo()).fiedler)
+
+
+def test_a_vit_of_timm_is_described_by_itself() -> None:
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=0)
+    backbone = ModuleBackbone(vit)
+    assert (backbone.patch_size, backbone.dim) == (16, 192)
+    assert backbone.mean == vit.pretrained_cfg["mean"]
+    batch = torch.rand(1, 3, 64, 64)
+    assert torch.equal(backbone(batch), vit.eval().forward_features(batch)[:, 1:])
+
+
+def test_settings_tell_weights_apart_and_labelers_are_pickled() -> None:
+    labeler = PseudoLabeler(ModuleBackbone(Net(), patch_size=8, **COLOURS), 64)
+    other = PseudoLabeler(ModuleBackbone(Net(seed=1), patch_size=8, **COLOURS), 64)
+    settings = labeler.settings
+    assert settings["backbone"].endswith("test_custom.Net")
+    assert settings["weights"] != other.settings["weights"]
+    assert {**settings, "weights": 0} == {**other.settings, "weights": 0}
+    copied = pickle.loads(pickle.dumps(labeler))
+    assert copied.settings == settings
+    assert torch.equal(copied(photo()).mask, labeler(photo()).mask)
+
+
+def test_a_loaded_backbone_is_taken_as_it_is() -> None:
+    named = PseudoLabeler("classic", 64)
+    taken = PseudoLabeler(load_backbone("classic"), 64)
+    assert torch.equal(named(photo()).mask, taken(photo()).mask)
+    assert taken.settings == named.settings
+
+
+def test_segmenters_take_modules() -> None:
+    backbone = ModuleBackbone(Net(), patch_size=8, **COLOURS)
+    segmenter = Segmenter(PatchHead(16), backbone, 64)
+    assert segmenter(photo()).shape == (64, 80)
+    assert "Net" in segmenter.settings["backbone"]
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch) -> str:
+    """The name of a factory in a module that only the current folder has."""
+    (tmp_path / "my_models.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "my_models", raising=False)
+    return "my_models:net"
+
+
+def test_the_command_line_takes_a_factory(factory: str, tmp_path, capsys) -> None:
+    photo().save(tmp_path / "photo.png")
+    options = ("--out", tmp_path / "out", "--size", 64, "--device", "cpu")
+    code, _, err = call(capsys, "label", tmp_path / "photo.png", "--backbone", factory, *options)
+    assert code == 0, err
+    mask = PseudoLabeler(factory, 64, device="cpu")(photo()).mask
+    written = torch.tensor(list(Image.open(tmp_path / "out/photo.png").resize((8, 8)).getdata()))
+    assert torch.equal(written.view(8, 8) > 0, mask)
+    code, _, err = call(
+        capsys, "label", tmp_path / "photo.png", "--backbone", "my_models:broken", *options
+    )
+    assert code == 2
+    assert "'my_models:broken' raised OSError (no such file)" in err
+
+
+def test_a_head_does_not_run_the_code_that_it_names(factory: str, tmp_path) -> None:
+    save_head(tmp_path / "head", PatchHead(16), HeadInfo(factory))
+    with pytest.raises(ValueError, match="is not run by itself"):
+        Segmenter(tmp_path / "head", size=64)
+    assert Segmenter(tmp_path / "head", factory, 64, device="cpu")(photo()).shape == (64, 80)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sentence"),
+    [
+        (Net(), COLOURS, "`patch_size` must be an integer >= 1, given where the model does not"),
+        (Net(), {"patch_size": 8}, "`mean` must be three numbers, given where the model does not"),
+        (Net(), {**COLOURS, "patch_size": 16}, r"`model` must return \(1, 196, d\).*\(1, 16, 28, "),
+        (Net("tokens", 3), {**COLOURS, "patch_size": 8, "prefix_tokens": 1}, r"\(1, 199, 16\)"),
+        (Net("tokens", 17), {**COLOURS, "patch_size": 8}, r"returned \(1, 213, 16\)"),
+        (Net(), {**COLOURS, "patch_size": 8, "std": (1, 0, 1)}, "`std` must be three numbers > 0"),
+    ],
+)
+def test_models_that_do_not_fit(model: nn.Module, options: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        ModuleBackbone(model, **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("features", "keys"), ("weights", "x.pth"), ("device", "cpu"), ("dtype", "bfloat16")],
+)
+def test_options_that_a_backbone_of_ones_own_does_not_have(option: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"`{option}` must be left alone with a backbone of one"):
+        PseudoLabeler(load_backbone("classic"), 64, **{option: value})
+
+
+def test_a_factory_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="'no_such_module:net' raised ModuleNotFoundError"):
+        PseudoLabeler("no_such_module:net")
