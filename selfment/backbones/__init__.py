@@ -16,6 +16,7 @@ from ..core.torch_state import as_device, loading
 from .base import Attended, Backbone, WeightsError
 from .classic import Classic
 from .custom import Model, ModuleBackbone, from_factory
+from .hugging_face import PREFIX, HuggingFaceViT
 from .names import EMBEDDED, timm_name
 from .position_embeddings import POSITIONS, resampling
 from .statistics import Statistics
@@ -61,7 +62,8 @@ def load_backbone(
     of float32 matrices.
 
     Args:
-        name: one of ``EMBEDDED``, or the name of a ViT in timm.
+        name: one of ``EMBEDDED``, the name of a ViT in timm, or ``hf:`` and a folder or a
+            repository of the Hugging Face hub, which transformers loads.
         features: ``"tokens"``, the final normalised patch tokens, or ``"keys"``, the keys of the
             last attention block.
         weights: a checkpoint file, or a folder of the Hugging Face hub, instead of timm's download.
@@ -87,6 +89,14 @@ def load_backbone(
             raise ValueError(f"the backbone {name!r} has no such option: got {', '.join(wrong)}")
         with loading():
             return _CLASSES[name](where)
+    if name.startswith(PREFIX):
+        if features != "tokens" or weights is not None:
+            raise ValueError(
+                f"`features` and `weights` must be left alone with {name!r}, which transformers "
+                f"loads: got {features!r} and {weights!r}"
+            )
+        with loading():
+            return HuggingFaceViT(name, dtype=autocast, positions=positions, device=where)
     from .timm_vit import TimmViT
 
     with loading():
@@ -131,11 +141,13 @@ def as_backbone(
 
 def is_factory(name: str) -> bool:
     """Returns whether a name is ``package.module:factory``, and not one of a hub."""
-    return ":" in name and not timm_name(name)
+    return ":" in name and not name.startswith(PREFIX) and not timm_name(name)
 
 
 def backbone_class(name: str) -> type[Backbone]:
     """Returns the class of the backbone ``name``; it need not be loaded to read its attributes."""
+    if name.startswith(PREFIX):
+        return HuggingFaceViT
     return _CLASSES.get(name, Backbone)
 
 

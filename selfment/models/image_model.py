@@ -20,6 +20,7 @@ from ..backbones import (
 )
 from ..backbones.checkpoints import files_of
 from ..backbones.custom import Model, digest_of
+from ..backbones.hugging_face import PREFIX
 from ..core import options as params
 from ..core.torch_state import LOADING, as_device
 from ..images.load import DECODING
@@ -133,11 +134,14 @@ class ImageModel:
         }
 
     def _state_of_weights(self) -> list[Any] | None:
-        if self.weights is None or not (files := files_of(self.weights)):
+        path = self.weights
+        if path is None and self.backbone_name.startswith(PREFIX):
+            path = self.backbone_name.removeprefix(PREFIX)
+        if path is None or not (files := files_of(path)):
             return None
         stats = [os.stat(file) for file in files]
         size, time = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        return [os.path.basename(self.weights), size, time]  # wherever it lies
+        return [os.path.basename(path), size, time]  # wherever it lies
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": self._own}

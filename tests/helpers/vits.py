@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +79,50 @@ def features(name: str, path: Path, patches: tuple[int, int] = (3, 5)) -> torch.
 
 def prefixed(state: State, prefix: str, **others: Any) -> dict[str, Any]:
     return {f"{prefix}{key}": value for key, value in state.items()} | others
+
+
+def to_transformers(state: State, kind: str) -> State:
+    """The keys that the library transformers gives to the same weights."""
+    layer = "layer" if kind == "dinov3" else "encoder.layer"
+    gated = any(".mlp.w1." in key for key in state)
+    names = {
+        "patch_embed.proj": "embeddings.patch_embeddings.projection",
+        "cls_token": "embeddings.cls_token",
+        "mask_token": "embeddings.mask_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "register_tokens": "embeddings.register_tokens",
+        "ls1.gamma": "layer_scale1.lambda1",
+        "ls2.gamma": "layer_scale2.lambda1",
+        "attn.proj": "attention.output.dense",
+    }
+    if kind == "vit":
+        names |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+        names |= {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"}
+    if kind == "dinov3":
+        names |= {
+            "patch_embed.proj": "embeddings.patch_embeddings",
+            "attn.proj": "attention.o_proj",
+        }
+        names |= {"storage_tokens": "embeddings.register_tokens"}
+        names |= {"mlp.fc1": "mlp.up_proj", "mlp.fc2": "mlp.down_proj"}
+        names |= {"mlp.w1": "mlp.gate_proj", "mlp.w2": "mlp.up_proj"} if gated else {}
+        names |= {"mlp.w3": "mlp.down_proj"} if gated else {}
+    parts = [f"attention.attention.{part}" for part in ("query", "key", "value")]
+    if kind == "dinov3":
+        parts = [f"attention.{part}_proj" for part in "qkv"]
+    found = {}
+    for key, value in state.items():
+        if key.startswith("norm."):
+            key = key if kind == "dinov3" else f"layer{key}"
+        if key.endswith("bias_mask"):
+            continue
+        key = re.sub(r"^blocks", layer, key)
+        for ours, theirs in names.items():
+            key = key.replace(ours, theirs)
+        if ".attn.qkv." in key:
+            for part, rows in zip(parts, value.chunk(3), strict=True):
+                if not (kind == "dinov3" and part == "attention.k_proj" and rows.ndim == 1):
+                    found[key.replace("attn.qkv", part)] = rows.clone()
+        else:
+            found[key] = value
+    return found
