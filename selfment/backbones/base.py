@@ -59,16 +59,10 @@ class Backbone(ABC):
 
         Raises ``ValueError`` unless both are positive multiples of the patch size.
         """
-        patch = self.patch_size
-        for size in (height, height if width is None else width):
-            if size < patch or size % patch:
-                below = size // patch * patch
-                nearest = f"{below} or {below + patch}" if below > 0 else f"{patch}"
-                raise ValueError(
-                    f"`size` must be a multiple of {patch}, the patch size of {self.name}: "
-                    f"got {size}; the nearest is {nearest}"
-                )
-        return height // patch, (height if width is None else width) // patch
+        width = height if width is None else width
+        for size in (height, width):
+            check_size(size, self.patch_size, self.name)
+        return height // self.patch_size, width // self.patch_size
 
     def preprocess(self, image: Image.Image, size: int) -> Tensor:
         """Resizes an RGB image (see :func:`resize`) and standardises it by mean and std.
@@ -112,6 +106,17 @@ class Backbone(ABC):
         The features equal those of a call. Raises ``ValueError`` unless ``attends``.
         """
         raise ValueError(f"the backbone must be a ViT with a CLS token: got {self.name!r}")
+
+
+def check_size(size: int, patch: int, name: str) -> None:
+    """Raises ``ValueError`` unless a side in pixels is a positive multiple of the patch size."""
+    if size < patch or size % patch:
+        below = size // patch * patch
+        nearest = f"{below} or {below + patch}" if below > 0 else f"{patch}"
+        raise ValueError(
+            f"`size` must be a multiple of {patch}, the patch size of {name}: "
+            f"got {size}; the nearest is {nearest}"
+        )
 
 
 def _of_colours(stat: tuple[float, float, float]) -> Tensor:

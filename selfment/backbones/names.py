@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 #: The hand-made backbones: they need no weights, and have no options.
 EMBEDDED = ("classic", "statistics")
 
@@ -37,6 +39,12 @@ def _table() -> dict[str, str]:
 
 
 _TABLE = _table()
+
+
+def patch_size(name: str) -> int | None:
+    """Returns the patch size of a model of timm by its name; None for a name that has none."""
+    match = re.search(r"_patch(\d+)(?:_|$)", name.partition(".")[0])
+    return int(match[1]) if match else None
 
 
 def timm_name(name: str) -> str | None:

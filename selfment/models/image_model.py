@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -18,9 +18,11 @@ from ..backbones import (
     load_backbone,
     resampling,
 )
+from ..backbones.base import check_size
 from ..backbones.checkpoints import files_of
 from ..backbones.custom import Model, digest_of
 from ..backbones.hugging_face import PREFIX
+from ..backbones.names import patch_size
 from ..core import options as params
 from ..core.torch_state import LOADING, as_device
 from ..images.load import DECODING
@@ -32,10 +34,12 @@ class ImageModel:
     A backbone with a name is loaded at its first use and pickled without its weights.
     """
 
+    default_size: ClassVar[int]  #: pixels; the nearest multiple of the patch size is taken
+
     def __init__(
         self,
         backbone: str | Backbone | Model,
-        size: int,
+        size: int | None,
         features: str,
         weights: str | os.PathLike[str] | None,
         device: str | torch.device | None,
@@ -43,7 +47,6 @@ class ImageModel:
         batch_size: int,
         positions: str,
     ) -> None:
-        params.require("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
         whole = isinstance(batch_size, int) and batch_size >= 1
         params.require("batch_size", batch_size, "an integer >= 1", whole)
         params.choice("positions", positions, POSITIONS)
@@ -60,7 +63,7 @@ class ImageModel:
         own = as_backbone(backbone, device, as_dtype(dtype))
         self._own: Backbone | None = None if isinstance(own, str) else own
         self.backbone_name: str = own if isinstance(own, str) else own.name
-        self.size = size
+        self.size = self._fitting_size(size)
         self.features = features
         self.weights = None if weights is None else os.path.abspath(weights)
         self.device = device
@@ -70,6 +73,19 @@ class ImageModel:
         self.positions = positions
         self._backbone = self._own
         self._loaded: list[Any] | None = None  # what the weights' file was like then
+
+    def _fitting_size(self, size: int | None) -> int:
+        """Returns ``size``, or the multiple of the patch size that is nearest to the default.
+
+        Raises ``ValueError`` where it is known that ``size`` is none, before anything is loaded.
+        """
+        patch = getattr(self.described, "patch_size", None) or patch_size(self.backbone_name)
+        if size is None:
+            return self.default_size if patch is None else round(self.default_size / patch) * patch
+        params.require("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
+        if patch is not None:
+            check_size(size, patch, self.backbone_name)
+        return size
 
     @property
     def described(self) -> Backbone | type[Backbone]:

@@ -34,11 +34,13 @@ class Segmenter(ImageModel):
     lie on the CPU.
     """
 
+    default_size = 1536
+
     def __init__(
         self,
         head: PatchHead | str | os.PathLike[str],
         backbone: str | Backbone | Model | None = None,
-        size: int = 1536,
+        size: int | None = None,
         *,
         features: str | None = None,
         weights: str | os.PathLike[str] | None = None,
@@ -57,6 +59,7 @@ class Segmenter(ImageModel):
         :func:`selfment.backbones.load_backbone`.
         ``size``: side in pixels, a multiple of the patch size, of the square that an image is
         resized to; with ``keep_aspect`` its longer side, the shorter padded to whole patches.
+        None: the multiple that is nearest to 1536.
         ``device`` None: CUDA if there is one. ``batch_size``: images per pass. ``compile``: runs
         backbone and head through ``torch.compile`` where this platform has it; the first pass of
         each shape is slow. Raises ``ValueError``, and
