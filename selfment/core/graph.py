@@ -13,6 +13,7 @@ from torch import Tensor
 from . import ops as _ops
 from . import options as params
 from .arrays import TORCH, Kind, as_features, as_tensor, check_device
+from .options import CutOptions
 from .threshold import auto_tau
 
 
@@ -134,37 +135,33 @@ def affinity(
         ImportError: the module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
-    params.check_graph(tau, eps, graph)
+    return make_graph(features, CutOptions(tau=tau, eps=eps, graph=graph))
+
+
+def make_graph(features: Any, cut: CutOptions) -> Graph:
+    """Returns what :func:`affinity` returns, and raises what it raises."""
     given = as_features(features)
     with given.kind.stream():
-        made = build(given.tensor.contiguous(), params.tau_or_none(tau), eps, graph)
+        made = build(given.tensor.contiguous(), cut)
     return replace(made, batched=given.batched, kind=given.kind)
 
 
-def build(
-    rows: Tensor,
-    tau: float | None,
-    eps: float,
-    graph: str,
-    *,
-    first: int = 0,
-    frames: Sequence[int] = (),
-) -> Graph:
-    """The graph of checked, contiguous (B, N, d) rows; ``tau`` None is "auto".
+def build(rows: Tensor, cut: CutOptions, *, first: int = 0, frames: Sequence[int] = ()) -> Graph:
+    """Returns the graph of checked, contiguous (B, N, d) rows.
 
     For errors: ``first`` is the first image's number, and ``frames`` are the numbers of patches of
-    the frames that a single graph is of.
+    the frames that share a single graph.
     """
     n = rows.shape[1]
-    taus = thresholds(rows, tau)
-    bits, degree, weights, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
+    taus = thresholds(rows, cut.tau)
+    bits, degree, weights, bad = _ops.affinity(rows, taus, cut.eps, cut.weighted)
     check_finite(bad, n, first, frames)
-    return Graph(eps, n, bits, weights, degree, taus)
+    return Graph(cut.eps, n, bits, weights, degree, taus)
 
 
-def thresholds(rows: Tensor, tau: float | None) -> Tensor:
-    """(B,) float64 thresholds of checked (B, N, d) rows; ``tau`` None is "auto"."""
-    if tau is None:
+def thresholds(rows: Tensor, tau: float | str) -> Tensor:
+    """Returns the (B,) float64 thresholds of checked (B, N, d) rows."""
+    if isinstance(tau, str):
         return auto_tau(rows)
     return rows.new_full((len(rows),), tau, dtype=torch.float64)
 

@@ -26,7 +26,15 @@ from torch import Tensor
 from . import ops as _ops
 from . import options as params
 from .arrays import Features, Grid, as_features, as_grid, check_patches
-from .label import MAPS, PseudoLabels, label_rows
+from .label import (
+    MAPS,
+    OPTIONS_SCHEMA,
+    PseudoLabels,
+    from_operator,
+    label_rows,
+    to_operator,
+)
+from .options import CutOptions, IpoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,50 +156,20 @@ def joint_label(
         ImportError: as that.
         MemoryError: as that.
     """
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    options = to_operator(cut, ipo, min_confidence)
     given, grids = as_frames(features, grid)
+    sides = [side for sides in grids for side in sides]
     with given.kind.stream():
-        found = _joint_label(
-            given.tensor.flatten(0, 1),
-            [side for sides in grids for side in sides],
-            params.tau_or_none(tau),
-            float(eps),
-            graph,
-            orient,
-            int(ipo_iters),
-            int(ipo_min_count),
-            float(min_confidence),
-        )
+        found = _joint_label(given.tensor.flatten(0, 1), sides, *options)
         return give(given, grids, dict(zip(_FIELDS, found, strict=True)))
 
 
-def _joint_label_impl(
-    features: Tensor,
-    sides: Sequence[int],
-    tau: float | None,
-    eps: float,
-    graph: str,
-    orient: str,
-    ipo_iters: int,
-    ipo_min_count: int,
-    min_confidence: float = 0.0,
-) -> tuple[Tensor, ...]:
+def _joint_label_impl(features: Tensor, sides: Sequence[int], *options: Any) -> tuple[Tensor, ...]:
     """The fields of :class:`JointLabels` for (N, d) features, maps being (N,)."""
     grids = list(zip(sides[::2], sides[1::2], strict=True))
-    found = label_rows(
-        features.contiguous()[None],
-        grids,
-        tau,
-        eps,
-        graph,
-        orient,
-        ipo_iters,
-        ipo_min_count,
-        min_confidence,
-    )
+    found = label_rows(features.contiguous()[None], grids, *from_operator(*options))
     return tuple(found[name][0] for name in _FIELDS)
 
 
@@ -207,8 +185,7 @@ def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[
 
 
 _joint_label = _ops.register(
-    "joint_label(Tensor features, SymInt[] sides, float? tau, float eps, str graph, "
-    "str orient, SymInt ipo_iters, SymInt ipo_min_count, float min_confidence=0.0) -> "
+    f"joint_label(Tensor features, SymInt[] sides, {OPTIONS_SCHEMA}) -> "
     f"({', '.join(f'Tensor {name}' for name in _FIELDS)})",
     _joint_label_impl,
     _joint_label_fake,

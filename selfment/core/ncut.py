@@ -14,6 +14,7 @@ from . import ops as _ops
 from . import options as params
 from .arrays import Grid, as_features
 from .graph import Graph, build
+from .options import CutOptions
 
 _CONVERGED = 1e-8  # a residual above this is not what the solver aims at
 
@@ -71,13 +72,11 @@ def ncut(
         with features.kind.stream():
             values, vectors = _of_graph(features, int(k), sign)
             return features.give(values), features.give(vectors)
-    params.check_graph(tau, eps, graph)
+    cut = CutOptions(tau=tau, eps=eps, graph=graph)
     given = as_features(features)
     params.check_k(k, given.tensor.shape[1])
     with given.kind.stream():
-        values, vectors = _ncut(
-            given.tensor, int(k), params.tau_or_none(tau), float(eps), graph, sign
-        )
+        values, vectors = _ncut(given.tensor, int(k), cut.threshold, cut.eps, cut.graph, sign)
         return given.give(values), given.give(vectors)
 
 
@@ -89,7 +88,8 @@ def _of_graph(graph: Graph, k: int, sign: str) -> tuple[Tensor, Tensor]:
 def _ncut_impl(
     features: Tensor, k: int, tau: float | None, eps: float, graph: str, sign: str
 ) -> tuple[Tensor, Tensor]:
-    return _of_graph(build(features.contiguous(), tau, eps, graph), k, sign)
+    cut = CutOptions.from_operator(tau, eps, graph)
+    return _of_graph(build(features.contiguous(), cut), k, sign)
 
 
 def _ncut_fake(

@@ -157,7 +157,9 @@ def label(
     start = torch.stack(masks).to(rows.device)
     iters = options.get("ipo_iters", params.IPO_ITERS) if method == "selfment" else 0
     least = options.get("ipo_min_count", params.IPO_MIN_COUNT)
-    label, steps, separation = run_ipo(rows.contiguous(), start, iters, least)
+    label, steps, separation = run_ipo(
+        rows.contiguous(), start, params.IpoOptions(iters=iters, min_count=least)
+    )
     nan = torch.full_like(separation, torch.nan)
     return PseudoLabels(
         mask=label.unflatten(1, grid),

@@ -92,10 +92,10 @@ class PseudoLabeler(ImageModel):
             for name, file in files.items()
             for whose in ["authors" if name in EMBEDDED else positions]
         ]
-        params.check_graph(tau, eps, graph)
+        params.CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
         if not isinstance(tau, str):
             params.require("tau", tau, "at most 1, the largest similarity of patches", tau <= 1)
-        params.check_ipo(ipo_iters, ipo_min_count)
+        params.IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
         params.check_min_confidence(min_confidence)
         methods.check(method, init, given)
         methods.check_backbone(method, init, backbone_class(backbone), backbone)
