@@ -17,16 +17,11 @@ from tqdm import tqdm
 from ..core import options as params
 from ..images.load import ImageError
 from ..images.maps import read_saliency, read_truth
-from . import tables
 from .datasets import find_masks, split_stray, stray_note
 from .pairs import FilePair, check_complete, files_by_stem, match, nfc
-from .scores import (
-    Evaluator,
-    Report,
-    Scored,
-    score,
-    wanted_scores,
-)
+from .report import Report
+from .scores import Evaluator, Scored, score, wanted_scores
+from .tables import counted
 
 _CHUNK = 4  # pairs that a process takes at a time
 _AHEAD = 128  # chunks whose results wait for an earlier one at most
@@ -85,8 +80,7 @@ def evaluate(
     report.missing, report.extra = missing, extra
     if lonely:
         report.notes.append(
-            "ground truth that its data set has no image for, left out: "
-            f"{tables.counted(lonely, 'file')}"
+            f"ground truth that its data set has no image for, left out: {counted(lonely, 'file')}"
         )
     stray = [p.name for files in files_by_stem(gt, "gt").values() for p in split_stray(files)[1]]
     if stray:

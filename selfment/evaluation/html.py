@@ -19,8 +19,8 @@ from ..images.load import ImageError, load_image
 from ..images.maps import read_saliency, read_truth
 from ..util.files import write_atomically
 from .pairs import by_stem
-from .scores import ImageScores, Report
-from .tables import MEANINGS, number, remarks, title
+from .report import MEANINGS, ImageScores, Report
+from .tables import number
 
 _SIDE = 200  # pixels, of a picture's longer side at most
 _BINS = 20  # of a histogram
@@ -58,8 +58,8 @@ def to_html(
     whole = isinstance(gallery, int)
     params.require("gallery", gallery, "an integer >= 0", whole and gallery >= 0)
     photographs = {} if images is None else by_stem(images, "images")
-    heading = escape(title(report))
-    notes = [*remarks(report), *report.failed]
+    heading = escape(report.title)
+    notes = [*report.remarks, *report.failed]
     parts = [
         f"<h1>Evaluation</h1><p>{heading[0].upper()}{heading[1:]}</p>",
         _scores(report),

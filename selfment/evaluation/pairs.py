@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from ..images.load import find_images
 from ..util.results import recorded_files
-from . import tables
 from .datasets import split_stray
+from .tables import counted
 
 #: Of a prediction's name after its ground truth's; the first that a folder holds is taken.
 SUFFIXES = ("_saliency", "_mask")
@@ -94,8 +94,8 @@ def check_complete(
 ) -> None:
     """Raises ``ValueError`` for ground truths, or files of a ``kind``, that lack the other."""
     found = [
-        f"{tables.counted(missing, 'ground truth')} without a {kind}" if missing else "",
-        f"{tables.counted(extra, kind)} without a ground truth" if extra else "",
+        f"{counted(missing, 'ground truth')} without a {kind}" if missing else "",
+        f"{counted(extra, kind)} without a ground truth" if extra else "",
     ]
     if any(found):
         raise ValueError(

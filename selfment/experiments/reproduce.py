@@ -16,6 +16,7 @@ from .. import __version__
 from ..core import native as _native
 from ..core import options as params
 from ..evaluation.datasets import DataSet, Pair, find_folder, find_set
+from ..evaluation.tables import Table
 from ..images.load import ImageEntry
 from ..jobs.predict import predict_images
 from ..models.head import WEIGHTS_NAME
@@ -279,7 +280,7 @@ def _scores(
 def _table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     recipe, limit, training = results["recipe"], results["limit"], results["training"]
-    rows = [_COLUMNS]
+    rows = []
     for name, found in results["sets"].items():
         whole = found["images"] == found["of"]
         images = f"{found['images']:,}" if whole else f"{found['images']:,} of {found['of']:,}"
@@ -287,12 +288,7 @@ def _table(results: dict[str, Any]) -> str:
             paper, difference = (found[key].get(metric) for key in ("paper", "difference"))
             values = (_text(ours, ".3f"), _text(paper, ".3f"), _text(difference, "+.3f"))
             rows.append((name, images, metric, *values))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    table = Table("", _COLUMNS, rows).to_markdown().rstrip("\n")
     trained, versions = recipe["train"], results["versions"]
     notes = [
         f"{recipe['backbone']['name']}, a head trained on {_count(training['images'], 'image')} of "
@@ -314,7 +310,7 @@ def _table(results: dict[str, Any]) -> str:
             f"{recipe['every']} was tested on, and the others were trained on."
         )
     head = [f"# {recipe['title']}", f"Recipe `{recipe['name']}`. Source: {recipe['source']}."]
-    return "\n\n".join([*head, "\n".join(lines), *notes]) + "\n"
+    return "\n\n".join([*head, table, *notes]) + "\n"
 
 
 def _count(number: int, noun: str) -> str:
