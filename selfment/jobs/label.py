@@ -7,7 +7,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -21,7 +21,7 @@ from ..core.objects import Objects
 from ..images import refine as refinement
 from ..images.draw import mask_image, overlay, overlay_instances
 from ..images.load import ImageEntry
-from ..models.labeler import PseudoLabeler
+from ..models.labeler import PseudoLabeler, one_by_one
 from ..util.files import printable, reason, write_atomically
 from ..util.lines import Record, sealed
 from . import exports
@@ -61,7 +61,7 @@ def label_images(
     ``images``: from :func:`selfment.images.find_images`. Masks are 8-bit PNG files, 0 or 255, at
     the upright image's own size (nearest neighbour), and all 0 where the record has ``rejected``;
     ``overlays`` adds a JPEG file of :func:`selfment.images.draw.overlay` under ``out/overlays``. Of
-    a labeler with ``objects`` they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for
+    a labeler of several objects they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for
     none, not to be scored by :func:`selfment.evaluate`, and those of
     :func:`selfment.images.draw.overlay_instances`.
 
@@ -72,7 +72,7 @@ def label_images(
     objects, ``labels/a.txt`` for the first of images whose names differ in their suffix alone;
     "coco", ``out/annotations.json`` with all images of the folder that have annotations, sorted
     by their paths, composed at the end of each run from a file for each image under
-    ``out/annotations``. The mask of a labeler without ``objects`` counts as one object. The
+    ``out/annotations``. A single mask counts as one object. The
     score of an object is 1 less its eigenvalue, or 0, also where its method has none.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
@@ -134,13 +134,7 @@ class _Run(Pipeline[Result]):
         job.pixels = self.labeler.preprocess(picture)
 
     def _compute(self, batch: Tensor) -> Sequence[Result]:
-        if self.labeler.objects is not None:
-            return self.labeler.objects_batch(batch)
-        labels = self.labeler.label_batch(batch)
-        return [
-            PseudoLabels(**{field.name: getattr(labels, field.name)[i] for field in fields(labels)})
-            for i in range(len(batch))
-        ]
+        return one_by_one(self.labeler.label_batch(batch))
 
     def _save(self, job: Job, result: Result) -> Record:
         if isinstance(result, Objects):

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import numpy as np
 from torch import Tensor
 
-from .selfmask import Mask, unit
+from ..backbones import Attended
+from ..core.arrays import Grid
+from ..core.label import PseudoLabels
+from .base import Inputs, Mask, Method, labels_of_masks
+from .selfmask import unit
 
 _BACKGROUND = 0.3  # FOUND's least cosine with the reference patch
 
 
-def found(features: Tensor, attention: Tensor, *, by_head: bool) -> Mask:
-    """FOUND's foreground (N,): patches whose cosine with the reference patch is <= 0.3.
+@dataclass(frozen=True)
+class Found(Method):
+    """FOUND's background discovery, without the 1 x 1 convolution that it trains on it."""
+
+    name: ClassVar[str] = "found"
+    cls_token: ClassVar[str | None] = "attention"
+    has_vector: ClassVar[bool] = False
+
+    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
+        """See :meth:`Method.label`; ``features`` must be an ``Attended``."""
+        rows = self.rows(features)
+        assert isinstance(features, Attended)
+
+        def mask_of(image: int) -> Mask:
+            return foreground(rows[image], features.attention[image], by_head=features.by_head)
+
+        return labels_of_masks(rows, grid, mask_of)
+
+
+def foreground(features: Tensor, attention: Tensor, *, by_head: bool) -> Mask:
+    """Returns the foreground (N,): patches whose cosine with the reference patch is <= 0.3.
 
     The reference is the patch that the CLS token attends to least, over the sum of the heads. Where
     the features (N, d) are those of the heads side by side (``by_head``), as keys are, heads and

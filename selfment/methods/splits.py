@@ -1,19 +1,63 @@
-"""The splits that IPO can start from in the place of the cut."""
+"""Selfment's IPO from another split of the patches than the cut's: the paper's ablation."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from ..backbones import Attended
 from ..core.arrays import Grid
-from ..core.regions import kmeans
-from .selfmask import Mask, unit
+from ..core.label import PseudoLabels
+from ..core.options import IpoOptions
+from ..core.regions import kmeans, load_kmeans
+from .base import Inputs, Mask, Method, labels_of_masks
+from .selfmask import unit
+
+
+@dataclass(frozen=True)
+class SelfmentKmeans(Method):
+    """IPO from 2-means of the unit rows; no component is taken, for the split has no seed."""
+
+    ipo: IpoOptions = field(default_factory=IpoOptions)
+    name: ClassVar[str] = "selfment-kmeans"
+    has_vector: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        load_kmeans()  # a missing library is this call's error, not that of each image
+
+    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
+        """See :meth:`Method.label`."""
+        rows = self.rows(features)
+        return labels_of_masks(rows, grid, lambda image: kmeans_split(rows[image], grid), self.ipo)
+
+
+@dataclass(frozen=True)
+class SelfmentCls(Method):
+    """IPO from the patches whose cosine with the CLS token exceeds its mean over the patches."""
+
+    ipo: IpoOptions = field(default_factory=IpoOptions)
+    name: ClassVar[str] = "selfment-cls"
+    cls_token: ClassVar[str | None] = "CLS token"
+    has_vector: ClassVar[bool] = False
+
+    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
+        """See :meth:`Method.label`; ``features`` must be an ``Attended``."""
+        rows = self.rows(features)
+        assert isinstance(features, Attended)
+        return labels_of_masks(
+            rows, grid, lambda image: cls_split(rows[image], features.cls[image]), self.ipo
+        )
 
 
 def kmeans_split(features: Tensor, grid: Grid) -> Mask:
-    """The foreground (N,) of 2-means of (N, d) rows, N >= 2; all of it where they are equal.
+    """Returns the foreground (N,) of 2-means of (N, d) rows, N >= 2; all where they are equal.
 
-    scikit-learn's k-means, the best of ten starts, which are always the same.
+    The foreground is the cluster with fewer patches on the border of the grid; of equals the
+    smaller one, then the one without the first patch. The clusters are scikit-learn's best of ten
+    starts, which are always the same.
     """
     f = unit(features).float().numpy()
     if np.array_equal(f.min(axis=0), f.max(axis=0)):
@@ -30,6 +74,6 @@ def kmeans_split(features: Tensor, grid: Grid) -> Mask:
 
 
 def cls_split(features: Tensor, cls: Tensor) -> Mask:
-    """The foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
+    """Returns the foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
     cosine = unit(features) @ unit(cls[None])[0]
     return np.asarray((cosine > cosine.mean()).numpy())

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from helpers import mortal, processes
 from helpers.cases import object_on_ground
-from selfment import PatchHead, PseudoLabeler
+from selfment import CutOptions, PatchHead, PseudoLabeler
 from selfment.images.load import find_images
+from selfment.methods import Selfment
 from selfment.models.head import load_head
 from selfment.training.cache import TensorCache
 from selfment.training.loop import Step, fit
@@ -172,7 +173,7 @@ def test_nothing_is_extracted_or_labelled_twice(folder: Path, tmp_path: Path, mo
     run(folder, tmp_path / "b", cache=cache, lr=1e-2)
     assert calls == []
     # Other labels of the same features.
-    labeler = PseudoLabeler(size=96, tau=0.4)
+    labeler = PseudoLabeler(size=96, method=Selfment(CutOptions(tau=0.4)))
     train(find_images([folder]), tmp_path / "c", labeler, cache=cache, epochs=1, progress=False)
     assert calls == ["label_features"] * 6
     calls.clear()
