@@ -145,7 +145,8 @@ def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def make_method(kind: type[Method], options: Mapping[str, Any]) -> Method:
     """Returns the method with these options; raises ``ValueError`` for one it does not know."""
-    unknown = {name: options[name] for name in options if name not in kind.option_names()}
+    known = kind.known(options)
+    unknown = {name: options[name] for name in options if name not in known}
     if "cut" in unknown:
         cut = vars(unknown.pop("cut"))
         unknown |= {name: cut[name] for name in cut if cut[name] != getattr(_CUT, name)}

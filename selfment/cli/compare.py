@@ -10,7 +10,6 @@ from .common import (
     add_images,
     add_voters,
     images_of,
-    make_method,
     method_options,
     model_options,
     names_of,
@@ -39,15 +38,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     images = images_of(arguments)
     options = method_options(arguments)
-    methods = []
-    for kind in (METHODS[name] for name in arguments.methods or METHODS):
-        known = options.keys() & kind.option_names()  # the others are for other methods
-        methods.append(make_method(kind, {name: options[name] for name in known}))
+    kinds = [METHODS[name] for name in arguments.methods or METHODS]
     found = compare(
         images,
         arguments.gt,
         arguments.out,
-        methods=methods,
+        methods=[kind(**kind.known(options)) for kind in kinds],
         leave_out=arguments.methods is None,
         gt_suffix=arguments.gt_suffix,
         allow_missing=arguments.allow_missing,

@@ -1,9 +1,9 @@
-"""What all methods share, and the labels of masks that no cut made."""
+"""What methods share."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -42,6 +42,7 @@ class Votes:
 Inputs = Tensor | Attended | Votes  #: what a method labels
 
 
+@dataclass(frozen=True)
 class Method(ABC):
     """A way to label images from their patch features; its options are its fields.
 
@@ -55,9 +56,10 @@ class Method(ABC):
     default_backbone: ClassVar[str] = "classic"  #: the backbone that suits without weights
 
     @classmethod
-    def option_names(cls) -> set[str]:
-        """Returns the names of the method's options."""
-        return {field.name for field in fields(cls)}  # type: ignore[arg-type]
+    def known(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns those of the options that the method has."""
+        names = {field.name for field in fields(cls)}
+        return {name: value for name, value in options.items() if name in names}
 
     @property
     def needs(self) -> str | None:
@@ -68,7 +70,7 @@ class Method(ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """All options that the labels depend on, ready for JSON."""
-        return {"name": self.name, **asdict(self)}  # type: ignore[call-overload]
+        return {"name": self.name, **asdict(self)}
 
     def fitted(self, backbone: Backbone | type[Backbone], name: str) -> Method:
         """Returns the method with the backbone's own choice where an option leaves it open.
@@ -92,11 +94,53 @@ class Method(ABC):
 
     def rows(self, features: Inputs) -> Tensor:
         """Returns the patch features (B, N, d); raises ``ValueError`` if more is needed."""
-        if not isinstance(features, Tensor):
+        if isinstance(features, Attended | Votes):
             return features.features
         if self.needs is not None:
             raise ValueError(f"{self.needs}: got patch features alone")
         return features
+
+
+@dataclass(frozen=True)
+class MaskMethod(Method):
+    """A method that splits the patches of one image at a time, without a cut; IPO may follow."""
+
+    has_vector: ClassVar[bool] = False
+
+    @property
+    def ipo_after(self) -> IpoOptions:
+        """When the IPO ends that follows the split."""
+        return NO_IPO
+
+    @abstractmethod
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """Returns the foreground (N,) of one image, N >= 2."""
+
+    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
+        """See :meth:`Method.label`."""
+        rows = self.rows(features)
+        as_features(rows, grid, needs_grid=True)
+        batch, n, _ = rows.shape
+        alone = np.ones(1, dtype=bool)
+        masks = [alone if n == 1 else self.mask(features, image, grid) for image in range(batch)]
+        start = torch.from_numpy(np.stack(masks)).to(rows.device)
+        label, steps, separation = run_ipo(rows.contiguous(), start, self.ipo_after)
+        nan = torch.full_like(separation, torch.nan)
+        return PseudoLabels(
+            mask=label.unflatten(1, grid),
+            ncut_mask=start.unflatten(1, grid),
+            fiedler=nan.float()[:, None, None].expand(-1, *grid),
+            eigenvalue=nan,
+            gap=nan,
+            residual=nan,
+            seed=torch.full_like(steps, -1),
+            lanczos_iters=torch.zeros_like(steps),
+            ipo_iters=steps,
+            separation=separation,
+            confidence=nan,
+            rejected=torch.zeros_like(steps, dtype=torch.bool),
+            tau=nan,
+        )
 
 
 def with_mask(labels: PseudoLabels, features: Tensor, mask: Tensor) -> PseudoLabels:
@@ -104,35 +148,3 @@ def with_mask(labels: PseudoLabels, features: Tensor, mask: Tensor) -> PseudoLab
     separation = run_ipo(features.contiguous(), mask.flatten(1), NO_IPO)[2]
     unknown = torch.full_like(separation, torch.nan)
     return replace(labels, mask=mask, separation=separation, confidence=unknown)
-
-
-def labels_of_masks(
-    rows: Tensor, grid: Grid, mask_of: Callable[[int], Mask], ipo: IpoOptions = NO_IPO
-) -> PseudoLabels:
-    """Returns the labels of (B, N, d) features that IPO makes of a mask for each image.
-
-    ``mask_of``: from the image's number to its mask (N,); not called for a single patch, which is
-    foreground.
-    """
-    as_features(rows, grid, needs_grid=True)
-    batch, n, _ = rows.shape
-    alone = np.ones(1, dtype=bool)
-    masks = [torch.from_numpy(alone if n == 1 else mask_of(image)) for image in range(batch)]
-    start = torch.stack(masks).to(rows.device)
-    label, steps, separation = run_ipo(rows.contiguous(), start, ipo)
-    nan = torch.full_like(separation, torch.nan)
-    return PseudoLabels(
-        mask=label.unflatten(1, grid),
-        ncut_mask=start.unflatten(1, grid),
-        fiedler=nan.float()[:, None, None].expand(-1, *grid),
-        eigenvalue=nan,
-        gap=nan,
-        residual=nan,
-        seed=torch.full_like(steps, -1),
-        lanczos_iters=torch.zeros_like(steps),
-        ipo_iters=steps,
-        separation=separation,
-        confidence=nan,
-        rejected=torch.zeros_like(steps, dtype=torch.bool),
-        tau=nan,
-    )

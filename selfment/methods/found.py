@@ -10,30 +10,24 @@ from torch import Tensor
 
 from ..backbones import Attended
 from ..core.arrays import Grid
-from ..core.label import PseudoLabels
-from .base import Inputs, Mask, Method, labels_of_masks
+from .base import Inputs, Mask, MaskMethod
 from .selfmask import unit
 
 _BACKGROUND = 0.3  # FOUND's least cosine with the reference patch
 
 
 @dataclass(frozen=True)
-class Found(Method):
+class Found(MaskMethod):
     """FOUND's background discovery, without the 1 x 1 convolution that it trains on it."""
 
     name: ClassVar[str] = "found"
     cls_token: ClassVar[str | None] = "attention"
-    has_vector: ClassVar[bool] = False
 
-    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
-        """See :meth:`Method.label`; ``features`` must be an ``Attended``."""
-        rows = self.rows(features)
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """See :meth:`MaskMethod.mask`."""
         assert isinstance(features, Attended)
-
-        def mask_of(image: int) -> Mask:
-            return foreground(rows[image], features.attention[image], by_head=features.by_head)
-
-        return labels_of_masks(rows, grid, mask_of)
+        rows, attention = features.features[image], features.attention[image]
+        return foreground(rows, attention, by_head=features.by_head)
 
 
 def foreground(features: Tensor, attention: Tensor, *, by_head: bool) -> Mask:

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.arrays import Grid, check_data, check_dense
-from ..core.label import PseudoLabels
 from ..core.regions import NO_ASSOCIATION, kmeans, load_kmeans
 from ..core.torch_state import as_documented
-from .base import Inputs, Mask, Method, Votes, labels_of_masks
+from .base import Inputs, Mask, MaskMethod, Votes
 
 _CLUSTERS = (2, 3, 4)  # numbers of clusters
 _ROWS = 512  # of similarities at a time
@@ -25,13 +24,12 @@ _DENSE = 64  # patches up to which all eigenvectors are computed
 
 
 @dataclass(frozen=True)
-class SelfMask(Method):
+class SelfMask(MaskMethod):
     """SelfMask's candidates and their vote, without the network that it trains on them."""
 
     #: more backbones whose candidates vote: their names, or a mapping from names to weights files
     voters: Sequence[str] | Mapping[str, str | PathLike[str] | None] = ()
     name: ClassVar[str] = "selfmask"
-    has_vector: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if isinstance(self.voters, str):
@@ -54,15 +52,11 @@ class SelfMask(Method):
         """The name alone: what the voters are is known to who loads them."""
         return {"name": self.name}
 
-    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
-        """See :meth:`Method.label`; with voters ``features`` must be a ``Votes``."""
-        rows = self.rows(features)
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """See :meth:`MaskMethod.mask`; with voters ``features`` must be a ``Votes``."""
         others = features.others if isinstance(features, Votes) else []
-
-        def mask_of(image: int) -> Mask:
-            return selfmask(rows[image], grid, [(theirs[image], own) for theirs, own in others])
-
-        return labels_of_masks(rows, grid, mask_of)
+        votes = [(rows[image], theirs) for rows, theirs in others]
+        return selfmask(self.rows(features)[image], grid, votes)
 
 
 def selfmask(features: Tensor, grid: Grid, others: Sequence[tuple[Tensor, Grid]] = ()) -> Mask:

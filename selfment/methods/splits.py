@@ -10,46 +10,49 @@ from torch import Tensor
 
 from ..backbones import Attended
 from ..core.arrays import Grid
-from ..core.label import PseudoLabels
 from ..core.options import IpoOptions
 from ..core.regions import kmeans, load_kmeans
-from .base import Inputs, Mask, Method, labels_of_masks
+from .base import Inputs, Mask, MaskMethod
 from .selfmask import unit
 
 
 @dataclass(frozen=True)
-class SelfmentKmeans(Method):
-    """IPO from 2-means of the unit rows; no component is taken, for the split has no seed."""
+class _Split(MaskMethod):
+    """IPO from a split; no component is taken, for a split has no seed."""
 
     ipo: IpoOptions = field(default_factory=IpoOptions)
+
+    @property
+    def ipo_after(self) -> IpoOptions:
+        """See :attr:`MaskMethod.ipo_after`."""
+        return self.ipo
+
+
+@dataclass(frozen=True)
+class SelfmentKmeans(_Split):
+    """IPO from 2-means of the unit rows."""
+
     name: ClassVar[str] = "selfment-kmeans"
-    has_vector: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         load_kmeans()  # a missing library is this call's error, not that of each image
 
-    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
-        """See :meth:`Method.label`."""
-        rows = self.rows(features)
-        return labels_of_masks(rows, grid, lambda image: kmeans_split(rows[image], grid), self.ipo)
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """See :meth:`MaskMethod.mask`."""
+        return kmeans_split(self.rows(features)[image], grid)
 
 
 @dataclass(frozen=True)
-class SelfmentCls(Method):
+class SelfmentCls(_Split):
     """IPO from the patches whose cosine with the CLS token exceeds its mean over the patches."""
 
-    ipo: IpoOptions = field(default_factory=IpoOptions)
     name: ClassVar[str] = "selfment-cls"
     cls_token: ClassVar[str | None] = "CLS token"
-    has_vector: ClassVar[bool] = False
 
-    def label(self, features: Inputs, grid: Grid) -> PseudoLabels:
-        """See :meth:`Method.label`; ``features`` must be an ``Attended``."""
-        rows = self.rows(features)
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """See :meth:`MaskMethod.mask`."""
         assert isinstance(features, Attended)
-        return labels_of_masks(
-            rows, grid, lambda image: cls_split(rows[image], features.cls[image]), self.ipo
-        )
+        return cls_split(features.features[image], features.cls[image])
 
 
 def kmeans_split(features: Tensor, grid: Grid) -> Mask:

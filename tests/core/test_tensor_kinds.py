@@ -133,7 +133,7 @@ for _method in ("tokencut", "maskcut", "dsm", "selfmask", "selfment-kmeans"):
     CALLS[f"method {_method}"] = (
         "features",
         ROWS[None],
-        as_method(_method).label,
+        lambda x, method=_method: as_method(method).label(x, GRID),
     )
 #: What takes whatever numpy does, lists of numbers among it.
 TAKES_LISTS = (
