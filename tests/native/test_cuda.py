@@ -338,7 +338,7 @@ def test_ipo(target: Target, name: str) -> None:
     batch = rows.expand(4, -1, -1).contiguous()
     for iters, min_count in ((20, 10), (1, 1), (0, 1), (200, 1)):
         ours, steps, apart = target(
-            run_ipo, batch, labels, IpoOptions(iters=iters, min_count=min_count)
+            run_ipo, batch, labels, options=IpoOptions(iters=iters, min_count=min_count)
         )
         expected, taken, distance = run_ipo(
             batch, labels, IpoOptions(iters=iters, min_count=min_count)
@@ -418,7 +418,9 @@ def test_ipo_of_long_rows(target: Target, dtype: str) -> None:
     for d in (1216, 1203):
         rows = batch_of(3, 5, 12, d).to(getattr(torch, dtype))
         labels = torch.rand(3, 60, generator=generator(d)) < 0.4
-        ours, steps, apart = target(run_ipo, rows, labels, IpoOptions(iters=50, min_count=1))
+        ours, steps, apart = target(
+            run_ipo, rows, labels, options=IpoOptions(iters=50, min_count=1)
+        )
         expected, taken, distance = run_ipo(rows, labels, IpoOptions(iters=50, min_count=1))
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
@@ -431,7 +433,7 @@ def test_ipo_whose_means_turn_over(target: Target) -> None:
     rng = generator(0)
     rows = torch.randn(1000, 12, 2, generator=rng)
     labels = torch.rand(1000, 12, generator=rng) < 0.5
-    ours, steps, apart = target(run_ipo, rows, labels, IpoOptions(iters=200, min_count=1))
+    ours, steps, apart = target(run_ipo, rows, labels, options=IpoOptions(iters=200, min_count=1))
     expected, taken, distance = run_ipo(rows, labels, IpoOptions(iters=200, min_count=1))
     assert torch.equal(ours, expected)
     assert torch.equal(steps, taken)
@@ -454,7 +456,7 @@ def test_ipo_leaves_rows_unread(emulated: ModuleType, monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "empty", keep)
     for iters in range(1, 7):
         _, steps, _ = target(
-            run_ipo, rows[None], labels[None], IpoOptions(iters=iters, min_count=1)
+            run_ipo, rows[None], labels[None], options=IpoOptions(iters=iters, min_count=1)
         )
         assert steps.item() == iters
     unread = [(one == two).float().mean() for one, two in pairwise(known)]
@@ -915,7 +917,7 @@ def test_an_image_that_is_not_finite_is_marked(target: Target, graph: str, value
     assert vectors[1].isnan().all()
     assert target(edges, rows, graph=graph)[1][1, 17].isnan()
     start = torch.rand(3, 54, generator=generator(0)) < 0.5
-    refined, _, separation = target(run_ipo, rows, start, IpoOptions())
+    refined, _, separation = target(run_ipo, rows, start, options=IpoOptions())
     assert not refined[1].any()
     assert torch.equal(refined[::2], selfment.ipo(clean, start)[::2])
     assert separation.isnan().tolist() == [False, True, False]
