@@ -48,21 +48,21 @@ def ipo(
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
     options = IpoOptions(iters=iters, min_count=min_count)
-    given = as_features(features)
-    start, kind = as_tensor(labels, "labels")
-    batch, n, _ = given.tensor.shape
-    lead = (batch,) if given.batched else ()
+    checked = as_features(features)
+    start, array_type = as_tensor(labels, "labels")
+    batch, n, _ = checked.tensor.shape
+    lead = (batch,) if checked.batched else ()
     own = tuple(start.shape)[len(lead) :]
     if start.shape[: len(lead)] != lead or len(own) not in (1, 2) or math.prod(own) != n:
-        axes = f"{batch}, " if given.batched else ""
+        axes = f"{batch}, " if checked.batched else ""
         raise ValueError(
             f"`labels` must be ({axes}{n}{'' if axes else ','}), or ({axes}h, w) with h*w == {n}, "
             f"for these features: got {tuple(start.shape)}"
         )
-    check_device(start, "labels", given.tensor.device, "`features`")
-    with given.kind.stream():
-        refined = _ipo(given.tensor, start.reshape(batch, n), options.iters, options.min_count)
-        return kind.restore(refined.reshape(start.shape).to(start.dtype))
+    check_device(start, "labels", checked.tensor.device, "`features`")
+    with checked.array_type.stream():
+        refined = _ipo(checked.tensor, start.reshape(batch, n), options.iters, options.min_count)
+        return array_type.from_tensor(refined.reshape(start.shape).to(start.dtype))
 
 
 def _ipo_impl(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:

@@ -67,31 +67,31 @@ def as_frames(
     Raises as :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that the
     features are not of.
     """
-    given = as_features(features, devices=devices)
-    check_patches(given.tensor.shape[:2].numel())
+    checked = as_features(features, devices=devices)
+    check_patches(checked.tensor.shape[:2].numel())
     listed = _is_list(grid)
-    if given.batched:
+    if checked.batched:
         if listed:
             raise ValueError(
                 "`grid` must be one (h, w), that of every frame, with (B, N, d) and (B, d, h, w) "
                 f"features: got {grid!r}"
             )
-        given = as_features(features, grid, needs_grid=True, devices=devices)
-        assert given.grid is not None
-        return given, [given.grid] * len(given.tensor)
+        checked = as_features(features, grid, needs_grid=True, devices=devices)
+        assert checked.grid is not None
+        return checked, [checked.grid] * len(checked.tensor)
     if not listed:
         raise ValueError(
             "`grid` must be a list of (h, w), one for each frame, with (N, d) features: "
             f"got {grid!r}"
         )
     grids = [as_grid(frame) for frame in grid]
-    patches, n = sum(h * w for h, w in grids), given.tensor.shape[1]
+    patches, n = sum(h * w for h, w in grids), checked.tensor.shape[1]
     if patches != n:
         raise ValueError(
             "`grid` must satisfy h*w == N, summed over the frames: "
             f"got {patches} patches in {len(grids)} frames for N = {n}"
         )
-    return given, grids
+    return checked, grids
 
 
 def _is_list(grid: Any) -> bool:
@@ -103,19 +103,19 @@ def _is_list(grid: Any) -> bool:
     return bool(entries) and not any(isinstance(entry, Real) for entry in entries)
 
 
-def give(given: Features, grids: Sequence[Grid], found: dict[str, Tensor]) -> JointLabels:
-    """The labels from their fields, where maps are (N,), as the caller's kind of array."""
+def to_caller(checked: Features, grids: Sequence[Grid], labels: dict[str, Tensor]) -> JointLabels:
+    """Returns the labels, whose maps are (N,) here, as the caller's type of array."""
+    from_tensor = checked.array_type.from_tensor
     values: dict[str, Any] = {
-        name: given.kind.restore(value) for name, value in found.items() if name not in MAPS
+        name: from_tensor(labels[name]) for name in labels if name not in MAPS
     }
     for name in MAPS:
-        if given.batched:
-            values[name] = given.kind.restore(found[name].reshape(-1, *grids[0]))
+        if checked.batched:
+            values[name] = from_tensor(labels[name].reshape(-1, *grids[0]))
         else:
-            parts = found[name].split([h * w for h, w in grids])
+            parts = labels[name].split([h * w for h, w in grids])
             values[name] = [
-                given.kind.restore(part.reshape(grid))
-                for part, grid in zip(parts, grids, strict=True)
+                from_tensor(part.reshape(grid)) for part, grid in zip(parts, grids, strict=True)
             ]
     return JointLabels(**values)
 
@@ -159,18 +159,18 @@ def joint_label(
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = to_operator(cut, ipo, min_confidence)
-    given, grids = as_frames(features, grid)
+    checked, grids = as_frames(features, grid)
     sides = [side for sides in grids for side in sides]
-    with given.kind.stream():
-        found = _joint_label(given.tensor.flatten(0, 1), sides, *options)
-        return give(given, grids, dict(zip(_FIELDS, found, strict=True)))
+    with checked.array_type.stream():
+        values = _joint_label(checked.tensor.flatten(0, 1), sides, *options)
+        return to_caller(checked, grids, dict(zip(_FIELDS, values, strict=True)))
 
 
 def _joint_label_impl(features: Tensor, sides: Sequence[int], *options: Any) -> tuple[Tensor, ...]:
     """The fields of :class:`JointLabels` for (N, d) features, maps being (N,)."""
     grids = list(zip(sides[::2], sides[1::2], strict=True))
-    found = label_rows(features.contiguous()[None], grids, *from_operator(*options))
-    return tuple(found[name][0] for name in _FIELDS)
+    labels = label_rows(features.contiguous()[None], grids, *from_operator(*options))
+    return tuple(labels[name][0] for name in _FIELDS)
 
 
 def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[Tensor, ...]:

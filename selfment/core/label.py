@@ -25,7 +25,7 @@ class PseudoLabels:
     """What :func:`pseudo_label` finds, B images of h x w patches, in the caller's kind of array.
 
     There is no axis B where the features had none. For labels of other methods see
-    :func:`selfment.methods.label`.
+    :mod:`selfment.methods`.
     """
 
     mask: Any  #: (B, h, w) bool, the label: the foreground after IPO
@@ -107,11 +107,11 @@ def label_features(
 ) -> PseudoLabels:
     """Returns what :func:`pseudo_label` returns, and raises what it raises."""
     options = to_operator(cut, ipo, min_confidence)
-    given = as_features(features, grid, needs_grid=True)
-    assert given.grid is not None
-    with given.kind.stream():
-        found = _pseudo_label(given.tensor, *given.grid, *options)
-        return PseudoLabels(*(given.give(field) for field in found))
+    checked = as_features(features, grid, needs_grid=True)
+    assert checked.grid is not None
+    with checked.array_type.stream():
+        values = _pseudo_label(checked.tensor, *checked.grid, *options)
+        return PseudoLabels(*(checked.to_caller(value) for value in values))
 
 
 #: The last arguments of the torch operators that label, as :func:`to_operator` makes them.
@@ -158,9 +158,9 @@ def _pseudo_label_impl(features: Tensor, h: int, w: int, *options: Any) -> tuple
     parts = []
     first = 0
     for rows in features.split(_ops.images_at_once(features, cut.weighted)):
-        found = label_rows(rows.contiguous(), [(h, w)], cut, ipo, min_confidence, first=first)
-        maps = {name: found[name].unflatten(1, (h, w)) for name in MAPS}
-        parts.append(tuple((found | maps)[field.name] for field in fields(PseudoLabels)))
+        labels = label_rows(rows.contiguous(), [(h, w)], cut, ipo, min_confidence, first=first)
+        maps = {name: labels[name].unflatten(1, (h, w)) for name in MAPS}
+        parts.append(tuple((labels | maps)[field.name] for field in fields(PseudoLabels)))
         first += len(rows)
     return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 

@@ -69,15 +69,15 @@ def ncut(
     params.choice("sign", sign, params.SIGNS)
     if isinstance(features, Graph):
         params.check_k(k, features.n)
-        with features.kind.stream():
+        with features.array_type.stream():
             values, vectors = _of_graph(features, int(k), sign)
-            return features.give(values), features.give(vectors)
+            return features.to_caller(values), features.to_caller(vectors)
     cut = CutOptions(tau=tau, eps=eps, graph=graph)
-    given = as_features(features)
-    params.check_k(k, given.tensor.shape[1])
-    with given.kind.stream():
-        values, vectors = _ncut(given.tensor, int(k), cut.threshold, cut.eps, cut.graph, sign)
-        return given.give(values), given.give(vectors)
+    checked = as_features(features)
+    params.check_k(k, checked.tensor.shape[1])
+    with checked.array_type.stream():
+        values, vectors = _ncut(checked.tensor, int(k), cut.threshold, cut.eps, cut.graph, sign)
+        return checked.to_caller(values), checked.to_caller(vectors)
 
 
 def _of_graph(graph: Graph, k: int, sign: str) -> tuple[Tensor, Tensor]:

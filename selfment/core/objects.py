@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import ops as _ops
 from . import options as params
-from .arrays import Grid, Kind, as_features
+from .arrays import ArrayType, Grid, as_features
 from .graph import build
 from .ipo import run_ipo
 from .ncut import eigenpairs, initial_mask
@@ -141,25 +141,25 @@ def find_objects(
 ) -> Objects | list[Objects]:
     """Returns what :func:`multi_label` returns, and raises what it raises."""
     orient = params.choice("orient", cut.orient, params.ORIENTS)
-    given = as_features(features, grid, needs_grid=True)
-    assert given.grid is not None
-    found: list[Objects] = []
-    with given.kind.stream():
-        for chunk in given.tensor.split(_ops.images_at_once(given.tensor, cut.weighted)):
+    checked = as_features(features, grid, needs_grid=True)
+    assert checked.grid is not None
+    images: list[Objects] = []
+    with checked.array_type.stream():
+        for chunk in checked.tensor.split(_ops.images_at_once(checked.tensor, cut.weighted)):
             rows = chunk.contiguous()
-            graph = build(rows, cut, first=len(found))
-            searches = [_Search(image, given.grid, rounds, ipo) for image in rows]
+            graph = build(rows, cut, first=len(images))
+            searches = [_Search(image, checked.grid, rounds, ipo) for image in rows]
             while any(search.open for search in searches):
                 pairs = eigenpairs(graph, 1)
                 x = pairs.vectors[:, 0]
-                _, seed = initial_mask(x, given.grid, orient)
+                _, seed = initial_mask(x, checked.grid, orient)
                 cuts = zip(pairs.values[:, 0].tolist(), _host(x), seed.tolist(), strict=True)
                 turns = zip(searches, cuts, strict=True)
                 paint = np.stack([search.turn(*one) for search, one in turns])
                 if any(search.open for search in searches):
                     graph = graph.paint(torch.from_numpy(paint).to(rows.device))
-            found += [search.objects(given.kind) for search in searches]
-    return found if given.batched else found[0]
+            images += [search.objects(checked.array_type) for search in searches]
+    return images if checked.batched else images[0]
 
 
 class _Search:
@@ -201,13 +201,13 @@ class _Search:
     def _parts(self, side: Patches, depth: NDArray[np.float64]) -> list[Patches]:
         """The objects of a foreground (N,) that is not empty."""
         if self.rounds.split:
-            found = _components(self._refined(side), self.grid)
+            parts = _components(self._refined(side), self.grid)
         else:
             seed = _peak(depth, side)
             start = next(part for part in _components(side, self.grid) if part[seed])
-            found = _components(self._refined(start), self.grid)
-            found = sorted(found, key=lambda part: -(part & start).sum())[:1]
-        large = [part for part in found if part.sum() > self.rounds.min_area * len(side)]
+            parts = _components(self._refined(start), self.grid)
+            parts = sorted(parts, key=lambda part: -(part & start).sum())[:1]
+        large = [part for part in parts if part.sum() > self.rounds.min_area * len(side)]
         large.sort(key=np.sum, reverse=True)
         return large[: self.rounds.max_objects - len(self.masks)]
 
@@ -221,8 +221,8 @@ class _Search:
         refined[free] = _host(run_ipo(rows[None], labels[None], self.ipo)[0][0])
         return refined
 
-    def objects(self, kind: Kind) -> Objects:
-        """What has been found."""
+    def objects(self, array_type: ArrayType) -> Objects:
+        """Returns the objects found so far, in the caller's type of array."""
         count, grid = len(self.masks), self.grid
         masks = np.array(self.masks, dtype=bool).reshape(count, *grid)
         instances = np.zeros(grid, dtype=np.int64)
@@ -238,7 +238,7 @@ class _Search:
             eigenvalues=torch.tensor(self.eigenvalues, dtype=torch.float64, device=device),
             separations=_separations(self.rows, torch.from_numpy(masks).to(device).flatten(1)),
         )
-        return Objects(*map(kind.restore, vars(tensors).values()))
+        return Objects(*map(array_type.from_tensor, vars(tensors).values()))
 
 
 def _separations(rows: Tensor, masks: Tensor) -> Tensor:

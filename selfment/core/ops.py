@@ -278,7 +278,7 @@ def label(
 
     numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
     counts = ("seed", "lanczos_iters", "ipo_iters")
-    found = {
+    fields = {
         "mask": new(torch.bool, n),
         "ncut_mask": new(torch.bool, n),
         "fiedler": new(torch.float32, n),
@@ -304,9 +304,9 @@ def label(
         iters=ipo.iters,
         min_count=ipo.min_count,
         min_confidence=min_confidence,
-        **found,
+        **fields,
     )
-    return found
+    return fields
 
 
 def samples_at_once(rows: Tensor, m: int) -> int:

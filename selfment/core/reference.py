@@ -20,7 +20,7 @@ from torch import Tensor
 from . import options as params
 from .arrays import Grid, as_features, as_tensor
 from .confidence import confidence
-from .joint import JointLabels, as_frames, give
+from .joint import JointLabels, as_frames, to_caller
 from .label import PseudoLabels
 from .options import CutOptions, IpoOptions
 from .threshold import auto_tau
@@ -46,8 +46,8 @@ def affinity(
     Elsewhere eps.
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph)
-    given = as_features(features, devices=None)
-    return given.give(torch.stack([_affinity(f, cut)[0] for f in given.tensor]))
+    checked = as_features(features, devices=None)
+    return checked.to_caller(torch.stack([_affinity(f, cut)[0] for f in checked.tensor]))
 
 
 def ncut(
@@ -63,12 +63,12 @@ def ncut(
     x^T D x = 1; the entry of largest magnitude is positive.
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph)
-    given = as_features(features, devices=None)
-    params.check_k(k, given.tensor.shape[1])
-    pairs = [_eigenpairs(_affinity(f, cut)[0]) for f in given.tensor]
+    checked = as_features(features, devices=None)
+    params.check_k(k, checked.tensor.shape[1])
+    pairs = [_eigenpairs(_affinity(f, cut)[0]) for f in checked.tensor]
     values = torch.stack([values[1 : k + 1] for values, _ in pairs])
     vectors = torch.stack([_signed(vectors[:, 1 : k + 1]) for _, vectors in pairs])
-    return given.give(values), given.give(vectors)
+    return checked.to_caller(values), checked.to_caller(vectors)
 
 
 def ipo(
@@ -80,13 +80,13 @@ def ipo(
 ) -> Any:
     """Iterative Patch Optimization of (B, N) labels in {0, 1}; same shape and dtype back."""
     options = IpoOptions(iters=iters, min_count=min_count)
-    given = as_features(features, devices=None)
-    start, kind = as_tensor(labels, "labels")
-    batch = start.reshape(given.tensor.shape[:2]).bool()
+    checked = as_features(features, devices=None)
+    start, array_type = as_tensor(labels, "labels")
+    batch = start.reshape(checked.tensor.shape[:2]).bool()
     result = torch.stack(
-        [_ipo(f, label, options)[0] for f, label in zip(given.tensor, batch, strict=True)]
+        [_ipo(f, label, options)[0] for f, label in zip(checked.tensor, batch, strict=True)]
     )
-    return kind.restore(result.reshape(start.shape).to(start.dtype))
+    return array_type.from_tensor(result.reshape(start.shape).to(start.dtype))
 
 
 def pseudo_label(
@@ -105,14 +105,14 @@ def pseudo_label(
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = cut, ipo, params.check_min_confidence(min_confidence)
-    given = as_features(features, grid, needs_grid=True, devices=None)
-    assert given.grid is not None
-    images = [_label(f, [given.grid], *options) for f in given.tensor]
-    found = {field.name: [image[field.name] for image in images] for field in fields(PseudoLabels)}
-    stacked = {name: torch.stack(values) for name, values in found.items()}
+    checked = as_features(features, grid, needs_grid=True, devices=None)
+    assert checked.grid is not None
+    images = [_label(f, [checked.grid], *options) for f in checked.tensor]
+    names = [field.name for field in fields(PseudoLabels)]
+    stacked = {name: torch.stack([image[name] for image in images]) for name in names}
     for name in ("mask", "ncut_mask", "fiedler"):
-        stacked[name] = stacked[name].unflatten(1, given.grid)
-    return PseudoLabels(**{name: given.give(values) for name, values in stacked.items()})
+        stacked[name] = stacked[name].unflatten(1, checked.grid)
+    return PseudoLabels(**{name: checked.to_caller(values) for name, values in stacked.items()})
 
 
 def joint_label(
@@ -131,8 +131,8 @@ def joint_label(
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = cut, ipo, params.check_min_confidence(min_confidence)
-    given, grids = as_frames(features, grid, devices=None)
-    return give(given, grids, _label(given.tensor.flatten(0, 1), grids, *options))
+    checked, grids = as_frames(features, grid, devices=None)
+    return to_caller(checked, grids, _label(checked.tensor.flatten(0, 1), grids, *options))
 
 
 def _label(

@@ -80,9 +80,9 @@ def regions(
     params.require("k", k, "an integer >= 2", isinstance(k, Integral) and k >= 2)
     whole = isinstance(seed, Integral) and 0 <= seed < 2**32
     params.require("seed", seed, "an integer from 0 to 2^32 - 1", whole)
-    given = as_features(features, grid, needs_grid=True)
-    assert given.grid is not None
-    n = given.tensor.shape[1]
+    checked = as_features(features, grid, needs_grid=True)
+    assert checked.grid is not None
+    n = checked.tensor.shape[1]
     if k > n:
         raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
     count = k if vectors is None else vectors
@@ -90,16 +90,16 @@ def regions(
     params.require("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
     if method == "rotation" and count != k:
         raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
-    found = np.empty((len(given.tensor), n), dtype=np.int64)
-    with given.kind.stream():
-        step = _ops.images_at_once(given.tensor, cut.weighted)
-        for first in range(0, len(found), step):
-            rows = given.tensor[first : first + step].contiguous()
+    labels = np.empty((len(checked.tensor), n), dtype=np.int64)
+    with checked.array_type.stream():
+        step = _ops.images_at_once(checked.tensor, cut.weighted)
+        for first in range(0, len(labels), step):
+            rows = checked.tensor[first : first + step].contiguous()
             for image, points in enumerate(_embed(rows, count, cut, first), first):
                 parts = kmeans(points, k, seed) if method == "kmeans" else _rotation(points)
-                found[image] = _in_order(parts)
-        labels = torch.from_numpy(found).to(given.tensor.device)
-        return given.give(labels.reshape(-1, *given.grid))
+                labels[image] = _in_order(parts)
+        tensor = torch.from_numpy(labels).to(checked.tensor.device)
+        return checked.to_caller(tensor.reshape(-1, *checked.grid))
 
 
 def _embed(rows: Tensor, count: int, cut: CutOptions, first: int) -> Array:
@@ -133,8 +133,8 @@ def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
     with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
         # Fewer rows that differ than clusters: those that are left are empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = cluster.KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)
-    clusters: NDArray[np.int32] = found
+        kmeans = cluster.KMeans(k, n_init=_STARTS, random_state=int(seed))
+        clusters: NDArray[np.int32] = kmeans.fit_predict(rows)
     return clusters
 
 
