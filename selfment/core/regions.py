@@ -42,12 +42,12 @@ def regions(
     graph: str = "binary",
     seed: int = 0,
 ) -> Any:
-    """Up to k regions of patches that the graph associates (k-way normalised cut).
+    """Divides patches into up to k regions (k-way normalised cut).
 
     A patch is embedded as its row of the leading eigenvectors y of M = D^-1/2 A D^-1/2, the trivial
-    one among them, scaled to norm 1 (Ng, Jordan and Weiss, 2001; Yu and Shi, 2003, scale rows of
+    one included, scaled to norm 1 (Ng, Jordan and Weiss, 2001; Yu and Shi, 2003, scale rows of
     x = D^-1/2 y, which is the same). Vectors of an eigenvalue of M <= 1e-6, with which no region
-    gains association, count as 0. There are fewer than k regions where the embedding has fewer
+    gains association, count as 0. There are fewer than k regions if the embedding has fewer
     distinct rows: patches that are all equal are one region.
 
     Args:
@@ -63,14 +63,14 @@ def regions(
         tau: see :func:`selfment.affinity`.
         eps: see :func:`selfment.affinity`.
         graph: see :func:`selfment.affinity`.
-        seed: of the starts of k-means.
+        seed: the seed of the random starts of k-means.
 
     Returns:
         Region labels (B, h, w) int64, (h, w) for (N, d) features; numbered from 0 in the order in
         which regions appear, in reading order.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, grid, device or parameter, or features that are not finite.
         ImportError: the native module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
@@ -103,7 +103,7 @@ def regions(
 
 
 def _embed(rows: Tensor, count: int, cut: CutOptions, first: int) -> Array:
-    """(B, N, count) float64, rows of norm 1; the first column is the trivial vector's."""
+    """Returns (B, N, count) float64 rows of norm 1; the first column is the trivial vector's."""
     made = build(rows, cut, first=first)
     pairs = eigenpairs(made, count - 1)
     nontrivial = pairs.vectors * (pairs.values < 1 - NO_ASSOCIATION)[..., None]
@@ -117,21 +117,21 @@ def _embed(rows: Tensor, count: int, cut: CutOptions, first: int) -> Array:
 
 
 def load_kmeans() -> Any:
-    """scikit-learn's clusters; raises ``ImportError`` where it is missing."""
+    """Returns scikit-learn's clusters; raises ``ImportError`` if they are missing."""
     return load_extra("sklearn.cluster", "scikit-learn", "methods", "k-means")
 
 
 def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
-    """The cluster (N,) of each of the rows (N, d): scikit-learn's best of ten starts."""
+    """Returns the cluster (N,) of each of the rows (N, d): scikit-learn's best of ten starts."""
     cluster = load_kmeans()
     # Both come with scikit-learn.
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    # On one thread: the order of its sums, and so the clusters, depend on how many there are. That
-    # number and the filters of warnings belong to the process.
+    # One thread, because the number of threads decides the order of the sums, and so the clusters.
+    # That number and the filters of warnings belong to the process.
     with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
-        # Fewer rows that differ than clusters: those that are left are empty.
+        # If fewer rows differ than there are clusters, some clusters are empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans = cluster.KMeans(k, n_init=_STARTS, random_state=int(seed))
         clusters: NDArray[np.int32] = kmeans.fit_predict(rows)
@@ -139,7 +139,7 @@ def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
 
 
 def _rotation(points: Array) -> Labels:
-    """The part (N,) of each of the points (N, k): Yu and Shi, Multiclass Spectral Clustering, 2003.
+    """Returns the part (N,) of each of the points (N, k) (Yu and Shi, 2003).
 
     Alternates between the indicator X nearest to points R, and the rotation R nearest to X, as
     long as the sum of the singular values of X^T points grows.
@@ -161,7 +161,7 @@ def _rotation(points: Array) -> Labels:
 
 
 def _in_order(labels: NDArray[Any]) -> Labels:
-    """The labels (N,) numbered from 0 by first appearance."""
+    """Returns the labels (N,) numbered from 0 by first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty_like(first)
     rank[np.argsort(first)] = np.arange(len(first))
