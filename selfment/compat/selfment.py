@@ -1,7 +1,7 @@
 """The pseudo-label function of Selfment's official code (You, Wu, Jiang, ECCV 2026).
 
-Its training and inference code has no import that could be changed. There, this import takes the
-place of the function's own definition::
+Its training and inference code has no import that could be changed. There, this import replaces
+the definition of the function::
 
     from selfment.compat.selfment import unsupervised_saliency_labels
 """
@@ -28,7 +28,7 @@ def unsupervised_saliency_labels(
     tau: float = 0.2,
     no_binary_graph: bool = False,
 ) -> Tensor:
-    """Affinity graph, normalised cut, the seed's component, and IPO.
+    """Labels patches by affinity graph, normalised cut, the seed's component, and IPO.
 
     Args:
         feats: (h*w, C) patch features, any float type; on the CPU or a CUDA device.
@@ -38,13 +38,13 @@ def unsupervised_saliency_labels(
         sample_size: IPO stops while a side has fewer patches than this.
         tau: an edge needs a similarity > tau, or >= tau with ``no_binary_graph``, where
             tau must be >= 0.
-        no_binary_graph: whether edges weigh what their similarity is, not 1.
+        no_binary_graph: True weighs edges by their similarity, False by 1.
 
     Returns:
         (h*w,) int64 of 0 and 1, on the device of the features. A single patch is foreground.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, grid or parameter, or features that are not finite.
         ImportError: the native module for the device is missing.
     """

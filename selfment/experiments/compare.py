@@ -24,7 +24,7 @@ from ..util.files import atomic_file
 
 _VARIANT = ("method", "initial split")  # headings
 
-#: The files of a comparison, by what they hold.
+#: The files of a comparison, by format.
 FILES = {
     "text": "comparison.txt",
     "json": "comparison.json",
@@ -153,7 +153,7 @@ def compare(
             continue
         labelers[method.name] = PseudoLabeler(backbone, size, method=method, **options)
         labelers[method.name].share(first)
-    _ = first.torch_device  # what is wrong with it is said first
+    _ = first.torch_device  # an error of the device comes first
     _check_truths(images, gt, gt_suffix, allow_missing)
     reports = {}
     for name, labeler in labelers.items():
@@ -185,7 +185,7 @@ def _chosen(methods: Sequence[Method | str]) -> list[Method]:
 def _check_truths(
     images: Sequence[ImageEntry], gt: str | os.PathLike[str], gt_suffix: str, allow_missing: bool
 ) -> None:
-    """Raises ``ValueError`` where the images could not be scored once they are labelled."""
+    """Raises ``ValueError`` if the images could not be scored once they are labelled."""
     truths = by_stem(gt, "gt", gt_suffix)
     stems = [nfc(entry.mask_name.removesuffix(".png")) for entry in images]
     if not allow_missing:
@@ -208,7 +208,7 @@ def _score(
     workers: int,
     progress: bool,
 ) -> Report:
-    """Labels what is left to label, and scores the folder."""
+    """Labels the images that are not labelled yet, and scores the folder."""
     summary = label_images(images, folder, labeler, progress=progress)
     if summary.failed:
         raise ValueError(
