@@ -85,8 +85,7 @@ def _distances(rows: Tensor) -> Tensor:
     """Returns (n, n) float32 Euclidean distances of rounded rows; their squares are exact."""
     exact = rounded(rows)
     squares = exact.square().sum(1)
-    products = exact @ exact.T
-    return products.mul_(-2).add_(squares).add_(squares[:, None]).float().sqrt_()
+    return (exact @ exact.T).mul_(-2).add_(squares).add_(squares[:, None]).float().sqrt_()
 
 
 def _geodesic(rows: Tensor, start: Tensor, h: int, w: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 from .. import __version__
 from ..core import native as _native
 from ..core import options as params
-from ..evaluation.datasets import DataSet, Pair, find_folder, find_set
+from ..evaluation.datasets import DataSet, ImagePair, find_folder, find_set
 from ..evaluation.tables import Table
 from ..images.load import ImageEntry
 from ..jobs.predict import predict_images
@@ -45,7 +45,7 @@ class _TestSet:
     """A data set that is tested on."""
 
     name: str
-    pairs: Sequence[Pair]
+    pairs: Sequence[ImagePair]
     count: int  # of the pairs without a limit
 
 
@@ -166,7 +166,7 @@ def _require_whole(data_set: DataSet, problems: list[str], limit: int | None) ->
         raise ValueError(f"the data set {data_set.name} is not whole: {'; '.join(problems)}")
 
 
-def _part(recipe: Recipe, data_set: DataSet, tested: bool) -> list[Pair]:
+def _part(recipe: Recipe, data_set: DataSet, tested: bool) -> list[ImagePair]:
     """All pairs of a data set; of the set "folder" those that are tested on, or all others."""
     every = recipe.every if data_set.name == FOLDER else None
     pairs = list(data_set.pairs)

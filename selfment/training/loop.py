@@ -22,7 +22,7 @@ EPOCHS = 3
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-5
 SEED = 111
-_AHEAD = 4  # samples that are read while one is trained on
+_AHEAD = 4  # samples that are read ahead of the training step
 LOSSES = ("total", "bce", "dice", "contrastive")
 
 

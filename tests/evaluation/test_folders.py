@@ -165,7 +165,7 @@ def test_a_data_set_is_scored_as_it_is_downloaded(tmp_path, monkeypatch, capsys)
     assert report.missing == []
     for note in (
         "ground truth that its data set has no image for, left out: 2 files (x, y)",
-        "1 mask in JPEG beside one of the same name without its losses, not used: a.jpg",
+        "1 mask in JPEG beside one of the same name in a lossless format, not used: a.jpg",
     ):
         assert note in report.notes
         assert note in out
