@@ -6,6 +6,7 @@
 // farther from 0 than the direction has moved since. The rows whose labels changed are then added
 // to the class sums, in an order that no team changes.
 #include "norms.cuh"
+#include "scratch.h"
 #include "team.cuh"
 
 namespace selfment::cuda {
@@ -42,7 +43,7 @@ struct Args {
   double* first;         // (d,), the first direction
   double* direction;     // (d,), the difference of the class means
   float* rounded;        // (padded,), that in float32, then 0
-  double* products;      // (3, chunks): see set_direction
+  double* products;      // (3, chunks): see Products
   Tally* tallies;        // (team_size,)
 };
 
@@ -223,46 +224,16 @@ class Optimizer {
 
   // --- Columns: a warp for a chunk of them ---
 
-  // The sums of the changes: of the rows that joined the foreground, less those that left it.
-  // `start`: of the rows of each class.
+  // Sums the changes: the rows that joined the foreground, minus those that left it. At the `start`
+  // it sums the rows of each class. A task of a warp is a chunk of columns of a part of the rows.
   __device__ SELFMENT_CALL void sum_changes(bool start) {
-    const int64_t n = a_.p.n, d = a_.p.d, tasks = a_.chunks * kParts * (start ? 2 : 1);
+    const int64_t d = a_.p.d, tasks = a_.chunks * kParts * (start ? 2 : 1);
     for (int64_t task = team_.first(tasks) + warp(); task < team_.last(tasks); task += kWarps) {
       const int64_t chunk = task % a_.chunks, side = task / a_.chunks / kParts;
-      const int64_t part = task / a_.chunks % kParts, last = (part + 1) * n / kParts;
+      const int64_t part = task / a_.chunks % kParts;
       const int64_t k0 = chunk * kChunk<T> + lane() * kPieceSize<T>;
       double sums[kPieceSize<T>] = {};
-      bool touched = false;
-      for (int64_t i0 = part * n / kParts; i0 < last; i0 += kWarp) {
-        const bool exists = i0 + lane() < last;
-        const int change = exists ? changes()[i0 + lane()] : 0;
-        const bool wanted = change != 0 && (!start || (change > 0) == (side == 0));
-        const unsigned wants = __ballot_sync(kAllLanes, wanted ? 1 : 0);
-        if (wants == 0) continue;
-        const unsigned leave = __ballot_sync(kAllLanes, !start && change < 0 ? 1 : 0);
-        const Divisor<T> own(exists ? norms()[i0 + lane()] : 1);
-        touched = true;
-        for (unsigned next = wants, rest = wants; rest != 0;) {
-          uint4 pieces[kInFlight];
-#pragma unroll
-          for (int u = 0; u < kInFlight; ++u) {
-            pieces[u] = next == 0 ? uint4{} : load_piece(row(i0 + first_lane(next)), k0, d);
-            next &= next - 1;
-          }
-#pragma unroll
-          for (int u = 0; u < kInFlight; ++u) {
-            if (rest == 0) break;
-            const int from = first_lane(rest);
-            const Divisor<T> divided = own.of_lane(from);
-#pragma unroll
-            for (int e = 0; e < kPieceSize<T>; ++e) {
-              const float f = divided(element<T>(pieces[u], e));
-              sums[e] += (leave >> from & 1) != 0 ? -f : f;
-            }
-            rest &= rest - 1;
-          }
-        }
-      }
+      const bool touched = sum_part(part, side, start, k0, sums);
       if (chunk == 0 && lane() == 0) this->touched()[side * kParts + part] = touched ? 1 : 0;
       if (!touched) continue;
       double* to = parts(side, part);
@@ -273,58 +244,119 @@ class Optimizer {
     team_.sync();
   }
 
-  // The difference of the class means, from the sums and their changes, and how far it has moved;
-  // returns its inner product with the first one.
-  __device__ SELFMENT_CALL double set_direction(int64_t count, bool start) {
-    const int64_t d = a_.p.d, chunks = a_.chunks;
-    double* sums = a_.sums + number_ * 2 * d;
-    // Of the direction with the first one and with itself, and of its change with itself.
-    double* products = a_.products + number_ * 3 * chunks;
-    for (int64_t chunk = team_.first(chunks) + warp(); chunk < team_.last(chunks);
-         chunk += kWarps) {
-      double with_first = 0, with_itself = 0, moved = 0;
-      for (int64_t k = chunk * kChunk<T> + lane(); k < min((chunk + 1) * kChunk<T>, a_.padded);
-           k += kWarp) {
-        if (k >= d) {
-          rounded_direction()[k] = 0;
-          continue;
-        }
-        double foreground = start ? 0 : sums[k], background = start ? 0 : sums[d + k];
-        for (int64_t part = 0; part < kParts; ++part) {
-          if (touched()[part] != 0) {
-            foreground += parts(0, part)[k];
-            if (!start) background -= parts(0, part)[k];
-          }
-          if (start && touched()[kParts + part] != 0) background += parts(1, part)[k];
-        }
-        sums[k] = foreground;
-        sums[d + k] = background;
-        const double w = foreground / static_cast<double>(count) -
-                         background / static_cast<double>(a_.p.n - count);
-        const double change = start ? 0 : w - direction()[k];
-        direction()[k] = w;
-        rounded_direction()[k] = static_cast<float>(w);
-        if (start) first()[k] = w;
-        with_first += w * first()[k];
-        with_itself += w * w;
-        moved += change * change;
+  // Adds the changed rows of a part to the sums of a lane's columns, which are a piece from k0 on.
+  // At the `start` these are the rows of the class `side`. False if there are none.
+  __device__ bool sum_part(int64_t part, int64_t side, bool start, int64_t k0,
+                           double (&sums)[kPieceSize<T>]) const {
+    const int64_t n = a_.p.n, last = (part + 1) * n / kParts;
+    bool touched = false;
+    for (int64_t i0 = part * n / kParts; i0 < last; i0 += kWarp) {
+      const bool exists = i0 + lane() < last;
+      const int change = exists ? changes()[i0 + lane()] : 0;
+      const bool wanted = change != 0 && (!start || (change > 0) == (side == 0));
+      const unsigned wants = __ballot_sync(kAllLanes, wanted ? 1 : 0);
+      if (wants == 0) continue;
+      const unsigned leave = __ballot_sync(kAllLanes, !start && change < 0 ? 1 : 0);
+      const Divisor<T> own(exists ? norms()[i0 + lane()] : 1);
+      touched = true;
+      add_rows(i0, k0, wants, leave, own, sums);
+    }
+    return touched;
+  }
+
+  // Adds those of 32 rows from i0 on whose bit is set in `wants`; those in `leave` are subtracted.
+  // `own` is the divisor of the lane's row.
+  __device__ void add_rows(int64_t i0, int64_t k0, unsigned wants, unsigned leave,
+                           const Divisor<T>& own, double (&sums)[kPieceSize<T>]) const {
+    for (unsigned next = wants, rest = wants; rest != 0;) {
+      uint4 pieces[kInFlight];
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        pieces[u] = next == 0 ? uint4{} : load_piece(row(i0 + first_lane(next)), k0, a_.p.d);
+        next &= next - 1;
       }
-      with_first = warp_sum(with_first);
-      with_itself = warp_sum(with_itself);
-      moved = warp_sum(moved);
-      if (lane() == 0) {
-        products[chunk] = with_first;
-        products[chunks + chunk] = with_itself;
-        products[2 * chunks + chunk] = moved;
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u) {
+        if (rest == 0) break;
+        const int from = first_lane(rest);
+        const Divisor<T> divided = own.of_lane(from);
+#pragma unroll
+        for (int e = 0; e < kPieceSize<T>; ++e) {
+          const float f = divided(element<T>(pieces[u], e));
+          sums[e] += (leave >> from & 1) != 0 ? -f : f;
+        }
+        rest &= rest - 1;
       }
     }
+  }
+
+  // Inner products of the direction with the first one and with itself, and of its last move with
+  // itself.
+  struct Products {
+    double with_first = 0, with_itself = 0, moved = 0;
+  };
+
+  // Makes the direction, which is the difference of the class means, from the sums and their
+  // changes; `count` rows are foreground. Returns its inner product with the first direction.
+  __device__ SELFMENT_CALL double set_direction(int64_t count, bool start) {
+    for (int64_t chunk = team_.first(a_.chunks) + warp(); chunk < team_.last(a_.chunks);
+         chunk += kWarps) {
+      Products mine;
+      for (int64_t k = chunk * kChunk<T> + lane(); k < min((chunk + 1) * kChunk<T>, a_.padded);
+           k += kWarp) {
+        if (k < a_.p.d) set_entry(k, count, start, mine);
+        else rounded_direction()[k] = 0;
+      }
+      share_products(chunk, mine);
+    }
     team_.sync();
+    return add_products();
+  }
+
+  // Updates the class sums of column k and makes its entry of the direction; adds to `mine`.
+  __device__ void set_entry(int64_t k, int64_t count, bool start, Products& mine) {
+    const int64_t d = a_.p.d;
+    double* sums = a_.sums + number_ * 2 * d;
+    double foreground = start ? 0 : sums[k], background = start ? 0 : sums[d + k];
+    for (int64_t part = 0; part < kParts; ++part) {
+      if (touched()[part] != 0) {
+        foreground += parts(0, part)[k];
+        if (!start) background -= parts(0, part)[k];
+      }
+      if (start && touched()[kParts + part] != 0) background += parts(1, part)[k];
+    }
+    sums[k] = foreground;
+    sums[d + k] = background;
+    const double w =
+        foreground / static_cast<double>(count) - background / static_cast<double>(a_.p.n - count);
+    const double change = start ? 0 : w - direction()[k];
+    direction()[k] = w;
+    rounded_direction()[k] = static_cast<float>(w);
+    if (start) first()[k] = w;
+    mine.with_first += w * first()[k];
+    mine.with_itself += w * w;
+    mine.moved += change * change;
+  }
+
+  // Leaves the products of a warp's chunk of columns where the team sees them.
+  __device__ void share_products(int64_t chunk, const Products& mine) const {
+    const double with_first = warp_sum(mine.with_first);
+    const double with_itself = warp_sum(mine.with_itself), moved = warp_sum(mine.moved);
+    if (lane() != 0) return;
+    products(0)[chunk] = with_first;
+    products(1)[chunk] = with_itself;
+    products(2)[chunk] = moved;
+  }
+
+  // Adds up the chunks' products: sets the length of the direction and how far it has gone. Returns
+  // its inner product with the first one.
+  __device__ double add_products() {
     double with_first = 0, moved = 0;
     length_ = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      with_first += products[chunk];
-      length_ += products[chunks + chunk];
-      moved += products[2 * chunks + chunk];
+    for (int64_t chunk = 0; chunk < a_.chunks; ++chunk) {
+      with_first += products(0)[chunk];
+      length_ += products(1)[chunk];
+      moved += products(2)[chunk];
     }
     way_ += sqrt(moved);
     return with_first;
@@ -357,6 +389,9 @@ class Optimizer {
   __device__ int* touched() const { return a_.touched + number_ * 2 * kParts; }
   __device__ double* parts(int64_t side, int64_t part) const {
     return a_.parts + ((number_ * 2 + side) * kParts + part) * a_.p.d;
+  }
+  __device__ double* products(int64_t which) const {  // (chunks,): see Products
+    return a_.products + (number_ * 3 + which) * a_.chunks;
   }
   __device__ double* first() const { return a_.first + number_ * a_.p.d; }
   __device__ double* direction() const { return a_.direction + number_ * a_.p.d; }
@@ -396,25 +431,20 @@ int64_t plan(Args& a, void* scratch) {
                 (n + kWarps - 1) / kWarps, 1 + 8192 / d);
   a.teams = teams.count;
   a.team_size = teams.size;
-  int64_t used = 0;
-  const auto take = [&](auto*& pointer, int64_t count) {
-    using Item = std::remove_reference_t<decltype(*pointer)>;
-    pointer = reinterpret_cast<Item*>(static_cast<char*>(scratch) + used);
-    used += (a.teams * count * static_cast<int64_t>(sizeof(Item)) + 255) / 256 * 256;
-  };
-  take(a.arrivals, 1);
-  take(a.norms, n);
-  take(a.until, n);
-  take(a.changes, n);
-  take(a.touched, 2 * kParts);
-  take(a.parts, 2 * kParts * d);
-  take(a.sums, 2 * d);
-  take(a.first, d);
-  take(a.direction, d);
-  take(a.rounded, a.padded);
-  take(a.products, 3 * a.chunks);
-  take(a.tallies, a.team_size);
-  return used;
+  Scratch memory(scratch, a.teams);
+  memory.allocate(a.arrivals, 1);
+  memory.allocate(a.norms, n);
+  memory.allocate(a.until, n);
+  memory.allocate(a.changes, n);
+  memory.allocate(a.touched, 2 * kParts);
+  memory.allocate(a.parts, 2 * kParts * d);
+  memory.allocate(a.sums, 2 * d);
+  memory.allocate(a.first, d);
+  memory.allocate(a.direction, d);
+  memory.allocate(a.rounded, a.padded);
+  memory.allocate(a.products, 3 * a.chunks);
+  memory.allocate(a.tallies, a.team_size);
+  return memory.used();
 }
 
 template <class Body>
