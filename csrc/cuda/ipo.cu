@@ -16,7 +16,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int64_t kParts = 16;  // parts of the rows that are summed apart
-constexpr double kUnit = 0x1p-24;
 
 template <class T>
 constexpr int64_t kChunk = int64_t{kPieceSize<T>} * kWarp;  // columns of a warp

@@ -2,13 +2,13 @@
 // similarity 0 with every finite row, itself included: an edge with all of them, or with none. A
 // row that is not finite has no edges, until it is zeroed.
 #include "degrees.cuh"
+#include "weight_tiles.cuh"
 
 namespace selfment::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTileSize = static_cast<int>(kWord * kWord);
 
 struct Args {
   PaintParams p;
@@ -51,13 +51,11 @@ __global__ void __launch_bounds__(kThreads) paint_bits(Args a) {
 // A tile of weights for each block.
 __global__ void __launch_bounds__(kThreads) paint_weights(Args a) {
   const int64_t n = a.p.graphs.n, image = blockIdx.x / a.tiles, tile = blockIdx.x % a.tiles;
-  int64_t column = tile, row = 0;
-  while (column >= a.words - row) column -= a.words - row++;
-  column += row;
+  const TilePlace place = tile_place(tile, a.words);
   const bool* mask = a.p.mask + image * n;
-  const int64_t first = image * a.weights_each + tile * kTileSize;
-  for (int at = static_cast<int>(threadIdx.x); at < kTileSize; at += kThreads) {
-    const int64_t i = row * kWord + at / kWord, j = column * kWord + at % kWord;
+  const int64_t first = image * a.weights_each + tile * kTileWeights;
+  for (int at = static_cast<int>(threadIdx.x); at < kTileWeights; at += kThreads) {
+    const int64_t i = place.row * kWord + at / kWord, j = place.column * kWord + at % kWord;
     const bool painted = i >= n || j >= n || mask[i] || mask[j];
     a.p.weights[first + at] = painted ? 0.0f : a.p.graphs.weights[first + at];
   }

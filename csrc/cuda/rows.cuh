@@ -7,6 +7,8 @@
 
 namespace selfment::cuda {
 
+inline constexpr double kUnit = 0x1p-24;  // the relative error of a rounding to float32
+
 __device__ inline float to_float(BFloat16 x) { return __uint_as_float(uint32_t{x.bits} << 16); }
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(double x) { return static_cast<float>(x); }
