@@ -156,11 +156,11 @@ class Device:
 
 
 def _tests_module(name: str) -> Any:
-    """A module of tests/."""
+    """A module of tests/helpers/."""
     folder = ROOT / "tests"
     sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(f"helpers.{name}")
     finally:
         sys.path.remove(str(folder))
 

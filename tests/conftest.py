@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-import leaks
+from helpers import leaks
+from helpers.folders import SHARED
 
 # Workers of ``pytest -n`` share the cores: with more threads than there are cores the tests would
 # take several times as long. Read when torch is imported, and by commands that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-ROOT = Path(__file__).resolve().parent.parent
 
 OVER = pytest.StashKey[str]()
 ENDLESS = pytest.StashKey[bool]()
@@ -89,7 +88,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
     """Real photographs: $SELFMENT_DATA, or a folder shared/data beside the repository."""
-    folder = Path(os.environ.get("SELFMENT_DATA") or ROOT.parent / "shared" / "data")
+    folder = Path(os.environ.get("SELFMENT_DATA") or SHARED / "data")
     found = sorted(folder.glob("*/images/*.jpg"))
     if not found:
         pytest.skip(f"no photographs in {folder}/*/images; set SELFMENT_DATA to a folder that has")
@@ -99,7 +98,7 @@ def photos() -> list[Path]:
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The CUDA module, which runs its grids on the host; $SELFMENT_EMULATED_FLAGS: more flags."""
-    import emulated
+    from helpers import emulated
 
     if emulated.compiler() is None:
         pytest.skip("no C++ compiler: neither $CXX nor c++")

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ..evaluation.folders import evaluate
     from ..evaluation.html import write_html
-    from ..evaluation.scores import FORMATS
+    from ..evaluation.report import FORMATS
 
     if arguments.images is not None and arguments.report is None:
         raise ValueError("`images` must come with a page to show them on, --report F.html")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .folders import evaluate
-from .scores import PROTOCOLS, Report
+from .report import Report
+from .scores import PROTOCOLS
 
 __all__ = ["PROTOCOLS", "Report", "evaluate"]

@@ -24,11 +24,10 @@ what exceeds 0.5 (``paper``), 128 of 255 (``pysod``) or 0 (``tokencut``, but for
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +39,9 @@ from ..core import options as params
 from ..core.torch_state import SETTINGS
 from ..images.maps import saliency_of, truth_of
 from ..util.extras import load_extra
-from ..util.files import write_atomically
-from . import tables
 from .metrics import Curves, accuracy, as_map, f_curves, iou, tokencut_curves
+from .report import ImageScores, Report
+from .tables import counted
 
 Array = npt.NDArray[Any]
 _PAPER = ("F_max", "IoU", "Acc")
@@ -56,8 +55,6 @@ PROTOCOLS: dict[str, tuple[str, ...]] = {
     "tokencut": _TOKENCUT,
     "all": (*_PAPER, *_PYSOD, "maxF_tokencut"),
 }
-#: What a report is saved as.
-FORMATS = ("json", "csv", "markdown", "latex")
 # The scores that are read off the mean curve: which curve, its row, and how.
 _FROM_CURVE: dict[str, tuple[str, int, Callable[[Array], Any]]] = {
     "maxEm": ("em", 0, np.max),
@@ -66,70 +63,6 @@ _FROM_CURVE: dict[str, tuple[str, int, Callable[[Array], Any]]] = {
     "meanFm": ("pysod", 2, np.mean),
     "maxF_tokencut": ("tokencut", 2, np.max),
 }
-
-
-@dataclass
-class ImageScores:
-    """One image's scores; those read off a curve are of its own curve.
-
-    ``prediction`` and ``truth`` are the files, None where arrays were given.
-    """
-
-    name: str
-    scores: dict[str, float]
-    notes: list[str] = field(default_factory=list)
-    prediction: Path | None = None
-    truth: Path | None = None
-
-
-@dataclass
-class Report:
-    """The scores of a data set and of each of its images.
-
-    ``scores`` and those of each image have the same keys in the same order, see :data:`PROTOCOLS`;
-    each in [0, 1], larger is better but for ``MAE``. A score that the library cannot compute is not
-    a number, and a note says so.
-    """
-
-    protocol: str
-    scores: dict[str, float]
-    images: list[ImageScores]  #: in the order of their names, or as they were added
-    #: Means over the images at thresholds from 0 to 1: ``paper``, ``pysod``, ``tokencut``.
-    curves: dict[str, Curves] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)  #: ground truths without a prediction
-    extra: list[str] = field(default_factory=list)  #: predictions without a ground truth
-    failed: list[str] = field(default_factory=list)  #: a sentence for each pair not scored
-    notes: list[str] = field(default_factory=list)  #: what is odd about the data, and what was done
-
-    def to_text(self) -> str:
-        """A table for a terminal, with the protocol and the notes."""
-        return tables.to_text(self)
-
-    def to_json(self) -> str:
-        """A JSON object with all fields but the curves; what is not a number is null."""
-        return tables.to_json(self)
-
-    def to_csv(self) -> str:
-        """A row for the data set and one for each image, under a header."""
-        return tables.to_csv(self)
-
-    def to_markdown(self) -> str:
-        """A Markdown table of the data set's scores, under a line with the protocol."""
-        return tables.to_markdown(self)
-
-    def to_latex(self) -> str:
-        """A LaTeX ``tabular`` of the data set's scores, under a comment with the protocol."""
-        return tables.to_latex(self)
-
-    def save(self, path: str | os.PathLike[str], format: str) -> None:
-        """Writes what ``to_<format>`` gives, whole or not at all; see :data:`FORMATS`.
-
-        Raises ``ValueError`` for another format and ``OSError`` where ``path`` cannot be written.
-        """
-        params.choice("format", format, FORMATS)
-        # A file's name may hold bytes that are no text.
-        content = str(getattr(self, f"to_{format}")()).encode("utf-8", "replace")
-        write_atomically(Path(path), lambda file: file.write(content), durable=True)
 
 
 class Evaluator:
@@ -358,6 +291,6 @@ def _summary(images: Sequence[ImageScores]) -> list[str]:
     """How many images each note is of, and the first of them."""
     counts = Counter(note for image in images for note in image.notes)
     return [
-        f"{note}: {tables.counted([i.name for i in images if note in i.notes], 'image')}"
+        f"{note}: {counted([i.name for i in images if note in i.notes], 'image')}"
         for note in counts
     ]

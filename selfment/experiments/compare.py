@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -11,16 +12,17 @@ from typing import Any
 
 from ..evaluation.folders import evaluate, without_image
 from ..evaluation.pairs import by_stem, check_complete, nfc
-from ..evaluation.scores import Report
+from ..evaluation.report import Report, numbers
+from ..evaluation.tables import Cell, Table
 from ..images.load import ImageEntry
 from ..images.maps import read_truth
 from ..jobs.label import label_images
 from ..methods import INITS, METHODS, OPTIONS, needs
 from ..models.labeler import PseudoLabeler
 from ..util.files import atomic_file
-from . import tables
 
 Variant = tuple[str, str]  # method and initial split
+_VARIANT = ("method", "initial split")  # headings
 
 #: The files of a comparison, by what they hold.
 FILES = {
@@ -39,25 +41,68 @@ class Comparison:
     reports: dict[Variant, Report]  #: by method and initial split; "ncut" for other methods
     notes: list[str] = field(default_factory=list)  #: what was left out
 
+    @property
+    def table(self) -> Table:
+        """A row for each method: the scores, under the protocol."""
+        rows: list[list[Cell]] = [
+            [*cells(v), *report.scores.values()] for v, report in self.reports.items()
+        ]
+        report = self._first
+        return Table(report.title, [*_VARIANT, *report.scores], rows, self.notes)
+
     def to_text(self) -> str:
         """A table for a terminal, under a line with the protocol, and the notes."""
-        return tables.comparison_text(self)
+        return self.table.to_text()
 
     def to_json(self) -> str:
         """A JSON object: protocol, notes, and the scores of each row."""
-        return tables.comparison_json(self)
+        content = {
+            "protocol": self._first.protocol,
+            "rows": [
+                {
+                    "method": method,
+                    "init": init if method == "selfment" else None,
+                    "images": len(report.images),
+                    "scores": numbers(report.scores),
+                }
+                for (method, init), report in self.reports.items()
+            ],
+            "notes": self.notes,
+        }
+        return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
     def to_csv(self) -> str:
         """A row for each method, with all digits, under a header."""
-        return tables.comparison_csv(self)
+        rows: list[list[Cell]] = [
+            [report.protocol, *cells(variant), len(report.images), *report.scores.values()]
+            for variant, report in self.reports.items()
+        ]
+        headings = ["protocol", *_VARIANT, "images", *self._first.scores]
+        return Table("", headings, rows).to_csv()
 
     def to_markdown(self) -> str:
         """A Markdown table, under a line with the protocol."""
-        return tables.comparison_markdown(self)
+        return self.table.to_markdown()
 
     def to_latex(self) -> str:
         """A LaTeX ``tabular``, under a comment with the protocol."""
-        return tables.comparison_latex(self)
+        return self.table.to_latex()
+
+    @property
+    def _first(self) -> Report:
+        return next(iter(self.reports.values()))
+
+
+def cells(variant: Variant) -> tuple[str, str]:
+    """The first two cells of a row: the method, and the initial split where it has one."""
+    method, init = variant
+    return method, init if method == "selfment" else ""
+
+
+def variant_name(variant: Variant) -> str:
+    """The method, with its initial split where that is not the normalised cut."""
+    method, init = variant
+    return method if init == "ncut" else f"{method}-{init}"
 
 
 def compare(
@@ -124,7 +169,7 @@ def compare(
     _check_truths(images, gt, gt_suffix, allow_missing)
     reports = {}
     for variant, labeler in labelers.items():
-        name = tables.variant_name(variant)
+        name = variant_name(variant)
         if progress:
             print(name, file=sys.stderr)
         reports[variant] = _score(

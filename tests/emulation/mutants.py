@@ -27,8 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
-import emulated  # noqa: E402
-import races  # noqa: E402
+from helpers import emulated, races  # noqa: E402
 
 #: What is searched, what takes its place, and what it is called.
 KINDS = [
@@ -138,7 +137,7 @@ class Builder:
         log.unlink(missing_ok=True)
         path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"SELFMENT_RACE_LOG": str(log), "PYTHONPATH": path}
-        command = [sys.executable, ROOT / "tests/race_cases.py", self.module, *cases]
+        command = [sys.executable, ROOT / "tests/helpers/race_cases.py", self.module, *cases]
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=LIMIT

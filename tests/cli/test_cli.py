@@ -1,0 +1,179 @@
+"""The command line: exit codes, and one sentence for each error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import selfment
+from helpers import processes
+from helpers.commands import call
+
+DINOV3 = "vit_small_patch16_dinov3.lvd1689m"
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.RandomState(0).randint(0, 255, (40, 60, 3)).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_version(capsys):
+    assert call(capsys, "--version") == (0, f"selfment {selfment.__version__}\n", "")
+
+
+def test_info(capsys):
+    code, out, _ = call(capsys, "info")
+    assert code == 0
+    assert torch.__version__ in out
+    assert selfment.__version__ in out
+    assert "CUDA" in out
+
+
+def test_label_samples_with_overlays(capsys, tmp_path):
+    out = tmp_path / "out"
+    code, printed, err = call(
+        capsys, "label", "--samples", "--out", out, "--size", 160, "--overlay", "--batch", 2
+    )
+    assert (code, printed) == (0, "")
+    assert "DINO" in err
+    assert "image/s" in err
+    assert f"5 labelled, 0 already done, 0 failed; see {out}/labels.jsonl" in err
+    assert Image.open(out / "astronaut.png").size == (512, 512)
+    assert (out / "overlays/chelsea.jpg").is_file()
+
+
+def test_options_reach_the_labeler(capsys, photo, tmp_path):
+    options = ("--size", 96, "--tau", 0.3, "--eps", 1e-4, "--graph", "weighted", "--orient", "seed")
+    assert call(capsys, "label", photo, "--out", tmp_path / "out", *options)[0] == 0
+    expected = selfment.PseudoLabeler(size=96, tau=0.3, eps=1e-4, graph="weighted", orient="seed")
+    found = json.loads((tmp_path / "out/labels.jsonl").read_text())
+    assert found["eigenvalue"] == expected(photo).eigenvalue.item()
+
+
+def test_automatic_threshold_and_rejection(capsys, photo, tmp_path):
+    options = ("--size", 96, "--tau", "auto", "--min-confidence", 0.9)
+    assert call(capsys, "label", photo, "--out", tmp_path / "out", *options)[0] == 0
+    expected = selfment.PseudoLabeler(size=96, tau="auto")(photo)
+    found = json.loads((tmp_path / "out/labels.jsonl").read_text())
+    assert found["tau"] == expected.tau.item()
+    assert found["confidence"] == expected.confidence.item() < 0.9
+    assert found["rejected"]
+    assert not np.asarray(Image.open(tmp_path / "out/photo.png")).any()
+    options = ("--size", 96, "--min-confidence", 2)
+    code, _, err = call(capsys, "label", photo, "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert "`min_confidence` must be in [0, 1]: got 2.0" in err
+
+
+def test_a_failed_image_is_exit_code_1(capsys, photo, tmp_path):
+    (tmp_path / "bad.png").write_text("not an image")
+    code, _, err = call(
+        capsys, "label", f"{tmp_path}/*.png", "--out", tmp_path / "out", "--size", 96
+    )
+    assert code == 1
+    assert "bad.png: not an image that Pillow knows" in err
+    assert "1 labelled, 0 already done, 1 failed" in err
+    assert "Traceback" not in err
+
+
+def test_a_local_checkpoint(capsys, photo, tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "tiny.pth")
+    options = ("--backbone", "vit_tiny_patch16_224", "--weights", tmp_path / "tiny.pth")
+    options += ("--features", "keys", "--dtype", "bfloat16", "--size", 96)
+    code, _, err = call(capsys, "label", photo, "--out", tmp_path / "out", *options)
+    assert (code, "DINO" in err) == (0, False)
+    assert Image.open(tmp_path / "out/photo.png").size == (60, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["label", "--out", "OUT"], "give either the images to label, INPUT..., or --samples"),
+        (["label", "PHOTO", "--samples", "--out", "OUT"], "give either the images to label"),
+        (["label", "PHOTO"], "the following arguments are required: --out"),
+        (["label", "absent", "--out", "OUT"], "no such file or folder: 'absent'"),
+        (["label", "PHOTO", "--out", "PHOTO/out"], "`out` must be a folder that can be written"),
+        (["label", "PHOTO", "--out", "OUT", "--size", "100"], "`size` must be a multiple of 16"),
+        (
+            ["label", "PHOTO", "--out", "OUT", "--tau", "x"],
+            "argument --tau: must be a number or 'auto': got 'x'",
+        ),
+        (["label", "PHOTO", "--out", "OUT", "--eps", "2"], "`eps` must be in [1e-30, 1): got 2.0"),
+        (["label", "PHOTO", "--out", "OUT", "--threads", "0"], "`threads` must be an integer >= 1"),
+        (["label", "PHOTO", "--out", "OUT", "--graph", "full"], "argument --graph: invalid choice"),
+        (["label", "PHOTO", "--out", "OUT", "--backbone", "resnet50"], "plain ViT of timm"),
+        (
+            ["label", "PHOTO", "--out", "OUT", "--backbone", DINOV3, "--weights", "absent.pth"],
+            "absent.pth' does not exist",
+        ),
+        (["paint"], "invalid choice: 'paint'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_usage_errors_are_one_sentence(capsys, photo, tmp_path, arguments, sentence):
+    places = {"PHOTO": str(photo), "OUT": str(tmp_path / "out")}
+    given = [places.get(part, part.replace("PHOTO", str(photo))) for part in arguments]
+    code, out, err = call(capsys, *given)
+    errors = [line for line in err.splitlines() if not line.startswith("note:")]
+    assert (code, out, len(errors)) == (2, "", 1)
+    assert errors[0].startswith("selfment")
+    assert sentence in errors[0]
+
+
+def test_interrupt_is_exit_code_130(capsys, photo, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selfment.PseudoLabeler, "label_batch", interrupt)
+    code, _, err = call(capsys, "label", photo, "--out", tmp_path / "out", "--size", 96)
+    assert code == 130
+    assert err.endswith("selfment label: interrupted; what was done is kept\n")
+
+
+def test_threads(capsys, photo, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        options = ("--size", 96, "--threads", 1)
+        assert call(capsys, "label", photo, "--out", tmp_path / "out", *options)[0] == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_the_module_runs_without_a_network(photo, tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    command = [sys.executable, "-m", "selfment", "label", photo, "--out", tmp_path / "out"]
+    done = processes.run(
+        [*command, "--backbone", DINOV3],
+        env=environment,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"selfment label: the weights of {DINOV3} cannot be downloaded")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_module_that_cannot_load_is_one_error_and_info_says_why(photo, tmp_path):
+    def selfment(*arguments):
+        return processes.run(
+            [sys.executable, "-m", "selfment", *arguments],
+            env={**os.environ, "SELFMENT_ISA": "sse9"},
+        )
+
+    reason = "SELFMENT_ISA must be one of avx512vnni, avx512, avx2, portable: got 'sse9'"
+    label = selfment("label", str(photo), "--out", str(tmp_path / "out"))
+    assert (label.returncode, label.stderr) == (2, f"selfment label: {reason}\n")
+    info = selfment("info")
+    assert info.returncode == 0
+    assert reason in info.stdout

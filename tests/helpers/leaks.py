@@ -1,0 +1,260 @@
+"""What a test must not leave behind: threads, processes, files, and memory beyond a limit.
+
+Processes are looked for where there is a /proc (Linux).
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import gc
+import os
+import resource
+import shutil
+import signal
+import site
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from helpers import processes
+
+#: Bytes that the processes of the tests together, or any that they start, may take.
+TOTAL = 4 << 30
+
+#: Those of them that this process may take: ``pytest -n`` shares the tests among several.
+MEMORY = TOTAL // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+#: Bytes of memory from which on what is free is given back after each test.
+MANY = 1 << 30
+
+#: Seconds after which a test hangs; the longest takes some minutes.
+LIMIT = 1800
+
+#: Seconds that a thread or process which is about to end has for it.
+GRACE = 60.0
+
+# Threads that serve a whole process and wait for work: what starts them, by module and why.
+_THREADS = {
+    "tqdm": "the monitor of progress bars",
+    "torch._inductor": "the pool of compilers",
+    "ray": "the connection to the cluster",
+}
+# Processes of that kind, by a part of their command.
+_PROCESSES = {
+    "multiprocessing.resource_tracker": "removes what spawned processes share",
+    "multiprocessing.forkserver": "of which later processes are forked",
+    "loky.backend.resource_tracker": "joblib's",
+    "loky.backend.popen_loky": "joblib's pool",
+    "torch/_inductor/compile_worker": "the pool of compilers",
+    "ray::": "Ray's pool, which its own shutdown ends",
+}
+# Files that libraries keep between calls, by the name in the folder for temporary or the home one.
+_FILES = {
+    "pymp-": "multiprocessing's sockets, until the process ends",
+    "torchinductor_": "compiled code",
+    "ray": "Ray's log",
+    ".cache": "caches of libraries",
+    ".config": "settings that libraries write when they are first used",
+    ".triton": "compiled code",
+    ".nv": "compiled code of the CUDA driver",
+    ".cupy": "compiled code",
+    ".ccache": "compiled code",
+    ".hypothesis": "examples that have failed",
+    "Library": "the same on macOS",
+}
+
+
+@dataclass
+class State:
+    """What was there before a test."""
+
+    threads: frozenset[threading.Thread]
+    processes: frozenset[int]
+    files: frozenset[Path]
+    cwd: str
+
+
+class Watch:
+    """Folders of the session's own for temporary files, the home and the current folder.
+
+    All are empty at first, so that what a test leaves in one is seen at once, whatever else runs
+    on the machine. Files that a test writes elsewhere, under a path that it names, are not looked
+    for.
+    """
+
+    def __init__(self, cwd: Path, home: Path, temporary: Path) -> None:
+        self.folders = (cwd, home, temporary)
+
+    def state(self) -> State:
+        """What there is now."""
+        return State(
+            frozenset(threading.enumerate()), processes.snapshot(), self._files(), os.getcwd()
+        )
+
+    def _files(self) -> frozenset[Path]:
+        return frozenset(
+            path
+            for folder in self.folders
+            for path in folder.iterdir()
+            if not path.name.startswith(tuple(_FILES))
+        )
+
+    def left_since(self, before: State) -> list[str]:
+        """A phrase for each thing that was not there before; ends processes, removes files."""
+        end = time.monotonic() + GRACE
+        while (threads(before) or _processes(before)) and time.monotonic() < end:
+            time.sleep(0.01)
+        left = [f"the thread {thread.name!r}" for thread in threads(before)]
+        left += [
+            f"process {number}, `{processes.command_of(number)[:200]}`"
+            for number in _processes(before)
+        ]
+        processes.kill(_processes(before))
+        _reap(before)
+        for path in sorted(self._files() - before.files):
+            left.append(f"the file or folder {path}")
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        if os.getcwd() != before.cwd:
+            left.append(f"the current folder {os.getcwd()}")
+            os.chdir(before.cwd)
+        return left
+
+
+def threads(before: State) -> list[threading.Thread]:
+    """The threads at work that are new, without those that serve the whole process."""
+    return [
+        thread
+        for thread in threading.enumerate()
+        if thread not in before.threads and not _serves(thread)
+    ]
+
+
+def _serves(thread: threading.Thread) -> bool:
+    # Threads of C++ that have once called Python stay on the list for ever.
+    if isinstance(thread, threading._DummyThread):
+        return True
+    target = getattr(thread, "_target", None)
+    modules = (type(thread).__module__, str(getattr(target, "__module__", "")))
+    return any(f"{module}.".startswith(f"{name}.") for module in modules for name in _THREADS)
+
+
+def _processes(before: State) -> list[int]:
+    return [
+        number
+        for number in processes.started_since(before.processes)
+        if not any(part in processes.command_of(number) for part in _PROCESSES)
+    ]
+
+
+def _reap(before: State) -> None:
+    """Waits for children that were killed, whose numbers the system keeps until then."""
+    for number in processes.snapshot() - before.processes:
+        if processes.parent(number) == os.getpid() and not processes.is_at_work(number):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(number, os.WNOHANG)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int) -> Iterator[None]:
+    """Raises ``TimeoutError`` in the main thread where what is inside hangs."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"this test has taken more than {seconds} s: it hangs")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def watched(cwd: Path) -> Iterator[Watch]:
+    """Moves to ``cwd``, and gives this process a home and a folder for temporary files."""
+    # A short path: those of sockets must not be longer than about 100 bytes.
+    own = Path(tempfile.mkdtemp(prefix="t"))
+    home, temporary = own / "home", own / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    # Packages of the user's own are found all the same.
+    changes = {
+        "PYTHONUSERBASE": site.getuserbase(),
+        "HOME": str(home),
+        **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary)),
+    }
+    kept = {name: os.environ.get(name) for name in (*changes, processes.MARK)}
+    before, tempdir = os.getcwd(), tempfile.tempdir
+    os.environ.update(changes)
+    tempfile.tempdir = str(temporary)
+    processes.mark()
+    os.chdir(cwd)
+    try:
+        yield Watch(cwd, home, temporary)
+    finally:
+        os.chdir(before)
+        tempfile.tempdir = tempdir
+        for name, value in kept.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        _own.append(own)
+
+
+# Registered before multiprocessing is imported, so that what it keeps there is closed first.
+_own: list[Path] = []
+
+
+@atexit.register
+def remove_folders() -> None:
+    """Removes the folders that were the session's own."""
+    for folder in _own:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def release() -> None:
+    """Gives memory back to the system where this process has much: models in cycles, mostly."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") < MANY:
+            return
+    except OSError:
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peaks() -> tuple[int, int]:
+    """Bytes of memory: the most that this process has had, and the most of one it started.
+
+    Linux lets a process that is started begin with the peak of the one that starts it.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024
+    ours, theirs = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return ours.ru_maxrss * unit, theirs.ru_maxrss * unit
+
+
+def memory_report(workers: Sequence[tuple[int, int]] = ()) -> str:
+    """One line: what the processes of the tests have taken, what others, and the limit.
+
+    ``workers``: the :func:`peaks` of each process that has run tests; by default this one's.
+    """
+    ours, theirs = zip(*(workers or [peaks()]), strict=True)
+    each = " + ".join(f"{peak / 2**30:.2f}" for peak in ours)
+    return (
+        f"peak memory: {each} GiB in the tests, at most {max(theirs) / 2**30:.2f} GiB in a process "
+        f"that they started; the limit is {(TOTAL if workers else MEMORY) / 2**30:.0f} GiB"
+    )

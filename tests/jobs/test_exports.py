@@ -1,0 +1,688 @@
+"""Objects in files: COCO, YOLO and label images, read back by their own readers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
+from selfment.images.draw import overlay_instances
+from selfment.images.load import find_images, sample_images
+from selfment.jobs import label as labeling
+from selfment.jobs.exports import as_instances, coco_record, label_image, write_coco, yolo_lines
+from selfment.jobs.label import Summary, label_images
+from selfment.training.run import train
+
+SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
+
+
+def scene(path: Path, size: tuple[int, int], seed: int) -> Path:
+    """Two flat things of different colour and texture on a noisy ground."""
+    width, height = size
+    rng = np.random.RandomState(seed)
+    pixels = rng.randint(60, 80, (height, width, 3))
+    pixels[height // 6 : height // 2, width // 6 : width // 2] = (225, 60, 40)
+    pixels[5 * height // 8 : 7 * height // 8, 5 * width // 8 : 7 * width // 8] = (30, 70, 220)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    for seed, (name, size) in enumerate(SIZES.items()):
+        scene(tmp_path / "in" / name, size, seed)
+    return tmp_path / "in"
+
+
+def labeler(**options) -> PseudoLabeler:
+    return PseudoLabeler(size=160, batch_size=2, **{"objects": 3, **options})
+
+
+def run(inputs, out: Path, model=None, **options) -> Summary:
+    model = model or labeler()
+    return label_images(find_images(inputs, out=out), out, model, progress=False, **options)
+
+
+def records(out: Path) -> dict[str, dict]:
+    lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
+    return {Path(line["image"]).name: line for line in lines}
+
+
+def coco_of(path: Path):
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is missing")
+    return coco.COCO(str(path))
+
+
+def test_earlier_masks_keep_the_pixels_that_two_claim():
+    masks = np.zeros((4, 5, 6), dtype=bool)
+    masks[0, 1:3, 1:4] = True
+    masks[1, 1:3, 1:3] = True  # nothing is left of it
+    masks[2, 2:5, 2:5] = True
+    masks[3, 0, 5] = True
+    expected = np.zeros((5, 6), dtype=int)
+    for number in (4, 3, 2, 1):
+        expected[masks[number - 1]] = number
+    found = as_instances(masks, (6, 5))
+    assert np.array_equal(found, expected)
+    assert found.dtype == np.uint16
+    assert set(np.unique(found)) == {0, 1, 3, 4}
+    assert (as_instances([], (6, 5)) == np.zeros((5, 6))).all()
+    lines = [line.split() for line in yolo_lines(found).splitlines()]
+    assert [
+        float(value) * side for value, side in zip(lines[1][1:], (6, 5, 6, 5), strict=True)
+    ] == [pytest.approx(value, abs=1e-6) for value in (3.5, 3.5, 3, 3)]
+    scores = [
+        annotation["score"]
+        for annotation in coco_record(found, [0.9, 0.8, 0.7, 0.6])["annotations"]
+    ]
+    assert scores == [0.9, 0.7, 0.6]
+
+
+@pytest.mark.parametrize(("count", "bits"), [(0, 8), (255, 8), (256, 16), (700, 16)])
+def test_label_images_hold_any_number(count, bits, tmp_path):
+    instances = np.arange(30 * 40).reshape(30, 40).astype(np.uint16)
+    instances[instances > count] = 0
+    label_image(instances).save(tmp_path / "labels.png")
+    # Of the header: bits of a sample, and that these are grey.
+    assert (tmp_path / "labels.png").read_bytes()[24:26] == bytes([bits, 0])
+    read = Image.open(tmp_path / "labels.png")
+    assert np.array_equal(np.asarray(read), instances)
+
+
+def test_too_many_masks():
+    masks = (np.zeros((1, 1), dtype=bool) for _ in range(65536))
+    with pytest.raises(ValueError, match="`masks` must be 65535 at most: got 65536"):
+        as_instances(masks, (1, 1))
+
+
+def test_all_formats_say_the_same(scenes, tmp_path):
+    out = tmp_path / "out"
+    assert run([scenes], out, formats=("png", "coco", "yolo")) == Summary(labelled=3)
+    coco = coco_of(out / "annotations.json")
+    assert [image["file_name"] for image in coco.dataset["images"]] == sorted(SIZES)
+    assert [image["id"] for image in coco.dataset["images"]] == [1, 2, 3]
+    assert [category["name"] for category in coco.dataset["categories"]] == ["object"]
+    ids = [annotation["id"] for annotation in coco.dataset["annotations"]]
+    assert ids == list(range(1, len(ids) + 1))
+    assert len(ids) > 3
+    for image in coco.dataset["images"]:
+        name, size = image["file_name"], (image["width"], image["height"])
+        assert size == SIZES[name]
+        objects = labeler()(scenes / name)
+        expected = np.asarray(
+            Image.fromarray(objects.instances.numpy().astype(np.uint8)).resize(
+                size, Image.Resampling.NEAREST
+            )
+        )
+        png = np.asarray(Image.open((out / name).with_suffix(".png")))
+        assert np.array_equal(png, expected)
+        found = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        lines = (out / "labels" / name).with_suffix(".txt").read_text().splitlines()
+        assert len(found) == len(lines) == len(objects.masks) > 0
+        for k, (annotation, line) in enumerate(zip(found, lines, strict=True)):
+            mask = png == k + 1
+            assert np.array_equal(coco.annToMask(annotation), mask)
+            y, x = np.nonzero(mask)
+            box = [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1]
+            assert annotation["bbox"] == box
+            assert annotation["area"] == mask.sum()
+            assert (annotation["iscrowd"], annotation["category_id"]) == (0, 1)
+            assert annotation["score"] == max(0, 1 - objects.eigenvalues[k].item())
+            kind, *values = line.split()
+            cx, cy, w, h = (
+                float(value) * side for value, side in zip(values, 2 * size, strict=True)
+            )
+            assert kind == "0"
+            assert [cx - w / 2, cy - h / 2, w, h] == pytest.approx(box, abs=1e-5)
+    record = records(out)["b.jpg"]
+    files = (record["mask"], record["boxes"], record["annotations"])
+    assert files == ("sub/b.png", "labels/sub/b.txt", "annotations/sub/b.json")
+    assert record["objects"] == len(record["eigenvalues"]) == len(record["separations"])
+
+
+def test_cocoeval_finds_our_annotations_perfect_against_themselves(scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    run([scenes], out, formats=["coco"])
+    coco = coco_of(out / "annotations.json")
+    from pycocotools.cocoeval import COCOeval
+
+    keys = ("image_id", "category_id", "bbox", "segmentation", "score")
+    results = [{key: one[key] for key in keys} for one in coco.dataset["annotations"]]
+    for kind in ("segm", "bbox"):
+        evaluation = COCOeval(coco, coco.loadRes([dict(one) for one in results]), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert evaluation.stats[0] == pytest.approx(1)
+    assert not (out / "a.png").exists()
+    assert records(out)["a.png"]["mask"] is None
+
+
+def test_one_mask_is_one_object(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, labeler(objects=None), formats=("png", "coco", "yolo"))
+    coco = coco_of(out / "annotations.json")
+    for annotation in coco.dataset["annotations"]:
+        name = coco.loadImgs(annotation["image_id"])[0]["file_name"]
+        png = np.asarray(Image.open((out / name).with_suffix(".png")))
+        assert set(np.unique(png)) == {0, 255}
+        assert np.array_equal(coco.annToMask(annotation), png > 0)
+        value = labeler(objects=None)(scenes / name).eigenvalue.item()
+        assert annotation["score"] == max(0, 1 - value)
+        assert len((out / "labels" / name).with_suffix(".txt").read_text().splitlines()) == 1
+    assert len(coco.dataset["annotations"]) == 3
+
+
+class Blind(PseudoLabeler):
+    """Finds nothing."""
+
+    def objects_batch(self, batch):
+        return [
+            Objects(
+                *(
+                    value[:0] if value.ndim != 2 or name == "boxes" else 0 * value
+                    for name, value in vars(objects).items()
+                )
+            )
+            for objects in super().objects_batch(batch)
+        ]
+
+
+def test_images_without_objects(scenes, tmp_path):
+    out = tmp_path / "out"
+    blind = Blind(size=160, objects=2)
+    assert run([scenes], out, blind, formats=("png", "coco", "yolo"), overlays=True).labelled == 3
+    coco = coco_of(out / "annotations.json")
+    assert (len(coco.dataset["images"]), coco.dataset["annotations"]) == (3, [])
+    assert (out / "labels/a.txt").read_bytes() == b""
+    assert not np.asarray(Image.open(out / "a.png")).any()
+    assert run([scenes], out, blind, formats=["yolo"]) == Summary(skipped=3)
+    (out / "labels/a.txt").unlink()
+    (out / "sub/b.png").write_bytes(b"")
+    assert run([scenes], out, blind, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert (out / "labels/a.txt").read_bytes() == b""
+    assert run([scenes], out, blind, formats=["png"]) == Summary(labelled=1, skipped=2)
+    assert (out / "sub/b.png").stat().st_size > 0
+
+
+def test_the_same_run_gives_the_same_bytes_whatever_its_order(scenes, tmp_path):
+    entries = find_images([scenes])
+    for name, order in (("one", entries), ("two", entries[::-1])):
+        label_images(order, tmp_path / name, labeler(), formats=["coco"], progress=False)
+    first = (tmp_path / "one/annotations.json").read_bytes()
+    assert first == (tmp_path / "two/annotations.json").read_bytes()
+
+
+class Interrupted(PseudoLabeler):
+    """Ctrl-C in the second batch."""
+
+    passes = 0
+
+    def objects_batch(self, batch):
+        self.passes += 1
+        if self.passes == 2:
+            raise KeyboardInterrupt
+        return super().objects_batch(batch)
+
+
+def test_an_interrupted_run_composes_what_is_done_and_the_next_one_the_rest(scenes, tmp_path):
+    out = tmp_path / "out"
+    model = Interrupted(size=160, batch_size=1, objects=3)
+    with pytest.raises(KeyboardInterrupt):
+        run([scenes], out, model, formats=["coco"])
+    names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
+    assert names == ["a.png"]
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=2, skipped=1)
+    run([scenes], tmp_path / "whole", formats=["coco"])
+    expected = (tmp_path / "whole/annotations.json").read_bytes()
+    assert (out / "annotations.json").read_bytes() == expected
+    (out / "annotations.json").unlink()
+    assert run([scenes], out, formats=["coco"]) == Summary(skipped=3)
+    assert (out / "annotations.json").read_bytes() == expected
+
+
+def test_the_last_process_of_a_sharded_run_composes(scenes, tmp_path):
+    from selfment.jobs.records import Records
+
+    out = tmp_path / "out"
+    out.mkdir()
+    other = Records(out / "labels.jsonl", "name", (2, 3))  # another process, at work
+    assert run([scenes], out, formats=["coco"], shard=(0, 3)) == Summary(labelled=1)
+    assert run([scenes], out, formats=["coco"], shard=(1, 3)) == Summary(labelled=1)
+    assert not (out / "annotations.json").exists()
+    other.close()
+    assert run([scenes], out, formats=["coco"], shard=(2, 3)) == Summary(labelled=1)
+    run([scenes], tmp_path / "whole", formats=["coco"])
+    expected = (tmp_path / "whole/annotations.json").read_bytes()
+    assert (out / "annotations.json").read_bytes() == expected
+
+
+def test_what_is_wanted_anew_is_done_and_the_rest_skipped(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out)
+    assert run([scenes], out) == Summary(skipped=3)
+    assert run([scenes], out, formats=("png", "yolo")) == Summary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == Summary(skipped=3)
+    (out / "labels/a.txt").unlink()
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    for option in ({"fill_holes": True}, {"largest_component": True}, {"refine": "bilateral"}):
+        assert run([scenes], out, **option) == Summary(labelled=3)
+        assert run([scenes], out, **option) == Summary(skipped=3)
+    assert run([scenes], out, labeler(objects=2), refine="bilateral") == Summary(labelled=3)
+    assert run([scenes], out, labeler(objects=None), refine="bilateral") == Summary(labelled=3)
+
+
+def test_files_of_the_same_label_stay_done(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, overlays=True)
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo"), overlays=True) == Summary(skipped=3)
+    fields = ("mask", "annotations", "boxes", "overlay")
+    files = ["sub/b.png", "annotations/sub/b.json", "labels/sub/b.txt", "overlays/sub/b.jpg"]
+    assert [records(out)["b.jpg"][field] for field in fields] == files
+    # Not those that are lost, nor those of what the image was before.
+    (out / "sub/b.png").unlink()
+    (out / "labels/sub/b.txt").unlink()
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert [records(out)["b.jpg"][field] for field in fields] == [None, *files[1:]]
+    scene(scenes / "a.png", (70, 70), 5)
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    expected = [None, None, "labels/a.txt", None]
+    assert [records(out)["a.png"][field] for field in fields] == expected
+
+
+def files_in(out: Path) -> list[str]:
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+def test_no_file_speaks_of_another_label(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
+    other = labeler(objects=None, tau="auto", min_confidence=0.25)
+    assert run([scenes / "sub"], out, other) == Summary(labelled=2)
+    of_a = ["a.png", "annotations/a.json", "labels/a.txt", "overlays/a.jpg"]
+    both = ["annotations.json", "labels.jsonl", "sub/b.png", "sub/c.png"]
+    assert files_in(out) == sorted([*of_a, *both])
+    images = coco_of(out / "annotations.json").dataset["images"]
+    assert [one["file_name"] for one in images] == ["a.png"]
+    assert run([scenes], out, other, formats=["coco"]) == Summary(labelled=3)
+    run([scenes], tmp_path / "new", other, formats=["coco"])
+    expected = (tmp_path / "new/annotations.json").read_bytes()
+    assert (out / "annotations.json").read_bytes() == expected
+    assert not (out / "a.png").exists()
+    assert (out / "sub/b.png").exists()
+
+
+def test_no_file_speaks_of_a_label_that_a_killed_run_left(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
+        run([scenes], out, labeler(tau=0.4), formats=["coco", "yolo"])
+    assert len(files_in(out)) == 3 * 2 + 2
+    assert run([scenes], out) == Summary(labelled=3)
+    masks = ["a.png", "sub/b.png", "sub/c.png"]
+    assert files_in(out) == sorted([*masks, "annotations.json", "labels.jsonl"])
+
+
+def test_files_of_others_are_never_removed(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out)
+    for name in ("labels/a.txt", "overlays"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    assert run([scenes], out, labeler(tau=0.4)) == Summary(labelled=3)
+    assert (out / "labels/a.txt").read_text() == (out / "overlays").read_text() == "mine"
+
+
+def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, formats=["coco"])
+    good = (scenes / "a.png").read_bytes()
+    (scenes / "a.png").write_bytes(good[:100])
+    assert run([scenes], out, formats=["coco"]) == Summary(skipped=2, failed=1)
+    names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
+    assert names == ["sub/b.jpg", "sub/c.png"]
+    (scenes / "a.png").write_bytes(good)
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert records(out)["a.png"]["annotations"] == "annotations/a.json"
+
+
+def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("png", "coco"))
+    whole = (out / "annotations.json").read_bytes()
+    files = sorted(out.rglob("*.*g")) + sorted((out / "annotations").rglob("*.json"))
+
+    def full(path, write):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling, "write_atomically", full)
+        assert run([scenes], out, formats=["yolo"]) == Summary(failed=3)
+    assert (out / "annotations.json").read_bytes() == whole
+    away = (scenes / "a.png").rename(tmp_path / "a.png")
+    entries = find_images([scenes], out=out)
+    away.rename(scenes / "a.png")
+    found = find_images([scenes], out=out)
+    assert len(entries) == len(found) - 1
+    away = (scenes / "a.png").rename(tmp_path / "a.png")
+    assert label_images(found, out, labeler(), formats=["png"], progress=False).failed == 1
+    away.rename(scenes / "a.png")
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
+    assert all(file.exists() for file in files)
+    assert (out / "annotations.json").read_bytes() == whole
+    assert run([scenes], out, formats=("png", "coco", "yolo")) == Summary(skipped=3)
+
+
+def test_files_of_others_are_neither_written_over_nor_removed(scenes, tmp_path, capsys):
+    out = tmp_path / "out"
+    run([scenes], out, formats=["png"])
+    (out / "labels").mkdir()
+    own = out / "labels/a.txt"
+    own.write_text("by hand")
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=2, failed=1)
+    assert "must hold no labels/a.txt of another program" in capsys.readouterr().err
+    assert run([scenes], out, labeler(tau=0.3), formats=["png"]) == Summary(labelled=3)
+    assert own.read_text() == "by hand"
+    assert not (out / "labels/sub/b.txt").exists()
+
+
+def test_a_file_of_boxes_that_was_cut_off_is_made_again(scenes, tmp_path):
+    out = tmp_path / "out"
+    run([scenes], out, formats=["yolo"])
+    assert (out / "labels/a.txt").read_text()
+    (out / "labels/a.txt").write_text("")
+    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert (out / "labels/a.txt").read_text()
+
+
+def test_annotations_that_a_killed_run_left_are_not_in_the_set(scenes, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run([scenes], out, formats=["coco"])
+    monkeypatch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
+    run([scenes], out, labeler(tau=0.4), formats=["coco"])
+    assert coco_of(out / "annotations.json").dataset["images"] == []
+
+
+class Doubtful(PseudoLabeler):
+    """Cuts that cost more than they leave."""
+
+    def label_batch(self, batch):
+        labels = super().label_batch(batch)
+        return replace(labels, eigenvalue=labels.eigenvalue + 1.0)
+
+
+def test_scores_are_never_negative(scenes, tmp_path):
+    run([scenes], tmp_path / "out", Doubtful(size=160), formats=["coco"])
+    annotations = coco_of(tmp_path / "out/annotations.json").dataset["annotations"]
+    assert [annotation["score"] for annotation in annotations] == [0, 0, 0]
+
+
+def test_images_of_one_name_are_told_apart(scenes, tmp_path):
+    other = scene(tmp_path / "other/a.png", (40, 40), 7)
+    out = tmp_path / "out"
+    run([scenes], out, formats=["coco"])
+    run([other], out, formats=["coco"])
+    images = coco_of(out / "annotations.json").dataset["images"]
+    names = [one["file_name"] for one in images]
+    assert names == [*(f"in/{name}" for name in ("a.png", "sub/b.jpg", "sub/c.png")), "other/a.png"]
+    assert (images[3]["width"], images[0]["width"]) == (40, 90)
+    assert str(tmp_path) not in (out / "annotations.json").read_text()
+
+
+def test_refined_masks_are_those_of_refine_mask(scenes, tmp_path):
+    out = tmp_path / "out"
+    steps = {"fill_holes": True, "largest_component": True}
+    run([scenes], out, refine="crf", formats=("png", "coco"), **steps)
+    coco = coco_of(out / "annotations.json")
+    plain = refined = 0
+    for image in coco.dataset["images"]:
+        path = scenes / image["file_name"]
+        objects = labeler()(path)
+        masks = [refine_mask(mask, path, "crf", **steps) for mask in objects.masks]
+        expected = as_instances(masks, SIZES[image["file_name"]])
+        png = np.asarray(Image.open((out / image["file_name"]).with_suffix(".png")))
+        assert np.array_equal(png, expected)
+        found = coco.loadAnns(coco.getAnnIds(imgIds=image["id"]))
+        assert sum(coco.annToMask(one).sum() for one in found) == (png > 0).sum()
+        plain += sum(refine_mask(mask, path).sum() for mask in objects.masks)
+        refined += (png > 0).sum()
+    assert plain != refined
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"width": 3, "height"', '{"width": 3}', "[" * 9999])
+def test_broken_annotations_are_left_out_and_made_again(scenes, tmp_path, capsys, content):
+    out = tmp_path / "out"
+    run([scenes], out, formats=("coco", "png"))
+    whole = (out / "annotations.json").read_bytes()
+    broken = out / "annotations/a.json"
+    broken.write_text(content)
+    (out / "annotations.json").unlink()
+    options = ("--size", 160, "--objects", 3, "--format", "coco")
+    arguments = [str(value) for value in ("label", scenes / "sub", "--out", out, *options)]
+    assert cli.main(arguments) == 1
+    errors = capsys.readouterr().err.splitlines()
+    said = [line for line in errors if "cannot" in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"cannot read {broken}: it holds no annotations")
+    images = coco_of(out / "annotations.json").dataset["images"]
+    assert [one["file_name"] for one in images] == ["sub/b.jpg", "sub/c.png"]
+    assert [records(out)["a.png"][field] for field in ("annotations", "mask")] == [None, "a.png"]
+    assert len((out / "labels.jsonl").read_text().splitlines()) == 3
+    assert cli.main(arguments) == 0
+    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert (out / "annotations.json").read_bytes() == whole
+    assert records(out)["a.png"]["mask"] == "a.png"
+
+
+def test_annotations_that_are_broken_do_not_stop_those_after_them(scenes, tmp_path):
+    run([scenes], tmp_path, formats=["coco"])
+    first, *others = (
+        (name, "", (tmp_path / "annotations" / name).with_suffix(".json")) for name in sorted(SIZES)
+    )
+    assert write_coco(tmp_path / "expected.json", others) == {}
+    expected = (tmp_path / "expected.json").read_bytes()
+    file = first[-1]
+    for content in ("{}", '{"width": 3, "height": 2, "annotations": [5]}', None):
+        file.unlink()
+        if content is None:
+            file.mkdir()
+        else:
+            file.write_text(content)
+        (sentence,) = write_coco(tmp_path / "all.json", [first, *others]).values()
+        assert sentence.startswith(f"cannot read {file}: ")
+        assert (tmp_path / "all.json").read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"formats": ["png", "voc"]}, "`formats` must be 'png' or 'coco' or 'yolo': got 'voc'"),
+        ({"formats": []}, r"`formats` must be one format at least: got \[\]"),
+        ({"refine": "sharpen"}, "`refine` must be 'bilateral' or .* or 'crf': got 'sharpen'"),
+    ],
+)
+def test_options_are_checked_before_the_run(scenes, tmp_path, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        run([scenes], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
+    file = tmp_path / "out/annotations.json"
+    file.parent.mkdir()
+    file.write_text('{"images": []}')
+    with pytest.raises(ValueError, match=r"`out` must hold no file annotations\.json of another"):
+        run([scenes], tmp_path / "out", formats=["coco"])
+    assert file.read_text() == '{"images": []}'
+    assert run([scenes], tmp_path / "out") == Summary(labelled=3)
+    assert file.read_text() == '{"images": []}'
+
+
+@pytest.mark.parametrize(
+    ("module", "options", "extra"),
+    [("pycocotools", {"formats": ["coco"]}, "coco"), ("kornia", {"refine": "guided"}, "refine")],
+)
+def test_missing_libraries_are_named_before_the_run(
+    scenes, tmp_path, monkeypatch, module, options, extra
+):
+    for name in [name for name in sys.modules if name.split(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf'needs? {module}.*pip install "selfment\[{extra}\]"'):
+        run([scenes], tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_labeler_finds_what_multi_label_finds(scenes):
+    model = labeler(tau=0.3)
+    paths = sorted(scenes.rglob("*.*g"))
+    batch = torch.stack([model.preprocess(Image.open(path).convert("RGB")) for path in paths])
+    features, grid = model.backbone(batch), model.backbone.grid(160)
+    expected = multi_label(features, grid, max_objects=3, tau=0.3, orient="corners")
+    for found in (model(paths), pickle.loads(pickle.dumps(model))(paths)):
+        assert len(found) == 3
+        for one, other in zip(found, expected, strict=True):
+            for name, value in vars(one).items():
+                assert torch.equal(value, getattr(other, name)), name
+    assert torch.equal(model(paths[0]).masks, expected[0].masks)
+    assert model.settings["objects"] == 3
+    assert "objects" not in labeler(objects=None).settings
+    name = "vit_small_patch16_224"  # which marks objects by itself
+    orients = [PseudoLabeler(name, 160, objects=count).orient for count in (None, 1)]
+    assert orients == ["seed", "corners"]
+
+
+def test_objects_are_no_single_mask(scenes, tmp_path):
+    model = labeler(objects=np.int64(2))
+    assert json.dumps(model.settings["objects"]) == "2"
+    sentence = "`objects` must be None for {}: got 2"
+    pixels = model.preprocess(Image.open(next(scenes.rglob("*.*g"))).convert("RGB"))
+    with pytest.raises(ValueError, match=sentence.format("a label of one mask")):
+        model.label_batch(pixels[None])
+    with pytest.raises(ValueError, match=sentence.format("training")):
+        train(find_images([scenes], out=tmp_path), tmp_path / "run", model, epochs=1)
+    with pytest.raises(ValueError, match="`objects` must be an integer >= 1: got True"):
+        labeler(objects=True)
+    for name, value in {"method": "dsm", "init": "kmeans", "min_confidence": 0.5}.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be left alone with `objects`"):
+            labeler(**{name: value})
+
+
+def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
+    model = labeler(objects=4)
+    paths = sorted(map(str, scenes.rglob("*.*g")))
+    columns = model({"path": np.array(paths), "other": np.arange(3)})
+    assert columns["instances"].shape == (3, 10, 10)
+    assert columns["boxes"].shape == (3, 4, 4)
+    assert np.array_equal(columns["other"], np.arange(3))
+    for i, objects in enumerate(model(paths)):
+        count = columns["count"][i]
+        assert count == len(objects.masks) < 4
+        for name, filling in (("boxes", 0), ("seeds", -1), ("eigenvalues", np.nan)):
+            assert np.array_equal(columns[name][i, :count], getattr(objects, name))
+            rest = columns[name][i, count:]
+            assert np.array_equal(rest, np.full_like(rest, filling), equal_nan=name != "seeds")
+        assert np.array_equal(columns["instances"][i], objects.instances)
+
+
+def test_labelers_without_objects_find_none():
+    with pytest.raises(ValueError, match="`objects` must be given to find objects: got None"):
+        labeler(objects=None).objects_batch(torch.zeros(1, 3, 160, 160))
+    for count in (0, 1.5):
+        with pytest.raises(ValueError, match=f"`objects` must be an integer >= 1: got {count}"):
+            labeler(objects=count)
+
+
+def test_objects_are_drawn_in_colours_of_their_own():
+    instances = np.zeros((40, 60), dtype=int)
+    for number in range(1, 7):
+        instances[5:35, 10 * number - 8 : 10 * number] = number
+    drawn = np.asarray(overlay_instances(np.full((40, 60, 3), 128, np.uint8), instances))
+    assert drawn.shape == (40, 60 + 8 + 60, 3)
+    panel = drawn[:, 68:].astype(int)
+    colours = [panel[instances == number] for number in range(7)]
+    assert all((pixels == pixels[0]).all() for pixels in colours)
+    for i in range(7):
+        for j in range(i):
+            assert np.abs(colours[i][0] - colours[j][0]).sum() > 30
+
+
+def label_samples(out: Path, *options: str) -> int:
+    arguments = ["label", "--samples", "--out", str(out), "--size", "160", *map(str, options)]
+    return cli.main(arguments)
+
+
+def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ("--objects", 3, "--format", "coco,yolo,png", "--overlay")
+    assert label_samples(out, *options) == 0
+    coco = coco_of(out / "annotations.json")
+    entries = sample_images()
+    assert [one["file_name"] for one in coco.dataset["images"]] == [e.path.name for e in entries]
+    model = PseudoLabeler(size=160, objects=3)
+    counts = [len(model(entry.path).masks) for entry in entries]
+    assert [len(coco.getAnnIds(imgIds=one["id"])) for one in coco.dataset["images"]] == counts
+    for entry, count in zip(entries, counts, strict=True):
+        assert np.asarray(Image.open(out / entry.mask_name)).max() == count
+        stem = Path(entry.mask_name).stem
+        assert len((out / f"labels/{stem}.txt").read_text().splitlines()) == count
+    panels = Image.open(out / "overlays/chelsea.jpg")
+    assert panels.size == (2 * 451 + 8, 300)
+
+
+def test_the_help_says_that_numbers_of_objects_are_not_scored(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["label", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "PNG files hold their numbers, not for eval" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        (["--refine", "bilateral"], {"method": "bilateral"}),
+        (["--refine", "guided"], {"method": "guided"}),
+        (["--fill-holes", "--size", 480], {"fill_holes": True}),
+        (["--largest-component"], {"largest_component": True}),
+    ],
+)
+def test_the_command_line_refines(tmp_path, options, steps):
+    # Their masks have holes and several components.
+    assert label_samples(tmp_path / "out", "--backbone", "statistics", *options) == 0
+    entries = sample_images()
+    model = PseudoLabeler("statistics", size=480 if 480 in options else 160)
+    changed = 0
+    for entry, mask in zip(entries, model([e.path for e in entries]).mask, strict=True):
+        png = np.asarray(Image.open(tmp_path / "out" / entry.mask_name)) > 0
+        assert np.array_equal(png, refine_mask(mask, entry.path, **steps))
+        changed += not np.array_equal(png, refine_mask(mask, entry.path))
+    assert changed > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--format", "png,voc"], "argument --format: must be of png, coco, yolo: got 'voc'"),
+        (["--objects", "0"], "`objects` must be an integer >= 1: got 0"),
+    ],
+)
+def test_wrong_options_are_one_sentence(tmp_path, capsys, options, sentence):
+    try:
+        code = label_samples(tmp_path / "out", *options)
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]

@@ -1,0 +1,80 @@
+"""The direction of imports: a layer imports those before it, and its own modules, never others."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from helpers.folders import ROOT
+
+PACKAGE = ROOT / "selfment"
+LAYERS = [
+    {"util"},
+    {"core"},
+    {"backbones", "images"},
+    {"methods", "compat"},
+    {"models"},
+    {"jobs", "evaluation"},
+    {"training"},
+    {"experiments"},
+    {"cli"},
+]
+LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
+PRINTS = {"jobs", "training", "experiments", "cli"}
+#: A search and a score say on standard error what they have left out.
+SAY_WHAT_IS_LEFT_OUT = {"images/search.py", "evaluation/pairs.py"}
+
+
+def modules() -> Iterator[tuple[str, Path, ast.Module]]:
+    """Folder, path and syntax tree of each module in a folder of the package."""
+    for path in sorted(PACKAGE.glob("*/**/*.py")):
+        yield path.relative_to(PACKAGE).parts[0], path, ast.parse(path.read_text())
+
+
+def imported(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and folder of what a module imports from the package, in functions, too."""
+    own = path.relative_to(PACKAGE).parts[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            above = own[: len(own) - node.level + 1]
+            target = [*above, *(node.module or "").split(".")]
+            names = [target[0]] if target[0] else [alias.name for alias in node.names]
+            yield from ((node.lineno, name) for name in names)
+
+
+def test_every_folder_has_its_layer() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))} == set(LEVEL)
+
+
+def test_no_import_points_upward() -> None:
+    upward = [
+        f"{path.relative_to(PACKAGE)}:{line} imports {name}"
+        for folder, path, tree in modules()
+        for line, name in imported(path, tree)
+        if name in LEVEL and name != folder and LEVEL[name] >= LEVEL[folder]
+    ]
+    assert not upward
+
+
+def test_only_jobs_and_commands_print() -> None:
+    printing = [
+        f"{path.relative_to(PACKAGE)}:{node.lineno}"
+        for folder, path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        if node.func.id == "print" and folder not in PRINTS
+        if path.relative_to(PACKAGE).as_posix() not in SAY_WHAT_IS_LEFT_OUT
+    ]
+    assert not printing
+
+
+def test_only_commands_parse_arguments() -> None:
+    parsing = [
+        str(path.relative_to(PACKAGE))
+        for folder, path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import) and folder != "cli"
+        if any(alias.name == "argparse" for alias in node.names)
+    ]
+    assert not parsing
