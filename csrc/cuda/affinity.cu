@@ -20,7 +20,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// A warp for each row: its norm, and the operand.
+// Makes the norm and the operand of a row, by a warp.
 template <class T>
 __global__ void prepare(AffinityArgs a) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -39,7 +39,8 @@ __global__ void prepare(AffinityArgs a) {
       copy[k] = half;
       error += rest * rest;
     }
-    // Rounded up; the factor covers e_i e_j, which |q_i| <= 1 + e_i brings in, and the sum's error.
+    // The factor rounds up: it covers e_i e_j, which |q_i| <= 1 + e_i brings in, and the sum's
+    // error.
     error = sqrtf(warp_sum(error)) * (1.002f + static_cast<float>(a.p.d) * 0x1p-29f);
   } else if (norm > 1e15) {
     error = kOverflows;
@@ -51,12 +52,13 @@ __global__ void prepare(AffinityArgs a) {
   a.errors[row] = !isfinite(norm) ? kNotFinite : length == 0 ? kZeroRow : error;
 }
 
-// The features' own rows can be the operand only if all their pieces are aligned.
+// True if the operand has to be a copy: the features' own rows can be the operand only if they are
+// of half precision and all their pieces are aligned.
 bool copies(Dtype dtype, int64_t d) {
   return (dtype != Dtype::kFloat16 && dtype != Dtype::kBFloat16) || d % kPiece != 0;
 }
 
-// Carves the scratch memory; returns its size.
+// Carves the scratch memory into arrays; returns its size.
 int64_t carve(AffinityArgs& a, void* scratch) {
   const AffinityParams& p = a.p;
   Scratch memory(scratch);
@@ -116,7 +118,7 @@ void affinity(const AffinityParams& p, const Context& context) {
   a.tiles = (p.n + kBlockTile - 1) / kBlockTile;
   a.blocks = tile_blocks(a.tiles);
   a.weights_each = weights_size(p.n);
-  // The product; the rounding of the rows and of their scaling.
+  // Covers the product, and the rounding of the rows and of their scaling.
   a.margin = static_cast<float>((product_error(p.d) + 10 * kUnit + 1e-9) * 1.01);
   with_dtype(p.dtype, [&](auto* typed) {
     run<std::decay_t<decltype(*typed)>>(a, static_cast<cudaStream_t>(context.stream));

@@ -35,7 +35,7 @@ __global__ void sum_weights(Args a) {
   double sum = 0;
   for (int64_t j = lane; j < n; j += kWarp) {
     const int64_t column = j / kWord, low = min(row, column), high = max(row, column);
-    const float* tile = weights + tile_start(low, high, a.words);
+    const float* tile = tile_of(weights, low, high, a.words);
     sum +=
         row <= column ? tile[i % kWord * kWord + j % kWord] : tile[j % kWord * kWord + i % kWord];
   }

@@ -25,8 +25,15 @@ constexpr int64_t kMeetings = 3;
 class Solver {
  public:
   __device__ Solver(const Args& a, const Team& team, int64_t number) : lanczos_(team) {
-    if (threadIdx.x == 0)
-      block() = {a, {}, number, team.first(a.words), team.last(a.words), team.rank() == 0};
+    if (threadIdx.x == 0) {
+      Block own{};
+      own.args = a;
+      own.number = number;
+      own.first = team.first(a.words);
+      own.last = team.last(a.words);
+      own.leads = team.rank() == 0;
+      block() = own;
+    }
     __syncthreads();
   }
 

@@ -141,7 +141,7 @@ __device__ inline void multiply_weights(const GraphView& graph, const double* x,
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const auto tile = [&](int64_t row, int64_t column) {
-    return weights + tile_start(row, column, graph.words);
+    return tile_of(weights, row, column, graph.words);
   };
   for (int64_t own = first; own < last; ++own) {
     const int part = warp / (kTile / kWarp), mine = warp % (kTile / kWarp) * kWarp + lane;

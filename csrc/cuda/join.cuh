@@ -19,25 +19,25 @@ static_assert(WarpTile::kRows == kWord && WarpTile::kColumns == kWord);
 
 inline constexpr auto kTauShare = static_cast<float>(4.04 * kUnit);  // of |tau|, for the comparison
 
-// |sum - exact| of a product of half-precision rows of norm 1 or less, by the tensor cores.
+// Bounds |sum - exact| of a product of half-precision rows of norm 1 or less, by the tensor cores.
 //
-// What is assumed of them, whose arithmetic is not documented: the products are exact; a group of
-// them, of any size, is added to the sum at a time; before that, each term of a group is cut, not
-// rounded, to no fewer bits than a float has below the largest term; and the new sum is cut to a
-// float. (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021, found all of this, with
-// groups of 4 and 8 and some more bits.) Whatever the grouping, each product and each sum is then
-// cut once at most, by less than 2u = 2^-23 of the largest magnitude in its step. A sum starts anew
-// with each slab; in a slab nothing exceeds the slab's share of sum |a_k b_k| but by its own error,
-// for which are the 1 %, and the shares add up to |a| |b| <= 1 (Cauchy-Schwarz). The slabs' sums
-// are added in float32.
+// Their arithmetic is not documented. The bound assumes that the products are exact; that a group
+// of them, of any size, is added to the sum at a time; that before this each term of a group is
+// cut, not rounded, to no fewer bits than a float has below the largest term; and that the new sum
+// is cut to a float. (Fasi et al., Numerical behavior of NVIDIA tensor cores, 2021, observed all of
+// this, with groups of 4 and 8 and some more bits.) Whatever the grouping, each product and each
+// sum is then cut once at most, by less than 2u = 2^-23 of the largest magnitude in its step. A sum
+// starts anew with each slab. In a slab nothing exceeds the slab's share of sum |a_k b_k| by more
+// than its own error, which the 1 % cover, and the shares add up to |a| |b| <= 1 (Cauchy-Schwarz).
+// The slabs' sums are added in float32.
 inline double product_error(int64_t d) {
   const double slabs = static_cast<double>(d) / kSlab + 1;
   return ((2 * kSlab + 2) * 2 * kUnit + slabs * kUnit) * 1.01;
 }
 
-// The tile of block `index` of an image, in bands of kBand rows of tiles, column by column. False
-// for one below the diagonal, which a band's first columns hold.
-__device__ inline bool tile_of(unsigned index, unsigned tiles, unsigned* row, unsigned* column) {
+// Computes the tile of block `index` of an image: bands of kBand rows of tiles, column by column.
+// False for a tile below the diagonal; the first columns of a band have such tiles.
+__device__ inline bool block_tile(unsigned index, unsigned tiles, unsigned* row, unsigned* column) {
   unsigned first = 0, height = min(kBand, tiles);
   while (index >= height * (tiles - first)) {
     index -= height * (tiles - first);
@@ -49,6 +49,7 @@ __device__ inline bool tile_of(unsigned index, unsigned tiles, unsigned* row, un
   return *row <= *column;
 }
 
+// The blocks of an image of tiles x tiles tiles.
 inline int64_t tile_blocks(int64_t tiles) {
   int64_t blocks = 0;
   for (int64_t first = 0; first < tiles; first += kBand)
@@ -56,13 +57,13 @@ inline int64_t tile_blocks(int64_t tiles) {
   return blocks;
 }
 
-// Lists the unsure pairs of a warp's tile, or the tile.
+// Lists the unsure pairs of a warp's tile, or the whole tile if there is no room for them.
 __device__ inline void list_unsure(const PairList& list, int64_t number, const TileEdges& found,
                                    int lane) {
   const unsigned mine =
       static_cast<unsigned>(__popcll(found.unsure[0]) + __popcll(found.unsure[1]));
   if (__any_sync(kAllLanes, static_cast<int>(mine > 0)) == 0) return;
-  unsigned before = mine;  // and its own
+  unsigned before = mine;  // pairs of the lanes up to this one
   for (unsigned lanes = 1; lanes < kWarp; lanes *= 2) {
     const unsigned others = __shfl_up_sync(kAllLanes, before, lanes);
     if (static_cast<unsigned>(lane) >= lanes) before += others;
@@ -184,14 +185,14 @@ __global__ void __launch_bounds__(kJoinThreads, 2) join(AffinityArgs a) {
   const auto blocks = static_cast<unsigned>(a.blocks), tiles = static_cast<unsigned>(a.tiles);
   const int64_t image = blockIdx.x / blocks;
   unsigned tile_row, tile_column;
-  if (!tile_of(blockIdx.x % blocks, tiles, &tile_row, &tile_column)) return;
+  if (!block_tile(blockIdx.x % blocks, tiles, &tile_row, &tile_column)) return;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   auto* stages = reinterpret_cast<uint16_t*>(shared_memory());
   const SlabCopies copies(a, image, tile_row, tile_column, stages);
   const WarpTile tile = multiply_slabs<kBFloat16>(copies, stages, warp / 2 * WarpTile::kRows,
                                                   warp % 2 * WarpTile::kColumns, lane);
 
-  // From here on the shared memory holds what the lanes of a warp tell one another.
+  // From here on the shared memory holds what the lanes of a warp exchange.
   const int64_t row_word = 2 * tile_row + warp / 2, column_word = 2 * tile_column + warp % 2;
   if (row_word > column_word || column_word >= a.words) return;
   TileNotes& notes = reinterpret_cast<TileNotes*>(stages)[warp];

@@ -126,14 +126,16 @@ class NormalizedGraph {
     const int64_t words = args().words, rows = words * kWord;
     const int64_t own = (last() - first()) * kWord, resident = args().resident;
     const uint64_t* bits = global(graphs.bits) + image * words * rows;
-    if (threadIdx.x == 0)
-      block().graph = {
-          bits,
-          graphs.weights == nullptr ? nullptr : graphs.weights + image * args().weights_each,
-          n(),
-          words,
-          graphs.eps,
-          resident};
+    if (threadIdx.x == 0) {
+      GraphView& graph = block().graph;
+      graph.bits = bits;
+      graph.weights =
+          graphs.weights == nullptr ? nullptr : graphs.weights + image * args().weights_each;
+      graph.n = n();
+      graph.words = words;
+      graph.eps = graphs.eps;
+      graph.resident = resident;
+    }
     if (resident != 0) {
       auto* copy = reinterpret_cast<uint64_t*>(shared_memory() + resident);
       for (int64_t word = 0; word < words; ++word)

@@ -90,8 +90,7 @@ __global__ void __launch_bounds__(kWeighThreads) weigh(AffinityArgs a) {
   const int64_t rows = a.words * kWord;
   const uint64_t* bits =
       a.p.bits + image * a.words * rows + place.column * rows + place.row * kWord;
-  float* weights =
-      a.p.weights + image * a.weights_each + tile_start(place.row, place.column, a.words);
+  float* weights = tile_of(a.p.weights + image * a.weights_each, place.row, place.column, a.words);
   for (int i = 0; i < WeightSums::kEach; ++i)
     for (int j = 0; j < WeightSums::kEach; ++j)
       weights[(mine.i0 + i) * kWord + mine.j0 + j] =

@@ -19,9 +19,10 @@ __device__ inline TilePlace tile_place(int64_t index, int64_t words) {
   return {row, column + row};
 }
 
-// Where the tile's weights begin, in floats from the image's first one.
-__device__ inline int64_t tile_start(int64_t row, int64_t column, int64_t words) {
-  return (row * words - row * (row - 1) / 2 + column - row) * kTileWeights;
+// The tile's weights, (64, 64), of an image that has them in `weights`.
+template <class Weight>
+__device__ Weight* tile_of(Weight* weights, int64_t row, int64_t column, int64_t words) {
+  return weights + (row * words - row * (row - 1) / 2 + column - row) * kTileWeights;
 }
 
 }  // namespace selfment::cuda
