@@ -24,9 +24,9 @@ namespace {
 
 constexpr double kProducts = 40;  // of a pair, roughly
 
-// Start vectors if more than one pair is wanted. A Krylov space holds at most as many vectors of an
-// eigenspace as it has starts, so copies of an eigenvalue can be missing only if the space holds
-// that many. Eigenvalues closer than kRepeated count as equal. In a cluster of more than kStarts
+// Start vectors if more than one pair is wanted. A Krylov space has at most as many vectors of an
+// eigenspace as it has starts, so copies of an eigenvalue can be missing only if that many were
+// found. Eigenvalues closer than kRepeated count as equal. In a cluster of more than kStarts
 // eigenvalues this test may fail; but then the residuals are about as large as the cluster's width,
 // and they have converged to kVectorError of gaps that are no larger, or to kResidualFloor.
 constexpr int64_t kStarts = 2;
@@ -82,7 +82,7 @@ std::vector<Pair> leading_pairs(NormalizedGraph& graph, Lanczos& lanczos, int64_
   if (graph.n() <= kDense) return dense_pairs(graph, k);
   std::vector<Pair> pairs = lanczos.leading_pairs(k, k > 1 ? kStarts : 1);
   if (k + 1 >= graph.n() || !has_repeated(pairs)) return pairs;
-  // Copies of eigenvalues that the space could not hold are orthogonal to the pairs.
+  // Copies of eigenvalues that the space had no room for are orthogonal to the pairs.
   while (true) {
     lanczos.lock(pairs);
     Pair missed = std::move(lanczos.leading_pairs(1, 1).front());
@@ -151,11 +151,11 @@ bool orthogonalize(const NormalizedGraph& graph, std::vector<double>& v,
   return true;
 }
 
-// Gives each pair the sign that LAPACK gives it; after `polish`.
+// Gives each pair the sign that LAPACK would give it, after `polish`.
 //
 // xSYGVX makes C = I - M tridiagonal by reflections, C = Q T Q^T with Q e_1 = e_1, and xSTEIN
 // makes the entry of largest magnitude of T's eigenvector z = Q^T y positive. The columns of Q
-// are, up to sign, the Lanczos vectors of M from e_1, whose space holds nearly all of y after a
+// are, up to sign, the Lanczos vectors of M from e_1, whose space contains nearly all of y after a
 // few steps. No unknown entry of z exceeds the norm of what is left of y: a known entry that is
 // larger is the largest. If the space ends earlier, y is orthogonal to it: T falls apart, LAPACK's
 // sign is that of a rounding error, and the peak's sign is as good. Only the very last column is

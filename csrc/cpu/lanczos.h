@@ -28,7 +28,7 @@ class Lanczos {
   explicit Lanczos(NormalizedGraph& graph) : graph_(graph), locked_{graph.trivial()} {}
 
   // The `want` pairs of largest theta, descending, from `starts` random vectors. After kMaxProducts
-  // it returns the pairs that it has; their residuals tell that they have not converged.
+  // it returns the pairs that it has; their residuals show that they have not converged.
   std::vector<Pair> leading_pairs(int64_t want, int64_t starts);
 
   // Locks these pairs in place of those locked before; the trivial one stays.

@@ -25,7 +25,7 @@ __global__ void count_edges(Args a) {
   a.degrees[at] += a.graphs.eps * static_cast<double>(n - count) + static_cast<double>(count);
 }
 
-// A warp for each row.
+// Sums the weights of each row by a warp.
 __global__ void sum_weights(Args a) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp, n = a.graphs.n;

@@ -10,8 +10,7 @@ namespace selfment::cuda {
 
 inline constexpr int kJoinThreads = 128;  // 4 warps, whose 2 x 2 tiles make a block's tile
 inline constexpr int kStages = 3;         // slabs on their way; then two blocks fit anywhere
-inline constexpr unsigned kBand =
-    8;  // rows of tiles that blocks take side by side, to share columns
+inline constexpr unsigned kBand = 8;      // rows of tiles in a band, whose blocks share columns
 inline constexpr int64_t kSlabElements = int64_t{2} * kBlockTile * kSlab;
 inline constexpr int64_t kTileBytes = kStages * kSlabElements * int64_t{sizeof(uint16_t)};
 static_assert(kJoinThreads / kWarp * sizeof(TileNotes) <= kTileBytes);
@@ -58,10 +57,10 @@ inline int64_t tile_blocks(int64_t tiles) {
 }
 
 // Lists the unsure pairs of a warp's tile, or the whole tile if there is no room for them.
-__device__ inline void list_unsure(const PairList& list, int64_t number, const TileEdges& found,
+__device__ inline void list_unsure(const PairList& list, int64_t number, const TileEdges& edges,
                                    int lane) {
   const unsigned mine =
-      static_cast<unsigned>(__popcll(found.unsure[0]) + __popcll(found.unsure[1]));
+      static_cast<unsigned>(__popcll(edges.unsure[0]) + __popcll(edges.unsure[1]));
   if (__any_sync(kAllLanes, static_cast<int>(mine > 0)) == 0) return;
   unsigned before = mine;  // pairs of the lanes up to this one
   for (unsigned lanes = 1; lanes < kWarp; lanes *= 2) {
@@ -78,7 +77,7 @@ __device__ inline void list_unsure(const PairList& list, int64_t number, const T
   at += before - mine;
 #pragma unroll
   for (int part = 0; part < 2; ++part)
-    for (uint64_t rest = found.unsure[part]; rest != 0; rest &= rest - 1, ++at) {
+    for (uint64_t rest = edges.unsure[part]; rest != 0; rest &= rest - 1, ++at) {
       const int bit = __ffsll(static_cast<long long>(rest)) - 1;
       const int row = TileEdges::row(lane, part * 4 + bit / 16);
       if (at < list.capacity)

@@ -98,9 +98,9 @@ class NormalizedGraph {
       if (lane == 0) parts[word] = part;
     }
     meet();
-    double found = -INFINITY;
-    for (int64_t word = 0; word < args().words; ++word) found = fmax(found, parts[word]);
-    return found;
+    double most = -INFINITY;
+    for (int64_t word = 0; word < args().words; ++word) most = fmax(most, parts[word]);
+    return most;
   }
 
   __device__ SELFMENT_CALL double dot(const double* x, const double* y) {

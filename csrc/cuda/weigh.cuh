@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kWeighThreads) weigh(AffinityArgs a) {
   const int64_t rows = a.words * kWord;
   const uint64_t* bits =
       a.p.bits + image * a.words * rows + place.column * rows + place.row * kWord;
-  float* weights = tile_of(a.p.weights + image * a.weights_each, place.row, place.column, a.words);
+  float* weights = tile_of(a.p.weights, place.row, place.column, a.words) + image * a.weights_each;
   for (int i = 0; i < WeightSums::kEach; ++i)
     for (int j = 0; j < WeightSums::kEach; ++j)
       weights[(mine.i0 + i) * kWord + mine.j0 + j] =

@@ -19,7 +19,7 @@ __device__ inline TilePlace tile_place(int64_t index, int64_t words) {
   return {row, column + row};
 }
 
-// The tile's weights, (64, 64), of an image that has them in `weights`.
+// The weights of a tile, (64, 64), of the image whose weights begin at `weights`.
 template <class Weight>
 __device__ Weight* tile_of(Weight* weights, int64_t row, int64_t column, int64_t words) {
   return weights + (row * words - row * (row - 1) / 2 + column - row) * kTileWeights;
