@@ -26,8 +26,8 @@ constexpr double kProducts = 40;  // of a pair, roughly
 
 // Start vectors if more than one pair is wanted. A Krylov space has at most as many vectors of an
 // eigenspace as it has starts, so copies of an eigenvalue can be missing only if that many were
-// found. Eigenvalues closer than kRepeated count as equal. In a cluster of more than kStarts
-// eigenvalues this test may fail; but then the residuals are about as large as the cluster's width,
+// found. Eigenvalues closer than kRepeated count as equal. This may miss a cluster of more than
+// kStarts eigenvalues, but only a narrow one: the residuals are then about as large as its width,
 // and they have converged to kVectorError of gaps that are no larger, or to kResidualFloor.
 constexpr int64_t kStarts = 2;
 constexpr double kRepeated = 1e-9;
