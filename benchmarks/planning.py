@@ -18,7 +18,8 @@ from inputs import machine
 
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
-from selfment.jobs.label import _Run
+from selfment.jobs.folder import OutputFolder
+from selfment.jobs.label import LabelJob
 
 IN_A_FOLDER = 1000
 
@@ -47,28 +48,28 @@ def run(folder: Path, resumed: bool) -> None:
     tell("list (find_images)", start, before)
     start, before = time.perf_counter(), resident()
     unrefined = {"method": None, "fill_holes": False, "largest_component": False}
-    pipeline = _Run(out, PseudoLabeler(), False, ("png",), unrefined, (0, 1))
+    results = OutputFolder(out, LabelJob(PseudoLabeler(), False, ("png",), unrefined))
     tell("read the records", start, before)
     start, before = time.perf_counter(), resident()
-    jobs = pipeline._plan(entries)
+    tasks = results.plan(entries)
     tell("plan", start, before)
-    assert len(jobs) == (0 if resumed else count)
+    assert len(tasks) == (0 if resumed else count)
     start, before = time.perf_counter(), resident()
     numbers = {"eigenvalue": 0.9876543210123456, "gap": 0.0123456789012345, "foreground": 0.25}
     steps = {"residual": 1.23456789012345e-12, "lanczos_iters": 14, "ipo_iters": 9}
-    for job in jobs:
-        job.stat()
-        (out / job.name).parent.mkdir(exist_ok=True)
-        (out / job.name).write_bytes(b"mask")
-        pipeline._begin(job)
-        record = {**pipeline._record(job), **numbers, **steps, "seconds": 0.1234}
-        pipeline.records.add({**record, "mask": job.name})
-    if jobs:
+    for task in tasks:
+        task.read_stat()
+        (out / task.name).parent.mkdir(exist_ok=True)
+        (out / task.name).write_bytes(b"mask")
+        results.start(task)
+        task.seconds = 0.1234
+        results.finish(task, {**numbers, **steps})
+    if tasks:
         tell("record", start, before)
         size = (out / "labels.jsonl").stat().st_size / count
         print(f"| labels.jsonl while it runs | {size:.0f} B on disk | |")
     start, before = time.perf_counter(), resident()
-    pipeline.records.close()
+    results.records.close()
     tell("merge the records", start, before)
     size = (out / "labels.jsonl").stat().st_size / count
     print(f"| labels.jsonl | {size:.0f} B on disk | |")

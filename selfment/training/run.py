@@ -24,12 +24,11 @@ from ..core import native as _native
 from ..core import options as params
 from ..core.torch_state import loading
 from ..images.load import ImageEntry
-from ..jobs.records import lock
 from ..models.head import HeadInfo, PatchHead, read_checkpoint, save_head
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
 from ..util.extras import load_extra
-from ..util.files import atomic_file, remove_stale, write_atomically
+from ..util.files import atomic_file, lock, remove_abandoned, write_atomically
 from .cache import TensorCache
 from .loop import (
     EPOCHS,
@@ -203,7 +202,7 @@ class _Run:
                     f"got {os.fspath(folder)!r} ({error.strerror or error})"
                 ) from error
             lock(self._held, folder)
-            remove_stale(folder)
+            remove_abandoned(folder)
 
     @property
     def median(self) -> float:

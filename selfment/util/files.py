@@ -37,7 +37,7 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
     try:
         with temporary.open("xb") as file:
             held = os.dup(file.fileno())  # keeps the lock until the file has its name
-            with suppress(OSError):  # not every file system has locks: see remove_stale
+            with suppress(OSError):  # not every file system has locks: see remove_abandoned
                 fcntl.flock(held, fcntl.LOCK_SH)
             yield file
             if durable:
@@ -71,7 +71,7 @@ def write_atomically(
         write(file)
 
 
-def remove_stale(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Removes the temporary files of killed processes under ``folder``.
 
     A process locks those that it writes, and the system takes the locks of a killed one. Where the
@@ -89,6 +89,21 @@ def remove_stale(folder: Path) -> None:
                     os.unlink(path)
             except OSError:  # at work, or not ours to remove
                 continue
+
+
+def lock(file: IO[str], path: Path, *, shared: bool = False) -> None:
+    """Locks a file of an output folder until it is closed, if the file system has locks.
+
+    ``shared``: other processes may lock it too, if they share it. Raises ``ValueError`` and closes
+    the file if another run has locked it.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"`out` must be used by one run at a time: another holds {path}") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def reason(error: BaseException) -> str:

@@ -33,7 +33,7 @@ from selfment.images.load import ImageError, find_images, load_image
 from selfment.jobs.records import Records
 from selfment.models.head import HeadInfo, load_head, save_head
 from selfment.training.cache import TensorCache
-from selfment.util.files import atomic_file, remove_stale, write_atomically
+from selfment.util.files import atomic_file, remove_abandoned, write_atomically
 from selfment.util.lines import sealed, unsealed
 
 
@@ -432,8 +432,8 @@ def test_an_earlier_record_does_not_stand_in_for_a_damaged_one(tmp_path):
     path.write_text(f'{first}\n{later[:-3]}0"}}\n')
     records = Records(path, "name")
     assert records.get("/a") == {}
-    assert records.owns("a.png", "/a")
-    assert records.claim("a.png", "/b") == "/a"
+    assert records.is_recorded("a.png", "/a")
+    assert not records.reserve("a.png", "/b")
     records.close()
     assert path.read_text() == f'{later[:-3]}0"}}\n'  # until the image is done again
 
@@ -662,7 +662,7 @@ def test_only_what_nobody_writes_is_removed(tmp_path):
         file.flush()
         (at_work,) = (path for path in tmp_path.glob(".*.tmp") if path not in others)
         os.utime(at_work, (old, old))
-        remove_stale(tmp_path)
+        remove_abandoned(tmp_path)
         assert at_work.exists()
     assert (tmp_path / "result").read_bytes() == b"slow"
     assert not stale.exists()
@@ -679,7 +679,7 @@ def test_a_file_system_without_locks(number, tmp_path, monkeypatch):
     stale.write_bytes(b"half")
     os.utime(stale, (1, 1))
     write_atomically(tmp_path / "result", lambda file: file.write(b"whole"), durable=True)
-    remove_stale(tmp_path)
+    remove_abandoned(tmp_path)
     assert (tmp_path / "result").read_bytes() == b"whole"
     assert stale.exists()  # it could be at work
     path = tmp_path / "labels.jsonl"

@@ -16,12 +16,12 @@ from PIL import Image
 from helpers.heads import a_head
 from selfment import PseudoLabeler, Segmenter
 from selfment.images.load import find_images
-from selfment.jobs import exports
-from selfment.jobs import label as labeling
+from selfment.jobs import coco
 from selfment.jobs import predict as prediction
 from selfment.jobs.label import label_images
 from selfment.jobs.predict import find_inputs, predict_images
 from selfment.jobs.records import Records
+from selfment.jobs.runner import Runner
 from selfment.util.lines import sealed, unsealed
 
 FIELDS = ("saliency", "mask", "overlay", "binary")
@@ -125,7 +125,7 @@ def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(prediction._Run, "_collect", lambda self, most: None)
+        patch.setattr(Runner, "_record_written", lambda self, most: None)
         predict(photos_in, out, binary=0.9)
     assert predict(photos_in, out) == (3, 0, 0)
     assert says(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
@@ -135,7 +135,7 @@ def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp
 def test_no_file_speaks_of_a_prediction_that_a_killed_run_left(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(prediction._Run, "_collect", lambda self, most: None)
+        patch.setattr(Runner, "_record_written", lambda self, most: None)
         predict(photos_in, out, head=1, overlays=True, binary=0.5)
     assert len(files_in(out)) == 3 * 3 + 1
     assert predict(photos_in, out) == (3, 0, 0)
@@ -310,7 +310,7 @@ def test_a_run_with_nothing_to_do_writes_nothing(photos_in, tmp_path, monkeypatc
     predict(photos_in, tmp_path / "saliency")
     before = state(out), state(tmp_path / "saliency")
     monkeypatch.setattr("os.walk", forbidden)
-    monkeypatch.setattr(exports, "write_coco", forbidden)
+    monkeypatch.setattr(coco, "write_coco", forbidden)
     entries = find_images([photos_in / name for name in ("a.png", "sub/b.png", "sub/c.png")])
     labeler = PseudoLabeler(size=96, tau=0.2)
     done = label_images(entries, out, labeler, formats=formats, progress=False, shard=shard)
@@ -374,20 +374,20 @@ def test_a_set_that_is_damaged_or_of_others_is_composed_again(photos_in, tmp_pat
 def test_each_byte_of_a_composed_set_counts(tmp_path):
     file = tmp_path / "a.json"
     instances = np.eye(5, dtype=np.uint16)
-    file.write_text(sealed(json.dumps(exports.coco_record(instances, [0.5]))))
+    file.write_text(sealed(json.dumps(coco.coco_record(instances, [0.5]))))
     sources = [("a.png", "settings 5", file)]
     path = tmp_path / "annotations.json"
-    assert exports.write_coco(path, sources) == {}
+    assert coco.write_coco(path, sources) == {}
     whole = path.read_bytes()
     assert json.loads(whole)["images"][0]["file_name"] == "a.png"
-    assert exports.is_composed(path, sources)
+    assert coco.is_composed(path, sources)
     for other in ([], [("b.png", *sources[0][1:])], [("a.png", "other 5", file)], 2 * sources):
-        assert not exports.is_composed(path, other)
+        assert not coco.is_composed(path, other)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert not exports.is_composed(path, sources), place
+        assert not coco.is_composed(path, sources), place
         path.write_bytes(whole[:place])
-        assert not exports.is_composed(path, sources), place
+        assert not coco.is_composed(path, sources), place
 
 
 def test_a_set_that_could_not_be_composed_is_by_the_next_run(photos_in, tmp_path, monkeypatch):
@@ -402,7 +402,7 @@ def test_a_set_that_could_not_be_composed_is_by_the_next_run(photos_in, tmp_path
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(labeling.exports, "write_coco", full)
+        patch.setattr(coco, "write_coco", full)
         with pytest.raises(OSError, match="No space left on device"):
             label(photos_in, out, formats=["coco"])
     assert label(photos_in, out, formats=["coco"]) == (0, 3, 0)
