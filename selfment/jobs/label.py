@@ -1,4 +1,23 @@
-"""The label job: from image files to mask files, boxes and annotations."""
+"""The label job: from image files to masks, boxes and annotations.
+
+The files in the output folder, for ``sub/a.jpg``:
+
+- ``sub/a.png``, the mask: 8-bit, 0 or 255, at the upright image's own size (nearest neighbour), and
+  all 0 if the record has ``rejected``. If the labeler has ``objects``, the 8-bit or 16-bit numbers
+  of the objects instead, 0 for none, which :func:`selfment.evaluate` does not score.
+- ``labels/sub/a.txt``, the boxes as YOLO reads them: a line "0 cx cy w h" for each object, in
+  shares of the image's size, and no line if there are no objects. If the names of images differ in
+  their suffix alone, it belongs to the first.
+- ``annotations/sub/a.json``, the annotations, and ``annotations.json``, a COCO file composed at the
+  end of each run from those of all images of the folder, sorted by path. A run that makes no
+  annotations composes an existing file again, too, unless it is whole and no record has changed.
+- ``overlays/sub/a.jpg``, see :mod:`selfment.images.draw`.
+- ``labels.jsonl``, the records.
+
+The mask of a labeler without ``objects`` counts as one object. The score of an object is 1 minus
+its eigenvalue, at least 0, and 0 if its method has no eigenvalue. Records and annotations end with
+the CRC-32 of the rest, by which damage is noticed.
+"""
 
 from __future__ import annotations
 
@@ -59,41 +78,24 @@ def label_images(
     """Writes a mask for each image under ``out``, and a record for each in ``out/labels.jsonl``.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
-    changed since; images that failed are tried again. Files that earlier runs made of the same
-    label stay; if an image is labelled otherwise, they are removed. An image keeps the file names
-    in its record. A new image never gets the name of another image's file, or of a file that no
-    run has written.
-
-    What fails is reported on stderr and in ``labels.jsonl``, and the run goes on. Records and
-    files of annotations end with the CRC-32 of the rest, by which damage is noticed. Broken files
-    of annotations count as failed, too, and the next run with "coco" makes them again.
+    changed since. Files that earlier runs made of the same label stay; if an image is labelled
+    otherwise, they are removed. A new image never gets the name of another image's file, or of a
+    file that no run has written. What fails is reported on stderr and in the records; the run goes
+    on, and the next one tries again.
 
     Args:
         images: From :func:`selfment.images.find_images`.
         out: The output folder; it is made if it is missing.
-        labeler: Labels the images. Its masks are 8-bit PNG files, 0 or 255, at the upright image's
-            own size (nearest neighbour), and all 0 if the record has ``rejected``. If it has
-            ``objects``, they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for none,
-            which :func:`selfment.evaluate` does not score.
-        overlays: Also write :func:`selfment.images.draw.overlay`, or ``overlay_instances`` if the
-            labeler has ``objects``, to JPEG files under ``out/overlays``.
-        formats: "png", the masks; "yolo", a text file for each image under ``out/labels`` with a
-            line "0 cx cy w h" for each object, in shares of the image's size, and no line for an
-            image without objects; "coco", ``out/annotations.json`` with all images of the folder
-            that have annotations, sorted by path. If names of images differ in their suffix alone,
-            ``labels/a.txt`` belongs to the first. The COCO file is composed at the end of each run
-            from a file for each image under ``out/annotations``; a run without "coco" composes an
-            existing one again, too, unless it is whole and no record has changed. A mask counts
-            as one object if the labeler has no ``objects``. The score of an object is 1 minus its
-            eigenvalue, at least 0, and 0 if its method has no eigenvalue.
-        refine: A method of :func:`selfment.refine_mask` for each mask, or for each object's; the
-            earlier object keeps the pixels that two claim.
-        fill_holes: Fill the holes of each mask, see :func:`selfment.refine_mask`.
+        labeler: Labels the images.
+        overlays: Also write the images with their labels drawn on them.
+        formats: What to write: "png" for masks, "yolo" for boxes, "coco" for annotations.
+        refine: A method of :func:`selfment.refine_mask` for each mask, or for the mask of each
+            object; where these overlap, the earlier object counts.
+        fill_holes: Fill the holes of each mask.
         largest_component: Keep the largest component of each mask.
         progress: Show a bar on stderr.
-        shard: The rank of this process and the number of processes. Each labels its share of the
-            images and counts those; the last to end merges their records, which are in
-            ``out/labels-rank<r>.jsonl`` until then.
+        shard: The rank of this process and the number of processes. Each labels and counts its
+            share of the images; the last to end merges their records.
 
     Raises:
         ValueError: If ``out`` cannot be written, or a file would replace an input.
