@@ -2,7 +2,7 @@
 
 Images that hold an object, folders with `images/` or files, must stay; those that hold nothing,
 noise, one colour and gradients, must go. A row for each kind and graph, of the features of the
-embedded default. `docs/design.md` holds the table.
+embedded default. `docs/confidence.md` holds the table.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def main() -> None:
     )
     parser.add_argument("--detail", action="store_true", help="each phase of each size")
     parser.add_argument("--json", type=Path, metavar="F", help="the phases")
-    parser.add_argument("--write", action="store_true", help="tables into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="tables into docs/cuda.md")
     arguments = parser.parse_args()
     if lacks := sass.obstacle():
         sys.exit(lacks)

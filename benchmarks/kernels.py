@@ -4,7 +4,7 @@
 
 Prints a table of the kernels for bfloat16 features (`--all`: for all types), one row each; a cell
 has a number for each architecture, or one where they are equal. Shared memory is what a batch of 32
-images of 2304 patches takes on an H200. `--write` puts the table into docs/performance.md.
+images of 2304 patches takes on an H200. `--write` puts the table into docs/cuda.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from machine_code import Kernel, resident_blocks
 import selfment
 from selfment.core.graph import build
 
-PAGE = sass.ROOT / "docs/performance.md"
+PAGE = sass.ROOT / "docs/cuda.md"
 HOPPER = (132, 227 << 10)  # multiprocessors, and the bytes of shared memory of a block
 OTHERS = re.compile(r"<(Float16|float|double|false)>")
 
@@ -85,7 +85,7 @@ COLUMNS: dict[str, Callable[[Kernel], int]] = {
 
 
 def write(script: str, text: str) -> None:
-    """Puts what a script has made between its two lines of docs/performance.md."""
+    """Puts what a script has made between its two lines of docs/cuda.md."""
     begin, end = f"<!-- made by benchmarks/{script} -->", f"<!-- end of benchmarks/{script} -->"
     before, found, rest = PAGE.read_text().partition(begin)
     if not found or end not in rest:

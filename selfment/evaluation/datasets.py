@@ -1,4 +1,4 @@
-"""Data sets as they are downloaded: where their images and masks lie, and whether all are there."""
+"""Published data sets: where the images and masks of a download lie, and whether any is missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..images.suffixes import image_suffixes, suffix_of
 
 _SHOWN = 3  # names in a sentence on files that are missing
 _JPEG = (".jpg", ".jpeg")
-_BESIDE = "beside one of the same name without its losses"
+_BESIDE = "beside one of the same name in a lossless format"
 
 
 _Split = Callable[[Sequence[Path]], tuple[Sequence[Path], Sequence[Path]]]
@@ -20,17 +20,17 @@ _Split = Callable[[Sequence[Path]], tuple[Sequence[Path], Sequence[Path]]]
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a published data set."""
+    """The size and the folders of a published data set."""
 
-    count: int  #: of its images, each with a mask
+    count: int  #: of the images, each with a mask
     #: Folders of images and masks, relative to the folder of all data sets; the official one first.
     layouts: tuple[tuple[str, str], ...]
-    prefix: str = ""  #: of the names of the files that belong to it
-    shared: bool = False  #: whether the masks of other images lie among its own
+    prefix: str = ""  #: of the names of the data set's files, where others lie among them
+    shared: bool = False  #: whether the folder of masks holds masks of other images, too
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """An image and its mask, files of the same stem."""
 
     stem: str
@@ -40,35 +40,37 @@ class Pair:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What was found of a data set."""
+    """The files of a data set on this disk."""
 
     name: str
-    count: int | None  #: of images that it must have; None for a folder of one's own
-    images_folder: Path  #: where the images are, or belong
-    masks_folder: Path  #: where the masks are, or belong
+    count: int | None  #: of images in the whole data set; None for a folder of one's own
+    images_folder: Path  #: that holds the images, or should
+    masks_folder: Path  #: that holds the masks, or should
     images: tuple[Path, ...] = ()  #: in the order of their stems
-    pairs: tuple[Pair, ...] = ()  #: in the order of their stems
+    pairs: tuple[ImagePair, ...] = ()  #: in the order of their stems
     without_mask: tuple[str, ...] = ()  #: names of images
-    without_image: tuple[str, ...] = ()  #: names of masks, less those of other data sets
-    ambiguous: tuple[str, ...] = ()  #: names of files that share their stem with another's
-    stray: tuple[str, ...] = ()  #: names of masks in JPEG that are there without loss as well
-    there: bool = True  #: whether any of its folders is
+    without_image: tuple[
+        str, ...
+    ] = ()  #: names of masks; none where masks of other data sets lie among them
+    ambiguous: tuple[str, ...] = ()  #: names of files with the stem of another file
+    stray: tuple[str, ...] = ()  #: names of JPEG masks that have a lossless twin
+    there: bool = True  #: whether the folder of images or the folder of masks exists
 
     @property
     def problems(self) -> list[str]:
-        """What keeps the data set from being whole, one phrase each; empty if nothing does."""
+        """The reasons why the data set is not whole, one phrase each."""
         problems = self.image_problems
         if self.there and not self.masks_folder.is_dir():
             problems.append(f"no masks, which belong in {self.masks_folder}")
         elif self.without_mask:
-            problems.append(_named(self.without_mask, "image", "without a mask"))
+            problems.append(_phrase(self.without_mask, "image", "without a mask"))
         if self.count is None and self.without_image:
-            problems.append(_named(self.without_image, "mask", "without an image"))
+            problems.append(_phrase(self.without_image, "mask", "without an image"))
         return problems
 
     @property
     def image_problems(self) -> list[str]:
-        """Those of :attr:`problems` that matter where masks do not."""
+        """The :attr:`problems` that matter to a user of the images alone."""
         problems = []
         if not self.there:
             return [
@@ -82,38 +84,38 @@ class DataSet:
         elif not self.images:
             problems.append(f"no image in {self.images_folder}")
         if self.ambiguous:
-            problems.append(_named(self.ambiguous, "file", "with the stem of another"))
+            problems.append(_phrase(self.ambiguous, "file", "with the stem of another"))
         return problems
 
     @property
     def notes(self) -> list[str]:
-        """What is odd and yet harmless, one phrase each."""
+        """Oddities that do no harm, one phrase each."""
         notes = []
         if self.stray:
             notes.append(stray_note(self.stray))
         if self.count is not None and self.without_image:
-            notes.append(_named(self.without_image, "mask", "without an image"))
+            notes.append(_phrase(self.without_image, "mask", "without an image"))
         return notes
 
     @property
     def whole(self) -> bool:
-        """Whether all is there that must be."""
+        """True if there is no problem."""
         return not self.problems
 
 
 def _layouts(
     name: str, folders: Sequence[tuple[str, str]], bases: Iterable[str] = ()
 ) -> tuple[tuple[str, str], ...]:
-    """All combinations; archives are often unpacked into a folder of their own name."""
-    found: dict[tuple[str, str], None] = {}
+    """All combinations of folders; an archive is often unpacked into a folder of its own name."""
+    layouts: dict[tuple[str, str], None] = {}
     for base in (*bases, name, f"TestDataset/{name}"):
         nested = f"{base}/{base.rpartition('/')[2]}"
         for parent, (images, masks) in product((base, nested), (*folders, *_USUAL)):
-            found[os.path.join(parent, images), os.path.join(parent, masks)] = None
-    return tuple(found)
+            layouts[os.path.join(parent, images), os.path.join(parent, masks)] = None
+    return tuple(layouts)
 
 
-# Upper and lower case are alike in all of these.
+# Case does not matter in these names.
 _USUAL = (
     *(("Imgs", "GT"), ("images", "masks"), ("Image", "Mask"), ("images", "gt"), ("Image", "GT")),
     *(("img", "gt"), ("images", "gts"), ("imgs", "masks")),
@@ -172,10 +174,10 @@ _OWN = ("images", "masks")
 def find_set(name: str, root: str | os.PathLike[str]) -> DataSet:
     """The data set ``name`` of :data:`KNOWN` in ``root``, the folder of all data sets.
 
-    Of several layouts that are there, one that is whole, or else the one with the most pairs.
-    Folder names match in any case; links are followed; files match by their stems, and a folder is
-    not searched recursively. What is missing is in the result. Raises ``ValueError`` for an unknown
-    name and a ``root`` that is no folder.
+    If several layouts exist, the result is one that is whole, or else the one with the most pairs.
+    Folder names match in any case, and links are followed. Files match by their stems; folders are
+    not searched recursively. The result says which files are missing. Raises ``ValueError`` for an
+    unknown name and for a ``root`` that is no folder.
     """
     if name not in KNOWN:
         raise ValueError(f"`name` must be one of {', '.join(KNOWN)}: got {name!r}")
@@ -183,9 +185,9 @@ def find_set(name: str, root: str | os.PathLike[str]) -> DataSet:
 
 
 def find_folder(folder: str | os.PathLike[str], name: str | None = None) -> DataSet:
-    """One's own data set: ``folder/images`` and ``folder/masks``, of the same stems.
+    """One's own data set: ``folder/images`` and ``folder/masks``, matched by their stems.
 
-    ``name``: the folder's by default. Raises ``ValueError`` where ``folder`` is none.
+    ``name``: the name of the folder by default. Raises ``ValueError`` if ``folder`` is no folder.
     """
     tree = _Tree(folder)
     images, masks = map(tree.find, _OWN)
@@ -198,7 +200,7 @@ def find_folder(folder: str | os.PathLike[str], name: str | None = None) -> Data
 def find_masks(folder: str | os.PathLike[str]) -> DataSet | None:
     """The published data set whose masks lie in ``folder``, by the layouts of :data:`KNOWN`.
 
-    None where the folder is that of no data set, or not all of its images lie where they belong.
+    None if the folder belongs to no known data set, or if images of the data set are missing.
     """
     masks = Path(os.path.abspath(folder))
     parts = [part.lower() for part in masks.parts]
@@ -212,16 +214,16 @@ def find_masks(folder: str | os.PathLike[str]) -> DataSet | None:
             except PermissionError:  # a folder above may be searched by its owner alone
                 continue
             if images is not None:
-                found = _read(name, known, images, masks)
-                if len(found.images) == known.count:
-                    return found
+                data_set = _read(name, known, images, masks)
+                if len(data_set.images) == known.count:
+                    return data_set
     return None
 
 
 def split_stray(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
-    """Of masks of one stem those that count, and those in JPEG beside one without its losses.
+    """Splits masks of one stem into those that count and JPEG masks that have a lossless twin.
 
-    DUTS-TR is published with three of the latter.
+    DUTS-TR is published with three such JPEG masks.
     """
     lossless = [file for file in files if file.suffix.lower() not in _JPEG]
     if not lossless:
@@ -230,19 +232,19 @@ def split_stray(files: Sequence[Path]) -> tuple[list[Path], list[Path]]:
 
 
 def stray_note(names: Sequence[str]) -> str:
-    """A phrase on masks that :func:`split_stray` has put aside."""
-    return _named(names, "mask", f"in JPEG {_BESIDE}, not used")
+    """A phrase on the masks that :func:`split_stray` does not count."""
+    return _phrase(names, "mask", f"in JPEG {_BESIDE}, not used")
 
 
 def check(root: str | os.PathLike[str]) -> list[DataSet]:
-    """All known data sets, and those of one's own, in ``root``; what is missing as well.
+    """All known data sets, also those that are missing in ``root``, and one's own data sets there.
 
-    One's own are ``root`` itself and the folders in it that hold ``images`` and ``masks`` and are
-    of no known data set. Raises ``ValueError`` where ``root`` is no folder.
+    One's own are ``root`` itself and the folders in it that hold ``images`` and ``masks`` and
+    belong to no known data set. Raises ``ValueError`` if ``root`` is no folder.
     """
     tree = _Tree(root)
-    found = [_find(name, tree) for name in KNOWN]
-    used = {os.path.realpath(one.images_folder) for one in found if one.there}
+    data_sets = [_find(name, tree) for name in KNOWN]
+    used = {os.path.realpath(one.images_folder) for one in data_sets if one.there}
     for folder in (tree.root, *(tree.root / name for name in tree.names(tree.root))):
         try:
             own = find_folder(folder)
@@ -250,12 +252,12 @@ def check(root: str | os.PathLike[str]) -> list[DataSet]:
             continue
         folders = own.images_folder, own.masks_folder
         if all(map(Path.is_dir, folders)) and os.path.realpath(folders[0]) not in used:
-            found.append(own)
-    return found
+            data_sets.append(own)
+    return data_sets
 
 
 def describe(sets: Sequence[DataSet], root: str | os.PathLike[str]) -> list[str]:
-    """Lines for people on what :func:`check` found; paths are relative to ``root``."""
+    """A line for each data set of :func:`check`; paths are relative to ``root``."""
     width = max(len(one.name) for one in sets)
     lines = []
     for one in sets:
@@ -293,14 +295,14 @@ class _Tree:
         return self._names[folder]
 
     def find(self, relative: str) -> Path | None:
-        """The folder at a path below the root, by its exact name rather than by another case."""
+        """The folder at a path below the root; a name in the same case goes before another case."""
         folder = self.root
         for part in Path(relative).parts:
             names = self.names(folder)
-            alike = [name for name in names if name.lower() == part.lower()]
-            if not alike:
+            same = [name for name in names if name.lower() == part.lower()]
+            if not same:
                 return None
-            folder = folder / (part if part in alike else alike[0])
+            folder = folder / (part if part in same else same[0])
         return folder
 
 
@@ -312,11 +314,11 @@ def _find(name: str, tree: _Tree) -> DataSet:
         if images is None and masks is None:
             continue
         folders = images or tree.root / layout[0], masks or tree.root / layout[1]
-        found = _read(name, known, *folders)
-        if found.whole:
-            return found
-        if best is None or len(found.pairs) > len(best.pairs):
-            best = found
+        data_set = _read(name, known, *folders)
+        if data_set.whole:
+            return data_set
+        if best is None or len(data_set.pairs) > len(best.pairs):
+            best = data_set
     if best is not None:
         return best
     images, masks = (tree.root / folder for folder in known.layouts[0])
@@ -335,7 +337,7 @@ def _read(name: str, known: Known | None, images: Path, masks: Path) -> DataSet:
         images,
         masks,
         images=tuple(of_images[stem] for stem in stems),
-        pairs=tuple(Pair(s, of_images[s], of_masks[s]) for s in stems if s in of_masks),
+        pairs=tuple(ImagePair(s, of_images[s], of_masks[s]) for s in stems if s in of_masks),
         without_mask=tuple(of_images[s].name for s in stems if s not in of_masks),
         without_image=() if known and known.shared else tuple(of_masks[s].name for s in lonely),
         ambiguous=(*twin_images, *twin_masks),
@@ -346,9 +348,9 @@ def _read(name: str, known: Known | None, images: Path, masks: Path) -> DataSet:
 def _files(
     folder: Path, prefix: str, split: _Split | None = None
 ) -> tuple[dict[str, Path], list[str], list[str]]:
-    """The images in a folder by their stems, the names of those whose stem is taken, and of others.
+    """The images in a folder by their stems, then names: of their twins, and of uncounted files.
 
-    ``split`` says which files of one stem count; the others are those.
+    A twin has the stem of an earlier file. ``split`` says which files of one stem count.
     """
     if not folder.is_dir():
         return {}, [], []
@@ -362,21 +364,21 @@ def _files(
             and suffix_of(entry.name) in suffixes
             and entry.is_file()
         )
-    alike: dict[str, list[Path]] = {}
+    by_stem: dict[str, list[Path]] = {}
     for name in names:
-        alike.setdefault(os.path.splitext(name)[0], []).append(folder / name)
-    found: dict[str, Path] = {}
+        by_stem.setdefault(os.path.splitext(name)[0], []).append(folder / name)
+    images: dict[str, Path] = {}
     twins: list[str] = []
-    others: list[str] = []
-    for stem, files in alike.items():
-        counted, aside = split(files) if split else (files, [])
-        found[stem] = counted[0]
+    uncounted: list[str] = []
+    for stem, files in by_stem.items():
+        counted, rest = split(files) if split else (files, [])
+        images[stem] = counted[0]
         twins += [file.name for file in counted[1:]]
-        others += [file.name for file in aside]
-    return found, twins, others
+        uncounted += [file.name for file in rest]
+    return images, twins, uncounted
 
 
-def _named(names: Sequence[str], noun: str, rest: str) -> str:
+def _phrase(names: Sequence[str], noun: str, rest: str) -> str:
     """A phrase such as "2 images without a mask: a.jpg, b.jpg"."""
     shown = ", ".join(names[:_SHOWN])
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""

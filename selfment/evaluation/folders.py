@@ -41,30 +41,38 @@ def evaluate(
 ) -> Report:
     """Scores the saliency maps in the folder ``pred`` against the masks in the folder ``gt``.
 
-    Both are searched recursively for images of any type. The prediction of ``sub/a.png`` is
-    ``sub/a``, ``sub/a_saliency`` or ``sub/a_mask``, with any image suffix. All predictions are of
-    one kind: ``suffix`` (``""``, ``"_saliency"``, ``"_mask"`` or another) names it; by default it
-    is the only kind in the folder, and ``_saliency`` where there are ``_saliency`` and ``_mask``.
-    Files of another kind are left alone. :mod:`selfment.images.maps` says how files are read. The
-    PNG files of a labeler with ``objects`` hold numbers of objects, not saliency, and are not to be
-    scored. ``gt_suffix``: what follows the names of the ground truths, ``"_mask"`` for
-    ``a_mask.png``; files without it are left alone. Names match whichever way Unicode composes
-    their letters.
+    Both folders are searched recursively for images of any type. The prediction of ``sub/a.png`` is
+    ``sub/a``, ``sub/a_saliency`` or ``sub/a_mask``, with any image suffix. Names match whichever
+    way Unicode composes their letters. :mod:`selfment.images.maps` says how files are read. The PNG
+    files of a labeler with ``objects`` hold numbers of objects, not saliency, and are not to be
+    scored. Published data sets have odd files, which are left out with a note: masks in JPEG beside
+    a mask of the same name in a lossless format, and masks without an image, where the folders
+    around ``gt`` are those of a data set in :data:`selfment.evaluation.datasets.KNOWN`.
 
-    ``protocol`` and ``metrics``: as in :class:`Evaluator`. ``workers``: processes that share the
-    work, this one and others that are started afresh where there is enough to do, so that a script
-    that asks for more than one needs the usual ``if __name__ == "__main__"``; the result does not
-    depend on their number, to the bit. ``allow_missing``: score what has both files; else a ground
-    truth without a prediction, or a prediction without a ground truth, raises ``ValueError``.
-    ``progress``: a bar on stderr.
+    Args:
+        pred: The folder of predictions.
+        gt: The folder of ground truths.
+        protocol: See :data:`selfment.evaluation.PROTOCOLS`.
+        metrics: Only these scores of the protocol.
+        workers: The number of processes that share the work, this one included. The others start
+            afresh where there is enough to do, so that a script that asks for them needs the usual
+            ``if __name__ == "__main__"``. The result does not depend on their number, to the bit.
+        allow_missing: Score the pairs that are there, where files lack their partner.
+        suffix: The end of the predictions' names: "", "_saliency", "_mask" or another one. Files
+            with another end are left alone. By default it is the only one of these in the folder,
+            and "_saliency" where there are "_saliency" and "_mask".
+        gt_suffix: The end of the ground truths' names, "_mask" for ``a_mask.png``. Files without it
+            are left alone.
+        progress: Show a bar on stderr.
 
-    Published data sets have odd files, which are left out with a note: masks in JPEG beside one of
-    the same name in a format without losses, and, where the folders around ``gt`` are those of
-    :data:`selfment.evaluation.datasets.KNOWN`, masks without an image.
+    Returns:
+        The scores; ``failed`` has a sentence for each pair that cannot be read or scored.
 
-    A pair that cannot be read or scored is in ``failed``. Raises ``ValueError`` also for folders
-    that do not exist or hold no images, two files where one is meant, no pair that matches, and no
-    pair that can be read, ``ChildProcessError`` where one of the processes is killed.
+    Raises:
+        ValueError: For wrong arguments; for folders that do not exist or hold no images; for two
+            files of one name; for files without their partner, unless ``allow_missing``; and where
+            no pair can be read.
+        ChildProcessError: Where one of the processes is killed.
     """
     # Before the folders are searched.
     params.require("workers", workers, "an integer >= 1", isinstance(workers, int) and workers >= 1)
@@ -119,15 +127,14 @@ def score_pairs(
 
 
 def without_image(gt: str | os.PathLike[str], missing: Sequence[str]) -> list[str]:
-    """Of the ground truths ``missing`` a prediction those that their data set has no image for.
+    """The ground truths, of those ``missing`` a prediction, that their data set has no image for.
 
-    As the two masks that DUTS-TE has more than images. Of a folder ``gt`` that is not that of a
-    published data set, there are none.
+    DUTS-TE has two such masks. A folder ``gt`` of an unknown data set has none.
     """
-    found = find_masks(gt) if missing else None
-    if found is None:
+    data_set = find_masks(gt) if missing else None
+    if data_set is None:
         return []
-    images = {nfc(os.path.splitext(image.name)[0]) for image in found.images}
+    images = {nfc(os.path.splitext(image.name)[0]) for image in data_set.images}
     return [name for name in missing if name not in images]
 
 
@@ -161,8 +168,8 @@ def _scored(
         # They take seconds to start, in which this process works on its own.
         ready = [pool.submit(os.getpid) for _ in range(workers - 1)]
         while chunks or ordered:
-            given = sum(not future.done() for future in ordered)
-            for _ in range(2 * sum(future.done() for future in ready) - given):
+            waiting = sum(not future.done() for future in ordered)
+            for _ in range(2 * sum(future.done() for future in ready) - waiting):
                 if chunks:
                     ordered.append(pool.submit(_score_chunk, chunks.popleft(), wanted))
             if ordered and (ordered[0].done() or not chunks or len(ordered) == _AHEAD):

@@ -38,12 +38,12 @@ def write_html(
 ) -> None:
     """Writes ``report`` to the HTML file ``path``, whole or not at all.
 
-    It holds the scores, the curves, a histogram of each score, the ``gallery`` worst and best
-    images by the first score with ground truth and prediction, and a table of all images that a
-    click on a heading sorts. ``images``: a folder with the photographs, shown beside them where one
-    has an image's path and stem. Pictures are shrunk to 200 pixels and are left out for scores of
-    arrays. Raises ``ValueError`` for a ``gallery`` < 0, and for ``images`` without an image or with
-    two of one stem.
+    The page holds the scores, the curves, a histogram of each score, the ``gallery`` worst and the
+    ``gallery`` best images by the first score with ground truth and prediction, and a table of all
+    images that a click on a heading sorts. ``images``: a folder with photographs; a photograph of
+    the same path and stem is shown beside its prediction. Pictures are at most 200 pixels wide and
+    high, and are left out for scores of arrays. Raises ``ValueError`` for a ``gallery`` < 0, and
+    for ``images`` without an image or with two of one stem.
     """
     text = to_html(report, images=images, gallery=gallery)
     # A file's name may hold bytes that are no text.
@@ -73,9 +73,14 @@ def to_html(
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'
-        f"<title>Evaluation: {heading}</title><style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n<script>{_SCRIPT}</script>\n</body></html>\n"
+        f"<title>Evaluation: {heading}</title><style>{_asset('report.css')}</style></head>\n"
+        f"<body>\n{body}\n<script>\n{_asset('report.js')}</script>\n</body></html>\n"
     )
+
+
+def _asset(name: str) -> str:
+    """The text of a file beside this module."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
 
 
 def _scores(report: Report) -> str:
@@ -106,7 +111,7 @@ def _plot(
     up: str,
     lines: Mapping[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]],
 ) -> str:
-    """Lines in the unit square."""
+    """A plot of curves in the unit square, as SVG."""
     right, top = _WIDTH - 12, 42
     bottom = _HEIGHT - _BELOW
     parts = [f'<text x="{_LEFT}" y="16" class="name">{escape(name)}</text>']
@@ -200,7 +205,7 @@ def _picture(what: str, path: Path) -> str:
         else:
             read = read_truth if what == "ground truth" else read_saliency
             picture = Image.fromarray(read(path)[0])
-    except ImageError:  # it has changed since it was scored, or is none
+    except ImageError:  # the file has changed since it was scored, or is no image
         return f'<span class="none">{what} cannot be read</span>'
     picture.thumbnail((_SIDE, _SIDE))
     file = io.BytesIO()
@@ -223,48 +228,3 @@ def _table(report: Report) -> str:
         f'<div class="wide"><table id="images"><thead><tr>{headings}</tr></thead>'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
-
-
-_STYLE = """
-body{font:15px/1.45 system-ui,sans-serif;color:#1c1c1c;background:#fff;max-width:1240px;
-margin:24px auto;padding:0 20px}
-h1{font-size:24px;margin:0}h2{font-size:18px;margin:32px 0 4px}p{margin:2px 0 10px}
-.note{border-left:3px solid #b7791f;padding:1px 10px;margin:6px 0;overflow-wrap:anywhere}
-.row{display:flex;flex-wrap:wrap;gap:18px;align-items:flex-end}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
-td,th{padding:3px 10px;text-align:right;border-bottom:1px solid #e4e4e4}
-td:first-child,th:first-child{text-align:left}
-.scores td:last-child{text-align:left;color:#555}
-.wide{overflow-x:auto}#images thead th{position:sticky;top:0;background:#fff}
-button{all:unset;cursor:pointer;font-weight:600}button:focus-visible{outline:2px solid #0b6bcb}
-th[aria-sort=ascending] button::after{content:" \\25B2"}
-th[aria-sort=descending] button::after{content:" \\25BC"}
-svg{font-size:11px}svg text:not([fill]){fill:#444}
-.name{font-size:13px;font-weight:600}.middle{text-anchor:middle}.end{text-anchor:end}
-.grid{stroke:#e8e8e8;fill:none}.axis{stroke:#999}.line{fill:none;stroke-width:1.8}
-rect{fill:#0b6bcb}
-figure{margin:8px 0}figure div{display:flex;gap:4px}figure img{display:block;max-height:110px;
-border:1px solid #ccc}figcaption{font-size:13px;margin-top:3px;overflow-wrap:anywhere}
-.none{width:120px;color:#555;font-size:13px}
-"""
-
-_SCRIPT = """
-"use strict";
-const table = document.getElementById("images");
-const headings = [...table.tHead.rows[0].cells];
-headings.forEach((heading, column) => heading.firstChild.addEventListener("click", () => {
-  const down = heading.getAttribute("aria-sort") === "ascending";
-  headings.forEach(other => other.removeAttribute("aria-sort"));
-  heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const keyed = [...table.tBodies[0].rows].map(row => {
-    const text = row.cells[column].textContent;
-    return [column ? parseFloat(text) : text, row];
-  });
-  keyed.sort(([a], [b]) => {
-    if (!column) return (down ? -1 : 1) * a.localeCompare(b, undefined, {numeric: true});
-    if (isNaN(a) || isNaN(b)) return isNaN(a) - isNaN(b);
-    return down ? b - a : a - b;
-  });
-  table.tBodies[0].append(...keyed.map(([, row]) => row));
-}));
-"""

@@ -1,4 +1,6 @@
-"""Scores of one saliency map against one mask; a data set's is the mean over its images.
+"""Scores of one saliency map against one mask.
+
+The score of a data set is the mean over its images.
 
 A saliency map or mask is a torch tensor or a numpy array (H, W): floats in [0, 1], bool, or uint8
 where 255 means 1. Floats of half precision count as float32. All functions raise ``TypeError`` for
@@ -29,7 +31,7 @@ THRESHOLDS: Floats = np.arange(255, dtype=np.float64) / 255  #: of the paper's F
 TOKENCUT_THRESHOLDS: Floats = np.arange(255, dtype=np.float64) * (1 / 255)
 
 
-_LEVELS: Floats = np.arange(256, dtype=np.float64) / 255  # what the bytes mean
+_LEVELS: Floats = np.arange(256, dtype=np.float64) / 255  # the values that bytes stand for
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +60,7 @@ def accuracy(saliency: Tensor | npt.NDArray[Any], truth: Tensor | npt.NDArray[An
 def f_max(saliency: Tensor | npt.NDArray[Any], truth: Tensor | npt.NDArray[Any]) -> float:
     """The largest F measure over the thresholds k / 255, k = 0 to 254: the paper's ``F_max``.
 
-    Of :func:`f_curves`. It counts the pixels of each of 256 levels once instead of each threshold's
-    pixels.
+    See :func:`f_curves`. A histogram of 256 levels takes the place of 255 comparisons.
     """
     return float(f_curves(saliency, truth).f.max())
 
@@ -144,7 +145,7 @@ def _pair(saliency: Any, truth: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]
 
 
 def _over(values: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.bool_]:
-    """Where the values exceed 0 or 0.5."""
+    """True where the values exceed a threshold of 0 or 0.5."""
     if values.dtype == np.bool_:
         return values
     over: npt.NDArray[np.bool_] = values > (
@@ -156,7 +157,7 @@ def _over(values: npt.NDArray[Any], threshold: float) -> npt.NDArray[np.bool_]:
 def _counts(
     values: npt.NDArray[Any], truth: npt.NDArray[np.bool_], thresholds: Floats
 ) -> tuple[Floats, Floats, int]:
-    """How many pixels exceed each threshold, how many of them are true, and how many are at all."""
+    """Counts: pixels above each threshold, true pixels among them, and all true pixels."""
     if values.dtype == np.bool_:
         values = values.astype(np.uint8) * np.uint8(255)
     if values.dtype == np.uint8:
@@ -184,6 +185,6 @@ def _exceeded(values: npt.NDArray[Any], thresholds: Floats) -> npt.NDArray[np.ui
 def _histogram(
     levels: npt.NDArray[np.uint8], truth: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
-    """(2, 256): how many pixels of each level are false, and true."""
+    """(2, 256): the number of false and of true pixels of each level."""
     keys = levels | (truth.astype(np.uint16) << np.uint16(8))
     return np.bincount(keys.ravel(), minlength=512).reshape(2, 256)

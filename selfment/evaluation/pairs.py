@@ -14,7 +14,7 @@ from ..util.results import recorded_files
 from .datasets import split_stray
 from .tables import counted
 
-#: Of a prediction's name after its ground truth's; the first that a folder holds is taken.
+#: The ends of the names of predictions. Where a folder has both, the first one counts.
 SUFFIXES = ("_saliency", "_mask")
 
 
@@ -33,17 +33,18 @@ def match(
     suffix: str | None = None,
     gt_suffix: str = "",
 ) -> tuple[list[FilePair], list[str], list[str]]:
-    """The pairs of two folders, the ground truths without a prediction, and the reverse.
+    """The pairs of two folders; then the names of files without a partner.
 
-    All in the order of their names; see :func:`evaluate`, of which it has the errors.
+    These are ground truths without a prediction, and predictions without a ground truth. All are
+    sorted by name. Arguments and errors are those of :func:`evaluate`.
     """
     truths = by_stem(gt, "gt", gt_suffix)
     files = files_by_stem(pred, "pred")
     if suffix is None:
         suffix = _suffix(_predicted(pred, files), truths)
     chosen = {
-        stem[: len(stem) - len(suffix)]: _only(found, "pred")
-        for stem, found in files.items()
+        stem[: len(stem) - len(suffix)]: _only(alike, "pred")
+        for stem, alike in files.items()
         if stem.endswith(suffix) and not (suffix == "" and _is_suffixed(stem, truths))
     }
     pairs = [FilePair(name, chosen[name], truths[name]) for name in truths if name in chosen]
@@ -59,48 +60,52 @@ def match(
 
 
 def by_stem(folder: str | os.PathLike[str], name: str, suffix: str = "") -> dict[str, Path]:
-    """The images in a folder by their stems: the path in it, without the ending of the file.
+    """The images in a folder by their stems, sorted.
 
-    ``/`` is between the parts, and letters are composed (NFC). Sorted.
+    A stem is the path in the folder without the suffix of the file, with ``/`` between its parts
+    and composed letters (NFC).
 
     Args:
-        folder: where to search.
-        name: of the argument, in the errors; of ``"gt"`` masks in JPEG beside others do not count.
-        suffix: the end of the stems of those that count, which is taken off.
+        folder: The folder to search.
+        name: Of the argument in an error. For "gt", JPEG masks with a lossless twin do not count.
+        suffix: Only files whose stem ends so count; the keys are without it.
 
     Raises:
-        ValueError: the folder does not exist, holds no such image, or two of one stem.
+        ValueError: For a folder that does not exist, holds no such image, or two of one stem.
     """
-    found = {
+    images = {
         stem.removesuffix(suffix): _only(split_stray(files)[0] if name == "gt" else files, name)
         for stem, files in files_by_stem(folder, name).items()
         if stem.endswith(suffix)
     }
-    if not found:
+    if not images:
         raise ValueError(
             f"`{name}` must hold images whose names end in {suffix!r}: "
             f"got {os.fspath(folder)!r}, which holds none"
         )
-    return found
+    return images
 
 
 def nfc(name: str) -> str:
-    """The name with its letters composed: file systems differ in how they keep an umlaut."""
+    """The name with composed letters: file systems differ in how they write an umlaut."""
     return unicodedata.normalize("NFC", name)
 
 
 def check_complete(
     missing: Sequence[str], extra: Sequence[str], argument: str = "pred", kind: str = "prediction"
 ) -> None:
-    """Raises ``ValueError`` for ground truths, or files of a ``kind``, that lack the other."""
-    found = [
+    """Raises ``ValueError`` if there are names of files without a partner.
+
+    ``missing``: of ground truths without a file of this ``kind``. ``extra``: the reverse.
+    """
+    problems = [
         f"{counted(missing, 'ground truth')} without a {kind}" if missing else "",
         f"{counted(extra, kind)} without a ground truth" if extra else "",
     ]
-    if any(found):
+    if any(problems):
         raise ValueError(
             f"`{argument}` must hold one {kind} for each ground truth: "
-            f"{' and '.join(filter(None, found))}; to score the others, allow missing files"
+            f"{' and '.join(filter(None, problems))}; to score the others, allow missing files"
         )
 
 
@@ -109,7 +114,7 @@ def files_by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, list[P
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
         raise ValueError(f"`{name}` must be a folder that exists: got {os.fspath(folder)!r}")
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     overlays = {
         file for file, (_, field) in recorded_files(os.fspath(root)).items() if field == "overlay"
     }
@@ -117,11 +122,12 @@ def files_by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, list[P
         if entry.name in overlays:
             continue
         stem = nfc(entry.path.relative_to(root).with_suffix("").as_posix())
-        found.setdefault(stem, []).append(entry.path)
-    return {stem: found[stem] for stem in sorted(found)}
+        files.setdefault(stem, []).append(entry.path)
+    return {stem: files[stem] for stem in sorted(files)}
 
 
 def _only(files: Sequence[Path], name: str) -> Path:
+    """The one file of a stem; raises ``ValueError`` for several."""
     if len(files) > 1:
         first, second = files[:2]
         raise ValueError(
@@ -132,14 +138,14 @@ def _only(files: Sequence[Path], name: str) -> Path:
 
 
 def _predicted(pred: str | os.PathLike[str], files: dict[str, list[Path]]) -> dict[str, list[Path]]:
-    """The files, without the masks of labels where records say that predictions lie beside them."""
+    """The files without masks of labels, where the records name predictions beside such masks."""
     recorded = recorded_files(os.fspath(pred))
     masks = {
         PurePosixPath(file).with_suffix("") for file, (of, _) in recorded.items() if of == "labels"
     }
     if all(of == "labels" for of, _ in recorded.values()):
         return files
-    left = {stem: found for stem, found in files.items() if PurePosixPath(stem) not in masks}
+    left = {stem: alike for stem, alike in files.items() if PurePosixPath(stem) not in masks}
     if len(left) < len(files):
         print(
             f"{os.fspath(pred)} holds masks of labels and predictions: the predictions are scored, "
@@ -150,14 +156,14 @@ def _predicted(pred: str | os.PathLike[str], files: dict[str, list[Path]]) -> di
 
 
 def _is_suffixed(stem: str, truths: dict[str, Path]) -> bool:
-    """Whether a prediction is named after a ground truth, with one of the suffixes."""
+    """True if the stem is that of a ground truth with one of the suffixes."""
     return stem not in truths and any(
         stem.endswith(suffix) and stem.removesuffix(suffix) in truths for suffix in SUFFIXES
     )
 
 
 def _suffix(files: dict[str, list[Path]], truths: dict[str, Path]) -> str:
-    """The kind of the predictions: the suffix of their stems."""
+    """The suffix that the stems of the predictions have."""
     examples: dict[str, str] = {}
     for stem in files:
         if stem in truths:

@@ -1,7 +1,9 @@
-"""Recipes: TOML files, each a table of the paper or one's own, from training to scores.
+"""Recipes: TOML files that describe an experiment, from training to scores.
 
-title = "what is measured"
-source = "where it is from"
+Some reproduce a table of the paper; users can write their own:
+
+title = "a sentence on the experiment"
+source = "the table that it reproduces"
 
 [backbone]
 name = "classic"          # or "statistics", or any timm ViT
@@ -97,9 +99,9 @@ class EvaluateTable:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to train on, to predict and to score, and the values to compare with."""
+    """An experiment: training, prediction, evaluation, and the paper's scores."""
 
-    name: str  #: of its file, less the suffix
+    name: str  #: of the file, without the suffix
     title: str
     source: str
     backbone: BackboneTable
@@ -107,17 +109,17 @@ class Recipe:
     predict: PredictTable
     evaluate: EvaluateTable
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  #: by set and metric
-    every: int | None = None  #: of a folder of one's own, the pairs that are tested on
+    every: int | None = None  #: in a folder of one's own, each such pair is tested on
 
 
 class _Rule(NamedTuple):
-    text: str  # what a value must be
+    text: str  # completes "must be" in an error
     holds: Callable[[Any], bool]
     required: bool = True
 
 
 def packaged() -> list[Recipe]:
-    """The recipes that come with selfment, by name."""
+    """The recipes that come with selfment, sorted by name."""
     return [find_recipe(name) for name in _names()]
 
 
@@ -138,7 +140,7 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Recipe:
 
 
 def read_recipe(file: str | os.PathLike[str]) -> Recipe:
-    """The recipe in a TOML file. Raises :class:`RecipeError` for the first thing that is wrong."""
+    """The recipe in a TOML file. Raises :class:`RecipeError` for the first mistake."""
     path = Path(file)
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from typing import Any
 from .. import __version__
 from ..core import native as _native
 from ..core import options as params
-from ..evaluation.datasets import DataSet, Pair, find_folder, find_set
+from ..evaluation.datasets import DataSet, ImagePair, find_folder, find_set
 from ..evaluation.tables import Table
 from ..images.load import ImageEntry
 from ..jobs.predict import predict_images
@@ -33,19 +33,19 @@ _COLUMNS = ("data set", "images", "metric", "ours", "paper", "difference")
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What a recipe gave."""
+    """The results of a recipe."""
 
-    results: dict[str, Any]  #: what ``results.json`` holds
-    table: str  #: what ``results.md`` holds
+    results: dict[str, Any]  #: the content of ``results.json``
+    table: str  #: the content of ``results.md``
     unlabelled: int  #: images that could not be labelled, and were not trained on
 
 
 @dataclass(frozen=True)
-class _Test:
+class _TestSet:
     """A data set that is tested on."""
 
     name: str
-    pairs: Sequence[Pair]
+    pairs: Sequence[ImagePair]
     count: int  # of the pairs without a limit
 
 
@@ -63,15 +63,25 @@ def reproduce(
 ) -> Reproduction:
     """Trains, predicts and evaluates as ``recipe`` says; see :mod:`selfment.experiments.recipes`.
 
-    ``data``: the folder of all data sets, of which :mod:`selfment.evaluation.datasets` knows the
-    layouts; the set ``"folder"`` is ``data/images`` with ``data/masks``. ``out`` gets ``train``, as
-    :func:`selfment.training.train` writes it, ``predictions/SET``, ``results.json`` and
-    ``results.md``; what is there already from the same run is not done again, and an ``out`` of
-    another is refused. ``limit``: of each data set only so many images, the first in the order of
-    their names; a data set need not be whole then. ``weights``, ``device``, ``batch_size``: of the
-    backbone. ``workers``: processes that evaluate. Raises ``ValueError`` for a data set that is
-    missing or not whole, before anything is computed, and for images that cannot be segmented, and
-    whatever training, prediction and evaluation raise.
+    Args:
+        recipe: The settings of the experiment.
+        data: The folder of all data sets, in the layouts of :mod:`selfment.evaluation.datasets`.
+            The set "folder" is ``data/images`` with ``data/masks``.
+        out: The folder that gets ``train``, as :func:`selfment.training.train` writes it,
+            ``predictions/SET``, ``results.json`` and ``results.md``. Results that it holds from the
+            same run are not computed again.
+        limit: Use only so many images of each data set, the first by name; a data set may be
+            incomplete then.
+        weights: A file of weights for the backbone.
+        device: Of the backbone; CUDA by default where there is a device.
+        batch_size: Images in one pass of the backbone.
+        workers: The number of processes that evaluate.
+        progress: Show bars on stderr.
+
+    Raises:
+        ValueError: For a data set that is missing or incomplete, and for an ``out`` of another run,
+            before anything is computed; for images that cannot be segmented.
+        Exception: What training, prediction and evaluation raise.
     """
     if limit is not None:
         params.require("limit", limit, "an integer >= 1", isinstance(limit, int) and limit >= 1)
@@ -127,45 +137,45 @@ def reproduce(
 
 
 def _training_images(recipe: Recipe, data: str | os.PathLike[str], limit: int | None) -> list[Path]:
-    found = _found(recipe.train.set, data)
+    data_set = _find(recipe.train.set, data)
     if recipe.train.set == FOLDER:
-        _require_whole(found, found.problems, limit)
-        return [pair.image for pair in _part(recipe, found, tested=False)[:limit]]
-    # Masks are of no use here: a set without them will do.
-    _require_whole(found, found.image_problems, limit)
-    if not found.images:
-        raise ValueError(f"the data set {found.name} must hold images: got none")
-    return list(found.images[:limit])
+        _require_whole(data_set, data_set.problems, limit)
+        return [pair.image for pair in _part(recipe, data_set, tested=False)[:limit]]
+    # Training needs no masks, so that a set without them will do.
+    _require_whole(data_set, data_set.image_problems, limit)
+    if not data_set.images:
+        raise ValueError(f"the data set {data_set.name} must hold images: got none")
+    return list(data_set.images[:limit])
 
 
-def _test(recipe: Recipe, name: str, data: str | os.PathLike[str], limit: int | None) -> _Test:
-    found = _found(name, data)
-    _require_whole(found, found.problems, limit)
-    pairs = _part(recipe, found, tested=True)
-    return _Test(name, pairs[:limit], found.count or len(pairs))
+def _test(recipe: Recipe, name: str, data: str | os.PathLike[str], limit: int | None) -> _TestSet:
+    data_set = _find(name, data)
+    _require_whole(data_set, data_set.problems, limit)
+    pairs = _part(recipe, data_set, tested=True)
+    return _TestSet(name, pairs[:limit], data_set.count or len(pairs))
 
 
-def _found(name: str, data: str | os.PathLike[str]) -> DataSet:
+def _find(name: str, data: str | os.PathLike[str]) -> DataSet:
     return find_folder(data, FOLDER) if name == FOLDER else find_set(name, data)
 
 
-def _require_whole(found: DataSet, problems: list[str], limit: int | None) -> None:
-    if not found.there:
-        raise ValueError(f"the data set {found.name} is {problems[0]}")
+def _require_whole(data_set: DataSet, problems: list[str], limit: int | None) -> None:
+    if not data_set.there:
+        raise ValueError(f"the data set {data_set.name} is {problems[0]}")
     if problems and limit is None:
-        raise ValueError(f"the data set {found.name} is not whole: {'; '.join(problems)}")
+        raise ValueError(f"the data set {data_set.name} is not whole: {'; '.join(problems)}")
 
 
-def _part(recipe: Recipe, found: DataSet, tested: bool) -> list[Pair]:
-    """The pairs; of a folder of one's own those that are tested on, or all others."""
-    every = recipe.every if found.name == FOLDER else None
-    pairs = list(found.pairs)
+def _part(recipe: Recipe, data_set: DataSet, tested: bool) -> list[ImagePair]:
+    """All pairs of a data set; of the set "folder" those that are tested on, or all others."""
+    every = recipe.every if data_set.name == FOLDER else None
+    pairs = list(data_set.pairs)
     if every is not None:
         pairs = [pair for i, pair in enumerate(pairs, 1) if (i % every == 0) == tested]
     if not pairs:
         raise ValueError(
-            f"the data set {found.name} must have at least {every or 1} pairs of image and mask: "
-            f"got {len(found.pairs)}"
+            f"the data set {data_set.name} must have at least {every or 1} pairs of image and "
+            f"mask: got {len(data_set.pairs)}"
         )
     return pairs
 
@@ -217,7 +227,7 @@ def _train(
     )
 
 
-def _predict(test: _Test, folder: Path, segmenter: Segmenter, progress: bool) -> list[Path]:
+def _predict(test: _TestSet, folder: Path, segmenter: Segmenter, progress: bool) -> list[Path]:
     """The saliency files of all pairs."""
     images = [pair.image.absolute() for pair in test.pairs]
     entries = [ImageEntry(path, f"{path.stem}.png") for path in images]
@@ -237,7 +247,7 @@ def _predict(test: _Test, folder: Path, segmenter: Segmenter, progress: bool) ->
 
 
 def _scores(
-    recipe: Recipe, test: _Test, files: list[Path], workers: int, progress: bool
+    recipe: Recipe, test: _TestSet, files: list[Path], workers: int, progress: bool
 ) -> dict[str, float | None]:
     """The scores of a data set, or those that an earlier run has computed from the same files.
 

@@ -1,4 +1,4 @@
-"""A folder of tensors: a file each, written whole or not at all, memory-mapped, with a checksum."""
+"""A folder of tensors: each in a file with a checksum, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from torch import Tensor
 from ..util.files import check_file, write_atomically
 
 _SUFFIX = ".safetensors"
-_RESERVE = 256 << 20  # bytes of a disk that are left for what must be written
+_RESERVE = 256 << 20  # bytes of the disk that the cache leaves for checkpoints and heads
 
 
 def key_of(**parts: Any) -> str:
-    """A name for what depends on these JSON values and nothing else."""
+    """The key of a tensor that depends on these JSON values alone."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:40]
 
 
@@ -34,13 +34,13 @@ def _checksum(key: str, tensor: Tensor) -> str:
 
 
 class TensorCache:
-    """Tensors by key, as many as a limit of bytes and the disk allow."""
+    """Tensors by key, as many as fit in a limit of bytes and on the disk."""
 
     def __init__(self, folder: Path, limit: int | None = None, users: int = 1) -> None:
-        """``limit``: bytes that the folder may take, shared by ``users``; None: no limit.
+        """``limit``: bytes that the folder may take, shared by ``users`` processes; None: no limit.
 
-        A folder that cannot be written is read only. Raises ``ValueError`` where there is none and
-        none can be made.
+        A folder that cannot be written is only read. Raises ``ValueError`` if there is no folder
+        and none can be made.
         """
         self.folder = folder
         try:
@@ -50,7 +50,7 @@ class TensorCache:
                 f"`cache` must be a folder: got {os.fspath(folder)!r} ({error.strerror or error})"
             ) from error
         self._lock = Lock()
-        self._told = False
+        self._said_full = False
         self._damaged: set[Path] = set()
         self._left: int | None = None
         if limit is not None:
@@ -58,9 +58,9 @@ class TensorCache:
             self._left = max(0, limit - here) // users
 
     def get(self, key: str) -> Tensor | None:
-        """The tensor, memory-mapped; None where there is none, or a damaged one, which is reported.
+        """The tensor of this key, memory-mapped; None without one, and for a damaged file.
 
-        What is read is what was kept under this key: its checksum is computed each time.
+        The checksum of key and content is computed each time. Damage is reported once.
         """
         from safetensors import safe_open
 
@@ -68,19 +68,19 @@ class TensorCache:
         try:
             check_file(path)
             with safe_open(path, "pt") as file:
-                kept = (file.metadata() or {}).get("crc32")
+                crc32 = (file.metadata() or {}).get("crc32")
                 tensor: Tensor = file.get_tensor("tensor")
-            if kept == _checksum(key, tensor):
+            if crc32 == _checksum(key, tensor):
                 return tensor
         except FileNotFoundError:
             return None
-        except Exception:  # of the safetensors library, of torch and of the file system
-            kept = None
-        self._report(path)
+        except Exception:  # raised by safetensors, torch or the file system for a damaged file
+            pass
+        self._report_damage(path)
         return None
 
     def put(self, key: str, tensor: Tensor) -> bool:
-        """Keeps the tensor; False where limit or disk do not allow it, which is said once."""
+        """Stores the tensor; returns False, and says so once, if limit or disk do not allow it."""
         from safetensors.torch import save
 
         tensor = tensor.contiguous().cpu()
@@ -90,22 +90,22 @@ class TensorCache:
             write_atomically(self._path(key), lambda file: file.write(data))
         except OSError as error:
             with self._lock:
-                told, self._told = self._told, True
-            if not told:
+                said, self._said_full = self._said_full, True
+            if not said:
                 reason = error.strerror or error
                 print(f"cache: not all is kept in {self.folder} ({reason})", file=sys.stderr)
             return False
         return True
 
-    def _report(self, path: Path) -> None:
+    def _report_damage(self, path: Path) -> None:
         with self._lock:
-            told = path in self._damaged
+            said = path in self._damaged
             self._damaged.add(path)
-        if not told:
+        if not said:
             print(f"cache: {path} is damaged, and computed again", file=sys.stderr)
 
     def _reserve(self, size: int) -> None:
-        """Raises ``OSError`` where there is no room for so many bytes."""
+        """Counts ``size`` bytes against the limit; raises ``OSError`` if they do not fit."""
         if shutil.disk_usage(self.folder).free < size + _RESERVE:
             raise OSError("the disk is nearly full")
         with self._lock:

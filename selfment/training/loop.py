@@ -22,12 +22,12 @@ EPOCHS = 3
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-5
 SEED = 111
-_AHEAD = 4  # samples that are read while one is trained on
+_AHEAD = 4  # samples that are read ahead of the training step
 LOSSES = ("total", "bce", "dice", "contrastive")
 
 
 class Samples(Protocol):
-    """What a head is trained on."""
+    """The images that a head is trained on."""
 
     def __len__(self) -> int:
         """The number of images."""
@@ -64,12 +64,28 @@ def fit(
 ) -> PatchHead:
     """Trains ``head`` in place, on its device: Adam, one image for each step and process.
 
-    The order of an epoch depends on ``seed`` and its number alone, so that a run that goes on after
-    ``finished`` epochs with their ``optimizer_state`` ends as one that never stopped. Under
-    ``torch.distributed`` each process takes its share of every epoch. ``on_epoch`` gets the epoch,
-    from 1, and the optimiser's state. The caller's autocast, default device, and modes without
-    gradients change nothing. Raises ``ValueError`` where the loss is not finite, or for a head that
-    was made in inference mode.
+    The order of the images in an epoch depends on ``seed`` and the number of the epoch alone, so
+    that a run that goes on after ``finished`` epochs ends as one that never stopped. Under
+    ``torch.distributed`` each process trains on its share of every epoch. The caller's autocast,
+    default device and modes without gradients change nothing.
+
+    Args:
+        head: The head to train.
+        samples: Features (N, d) and labels (N,) bool of each image.
+        epochs: How often each image is trained on.
+        lr: Learning rate of Adam.
+        weight_decay: Of Adam.
+        seed: Of the order of the images.
+        finished: Epochs that an earlier run has finished.
+        optimizer_state: The optimiser's state after these epochs.
+        on_step: Called after each step.
+        on_epoch: Called after each epoch with its number, from 1, and the optimiser's state.
+
+    Returns:
+        The head, in evaluation mode.
+
+    Raises:
+        ValueError: Where the loss is not finite, or for a head that was made in inference mode.
     """
     device = next(head.parameters()).device
     if any(parameter.is_inference() for parameter in head.parameters()):

@@ -29,11 +29,11 @@ class HeadLoss:
 
 
 def head_loss(logits: Tensor, embedding: Tensor, labels: Tensor) -> HeadLoss:
-    """The loss of one image from what :class:`selfment.PatchHead` gives.
+    """The loss of one image from the output of :class:`selfment.PatchHead`.
 
-    ``logits`` (N, 2), ``embedding`` (N, c), ``labels`` (N,) bool. Computed in the dtypes of the
-    first two, under autocast, too. Raises ``ValueError`` for other shapes and ``TypeError`` for
-    what is no dense tensor.
+    ``logits`` (N, 2), ``embedding`` (N, c), ``labels`` (N,) bool. The loss is computed in the
+    dtypes of the first two, also under autocast. Raises ``ValueError`` for other shapes and
+    ``TypeError`` for arguments that are not dense tensors.
     """
     _check(logits=logits, embedding=embedding, labels=labels)
     patches = len(labels)
@@ -64,8 +64,8 @@ def contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERAT
     ``temperature``; 0 where a class has fewer than two patches. ``embedding`` (N, c), ``labels``
     (N,) bool. Memory: O(N c) and a block of 32 MiB.
 
-    The mean over positives is a product with the class sum S: <e_i, S - e_i> / ((n - 1) T), so that
-    only the logarithms of the softmax's denominators take all pairs.
+    The mean over positives is a product with the class sum S: <e_i, S - e_i> / ((n - 1) T). Only
+    the logarithms of the softmax's denominators need all pairs.
     """
     _check(embedding=embedding, labels=labels)
     foreground = labels.to(embedding.dtype)
@@ -78,7 +78,7 @@ def contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERAT
         similarity = (rows * (own_sum - rows)).sum(-1) / ((own_size - 1).clamp(min=1) * temperature)
         lse: Tensor = _RowLogSumExp.apply(rows, temperature)
     loss = (lse - similarity).mean()
-    # Chosen without looking at the sizes, which may lie on a device that should not be waited for.
+    # torch.where needs no copy of the sizes to the host, which would wait for the device.
     return torch.where(sizes.min() < 2, torch.zeros_like(loss), loss)
 
 
@@ -95,7 +95,7 @@ class _RowLogSumExp(torch.autograd.Function):
         block = max(1, _BLOCK_BYTES // (len(rows) * rows.element_size()))
         ctx.block, ctx.temperature, ctx.kernel = block, temperature, None
         sums = []
-        # One buffer for all blocks: what an allocator makes of many takes many times as much.
+        # All blocks share one buffer: one buffer each would take many times the memory.
         buffer = rows.new_empty((min(block, len(rows)), len(rows)))
         for part in rows.split(block):
             kernel = _kernel(part, rows, temperature, buffer)
@@ -115,7 +115,7 @@ class _RowLogSumExp(torch.autograd.Function):
         parts = []
         if ctx.kernel is None:
             buffer = rows.new_empty((ctx.block, len(rows)))
-        # The caller's autocast holds for a backward pass of its own, too.
+        # The caller may run the backward pass under autocast, too.
         with without_autocast(rows.device):
             for part, own in zip(rows.split(ctx.block), share.split(ctx.block), strict=True):
                 kernel = ctx.kernel
@@ -127,13 +127,13 @@ class _RowLogSumExp(torch.autograd.Function):
 
 
 def _check(**tensors: Tensor) -> None:
-    """Raises ``TypeError`` for what is no dense tensor, ``ValueError`` for one without numbers."""
+    """Raises ``TypeError`` for what is no dense tensor, ``ValueError`` for tensors without data."""
     for name, tensor in tensors.items():
         check_dense(tensor, name)
         check_data(tensor, name)
 
 
 def _kernel(part: Tensor, rows: Tensor, temperature: float, buffer: Tensor) -> Tensor:
-    """exp((<part, rows> - 1) / T), in the first rows of the buffer."""
+    """exp((<part, rows> - 1) / T), written to the first rows of the buffer."""
     product = torch.mm(part, rows.T, out=buffer[: len(part)])
     return product.sub_(1).div_(temperature).exp_()

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import re
-import statistics
-import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -19,34 +14,24 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..backbones import DTYPES, WeightsError
-from ..core import native as _native
+from ..backbones import DTYPES
 from ..core import options as params
 from ..core.torch_state import loading
 from ..images.load import ImageEntry
-from ..models.head import HeadInfo, PatchHead, read_checkpoint, save_head
+from ..models.head import HeadInfo, PatchHead, save_head
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
-from ..util.extras import load_extra
-from ..util.files import atomic_file, lock, remove_abandoned, write_atomically
 from .cache import TensorCache
-from .loop import (
-    EPOCHS,
-    LEARNING_RATE,
-    LOSSES,
-    SEED,
-    WEIGHT_DECAY,
-    Step,
-    fit,
-)
-from .samples import Source
+from .folder import RunFolder, load_tensorboard
+from .loop import EPOCHS, LEARNING_RATE, SEED, WEIGHT_DECAY, fit
+from .samples import LabelledImages
 
 MAX_IMAGES = 1000
 
 
 @dataclass(frozen=True)
-class Summary:
-    """What a training run did."""
+class TrainingSummary:
+    """The head of a training run, and how much was done."""
 
     head: Path  #: the folder of the finished head
     images: int  #: that were trained on
@@ -71,39 +56,51 @@ def train(
     feature_dtype: str = "float32",
     resume: bool = False,
     progress: bool = True,
-) -> Summary:
-    """Labels images once, and trains a head on them; see :func:`selfment.Segmenter` for its use.
+) -> TrainingSummary:
+    """Labels images once, and trains a head on them; :class:`selfment.Segmenter` uses the head.
 
-    ``images``: from :func:`selfment.images.find_images`; ``max_images`` of them, chosen by
-    ``seed``. ``cache``: the folder for features (N x d numbers of ``feature_dtype`` for each image)
-    and labels, ``out/cache`` by default; ``cache_limit`` bytes at most, and what does not fit is
-    computed again in each epoch, as all is without ``use_cache``. Files of the same content share
-    an entry, whatever their names. Under ``torchrun`` images and steps are shared by all processes,
-    which should see the same ``out``.
+    Files of the same content share an entry of the cache, whatever their names. Images that cannot
+    be labelled are reported on stderr and left out; an image that has labels but cannot be read
+    again ends the run, which can be resumed. An image that the labeler rejects is trained on as one
+    that is all background. Under ``torchrun`` all processes share images and steps, and should see
+    the same ``out``.
 
-    ``out`` gets ``settings.json``, ``steps.jsonl`` (the losses of each step), TensorBoard events,
-    ``epoch-NNN.pt`` after each epoch and the finished ``head/``. ``resume`` goes on after the last
-    epoch that is there, to the same result; the images may lie elsewhere by then, under the same
-    names relative to the folder that was searched. Images that cannot be labelled are reported on
-    stderr and left out; one that has labels but cannot be read again ends the run, which can be
-    resumed. An image that the labeler rejects is trained on as one that is all background.
-    Raises ``ValueError`` for wrong arguments, an ``out`` that holds another training,
-    and when no image is left, and whatever the backbone raises when it cannot be loaded.
+    Args:
+        images: From :func:`selfment.images.find_images`.
+        out: The folder that gets ``settings.json``, ``steps.jsonl`` (the losses of each step),
+            TensorBoard events, ``epoch-NNN.pt`` after each epoch and the finished ``head/``.
+        labeler: Makes the features and the labels.
+        epochs: How often each image is trained on.
+        max_images: How many of the images are used at most; ``seed`` chooses them.
+        lr: Learning rate of Adam.
+        weight_decay: Of Adam.
+        seed: Of the choice of images, of their order and of the head's first weights.
+        cache: The folder for features (N x d numbers for each image) and labels; by default
+            ``out/cache``.
+        use_cache: False: features are computed again in each epoch.
+        cache_limit: Bytes that the cache may take; features that do not fit are computed again in
+            each epoch. None: no limit.
+        feature_dtype: Of the features in the cache: "float32", "float16" or "bfloat16".
+        resume: Go on after the last epoch in ``out``, to the same result. The images may lie
+            elsewhere by then, under the same names relative to the folder that was searched.
+        progress: Show a bar on stderr.
+
+    Raises:
+        ValueError: For wrong arguments, for an ``out`` that holds another training, and where no
+            image can be labelled.
+        ImportError: Without TensorBoard.
+        selfment.backbones.WeightsError: Where the backbone cannot be loaded.
     """
     _check(epochs, max_images, lr, weight_decay, seed, cache_limit, feature_dtype)
     lr, weight_decay, seed = float(lr), float(weight_decay), int(seed)
     rank, world = _distributed.world()
     if rank == 0:
-        _load_tensorboard()  # before any work is done
+        load_tensorboard()  # before any work is done
     folder = Path(out).absolute()
     device = labeler.torch_device
-    run = _Run(folder, rank == 0, resume)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=generator, device="cpu")
-    taken = [images[index] for index in sorted(chosen[:max_images].tolist())]
+    run = RunFolder(folder, rank == 0, resume)
     try:
-        if len({entry.name for entry in taken}) < len(taken):
-            raise ValueError("`images` must have a `name` each: got the same more than once")
+        chosen = _choose(images, max_images, seed)
         if run.finished > epochs:
             raise ValueError(
                 f"`epochs` must be at least as many as are finished: got {epochs}, {folder} has "
@@ -111,21 +108,16 @@ def train(
             )
         store = None
         if use_cache:
-            kept = folder / "cache" if cache is None else Path(cache).absolute()
-            store = TensorCache(kept, cache_limit, world)
+            cache = folder / "cache" if cache is None else Path(cache).absolute()
+            store = TensorCache(cache, cache_limit, world)
         with _distributed.process_group(device):
-            seen = _distributed.gathered(run.finished)
-            if len(set(seen)) > 1:
+            _check_one_folder(run.finished)
+            samples = LabelledImages(chosen, labeler, store, feature_dtype)
+            failed = samples.prepare(progress and rank == 0)
+            if not len(samples):
                 raise ValueError(
-                    "`out` must be the same folder for all processes: they found checkpoints of "
-                    f"{', '.join(map(str, seen))} epochs"
-                )
-            source = Source(taken, labeler, store, feature_dtype)
-            failed = source.prepare(progress and rank == 0)
-            if not len(source):
-                raise ValueError(
-                    f"`images` must hold one that can be labelled: got {len(taken)}, of which none "
-                    "can"
+                    "`images` must hold one that can be labelled: "
+                    f"got {len(chosen)}, of which none can"
                 )
             settings = {
                 **labeler.settings,
@@ -135,20 +127,13 @@ def train(
                 "processes": world,
                 "feature_dtype": feature_dtype,
             }
-            run.begin(settings, dict(zip(source.names, source.keys, strict=True)), failed)
-            head = _new_head(labeler.backbone.dim, seed)
-            if run.checkpoint:
-                head.load_state_dict(run.checkpoint["model_state"])
-            # What travels with the head names no path of this machine.
-            public = {name: value for name, value in settings.items() if name != "weights"}
-            info = HeadInfo(
-                labeler.backbone_name, labeler.features, labeler.size, public, labeler.positions
-            )
-            steps = -(-len(source) // world) * max(0, epochs - run.finished)
+            run.begin(settings, dict(zip(samples.names, samples.keys, strict=True)), failed)
+            head, info = _head(labeler, seed, settings, run)
+            steps = -(-len(samples) // world) * max(0, epochs - run.finished)
             with tqdm(total=steps, unit="step", disable=not progress or rank > 0) as bar:
                 fit(
                     head.to(device),
-                    source,
+                    samples,
                     epochs=epochs,
                     lr=lr,
                     weight_decay=weight_decay,
@@ -161,161 +146,60 @@ def train(
             if rank == 0:
                 save_head(folder / "head", head, info)
                 run.close()
-            _distributed.gathered(None)  # nobody leaves before all is written
+            _distributed.gathered(None)  # no process leaves before all is written
     finally:
         run.close()
-    return Summary(folder / "head", len(source), len(failed), len(run.seconds), run.median)
+    return TrainingSummary(folder / "head", len(samples), len(failed), len(run.seconds), run.median)
 
 
-class _Run:
-    """The files of a training run; only the first process writes them."""
+def _choose(images: Sequence[ImageEntry], most: int, seed: int) -> list[ImageEntry]:
+    """At most so many of the images, in their order; raises ``ValueError`` for equal names."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    order = torch.randperm(len(images), generator=generator, device="cpu")
+    chosen = [images[index] for index in sorted(order[:most].tolist())]
+    if len({entry.name for entry in chosen}) < len(chosen):
+        raise ValueError("`images` must have a `name` each: got the same more than once")
+    return chosen
 
-    def __init__(self, folder: Path, writes: bool, resume: bool) -> None:
-        self.folder = folder
-        self.seconds: list[float] = []
-        self.checkpoint: dict[str, Any] = {}
-        self.finished = 0
-        self._writes = writes
-        self._steps: Any = None
-        self._board: Any = None
-        self._held: Any = None
-        found = [file for file in folder.glob("epoch-*.pt") if _epoch(file.name)]
-        epochs = sorted(found, key=lambda file: _epoch(file.name))
-        if epochs and not resume:
-            raise ValueError(
-                f"`out` must hold no training unless it is resumed: {folder} has {epochs[-1].name}"
-            )
-        while epochs and not self.checkpoint:
-            newest = epochs.pop()
-            try:
-                self.checkpoint = read_checkpoint(os.fspath(newest))
-                self.finished = _epoch(newest.name)
-            except WeightsError as error:  # cut off, as by a power failure
-                print(f"{error}; going on from the epoch before", file=sys.stderr)
-        if writes:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                self._held = (folder / ".lock").open("a", encoding="utf-8")
-            except OSError as error:
-                raise ValueError(
-                    "`out` must be a folder that can be written: "
-                    f"got {os.fspath(folder)!r} ({error.strerror or error})"
-                ) from error
-            lock(self._held, folder)
-            remove_abandoned(folder)
 
-    @property
-    def median(self) -> float:
-        """Seconds for a step."""
-        return statistics.median(self.seconds) if self.seconds else float("nan")
-
-    def begin(self, settings: dict[str, Any], images: dict[str, str], failed: list[str]) -> None:
-        """Checks that a resumed run is the same, and writes what there is to say of it.
-
-        ``images``: the keys of their features, which are of their content, by relative name.
-        """
-        self._settings, self._images = settings, images
-        before = self.checkpoint.get("settings", settings)
-        for name in settings:
-            if before.get(name) != settings[name]:
-                raise ValueError(
-                    f"`resume` must have the settings of the training it goes on with: {name} was "
-                    f"{before.get(name)!r}, is {settings[name]!r}"
-                )
-        keys = self.checkpoint.get("images", images)
-        for name in [*keys, *images]:
-            if keys.get(name) != images.get(name):
-                state = "is new" if name not in keys else "has changed"
-                state = state if name in images else "is missing, or cannot be labelled now"
-                raise ValueError(
-                    f"`resume` must have the images of the training it goes on with: {name} {state}"
-                )
-        self._last = time.perf_counter()
-        self._names = list(images)
-        if not self._writes:
-            return
-        about = {"settings": settings, "versions": _native.info(), "failed": failed}
-        text = json.dumps({**about, "images": self._names}, indent=2) + "\n"
-        write_atomically(
-            self.folder / "settings.json", lambda file: file.write(text.encode()), durable=True
-        )
-        # A run that was killed wrote steps of an epoch that it did not finish.
-        file = self.folder / "steps.jsonl"
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        lines = text.splitlines(keepends=True)
-        kept = [line for line in lines if 0 < _parsed(line).get("epoch", 0) <= self.finished]
-        write_atomically(file, lambda steps: steps.write("".join(kept).encode()))
-        self._steps = file.open("a", encoding="utf-8")
-        purge = _parsed(kept[-1])["step"] + 1 if kept else 0
-        self._board = _load_tensorboard().SummaryWriter(
-            str(self.folder / "tensorboard"), purge_step=purge
+def _check_one_folder(finished: int) -> None:
+    """Raises ``ValueError`` where the processes see different checkpoints."""
+    epochs = _distributed.gathered(finished)
+    if len(set(epochs)) > 1:
+        raise ValueError(
+            "`out` must be the same folder for all processes: they found checkpoints of "
+            f"{', '.join(map(str, epochs))} epochs"
         )
 
-    def log(self, step: Step, bar: tqdm[Any]) -> None:
-        """Writes one step."""
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
-        self._last = now
-        bar.update()
-        if self._steps is None:
-            return
-        row = {**asdict(step), "image": self._names[step.index], "seconds": self.seconds[-1]}
-        self._steps.write(json.dumps(row) + "\n")
-        self._steps.flush()
-        for name in LOSSES:
-            self._board.add_scalar(f"loss/{name}", getattr(step, name), step.step)
 
-    def save(self, epoch: int, head: PatchHead, info: HeadInfo, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of an epoch."""
-        if not self._writes:
-            return
-        content = {
-            "epoch": epoch,
-            "model_state": head.state_dict(),
-            "optimizer_state": state,
-            "settings": self._settings,
-            "images": self._images,
-            "info": asdict(info),
-        }
-        with atomic_file(self.folder / f"epoch-{epoch:03}.pt", durable=True) as file:
-            torch.save(content, file)
-
-    def close(self) -> None:
-        """Releases the files."""
-        for file in (self._board, self._steps, self._held):
-            if file is not None:
-                file.close()
+def _head(
+    labeler: PseudoLabeler, seed: int, settings: dict[str, Any], run: RunFolder
+) -> tuple[PatchHead, HeadInfo]:
+    """A new head, or the checkpoint's, and what is saved with it."""
+    head = _new_head(labeler.backbone.dim, seed)
+    if run.checkpoint:
+        head.load_state_dict(run.checkpoint["model_state"])
+    # No path of this machine travels with the head.
+    public = {name: value for name, value in settings.items() if name != "weights"}
+    return head, HeadInfo(
+        labeler.backbone_name, labeler.features, labeler.size, public, labeler.positions
+    )
 
 
 def _new_head(dim: int, seed: int) -> PatchHead:
-    """What ``torch.manual_seed(seed)`` and ``PatchHead(dim)`` make; global generators stay."""
+    """The head that ``torch.manual_seed(seed)`` and ``PatchHead(dim)`` make.
+
+    The state of torch's global generators stays as it is.
+    """
     with loading():
         head = PatchHead(dim)
         generator = torch.Generator("cpu").manual_seed(seed)
         for layer in (part for part in head.modules() if isinstance(part, nn.Linear)):
-            # As torch's linear layers begin.
+            # As torch initialises its linear layers.
             nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
             bound = 1 / math.sqrt(layer.in_features)
             nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
         return head
-
-
-def _epoch(name: str) -> int:
-    found = re.fullmatch(r"epoch-(\d+)\.pt", name)
-    return int(found[1]) if found else 0
-
-
-def _parsed(line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):  # cut off, or damaged
-        return {}
-    return row if isinstance(row, dict) else {}
-
-
-def _load_tensorboard() -> Any:
-    """The TensorBoard writer of torch, which takes a second to import."""
-    return load_extra("torch.utils.tensorboard", "TensorBoard", "train", "training")
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""The images that a head is trained on: features and labels, each computed once."""
+"""The images that a head is trained on, with their features and labels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from ..util.files import content_of, printable, reason
 from .cache import TensorCache, key_of
 
 
-class Source:
-    """The features and labels of images; each is labelled once."""
+class LabelledImages:
+    """The features and labels of images; each image is labelled once."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Source:
         self._of_features = {k: v for k, v in settings.items() if k not in of_labels}
         self._of_features |= {"version": __version__, "dtype": dtype}
         if labeler.backbone_name not in EMBEDDED:
-            # What weights a name stands for, and what is computed with them, is timm's to say.
+            # The version of timm decides which weights a name stands for, and what they compute.
             self._of_features["timm"] = metadata.version("timm")
         self._of_labels = {k: v for k, v in settings.items() if k in of_labels}
         self._lock = Lock()  # backbones run in one thread at a time
@@ -69,15 +69,15 @@ class Source:
                 features = self._extract(pixels[None])[0]
             if self.cache is not None:
                 self.cache.put(key, features)
-        # Read here, from the file behind the memory map, and not where it is computed with.
+        # The copy reads the memory-mapped file here, in a thread, and not in the training step.
         return features.clone(), self.labels[index]
 
     def prepare(self, progress: bool) -> list[str]:
-        """Labels all images; those that fail are left out, and returned with the reason."""
+        """Labels all images; those that fail are left out. Returns a sentence for each of these."""
         rank, world = _distributed.world()
         own = range(rank, len(self.paths), world)
-        self._done: dict[int, tuple[str, Tensor | None]] = {}  # without labels: an error
-        backbone = self.labeler.backbone  # loaded here: its errors are not those of an image
+        self._done: dict[int, tuple[str, Tensor | None]] = {}  # key and labels, or error and None
+        backbone = self.labeler.backbone  # loaded here, so that its errors end the run
         hidden = not progress
         if progress and self.cache is not None:
             h, w = backbone.grid(self.labeler.size)
@@ -97,7 +97,7 @@ class Source:
                     key, pixels, labels = future.result()
                     if labels is None and pixels is None:
                         labels = self._labels(key)
-                        if labels is None:  # the features have gone meanwhile
+                        if labels is None:  # the features were removed meanwhile
                             key, pixels = self._load(index)
                 except Exception as error:
                     self._fail(index, error)
@@ -111,28 +111,35 @@ class Source:
                     batch = []
                 bar.update()
             self._label(batch)
-        found = {k: v for part in _distributed.gathered(self._done) for k, v in part.items()}
-        failed = [found[index][0] for index in sorted(found) if found[index][1] is None]
-        kept = [index for index in sorted(found) if found[index][1] is not None]
+        done = {k: v for part in _distributed.gathered(self._done) for k, v in part.items()}
+        failed = [done[index][0] for index in sorted(done) if done[index][1] is None]
+        kept = [index for index in sorted(done) if done[index][1] is not None]
         self.paths = [self.paths[index] for index in kept]
         self.names = [self.names[index] for index in kept]
-        self.keys = [found[index][0] for index in kept]
-        self.labels = [labels for index in kept if (labels := found[index][1]) is not None]
+        self.keys = [done[index][0] for index in kept]
+        self.labels = [labels for index in kept if (labels := done[index][1]) is not None]
         return failed
 
     def _read(self, index: int) -> tuple[str, Tensor | None, Tensor | None]:
-        """The features' key; the labels where they are cached, the pixels where nothing is."""
+        """The key of the features, the pixels, and the labels.
+
+        The pixels are None if features or labels are cached, the labels if they are not.
+        """
         if self.cache is not None:
             key = self._key(self.paths[index])
             labels = self.cache.get(self._key_of_labels(key))
             if labels is not None:
-                return key, None, labels.clone()  # a process can have so many memory maps only
+                return (
+                    key,
+                    None,
+                    labels.clone(),
+                )  # the number of memory maps of a process is limited
             if self.cache.get(key) is not None:
                 return key, None, None
         return *self._load(index), None
 
     def _load(self, index: int) -> tuple[str, Tensor]:
-        """The features' key and the pixels, of the same content."""
+        """The key of the features and the pixels, of the same content of the file."""
         path = self.paths[index]
         key = self._key(path)
         pixels = self.labeler.preprocess(load_image(path)[0])
@@ -147,7 +154,7 @@ class Source:
         return key_of(features=key, **self._of_labels)
 
     def _labels(self, key: str) -> Tensor | None:
-        """The labels of cached features; None where there are none."""
+        """The labels of cached features; None if there are no features."""
         features = None if self.cache is None else self.cache.get(key)
         if features is None:
             return None
@@ -157,7 +164,7 @@ class Source:
         return labels
 
     def _extract(self, pixels: Tensor) -> Tensor:
-        # Rounded as they are stored, so that labels and head do not depend on the cache.
+        # Rounded to the dtype of the cache, so that labels and head do not depend on the cache.
         with as_documented(self.labeler.torch_device):
             features: Tensor = self.labeler.backbone(pixels)
         return features.to(self.dtype)
@@ -169,7 +176,7 @@ class Source:
             features = self._extract(torch.stack([pixels for _, _, pixels in batch]))
             masks = self.labeler.label_features(features).mask.flatten(1)
         except Exception as error:
-            # The other images of the batch must not pay for one: each again, by itself.
+            # One bad image must not fail the others of its batch: label each by itself.
             if len(batch) == 1:
                 self._fail(batch[0][0], error)
             else:
@@ -180,10 +187,10 @@ class Source:
             if self.cache is not None:
                 self.cache.put(key, rows)
                 self.cache.put(self._key_of_labels(key), labels)
-            self._done[index] = key, labels.clone()  # not the whole batch
+            self._done[index] = key, labels.clone()  # a view would hold the whole batch
 
     def _fail(self, index: int, error: Exception) -> None:
-        # An image error is a sentence, which may have a line break in the image's name.
+        # The message of an ImageError is a sentence already.
         text = str(error) if isinstance(error, ImageError) else reason(error)
         path = str(self.paths[index])
         sentence = text if path in text else f"cannot label {path}: {text}"
@@ -194,7 +201,7 @@ class Source:
 def ahead(
     pool: ThreadPoolExecutor, work: Callable[[int], Any], order: Iterable[int], most: int
 ) -> Iterator[tuple[int, Future[Any]]]:
-    """Runs ``work`` in the pool, in order, for at most ``most`` indices at a time."""
+    """Runs ``work`` in the pool on each index, in order; at most ``most`` results wait."""
     running: deque[tuple[int, Future[Any]]] = deque()
     try:
         for index in order:

@@ -179,7 +179,7 @@ def test_masks_in_jpeg_beside_others_are_left_aside(tmp_path):
     assert (found.whole, found.image_problems) == (True, [])
     assert [pair.mask.suffix for pair in found.pairs] == [".png", ".png"]
     assert found.notes == [
-        "2 masks in JPEG beside one of the same name without its losses, not used: "
+        "2 masks in JPEG beside one of the same name in a lossless format, not used: "
         "-0.v1.jpg, -1.v1.JPEG"
     ]
     fill(folder, ["-0.v1.bmp"])  # which of two would count, nobody can tell

@@ -169,8 +169,8 @@ def training(photos: Path, out: Path) -> tuple[object, ...]:
     ("fault", "epochs"),
     [
         (("selfment.training.cache:write_atomically", 3, "1"), 0),  # while it labels
-        (("selfment.training.run:_Run.log", 5, "1"), 1),  # in the second epoch
-        (("selfment.training.run:_Run.save", 3, "0"), 2),  # before the last checkpoint is there
+        (("selfment.training.folder:RunFolder.log", 5, "1"), 1),  # in the second epoch
+        (("selfment.training.folder:RunFolder.save", 3, "0"), 2),  # before the last checkpoint
         (("selfment.training.run:save_head", 1, "0"), 3),  # before the head is
     ],
     ids=lambda value: value[0].rpartition(":")[2] if isinstance(value, tuple) else str(value),

@@ -24,7 +24,11 @@ from selfment.core import native as _native
 
 CSRC = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.*"))
 CUDA = ["csrc/bindings_cuda.cpp", *(name for name in CSRC if name.endswith(".cu"))]
-RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("selfment/**/*.toml"))
+DATA = sorted(
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.glob("selfment/**/*.*")
+    if path.suffix in (".toml", ".css", ".js")
+)
 TESTS = [
     path.relative_to(ROOT).as_posix()
     for path in sorted(ROOT.glob("tests/**/*.*"))
@@ -140,7 +144,7 @@ def test_sdist_holds_all_sources_and_nothing_built(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     needed = {"setup.py", "pyproject.toml", "LICENSE", "README.md", "selfment/VERSION"}
-    needed |= {*CSRC, *TESTS, *RECIPES}
+    needed |= {*CSRC, *TESTS, *DATA}
     assert needed - names == set()
     assert [name for name in names if name.endswith((".so", ".o", ".pyc"))] == []
 
@@ -166,11 +170,11 @@ print(cpu().__file__, cpu().__version__, selfment.affinity(torch.eye(3)).degrees
 
 @pytest.mark.slow
 @needs_tools
-def test_recipes_are_installed(tree: Path, tmp_path: Path) -> None:
+def test_recipes_and_the_page_s_files_are_installed(tree: Path, tmp_path: Path) -> None:
     python("setup.py", "build_py", "--build-lib", str(tmp_path), cwd=tree)
-    installed = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("**/*.toml")}
+    installed = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("selfment/**/*")}
     assert "selfment/experiments/recipe_files/offline.toml" in installed
-    assert installed == set(RECIPES)
+    assert set(DATA) <= installed
 
 
 @needs_tools

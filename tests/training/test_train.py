@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -13,89 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from helpers import mortal, processes
-from helpers.cases import object_on_ground
+from helpers.training import equal, pictures, run, steps, weights
 from selfment import PatchHead, PseudoLabeler
-from selfment.images.load import find_images
 from selfment.models.head import load_head
-from selfment.training.cache import TensorCache
-from selfment.training.loop import Step, fit
+from selfment.training.loop import Step
 from selfment.training.losses import head_loss
-from selfment.training.run import Summary, train
-
-
-def pictures(folder: Path, count: int, size: int = 64) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for index in range(count):
-        stream = np.random.RandomState(index)
-        pixels = stream.randint(60, 90, (size, size, 3)).astype(np.uint8)
-        pixels[size // 4 : size // 2, size // 3 : 2 * size // 3] = stream.randint(100, 255, 3)
-        Image.fromarray(pixels).save(folder / f"{index:02}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return pictures(tmp_path_factory.mktemp("photos"), 6)
-
-
-def run(inputs: Path, out: Path, **options) -> Summary:
-    options = {"epochs": 2, "progress": False, **options}
-    labeler = PseudoLabeler(size=96, batch_size=options.pop("batch_size", 2))
-    return train(find_images([inputs]), out, labeler, **options)
-
-
-def weights(out: Path) -> dict[str, Tensor]:
-    return load_head(out / "head")[0].state_dict()
-
-
-def equal(a: Path, b: Path) -> bool:
-    return all(torch.equal(x, weights(b)[name]) for name, x in weights(a).items())
-
-
-def steps(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
-
-
-def planted(count: int) -> list[tuple[Tensor, Tensor]]:
-    """Images whose objects share a prototype, and the truth."""
-    inside = torch.zeros(12, 9, dtype=torch.bool)
-    inside[3:9, 3:6] = True
-    features = object_on_ground(12, 9, 24)
-    return [(features + 0.1 * index, inside.flatten()) for index in range(count)]
-
-
-def test_fit_takes_the_steps_of_adam() -> None:
-    samples = planted(3)
-    ours, theirs = PatchHead(24), PatchHead(24)
-    theirs.load_state_dict(ours.state_dict())
-    taken: list[Step] = []
-    fit(ours, samples, epochs=2, lr=3e-3, weight_decay=1e-4, seed=5, on_step=taken.append)
-    adam = torch.optim.Adam(theirs.parameters(), lr=3e-3, weight_decay=1e-4)
-    for step in taken:
-        features, labels = samples[step.index]
-        loss = head_loss(*theirs(features), labels)
-        assert step.total == pytest.approx(loss.total.item(), rel=1e-6)
-        assert step.bce == pytest.approx(loss.bce.item(), rel=1e-6)
-        adam.zero_grad()
-        loss.total.backward()
-        adam.step()
-    for name, value in theirs.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value)
-    assert [(s.epoch, s.step) for s in taken] == [(1, 1), (1, 2), (1, 3), (2, 4), (2, 5), (2, 6)]
-    assert sorted(s.index for s in taken[:3]) == [0, 1, 2]
-    assert not ours.training
-
-
-@pytest.mark.slow
-def test_fit_learns() -> None:
-    samples = planted(8)
-    head = PatchHead(24)
-    fit(head, samples, epochs=15)
-    features, labels = planted(9)[-1]
-    assert ((head.saliency(features) > 0.5) == labels).float().mean() > 0.95
 
 
 def test_a_run_and_its_files(folder: Path, tmp_path: Path) -> None:
@@ -155,49 +77,6 @@ def test_same_seed_same_weights_with_and_without_a_cache(folder: Path, tmp_path:
     assert not equal(tmp_path / "a", tmp_path / "e")
 
 
-def test_nothing_is_extracted_or_labelled_twice(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    calls: list[str] = []
-    for name in ("label_features", "preprocess"):
-        original = getattr(PseudoLabeler, name)
-
-        def counted(self, value, name=name, original=original):
-            calls.append(name)
-            return original(self, value)
-
-        monkeypatch.setattr(PseudoLabeler, name, counted)
-    cache = tmp_path / "cache"
-    run(folder, tmp_path / "a", cache=cache)
-    assert sorted(calls) == ["label_features"] * 3 + ["preprocess"] * 6
-    calls.clear()
-    run(folder, tmp_path / "b", cache=cache, lr=1e-2)
-    assert calls == []
-    # Other labels of the same features.
-    labeler = PseudoLabeler(size=96, tau=0.4)
-    train(find_images([folder]), tmp_path / "c", labeler, cache=cache, epochs=1, progress=False)
-    assert calls == ["label_features"] * 6
-    calls.clear()
-    # The same content under another name.
-    renamed = pictures(tmp_path / "renamed", 1)
-    (renamed / "00.png").rename(renamed / "x.png")
-    run(renamed, tmp_path / "d", cache=cache)
-    assert calls == []
-    # Other content under the same name.
-    changed = tmp_path / "changed"
-    changed.mkdir()
-    Image.new("RGB", (64, 64), (9, 99, 200)).save(changed / "01.png")
-    run(changed, tmp_path / "e", cache=cache)
-    assert calls.count("preprocess") == 1
-
-
-@pytest.mark.slow
-def test_half_precision_features(folder: Path, tmp_path: Path) -> None:
-    run(folder, tmp_path / "a", feature_dtype="bfloat16")
-    run(folder, tmp_path / "b", feature_dtype="bfloat16", use_cache=False)
-    assert equal(tmp_path / "a", tmp_path / "b")
-    largest = max(p.stat().st_size for p in (tmp_path / "a/cache").rglob("*.safetensors"))
-    assert 36 * 384 * 2 <= largest < 36 * 384 * 2 + 200
-
-
 @pytest.mark.slow
 def test_max_images_are_chosen_by_the_seed(folder: Path, tmp_path: Path) -> None:
     chosen = []
@@ -236,11 +115,11 @@ def test_resuming_gives_the_same_weights(folder: Path, tmp_path: Path, monkeypat
         if step.epoch == 2 and step.step == 9:
             raise StopError
 
-    from selfment.training.run import _Run
+    from selfment.training.folder import RunFolder
 
-    log = _Run.log
+    log = RunFolder.log
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "log", lambda self, step, bar: (log(self, step, bar), stop(step)))
+        patch.setattr(RunFolder, "log", lambda self, step, bar: (log(self, step, bar), stop(step)))
         with pytest.raises(StopError):
             run(folder, tmp_path / "part", epochs=3)
     assert len(steps(tmp_path / "part")) == 9
@@ -281,15 +160,6 @@ def test_resuming_falls_back_to_a_checkpoint_that_can_be_read(
     assert all(torch.equal(x, whole[name]) for name, x in weights(tmp_path / "run").items())
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"must be finite: got nan in step \d+, of epoch 1; .*1e\+30"
-    ):
-        run(folder, tmp_path / "run", lr=1e30)
-    assert not (tmp_path / "run/head").exists()
-    assert not list((tmp_path / "run").glob("epoch-*.pt"))
-
-
 def test_an_image_that_changes_after_it_was_labelled(tmp_path: Path, monkeypatch) -> None:
     photos = pictures(tmp_path / "photos", 2)
 
@@ -303,32 +173,6 @@ def test_an_image_that_changes_after_it_was_labelled(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("selfment.training.run.fit", change)
     run(photos, tmp_path / "run", use_cache=False)
-
-
-def test_the_cache_knows_the_weights_that_were_loaded(folder: Path, tmp_path: Path) -> None:
-    import timm
-
-    for name in ("a", "b"):
-        torch.manual_seed(ord(name))
-        model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
-        torch.save(model.state_dict(), tmp_path / f"{name}.pth")
-    weights = tmp_path / "weights.pth"
-    (tmp_path / "a.pth").rename(weights)
-
-    def trained(out: Path, labeler: PseudoLabeler) -> Path:
-        options = {"cache": tmp_path / "cache", "epochs": 1, "progress": False}
-        train(find_images([folder]), out, labeler, **options)
-        return out
-
-    def labeler() -> PseudoLabeler:
-        return PseudoLabeler("vit_tiny_patch16_224", 64, weights=weights)
-
-    first = labeler()
-    _ = first.backbone
-    (tmp_path / "b.pth").rename(weights)
-    trained(tmp_path / "old", first)
-    trained(tmp_path / "new", labeler())
-    assert not equal(tmp_path / "old", tmp_path / "new")
 
 
 def test_one_run_at_a_time(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -359,45 +203,6 @@ def test_wrong_arguments(folder: Path, tmp_path: Path, options: dict, message: s
     assert not (tmp_path / "run").exists()
 
 
-def test_cache(tmp_path: Path) -> None:
-    cache = TensorCache(tmp_path, limit=5000)
-    tensor = torch.arange(1000, dtype=torch.int16)
-    assert cache.get("ab12") is None
-    assert cache.put("ab12", tensor)
-    assert torch.equal(cache.get("ab12"), tensor)
-    assert cache.put("cd34", tensor)
-    assert not cache.put("ef56", tensor)  # over the limit
-    assert not TensorCache(tmp_path, limit=5000).put("ef56", tensor)
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"`cache` must be a folder: got .*file/cache'"):
-        TensorCache(tmp_path / "file/cache")
-    # Cut off, as by a power failure: there is no such tensor.
-    (tmp_path / "ab/ab12.safetensors").write_bytes(b"\x10")
-    assert cache.get("ab12") is None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["full", "read-only"])
-def test_a_cache_that_takes_nothing(
-    folder: Path, tmp_path: Path, monkeypatch, capsys, trouble: str
-) -> None:
-    run(folder, tmp_path / "whole")
-    capsys.readouterr()
-    if trouble == "full":
-        usage = shutil.disk_usage(tmp_path)._replace(free=10_000_000)
-        monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    else:
-
-        def refuse(path, write):
-            raise OSError(errno.EROFS, "Read-only file system")
-
-        monkeypatch.setattr("selfment.training.cache.write_atomically", refuse)
-    assert run(folder, tmp_path / "run").failed == 0
-    assert equal(tmp_path / "whole", tmp_path / "run")
-    assert capsys.readouterr().err.count("cache: not all is kept in") == 1
-    assert not list((tmp_path / "run").glob("cache/*/*"))
-
-
 def words(folder: Path, out: Path, *options: str) -> list[str]:
     return [
         *("train", str(folder), "--out", str(out)),
@@ -420,7 +225,7 @@ def test_killed_runs_go_on(tmp_path: Path) -> None:
     killed_at("selfment.training.cache:write_atomically", 11)
     before = {p: p.stat().st_mtime_ns for p in out.glob("cache/*/*.safetensors")}
     assert len(before) == 10
-    killed_at("selfment.training.run:_Run.save", 3)
+    killed_at("selfment.training.folder:RunFolder.save", 3)
     assert (out / "epoch-002.pt").exists()
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert cached() == 80

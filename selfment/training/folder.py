@@ -1,0 +1,182 @@
+"""The folder of a training run: its lock, settings, steps and checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import statistics
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..backbones import WeightsError
+from ..core import native as _native
+from ..models.head import HeadInfo, PatchHead, read_checkpoint
+from ..util.extras import load_extra
+from ..util.files import atomic_file, lock, remove_abandoned, write_atomically
+from .loop import LOSSES, Step
+
+
+class RunFolder:
+    """The files of a training run. All processes read them; only the first process writes."""
+
+    def __init__(self, folder: Path, writes: bool, resume: bool) -> None:
+        """Reads the newest checkpoint that is whole; locks the folder if this process writes.
+
+        Raises ``ValueError`` where there are checkpoints and ``resume`` is False, and where the
+        folder cannot be written.
+        """
+        self.folder = folder
+        self.seconds: list[float] = []  #: that each step of this run took
+        self.checkpoint: dict[str, Any] = {}  #: of the last finished epoch
+        self.finished = 0  #: epochs
+        self._writes = writes
+        self._steps: Any = None
+        self._board: Any = None
+        self._lock: Any = None
+        checkpoints = sorted((f for f in folder.glob("epoch-*.pt") if _epoch_of(f)), key=_epoch_of)
+        if checkpoints and not resume:
+            raise ValueError(
+                "`out` must hold no training unless it is resumed: "
+                f"{folder} has {checkpoints[-1].name}"
+            )
+        while checkpoints and not self.checkpoint:
+            newest = checkpoints.pop()
+            try:
+                self.checkpoint = read_checkpoint(os.fspath(newest))
+                self.finished = _epoch_of(newest)
+            except WeightsError as error:  # the file was cut off, as by a power failure
+                print(f"{error}; going on from the epoch before", file=sys.stderr)
+        if writes:
+            self._make_and_lock()
+
+    @property
+    def median(self) -> float:
+        """The median of the seconds of a step; NaN without a step."""
+        return statistics.median(self.seconds) if self.seconds else float("nan")
+
+    def begin(self, settings: dict[str, Any], images: dict[str, str], failed: list[str]) -> None:
+        """Checks that a resumed run is the same one, and writes ``settings.json``.
+
+        ``images``: the key of each image's features, which depends on the content of its file, by
+        the image's relative name. ``failed``: a sentence for each image that has no labels.
+        """
+        self._check_same(settings, images)
+        self._settings, self._images, self._names = settings, images, list(images)
+        self._time_of_last_step = time.perf_counter()
+        if not self._writes:
+            return
+        about = {"settings": settings, "versions": _native.info(), "failed": failed}
+        text = json.dumps({**about, "images": self._names}, indent=2) + "\n"
+        write_atomically(
+            self.folder / "settings.json", lambda file: file.write(text.encode()), durable=True
+        )
+        self._open_logs()
+
+    def log(self, step: Step, bar: tqdm[Any]) -> None:
+        """Writes one step to ``steps.jsonl`` and for TensorBoard."""
+        now = time.perf_counter()
+        self.seconds.append(now - self._time_of_last_step)
+        self._time_of_last_step = now
+        bar.update()
+        if self._steps is None:
+            return
+        row = {**asdict(step), "image": self._names[step.index], "seconds": self.seconds[-1]}
+        self._steps.write(json.dumps(row) + "\n")
+        self._steps.flush()
+        for name in LOSSES:
+            self._board.add_scalar(f"loss/{name}", getattr(step, name), step.step)
+
+    def save(self, epoch: int, head: PatchHead, info: HeadInfo, state: dict[str, Any]) -> None:
+        """Writes the checkpoint of an epoch. ``state``: of the optimiser."""
+        if not self._writes:
+            return
+        content = {
+            "epoch": epoch,
+            "model_state": head.state_dict(),
+            "optimizer_state": state,
+            "settings": self._settings,
+            "images": self._images,
+            "info": asdict(info),
+        }
+        with atomic_file(self.folder / f"epoch-{epoch:03}.pt", durable=True) as file:
+            torch.save(content, file)
+
+    def close(self) -> None:
+        """Closes the logs and releases the lock."""
+        for file in (self._board, self._steps, self._lock):
+            if file is not None:
+                file.close()
+
+    def _make_and_lock(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("a", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(
+                "`out` must be a folder that can be written: "
+                f"got {os.fspath(self.folder)!r} ({error.strerror or error})"
+            ) from error
+        lock(self._lock, self.folder)
+        remove_abandoned(self.folder)
+
+    def _check_same(self, settings: dict[str, Any], images: dict[str, str]) -> None:
+        """Raises ``ValueError`` where the checkpoint has other settings or images."""
+        before = self.checkpoint.get("settings", settings)
+        for name in settings:
+            if before.get(name) != settings[name]:
+                raise ValueError(
+                    f"`resume` must have the settings of the training it goes on with: {name} was "
+                    f"{before.get(name)!r}, is {settings[name]!r}"
+                )
+        keys = self.checkpoint.get("images", images)
+        for name in [*keys, *images]:
+            if keys.get(name) != images.get(name):
+                state = "is new" if name not in keys else "has changed"
+                state = state if name in images else "is missing, or cannot be labelled now"
+                raise ValueError(
+                    f"`resume` must have the images of the training it goes on with: {name} {state}"
+                )
+
+    def _open_logs(self) -> None:
+        """Opens ``steps.jsonl`` and the TensorBoard writer after the last finished epoch."""
+        # A run that was killed has written steps of an epoch that it did not finish.
+        file = self.folder / "steps.jsonl"
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        lines = text.splitlines(keepends=True)
+        kept = [line for line in lines if 0 < _parsed(line).get("epoch", 0) <= self.finished]
+        write_atomically(file, lambda steps: steps.write("".join(kept).encode()))
+        self._steps = file.open("a", encoding="utf-8")
+        purge = _parsed(kept[-1])["step"] + 1 if kept else 0
+        self._board = load_tensorboard().SummaryWriter(
+            str(self.folder / "tensorboard"), purge_step=purge
+        )
+
+
+def load_tensorboard() -> Any:
+    """Imports torch's TensorBoard writer, which takes a second.
+
+    Raises ``ImportError`` where TensorBoard is missing.
+    """
+    return load_extra("torch.utils.tensorboard", "TensorBoard", "train", "training")
+
+
+def _epoch_of(checkpoint: Path) -> int:
+    """The epoch in the name of a checkpoint; 0 for another file."""
+    match = re.fullmatch(r"epoch-(\d+)\.pt", checkpoint.name)
+    return int(match[1]) if match else 0
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """The JSON object in a line; empty for a line that is cut off or damaged."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
