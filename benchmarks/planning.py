@@ -47,8 +47,7 @@ def run(folder: Path, resumed: bool) -> None:
     count = len(entries)
     tell("list (find_images)", start, before)
     start, before = time.perf_counter(), resident()
-    unrefined = {"method": None, "fill_holes": False, "largest_component": False}
-    results = OutputFolder(out, LabelJob(PseudoLabeler(), False, ("png",), unrefined))
+    results = OutputFolder(out, LabelJob(PseudoLabeler()))
     tell("read the records", start, before)
     start, before = time.perf_counter(), resident()
     tasks = results.plan(entries)

@@ -20,7 +20,7 @@ import numpy as np
 
 from ..util.extras import load_extra
 from ..util.files import atomic_file, printable
-from ..util.lines import Record, unsealed
+from ..util.lines import Record, without_checksum
 from .exports import Instances, boxes
 from .folder import OutputFolder
 from .identity import names_in_one_folder
@@ -69,7 +69,7 @@ def read_record(file: Path) -> Record:
     Raises ``ValueError`` if the file is broken.
     """
     try:
-        record = json.loads(unsealed(file.read_bytes().decode(errors="replace")) or "")
+        record = json.loads(without_checksum(file.read_bytes().decode(errors="replace")) or "")
         sides = {side: record[side] for side in ("width", "height")}
         return {**sides, "annotations": [dict(one) for one in record["annotations"]]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import IO, Any
 
 from PIL import Image
@@ -42,7 +43,7 @@ from ..images.draw import mask_image, overlay, overlay_instances
 from ..images.load import ImageEntry
 from ..models.labeler import PseudoLabeler
 from ..util.files import printable, reason, write_atomically
-from ..util.lines import Record, sealed
+from ..util.lines import Record, with_checksum
 from . import coco, exports
 from .folder import OutputFolder
 from .runner import run_job
@@ -131,22 +132,23 @@ class LabelJob:
     def __init__(
         self,
         labeler: PseudoLabeler,
-        overlays: bool,
-        formats: Sequence[str],
-        steps: Mapping[str, Any],
+        overlays: bool = False,
+        formats: Sequence[str] = ("png",),
+        steps: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """``steps``: the arguments of :func:`selfment.refine_mask`; raises ``ValueError``."""
         params.require("formats", formats, "one format at least", len(formats) > 0)
         self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
-        if steps["method"] is not None:
-            params.choice("refine", steps["method"], refinement.METHODS)
-        refinement.check_method(steps["method"])
+        method = steps.get("method")
+        if method is not None:
+            params.choice("refine", method, refinement.METHODS)
+        refinement.check_method(method)
         self._labeler = labeler
         self._steps = steps if any(steps.values()) else None
         self.settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
         self.batch_size = labeler.batch_size
-        fields = {_FORMAT_FIELDS[name] for name in self.formats}
-        self.wanted = frozenset(fields | ({"overlay"} if overlays else set()))
+        wanted = {_FORMAT_FIELDS[name] for name in self.formats}
+        self.wanted = frozenset(wanted | ({"overlay"} if overlays else set()))
 
     def main_file(self, entry: ImageEntry) -> str:
         """The usual name of an image's mask."""
@@ -232,7 +234,7 @@ class LabelJob:
             contents["boxes"] = lambda file: file.write(text)
         if "annotations" in files:
             scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
-            line = sealed(json.dumps(coco.coco_record(instances, scores))).encode()
+            line = with_checksum(json.dumps(coco.coco_record(instances, scores))).encode()
             contents["annotations"] = lambda file: file.write(line)
         if "overlay" in files and task.picture is not None:
             if isinstance(result, Objects):

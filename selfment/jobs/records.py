@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from ..util.files import atomic_file, lock
-from ..util.lines import Record, sealed, unsealed
+from ..util.lines import Record, with_checksum, without_checksum
 
 _LOCK_PATIENCE = 60.0  # seconds that a process of several waits for one that merges the records
 
@@ -109,7 +109,7 @@ class Records:
         self._lines[record["image"]] = line
         self._damaged.pop(record["image"], None)
         try:
-            self._file.write(sealed(line) + "\n")
+            self._file.write(with_checksum(line) + "\n")
             self._file.flush()
         except OSError as error:
             raise _with_path(error, self.path) from error
@@ -138,7 +138,9 @@ class Records:
     def _merge(self) -> None:
         try:
             with atomic_file(self.path, durable=True) as file:
-                file.writelines(f"{sealed(line)}\n".encode() for line in self._lines.values())
+                file.writelines(
+                    f"{with_checksum(line)}\n".encode() for line in self._lines.values()
+                )
                 # Damaged lines of images that have not been among the inputs since.
                 file.writelines(f"{line}\n".encode() for _, line in self._damaged.values())
         except OSError as error:
@@ -231,7 +233,7 @@ def _read_lines(path: Path, key: str, reports: bool) -> Iterator[tuple[str, str,
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for number, text in enumerate(file, 1):
             line = text.rstrip("\n")
-            content = unsealed(line)
+            content = without_checksum(line)
             if content is not None and (record := _parse_record(content, key)) is not None:
                 whole += 1
                 yield content, record["image"], record

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from PIL import Image
 from torch import Tensor
 
-from ..util.files import content_of
+from ..util.files import sha256_of
 from ..util.lines import Record
 
 _CHECKSUM_DIGITS = 32  # of the SHA-256 that a record stores
@@ -50,7 +50,7 @@ class Task:
         """The checksum of the input file; None if it cannot be read or has changed meanwhile."""
         if self.checksum is None:
             try:
-                checksum = content_of(Path(self.path))[:_CHECKSUM_DIGITS]
+                checksum = sha256_of(Path(self.path))[:_CHECKSUM_DIGITS]
                 stat = os.stat(self.path)
             except OSError:
                 return None

@@ -34,7 +34,7 @@ from selfment.jobs.records import Records
 from selfment.models.head import HeadInfo, load_head, save_head
 from selfment.training.cache import TensorCache
 from selfment.util.files import atomic_file, remove_abandoned, write_atomically
-from selfment.util.lines import sealed, unsealed
+from selfment.util.lines import with_checksum, without_checksum
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), **options) -> Path:
@@ -390,16 +390,16 @@ def test_recipes_that_are_none(tmp_path):
 
 def test_lines_are_sealed():
     line = json.dumps({"image": "/a/é\n.png", "n": None})
-    whole = sealed(line)
+    whole = with_checksum(line)
     assert json.loads(whole) == {**json.loads(line), "crc32": f"{zlib.crc32(line.encode()):08x}"}
-    assert unsealed(whole) == line
-    assert unsealed(line) is None
+    assert without_checksum(whole) == line
+    assert without_checksum(line) is None
     for place in range(len(whole)):
         for bit in range(7):
             changed = whole[:place] + chr(ord(whole[place]) ^ 1 << bit) + whole[place + 1 :]
-            assert unsealed(changed) is None
+            assert without_checksum(changed) is None
     for place in range(len(whole)):
-        assert unsealed(whole[:place]) is None
+        assert without_checksum(whole[:place]) is None
 
 
 def test_damaged_records_are_reported_and_done_again(photos_in, tmp_path, capsys):
@@ -426,8 +426,8 @@ def test_damaged_records_are_reported_and_done_again(photos_in, tmp_path, capsys
 
 
 def test_an_earlier_record_does_not_stand_in_for_a_damaged_one(tmp_path):
-    first = sealed(json.dumps({"image": "/a", "name": "a.png", "error": None}))
-    later = sealed(json.dumps({"image": "/a", "name": "a.png", "error": "interrupted"}))
+    first = with_checksum(json.dumps({"image": "/a", "name": "a.png", "error": None}))
+    later = with_checksum(json.dumps({"image": "/a", "name": "a.png", "error": "interrupted"}))
     path = tmp_path / "labels.jsonl"
     path.write_text(f'{first}\n{later[:-3]}0"}}\n')
     records = Records(path, "name")
@@ -446,8 +446,8 @@ def test_no_name_in_the_records_leads_outside(photos_in, tmp_path, capsys):
     for name in ("../victim.png", str(victim), "x/../../victim.png"):
         lines = []
         for line in (out / "labels.jsonl").read_text().splitlines():
-            record = json.loads(unsealed(line))
-            lines.append(sealed(json.dumps({**record, "name": name, "error": "again"})))
+            record = json.loads(without_checksum(line))
+            lines.append(with_checksum(json.dumps({**record, "name": name, "error": "again"})))
         (out / "labels.jsonl").write_text("\n".join(lines[:1]) + "\n")
         label(capsys, photos_in, out)
         assert victim.read_bytes() == b"precious"

@@ -22,7 +22,7 @@ from selfment.jobs.label import label_images
 from selfment.jobs.predict import find_inputs, predict_images
 from selfment.jobs.records import Records
 from selfment.jobs.runner import Runner
-from selfment.util.lines import sealed, unsealed
+from selfment.util.lines import with_checksum, without_checksum
 
 FIELDS = ("saliency", "mask", "overlay", "binary")
 
@@ -188,8 +188,10 @@ def edit(out: Path, name: str, file: str = "predictions.jsonl", **changes) -> No
     """Changes what the records say of an image."""
     lines = []
     for line in (out / file).read_text().splitlines():
-        row = json.loads(unsealed(line) or "")
-        lines.append(sealed(json.dumps(row | (changes if Path(row["image"]).name == name else {}))))
+        row = json.loads(without_checksum(line) or "")
+        lines.append(
+            with_checksum(json.dumps(row | (changes if Path(row["image"]).name == name else {})))
+        )
     (out / file).write_text("\n".join(lines) + "\n")
 
 
@@ -374,7 +376,7 @@ def test_a_set_that_is_damaged_or_of_others_is_composed_again(photos_in, tmp_pat
 def test_each_byte_of_a_composed_set_counts(tmp_path):
     file = tmp_path / "a.json"
     instances = np.eye(5, dtype=np.uint16)
-    file.write_text(sealed(json.dumps(coco.coco_record(instances, [0.5]))))
+    file.write_text(with_checksum(json.dumps(coco.coco_record(instances, [0.5]))))
     sources = [("a.png", "settings 5", file)]
     path = tmp_path / "annotations.json"
     assert coco.write_coco(path, sources) == {}

@@ -65,8 +65,7 @@ def test_records_that_are_added_at_the_end_are_merged(tmp_path, world):
 
 def test_folders_are_looked_up_once(photos_in, tmp_path, monkeypatch):
     images = find_images([photos_in])
-    job = LabelJob(PseudoLabeler(), False, ("png",), {"method": None})
-    folder = OutputFolder(tmp_path / "out", job)
+    folder = OutputFolder(tmp_path / "out", LabelJob(PseudoLabeler()))
     asked = []
     realpath = os.path.realpath
     monkeypatch.setattr("os.path.realpath", lambda path: asked.append(path) or realpath(path))
