@@ -1,4 +1,4 @@
-"""What a run over many images costs before and beside the labels: listing, planning, records.
+"""Measures what a run over many images costs besides labelling: listing, planning, records.
 
 Empty files stand in for images and masks; no image is labelled. The second run finds all done.
 
@@ -35,7 +35,7 @@ def run(folder: Path, resumed: bool) -> None:
     out = folder / "out"
     count = 0
 
-    def tell(what: str, since: float, before: float) -> None:
+    def report(what: str, since: float, before: float) -> None:
         seconds, mib = time.perf_counter() - since, resident() - before
         print(f"| {what} | {1e6 * seconds / count:.1f} us | {mib * 2**20 / count:.0f} B |")
 
@@ -45,13 +45,13 @@ def run(folder: Path, resumed: bool) -> None:
     start, before = time.perf_counter(), resident()
     entries = find_images([folder / "photos"], out=out)
     count = len(entries)
-    tell("list (find_images)", start, before)
+    report("list (find_images)", start, before)
     start, before = time.perf_counter(), resident()
     results = OutputFolder(out, LabelJob(PseudoLabeler()))
-    tell("read the records", start, before)
+    report("read the records", start, before)
     start, before = time.perf_counter(), resident()
     tasks = results.plan(entries)
-    tell("plan", start, before)
+    report("plan", start, before)
     assert len(tasks) == (0 if resumed else count)
     start, before = time.perf_counter(), resident()
     numbers = {"eigenvalue": 0.9876543210123456, "gap": 0.0123456789012345, "foreground": 0.25}
@@ -64,12 +64,12 @@ def run(folder: Path, resumed: bool) -> None:
         task.seconds = 0.1234
         results.finish(task, {**numbers, **steps})
     if tasks:
-        tell("record", start, before)
+        report("record", start, before)
         size = (out / "labels.jsonl").stat().st_size / count
         print(f"| labels.jsonl while it runs | {size:.0f} B on disk | |")
     start, before = time.perf_counter(), resident()
     results.records.close()
-    tell("merge the records", start, before)
+    report("merge the records", start, before)
     size = (out / "labels.jsonl").stat().st_size / count
     print(f"| labels.jsonl | {size:.0f} B on disk | |")
 

@@ -109,9 +109,9 @@ def compose_annotations(folder: OutputFolder, records: Iterable[Record]) -> None
 
 
 def _annotated(folder: OutputFolder, records: Iterable[Record]) -> tuple[list[Record], list[str]]:
-    """The records of images with annotations, in their order in the composed file.
+    """The records of images with annotations, in the order of the composed file.
 
-    And the images with annotations that exist no more.
+    The second list has the images whose annotations are left out because their input is gone.
     """
     annotated, gone = [], []
     for record in map(_with_valid_annotations, records):

@@ -26,7 +26,7 @@ from ..util.lines import Record
 from .identity import identify
 from .names import OutputNames
 from .records import Records
-from .spec import JobSpec
+from .spec import OutputSpec
 from .task import Task
 
 _INPUT_FIELDS = ("path", "bytes", "mtime_ns", "checksum")  # of records, on the input file
@@ -36,7 +36,7 @@ class OutputFolder:
     """The results of a job in one folder: which images are done, and what is written when."""
 
     def __init__(
-        self, out: str | os.PathLike[str], spec: JobSpec[Any], shard: tuple[int, int] = (0, 1)
+        self, out: str | os.PathLike[str], spec: OutputSpec, shard: tuple[int, int] = (0, 1)
     ) -> None:
         """Makes the folder and locks its records; raises ``ValueError`` if it cannot be written.
 

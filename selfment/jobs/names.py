@@ -6,12 +6,11 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..images.load import ImageEntry
 from ..util.files import RealPaths, printable
 from .records import Records
-from .spec import JobSpec
+from .spec import OutputSpec
 from .task import Task
 
 _MOST_NAMESAKES = 3  # that a message lists
@@ -26,8 +25,9 @@ class OutputNames:
     """
 
     def __init__(
-        self, folder: Path, spec: JobSpec[Any], records: Records, inputs: Iterable[ImageEntry]
+        self, folder: Path, spec: OutputSpec, records: Records, inputs: Iterable[ImageEntry]
     ) -> None:
+        """``inputs``: the images of the run, which no output file may replace."""
         self._folder = os.fspath(folder)
         self._spec = spec
         self._records = records

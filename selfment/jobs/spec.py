@@ -1,4 +1,4 @@
-"""What a job has to say of itself: which files it writes for each image, and how to make them."""
+"""What differs between jobs: the files that they write for each image, and how they make them."""
 
 from __future__ import annotations
 
@@ -16,24 +16,18 @@ from .task import Task
 Result = TypeVar("Result")
 
 
-class JobSpec(Protocol[Result]):
-    """What differs between the jobs that make files from each image of a folder.
-
-    :class:`selfment.jobs.folder.OutputFolder` and :class:`selfment.jobs.names.OutputNames` use the
-    attributes and the first five methods, :class:`selfment.jobs.runner.Runner` the others.
-    """
+class OutputSpec(Protocol):
+    """The files of a job, for :class:`selfment.jobs.folder.OutputFolder`."""
 
     records_file: str  #: name of the file of records in the output folder
     key: str  #: the record's field that names the main output file
     verb: str  #: what is done to an image, for error messages
-    unit: str  #: what the progress bar counts
     file_fields: tuple[str, ...]  #: the record's fields that name output files
     wanted: frozenset[str]  #: the fields of the files that this run makes
     settings: Mapping[str, Any]  #: what all results depend on besides the image, ready for JSON
     #: a setting that one file alone depends on, by the file's field: the record's field and value.
     #: The value is None if this run does not make the file.
     file_settings: Mapping[str, tuple[str, Any]]
-    batch_size: int  #: images of one call of :meth:`compute`
 
     def main_file(self, entry: ImageEntry) -> str:
         """The usual name of an image's main output file."""
@@ -57,6 +51,13 @@ class JobSpec(Protocol[Result]):
 
         Raises ``OSError`` if one is missing.
         """
+
+
+class JobSpec(OutputSpec, Protocol[Result]):
+    """The files of a job and the work on each image, for :class:`selfment.jobs.runner.Runner`."""
+
+    unit: str  #: what the progress bar counts
+    batch_size: int  #: images of one call of :meth:`compute`
 
     def load(self, tasks: Sequence[Task]) -> None:
         """Loads the models; an error ends the run instead of counting as the first image's."""
