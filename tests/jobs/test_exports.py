@@ -65,7 +65,7 @@ def coco_of(path: Path):
     return coco.COCO(str(path))
 
 
-def test_earlier_masks_keep_the_pixels_that_two_claim():
+def test_where_masks_overlap_the_earlier_one_counts():
     masks = np.zeros((4, 5, 6), dtype=bool)
     masks[0, 1:3, 1:4] = True
     masks[1, 1:3, 1:3] = True  # nothing is left of it
@@ -91,11 +91,11 @@ def test_earlier_masks_keep_the_pixels_that_two_claim():
 
 
 @pytest.mark.parametrize(("count", "bits"), [(0, 8), (255, 8), (256, 16), (700, 16)])
-def test_label_images_hold_any_number(count, bits, tmp_path):
+def test_label_images_have_any_number_of_objects(count, bits, tmp_path):
     instances = np.arange(30 * 40).reshape(30, 40).astype(np.uint16)
     instances[instances > count] = 0
     label_image(instances).save(tmp_path / "labels.png")
-    # Of the header: bits of a sample, and that these are grey.
+    # The header states the bits of a sample, and that the image is grey.
     assert (tmp_path / "labels.png").read_bytes()[24:26] == bytes([bits, 0])
     read = Image.open(tmp_path / "labels.png")
     assert np.array_equal(np.asarray(read), instances)
@@ -310,7 +310,7 @@ def files_in(out: Path) -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
-def test_no_file_speaks_of_another_label(scenes, tmp_path):
+def test_no_file_of_another_label_stays(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
     other = labeler(objects=None, tau="auto", min_confidence=0.25)
@@ -328,7 +328,7 @@ def test_no_file_speaks_of_another_label(scenes, tmp_path):
     assert (out / "sub/b.png").exists()
 
 
-def test_no_file_speaks_of_a_label_that_a_killed_run_left(scenes, tmp_path, monkeypatch):
+def test_no_file_of_a_label_that_a_killed_run_left_stays(scenes, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "_record_written", lambda self, most: None)

@@ -132,7 +132,7 @@ def test_bytes_say_what_a_file_is(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
-def test_an_animation_gives_its_first_frame(suffix, tmp_path):
+def test_the_first_frame_of_an_animation_is_read(suffix, tmp_path):
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "lime")]
     path = tmp_path / f"a.{suffix}"
     options = {"lossless": True} if suffix == "webp" else {}
@@ -167,7 +167,7 @@ def test_every_truncation_is_an_error_or_an_image(tmp_path):
                 assert str(path) in str(error)  # noqa: PT017 - most lengths raise, not all
 
 
-# What is no file.
+# Inputs that are no regular files.
 
 
 @pytest.fixture
@@ -645,7 +645,7 @@ def test_a_file_that_vanishes(photos_in, tmp_path, capsys, monkeypatch):
     assert "2 labelled, 0 already done, 1 failed" in err
 
 
-# What a killed process leaves.
+# Files that a killed process leaves.
 
 
 def test_only_what_nobody_writes_is_removed(tmp_path):

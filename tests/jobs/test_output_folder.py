@@ -65,7 +65,7 @@ def records(out: Path, file: str = "predictions.jsonl") -> dict[str, dict]:
     return {Path(row["image"]).name: row for row in rows}
 
 
-def says(out: Path, name: str) -> tuple:
+def recorded_files(out: Path, name: str) -> tuple:
     return tuple(records(out)[name][field] for field in FIELDS)
 
 
@@ -76,27 +76,27 @@ def files_in(out: Path) -> list[str]:
 # Predictions of other options.
 
 
-def test_no_file_speaks_of_another_prediction(photos_in, tmp_path):
+def test_no_file_of_another_prediction_stays(photos_in, tmp_path):
     out = tmp_path / "out"
     assert predict(photos_in, out, overlays=True, binary=0.5) == (3, 0, 0)
     assert predict(photos_in / "sub", out, head=1) == (2, 0, 0)
     of_a = ["a_mask.png", "a_saliency.png", "overlays/a_overlay.jpg"]
     rest = ["predictions.jsonl", "sub/b_saliency.png", "sub/c_saliency.png"]
     assert files_in(out) == sorted(of_a + rest)
-    assert says(out, "b.png") == ("sub/b_saliency.png", None, None, None)
-    assert says(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert recorded_files(out, "b.png") == ("sub/b_saliency.png", None, None, None)
+    assert recorded_files(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
     assert predict(photos_in, out, head=1, overlays=True) == (3, 0, 0)
     assert not (out / "a_mask.png").exists()
     assert (out / "overlays/sub/b_overlay.jpg").exists()
 
 
-def test_no_file_speaks_of_an_image_that_has_changed(photos_in, tmp_path):
+def test_no_file_of_an_image_that_has_changed_stays(photos_in, tmp_path):
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
     picture(photos_in / "a.png", 9)
     os.utime(photos_in / "a.png", ns=(1, 1))
     assert predict(photos_in, out) == (1, 2, 0)
-    assert says(out, "a.png") == ("a_saliency.png", None, None, None)
+    assert recorded_files(out, "a.png") == ("a_saliency.png", None, None, None)
     assert [name for name in files_in(out) if "a_" in Path(name).name] == ["a_saliency.png"]
     assert (out / "sub/b_mask.png").exists()
 
@@ -106,7 +106,7 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     assert predict(photos_in, out, binary=0.5) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.5) == (0, 3, 0)
-    assert says(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert recorded_files(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
     # A mask of another threshold takes its place; the overlay has none.
     assert predict(photos_in, out, binary=0.7) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.7) == (0, 3, 0)
@@ -118,7 +118,7 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     (out / "a_mask.png").unlink()
     (out / "overlays/a_overlay.jpg").unlink()
     assert predict(photos_in, out, overlays=True) == (1, 2, 0)
-    assert says(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
+    assert recorded_files(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
 
 
 def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp_path, monkeypatch):
@@ -128,11 +128,11 @@ def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp
         patch.setattr(Runner, "_record_written", lambda self, most: None)
         predict(photos_in, out, binary=0.9)
     assert predict(photos_in, out) == (3, 0, 0)
-    assert says(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
+    assert recorded_files(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
     assert not list(out.rglob("*_mask.png"))
 
 
-def test_no_file_speaks_of_a_prediction_that_a_killed_run_left(photos_in, tmp_path, monkeypatch):
+def test_no_file_of_a_prediction_that_a_killed_run_left_stays(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "_record_written", lambda self, most: None)
@@ -142,7 +142,7 @@ def test_no_file_speaks_of_a_prediction_that_a_killed_run_left(photos_in, tmp_pa
     assert len(files_in(out)) == 3 + 1
 
 
-def test_a_prediction_that_fails_claims_no_file_of_earlier_ones(photos_in, tmp_path, monkeypatch):
+def test_a_prediction_that_fails_records_no_file_of_earlier_ones(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
 
@@ -169,7 +169,7 @@ def test_an_error_costs_no_file_of_the_same_prediction(photos_in, tmp_path, monk
         patch.setattr(prediction, "tint_saliency", lambda *_: 1 / 0)
         assert predict(photos_in, out, overlays=True) == (0, 0, 3)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
-    assert says(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert recorded_files(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
 
 
 def test_predictions_spare_the_files_of_others(photos_in, tmp_path, capsys):
@@ -195,7 +195,7 @@ def edit(out: Path, name: str, file: str = "predictions.jsonl", **changes) -> No
     (out / file).write_text("\n".join(lines) + "\n")
 
 
-def test_what_another_image_owns_stays(photos_in, tmp_path):
+def test_files_of_another_image_stay(photos_in, tmp_path):
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
     files = {field: records(out)["c.png"][field] for field in ("saliency", "mask", "overlay")}
@@ -204,7 +204,7 @@ def test_what_another_image_owns_stays(photos_in, tmp_path):
     assert predict(photos_in / "sub/b.png", out, head=1) == (1, 0, 0)
     assert {file: (out / file).read_bytes() for file in files.values()} == before
     assert records(out)["b.png"]["saliency"].startswith("sub/c-")
-    assert says(out, "c.png") == (*files.values(), 0.5)
+    assert recorded_files(out, "c.png") == (*files.values(), 0.5)
 
 
 def test_names_that_are_not_of_the_image_are_not_removed(photos_in, tmp_path):
@@ -268,7 +268,7 @@ def test_broken_annotations_outside_of_the_folder_stay(photos_in, tmp_path):
     assert victim.read_text() == "precious"
 
 
-def test_no_file_speaks_of_another_prediction_of_a_video(tmp_path):
+def test_no_file_of_another_prediction_of_a_video_stays(tmp_path):
     av = pytest.importorskip("av", reason="PyAV is missing")
     source = tmp_path / "in/a.mp4"
     source.parent.mkdir()
@@ -283,10 +283,10 @@ def test_no_file_speaks_of_another_prediction_of_a_video(tmp_path):
         container.mux(stream.encode(None))
     out = tmp_path / "out"
     assert predict(source, out, overlays=True, binary=0.5) == (1, 0, 0)
-    assert says(out, "a.mp4") == ("a_saliency.mp4", "a_mask.mp4", "overlays/a_overlay.mp4", 0.5)
+    assert recorded_files(out, "a.mp4") == ("a_saliency.mp4", "a_mask.mp4", "overlays/a_overlay.mp4", 0.5)
     assert predict(source, out, overlays=True) == (0, 1, 0)
     assert predict(source, out, head=1, overlays=True) == (1, 0, 0)
-    assert says(out, "a.mp4") == ("a_saliency.mp4", None, "overlays/a_overlay.mp4", None)
+    assert recorded_files(out, "a.mp4") == ("a_saliency.mp4", None, "overlays/a_overlay.mp4", None)
     assert files_in(out) == ["a_saliency.mp4", "overlays/a_overlay.mp4", "predictions.jsonl"]
 
 
@@ -323,7 +323,7 @@ def test_a_run_with_nothing_to_do_writes_nothing(photos_in, tmp_path, monkeypatc
 
 
 def temporary(folder: Path) -> Path:
-    """What a process that was killed an hour ago has left."""
+    """Makes a temporary file like one of a process that was killed an hour ago."""
     path = folder / f".{'0' * 32}.tmp"
     path.write_bytes(b"half")
     os.utime(path, (1, 1))
