@@ -80,7 +80,7 @@ def read_record(file: Path) -> Record:
 def compose_annotations(folder: OutputFolder, records: Iterable[Record]) -> None:
     """Writes ``annotations.json`` from the annotations of all images in an output folder.
 
-    It is not written again if it is whole and of the same labels. An image whose annotations are
+    It is not written again if it is intact and has the same labels. An image whose annotations are
     broken counts as failed, and loses them in its record, so that the next run makes them again.
     """
     composed = folder.path / COMPOSED_FILE
@@ -187,7 +187,7 @@ def write_coco(path: Path, sources: Iterable[tuple[str, str, Path]]) -> dict[Pat
 
 
 def is_composed(path: Path, sources: Iterable[tuple[str, str, Path]]) -> bool:
-    """True if the file is whole and :func:`write_coco` composed it from these sources.
+    """True if the file is intact and :func:`write_coco` composed it from these sources.
 
     The sources are not read: their names and the texts that change with the labels must agree.
     """

@@ -93,7 +93,7 @@ class OutputFolder:
                 return False
             files[field] = os.path.join(self.path, file)
         try:
-            return self._spec.are_whole(files, record)
+            return self._spec.are_intact(files, record)
         except OSError:
             return False
 
@@ -195,7 +195,7 @@ class OutputFolder:
         return is_ours and task.matches(record)
 
     def _has_file_setting(self, record: Record, field: str) -> bool:
-        """True if a file depends on no setting of its own, or the record has the right value.
+        """True if a file has no setting of its own, or the record has the right value of it.
 
         If this run does not make the file, any value is right: None means that it is unknown.
         """

@@ -21,13 +21,13 @@ def identify(
 ) -> Iterator[tuple[Task, str]]:
     """A task without file names for each entry, and a tag that tells its image from others.
 
-    An entry is the image that the records call by its relative name, if it lies at the recorded
-    path, or has the recorded content, or lies in a folder that has moved: in which another image of
-    the same old folder was recognised. In the last case the image has changed.
+    An entry is the image that the records call by its relative name if it lies at the recorded path
+    or has the recorded content. It is also that image, but changed, if it lies where the whole
+    recorded folder has moved to, in which another image was recognised by its content.
 
     Otherwise it is the image whose recorded path it has, under another name, or one with the same
     content among those whose name another image uses. If none fits, the image is new; if another
-    image has its name in the records, it gets that name with a tag of its content.
+    image has its name in the records, it is called by that name with a tag of its content.
     """
     tasks = [Task("", path) for path in map(real_path, _absolute(entries))]
     used: set[str] = set()

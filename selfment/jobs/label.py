@@ -3,20 +3,20 @@
 The files in the output folder, for ``sub/a.jpg``:
 
 - ``sub/a.png``, the mask: 8-bit, 0 or 255, at the upright image's own size (nearest neighbour), and
-  all 0 if the record has ``rejected``. If the labeler has ``objects``, the 8-bit or 16-bit numbers
-  of the objects instead, 0 for none, which :func:`selfment.evaluate` does not score.
+  all 0 if the record has ``rejected``. If the labeler looks for several objects, the 8-bit or
+  16-bit numbers of the objects instead, 0 for none, which :func:`selfment.evaluate` does not score.
 - ``labels/sub/a.txt``, the boxes as YOLO reads them: a line "0 cx cy w h" for each object, in
   shares of the image's size, and no line if there are no objects. If the names of images differ in
   their suffix alone, it belongs to the first.
 - ``annotations/sub/a.json``, the annotations, and ``annotations.json``, a COCO file composed at the
   end of each run from those of all images of the folder, sorted by path. A run that makes no
-  annotations composes an existing file again, too, unless it is whole and no record has changed.
+  annotations composes an existing file again, too, unless it is intact and no record has changed.
 - ``overlays/sub/a.jpg``, see :mod:`selfment.images.draw`.
 - ``labels.jsonl``, the records.
 
-The mask of a labeler without ``objects`` counts as one object. The score of an object is 1 minus
-its eigenvalue, at least 0, and 0 if its method has no eigenvalue. Records and annotations end with
-the CRC-32 of the rest, by which damage is noticed.
+A single mask counts as one object. The score of an object is 1 minus its eigenvalue, at least 0,
+and 0 if its method has no eigenvalue. Records and annotations end with the CRC-32 of the rest, by
+which damage is noticed.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class LabelJob:
         expected = str("labels" / PurePosixPath(image).with_suffix(".txt"))
         return {"boxes": (expected, files["boxes"], f"labels/{image}.txt")}
 
-    def are_whole(self, files: Mapping[str, str], record: Record) -> bool:
+    def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
         """True if the files can be read; only boxes may be empty, if there are no objects."""
         for field, file in files.items():
             # A power failure can leave an empty file under the name of a new one.

@@ -141,7 +141,7 @@ class _PredictionJob:
         del image, files
         return {}
 
-    def are_whole(self, files: Mapping[str, str], record: Record) -> bool:
+    def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
         """True if no file is empty: a power failure can leave one under the name of a new one."""
         del record
         return all(map(os.path.getsize, files.values()))

@@ -84,7 +84,7 @@ class Records:
         return bool(record.get(self._key))
 
     def is_recorded(self, file: str, image: str) -> bool:
-        """True if a whole record names an output file, or the damaged record of ``image`` does."""
+        """True if a record names an output file, or if the damaged record of ``image`` does."""
         return file in self._image_of_file or self._damaged.get(image, ("", ""))[0] == file
 
     def is_in_damaged(self, file: str, image: str) -> bool:
@@ -225,17 +225,17 @@ def _lock_if_last(main: IO[str]) -> bool:
 def _read_lines(path: Path, key: str, reports: bool) -> Iterator[tuple[str, str, Record | None]]:
     """Reads each line of a file: the line, the image that it names, and the record.
 
-    The line of a whole record comes without its checksum. The record is None for a damaged line.
+    An intact line comes without its checksum. The record is None for a damaged line.
     The image is empty if a damaged line names none, or is the last line and cut off. ``reports``:
     print the number of damaged lines on stderr. Raises ``ValueError`` for a file of another kind.
     """
-    foreign, damaged, first, whole = 0, 0, 0, 0
+    foreign, damaged, first, intact = 0, 0, 0, 0
     with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
         for number, text in enumerate(file, 1):
             line = text.rstrip("\n")
             content = without_checksum(line)
             if content is not None and (record := _parse_record(content, key)) is not None:
-                whole += 1
+                intact += 1
                 yield content, record["image"], record
                 continue
             image = ""
@@ -246,7 +246,7 @@ def _read_lines(path: Path, key: str, reports: bool) -> Iterator[tuple[str, str,
                     foreign = foreign or number
                 image = _first_string(_IMAGE.match(line))
             yield line, image, None
-    if foreign and not whole:
+    if foreign and not intact:
         # There are not even records that a killed run cut off: it is the file of another program.
         raise ValueError(
             f"`out` must hold no file {path.name} of another kind: line {foreign} of {path} "
@@ -262,7 +262,7 @@ def _read_lines(path: Path, key: str, reports: bool) -> Iterator[tuple[str, str,
 
 
 def _is_foreign(line: str) -> bool:
-    """True if a line is whole JSON, but not of a run: every record has settings."""
+    """True if a line is JSON, but no record: every record has settings."""
     try:
         return "settings" not in json.loads(line)
     except (ValueError, RecursionError, TypeError):

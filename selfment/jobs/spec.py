@@ -46,7 +46,7 @@ class OutputSpec(Protocol):
         ``files``: from :meth:`output_files`. Its name is among them, and is used if none is free.
         """
 
-    def are_whole(self, files: Mapping[str, str], record: Record) -> bool:
+    def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
         """True if output files, by field, have the content that the record promises.
 
         Raises ``OSError`` if one is missing.

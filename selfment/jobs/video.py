@@ -247,13 +247,13 @@ class _VideoReader:
         except self._error as error:
             raise self._broken(error.strerror) from error
         if video in spans:
-            self._check_whole(spans[video], spans)
+            self._check_length(spans[video], spans)
         # The header of an AVI file states the frames, but too few seconds if there is sound.
         stated = self._stream.frames if "avi" in self._container.format.name else 0
         if frames < stated - max(2, min(stated / 10, 2 * self.rate)):
             raise self._broken(f"it is cut short, after {frames} of {stated} frames")
 
-    def _check_whole(self, video: _Span, spans: Mapping[int, _Span]) -> None:
+    def _check_length(self, video: _Span, spans: Mapping[int, _Span]) -> None:
         """Raises :class:`VideoError` if the file states a length that its packets do not reach.
 
         The video may end before the sound: its own duration is compared with its own packets, and

@@ -65,7 +65,7 @@ def records(out: Path, file: str = "predictions.jsonl") -> dict[str, dict]:
     return {Path(row["image"]).name: row for row in rows}
 
 
-def recorded_files(out: Path, name: str) -> tuple:
+def fields(out: Path, name: str) -> tuple:
     return tuple(records(out)[name][field] for field in FIELDS)
 
 
@@ -83,8 +83,13 @@ def test_no_file_of_another_prediction_stays(photos_in, tmp_path):
     of_a = ["a_mask.png", "a_saliency.png", "overlays/a_overlay.jpg"]
     rest = ["predictions.jsonl", "sub/b_saliency.png", "sub/c_saliency.png"]
     assert files_in(out) == sorted(of_a + rest)
-    assert recorded_files(out, "b.png") == ("sub/b_saliency.png", None, None, None)
-    assert recorded_files(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert fields(out, "b.png") == ("sub/b_saliency.png", None, None, None)
+    assert fields(out, "a.png") == (
+        "a_saliency.png",
+        "a_mask.png",
+        "overlays/a_overlay.jpg",
+        0.5,
+    )
     assert predict(photos_in, out, head=1, overlays=True) == (3, 0, 0)
     assert not (out / "a_mask.png").exists()
     assert (out / "overlays/sub/b_overlay.jpg").exists()
@@ -96,7 +101,7 @@ def test_no_file_of_an_image_that_has_changed_stays(photos_in, tmp_path):
     picture(photos_in / "a.png", 9)
     os.utime(photos_in / "a.png", ns=(1, 1))
     assert predict(photos_in, out) == (1, 2, 0)
-    assert recorded_files(out, "a.png") == ("a_saliency.png", None, None, None)
+    assert fields(out, "a.png") == ("a_saliency.png", None, None, None)
     assert [name for name in files_in(out) if "a_" in Path(name).name] == ["a_saliency.png"]
     assert (out / "sub/b_mask.png").exists()
 
@@ -106,7 +111,12 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     assert predict(photos_in, out, binary=0.5) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.5) == (0, 3, 0)
-    assert recorded_files(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert fields(out, "a.png") == (
+        "a_saliency.png",
+        "a_mask.png",
+        "overlays/a_overlay.jpg",
+        0.5,
+    )
     # A mask of another threshold takes its place; the overlay has none.
     assert predict(photos_in, out, binary=0.7) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.7) == (0, 3, 0)
@@ -118,7 +128,7 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     (out / "a_mask.png").unlink()
     (out / "overlays/a_overlay.jpg").unlink()
     assert predict(photos_in, out, overlays=True) == (1, 2, 0)
-    assert recorded_files(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
+    assert fields(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
 
 
 def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp_path, monkeypatch):
@@ -128,7 +138,7 @@ def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp
         patch.setattr(Runner, "_record_written", lambda self, most: None)
         predict(photos_in, out, binary=0.9)
     assert predict(photos_in, out) == (3, 0, 0)
-    assert recorded_files(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
+    assert fields(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
     assert not list(out.rglob("*_mask.png"))
 
 
@@ -169,7 +179,12 @@ def test_an_error_costs_no_file_of_the_same_prediction(photos_in, tmp_path, monk
         patch.setattr(prediction, "tint_saliency", lambda *_: 1 / 0)
         assert predict(photos_in, out, overlays=True) == (0, 0, 3)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
-    assert recorded_files(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert fields(out, "a.png") == (
+        "a_saliency.png",
+        "a_mask.png",
+        "overlays/a_overlay.jpg",
+        0.5,
+    )
 
 
 def test_predictions_spare_the_files_of_others(photos_in, tmp_path, capsys):
@@ -204,7 +219,7 @@ def test_files_of_another_image_stay(photos_in, tmp_path):
     assert predict(photos_in / "sub/b.png", out, head=1) == (1, 0, 0)
     assert {file: (out / file).read_bytes() for file in files.values()} == before
     assert records(out)["b.png"]["saliency"].startswith("sub/c-")
-    assert recorded_files(out, "c.png") == (*files.values(), 0.5)
+    assert fields(out, "c.png") == (*files.values(), 0.5)
 
 
 def test_names_that_are_not_of_the_image_are_not_removed(photos_in, tmp_path):
@@ -283,10 +298,15 @@ def test_no_file_of_another_prediction_of_a_video_stays(tmp_path):
         container.mux(stream.encode(None))
     out = tmp_path / "out"
     assert predict(source, out, overlays=True, binary=0.5) == (1, 0, 0)
-    assert recorded_files(out, "a.mp4") == ("a_saliency.mp4", "a_mask.mp4", "overlays/a_overlay.mp4", 0.5)
+    assert fields(out, "a.mp4") == (
+        "a_saliency.mp4",
+        "a_mask.mp4",
+        "overlays/a_overlay.mp4",
+        0.5,
+    )
     assert predict(source, out, overlays=True) == (0, 1, 0)
     assert predict(source, out, head=1, overlays=True) == (1, 0, 0)
-    assert recorded_files(out, "a.mp4") == ("a_saliency.mp4", None, "overlays/a_overlay.mp4", None)
+    assert fields(out, "a.mp4") == ("a_saliency.mp4", None, "overlays/a_overlay.mp4", None)
     assert files_in(out) == ["a_saliency.mp4", "overlays/a_overlay.mp4", "predictions.jsonl"]
 
 
