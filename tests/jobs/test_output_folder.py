@@ -84,12 +84,7 @@ def test_no_file_of_another_prediction_stays(photos_in, tmp_path):
     rest = ["predictions.jsonl", "sub/b_saliency.png", "sub/c_saliency.png"]
     assert files_in(out) == sorted(of_a + rest)
     assert fields(out, "b.png") == ("sub/b_saliency.png", None, None, None)
-    assert fields(out, "a.png") == (
-        "a_saliency.png",
-        "a_mask.png",
-        "overlays/a_overlay.jpg",
-        0.5,
-    )
+    assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
     assert predict(photos_in, out, head=1, overlays=True) == (3, 0, 0)
     assert not (out / "a_mask.png").exists()
     assert (out / "overlays/sub/b_overlay.jpg").exists()
@@ -111,12 +106,7 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     assert predict(photos_in, out, binary=0.5) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.5) == (0, 3, 0)
-    assert fields(out, "a.png") == (
-        "a_saliency.png",
-        "a_mask.png",
-        "overlays/a_overlay.jpg",
-        0.5,
-    )
+    assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
     # A mask of another threshold takes its place; the overlay has none.
     assert predict(photos_in, out, binary=0.7) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.7) == (0, 3, 0)
@@ -179,12 +169,7 @@ def test_an_error_costs_no_file_of_the_same_prediction(photos_in, tmp_path, monk
         patch.setattr(prediction, "tint_saliency", lambda *_: 1 / 0)
         assert predict(photos_in, out, overlays=True) == (0, 0, 3)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
-    assert fields(out, "a.png") == (
-        "a_saliency.png",
-        "a_mask.png",
-        "overlays/a_overlay.jpg",
-        0.5,
-    )
+    assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
 
 
 def test_predictions_spare_the_files_of_others(photos_in, tmp_path, capsys):
@@ -298,12 +283,7 @@ def test_no_file_of_another_prediction_of_a_video_stays(tmp_path):
         container.mux(stream.encode(None))
     out = tmp_path / "out"
     assert predict(source, out, overlays=True, binary=0.5) == (1, 0, 0)
-    assert fields(out, "a.mp4") == (
-        "a_saliency.mp4",
-        "a_mask.mp4",
-        "overlays/a_overlay.mp4",
-        0.5,
-    )
+    assert fields(out, "a.mp4") == ("a_saliency.mp4", "a_mask.mp4", "overlays/a_overlay.mp4", 0.5)
     assert predict(source, out, overlays=True) == (0, 1, 0)
     assert predict(source, out, head=1, overlays=True) == (1, 0, 0)
     assert fields(out, "a.mp4") == ("a_saliency.mp4", None, "overlays/a_overlay.mp4", None)
