@@ -1,4 +1,16 @@
-"""Several objects of an image: rounds of the cut, each on the graph without earlier objects."""
+"""Several objects of an image: rounds of the cut, each on the graph without earlier objects.
+
+A round cuts the graph and refines, by IPO, the 4-connected component of the foreground whose patch
+is deepest in it. IPO also labels what is similar elsewhere: the component of its outcome that
+shares most patches with the first one is the object. Its features then count as zeros, which
+changes only their entries of the graph, and the next round begins. Patches of objects stay in the
+graph, but belong to neither side of later cuts and are left out of later IPO.
+
+MaskCut has a fixed number of rounds. Its patches of earlier objects may be foreground again and
+join others to a component, and it empties a mask whose intersection over union with the previous
+one is > 0.5: an object that touches a larger one is lost. That is
+:func:`selfment.compat.maskcut.maskcut_forward`.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +51,7 @@ class Objects:
     boxes: Any  #: (K, 4) int64, x1, y1, x2, y2 in patches; x2 and y2 are exclusive
     seeds: Any  #: (K,) int64, flat index of the object's patch that is deepest on its side
     eigenvalues: Any  #: (K,) float64, lambda of the object's round: its Ncut value, relaxed
-    separations: (
-        Any  #: (K,) float64, |mu_f - mu_b| of the normalised features inside and outside of it
-    )
+    separations: Any  #: (K,) float64, |mu_f - mu_b| of the normalised features in and outside of it
 
 
 def multi_label(
@@ -61,21 +71,11 @@ def multi_label(
 ) -> Objects | list[Objects]:
     """Labels several objects, one after another (MaskCut, with an early stop).
 
-    A round cuts the graph and refines, by IPO, the 4-connected component of the foreground whose
-    patch is deepest in it. IPO also labels what is similar elsewhere: the component of its outcome
-    that shares most patches with the first one is the object. Its features then count as zeros,
-    which changes only their entries of the graph, and the next round begins. Patches of objects
-    stay in the graph, but belong to neither side of later cuts and are left out of later IPO.
-    The rounds end with ``max_objects`` objects, or with a round
+    See the module for a round. The rounds end with ``max_objects`` objects, or with a round
 
     - whose eigenvalue is above ``max_cut``, or
-    - that finds no object of more than ``min_area`` of the grid, or
+    - that has no object of more than ``min_area`` of the grid, or
     - that would leave no background.
-
-    MaskCut has a fixed number of rounds. Its patches of earlier objects may be foreground again and
-    join others to a component, and it empties a mask whose intersection over union with the
-    previous one is > 0.5: an object that touches a larger one is lost. That is
-    :func:`selfment.compat.maskcut.maskcut_forward`.
 
     Args:
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w), as for
@@ -91,8 +91,7 @@ def multi_label(
             :func:`selfment.affinity`.
         eps: the affinity of two patches without an edge, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
-        orient: which side of the cut is the foreground: "corners" (MaskCut) or "seed", see
-            :func:`selfment.pseudo_label`.
+        orient: "corners" (MaskCut) or "seed", see :func:`selfment.pseudo_label`.
         ipo_iters: IPO steps at most; 0 leaves the components as they are.
         ipo_min_count: IPO stops while a side has fewer patches than this.
 

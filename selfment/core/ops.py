@@ -312,21 +312,7 @@ def label(
     """
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
-
-    def new(dtype: torch.dtype, *shape: int) -> Tensor:
-        return rows.new_empty((batch, *shape), dtype=dtype)
-
-    numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
-    counts = ("seed", "lanczos_iters", "ipo_iters")
-    fields = {
-        "mask": new(torch.bool, n),
-        "ncut_mask": new(torch.bool, n),
-        "fiedler": new(torch.float32, n),
-        **{name: new(torch.float64) for name in numbers},
-        **{name: new(torch.int64) for name in counts},
-        "rejected": new(torch.bool),
-        "peaks": new(torch.int64, len(grids)),
-    }
+    fields = _new_fields(rows, len(grids))
     dtype = _dtype_code(twin.native, rows)
     twin.run(
         "label",
@@ -355,6 +341,26 @@ def label(
         **fields,
     )
     return fields
+
+
+def _new_fields(rows: Tensor, frames: int) -> dict[str, Tensor]:
+    """Allocates the fields of the labels of (B, N, d) features by name, all but ``tau``."""
+    batch, n, _ = rows.shape
+
+    def new(dtype: torch.dtype, *shape: int) -> Tensor:
+        return rows.new_empty((batch, *shape), dtype=dtype)
+
+    numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
+    counts = ("seed", "lanczos_iters", "ipo_iters")
+    return {
+        "mask": new(torch.bool, n),
+        "ncut_mask": new(torch.bool, n),
+        "fiedler": new(torch.float32, n),
+        **{name: new(torch.float64) for name in numbers},
+        **{name: new(torch.int64) for name in counts},
+        "rejected": new(torch.bool),
+        "peaks": new(torch.int64, frames),
+    }
 
 
 def samples_at_once(rows: Tensor, m: int) -> int:

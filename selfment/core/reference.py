@@ -102,7 +102,19 @@ def pseudo_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> PseudoLabels:
-    """Labels images as the fast function does, which documents the arguments."""
+    """Labels images as the fast function does.
+
+    Args:
+        features: see :func:`selfment.pseudo_label`.
+        grid: see there.
+        tau: see there.
+        eps: see there.
+        graph: see there.
+        orient: see there.
+        ipo_iters: see there.
+        ipo_min_count: see there.
+        min_confidence: see there.
+    """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = cut, ipo, params.check_min_confidence(min_confidence)
@@ -128,7 +140,19 @@ def joint_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> JointLabels:
-    """Labels frames by one cut as the fast function does, which documents the arguments."""
+    """Labels frames by one cut as the fast function does.
+
+    Args:
+        features: see :func:`selfment.joint_label`.
+        grid: see there.
+        tau: see there.
+        eps: see there.
+        graph: see there.
+        orient: see there.
+        ipo_iters: see there.
+        ipo_min_count: see there.
+        min_confidence: see there.
+    """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = cut, ipo, params.check_min_confidence(min_confidence)

@@ -1,4 +1,11 @@
-"""More than two parts: the spectral embedding of the patches, made discrete."""
+"""More than two parts: the spectral embedding of the patches, made discrete.
+
+A patch is embedded as its row of the leading eigenvectors y of M = D^-1/2 A D^-1/2, the trivial one
+included, scaled to norm 1 (Ng, Jordan and Weiss, 2001; Yu and Shi, 2003, scale rows of
+x = D^-1/2 y, which is the same). Vectors of an eigenvalue of M <= 1e-6, with which no region gains
+association, count as 0. There are fewer than k regions if the embedding has fewer distinct rows:
+patches that are all equal are one region.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +49,7 @@ def regions(
     graph: str = "binary",
     seed: int = 0,
 ) -> Any:
-    """Divides patches into up to k regions (k-way normalised cut).
-
-    A patch is embedded as its row of the leading eigenvectors y of M = D^-1/2 A D^-1/2, the trivial
-    one included, scaled to norm 1 (Ng, Jordan and Weiss, 2001; Yu and Shi, 2003, scale rows of
-    x = D^-1/2 y, which is the same). Vectors of an eigenvalue of M <= 1e-6, with which no region
-    gains association, count as 0. There are fewer than k regions if the embedding has fewer
-    distinct rows: patches that are all equal are one region.
+    """Divides patches into up to k regions (k-way normalised cut), see the module.
 
     Args:
         features: (N, d) or (B, N, d) with ``grid=(h, w)``, or (B, d, h, w); see
@@ -83,13 +84,7 @@ def regions(
     checked = as_features(features, grid, needs_grid=True)
     assert checked.grid is not None
     n = checked.tensor.shape[1]
-    if k > n:
-        raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
-    count = k if vectors is None else vectors
-    whole = isinstance(count, Integral) and 2 <= count <= n
-    params.require("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
-    if method == "rotation" and count != k:
-        raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
+    count = _vector_count(k, vectors, method, n)
     labels = np.empty((len(checked.tensor), n), dtype=np.int64)
     with checked.array_type.stream():
         step = _ops.images_at_once(checked.tensor, cut.weighted)
@@ -100,6 +95,18 @@ def regions(
                 labels[image] = _in_order(parts)
         tensor = torch.from_numpy(labels).to(checked.tensor.device)
         return checked.to_caller(tensor.reshape(-1, *checked.grid))
+
+
+def _vector_count(k: int, vectors: int | None, method: str, n: int) -> int:
+    """Returns how many eigenvectors to embed n patches with; raises ``ValueError``."""
+    if k > n:
+        raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
+    count = k if vectors is None else vectors
+    whole = isinstance(count, Integral) and 2 <= count <= n
+    params.require("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
+    if method == "rotation" and count != k:
+        raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
+    return count
 
 
 def _embed(rows: Tensor, count: int, cut: CutOptions, first: int) -> Array:

@@ -88,6 +88,13 @@ class Comparison:
         """A LaTeX ``tabular``, under a comment with the protocol."""
         return self.table.to_latex()
 
+    def save(self, folder: Path) -> None:
+        """Writes the table into :data:`FILES` in the folder."""
+        for form, file in FILES.items():
+            content = str(getattr(self, f"to_{form}")()).encode()
+            with atomic_file(folder / file, durable=True) as stream:
+                stream.write(content)
+
     @property
     def _first(self) -> Report:
         return next(iter(self.reports.values()))
@@ -116,8 +123,8 @@ def compare(
 ) -> Comparison:
     """Labels the images by each method, and scores the masks against those in the folder ``gt``.
 
-    The ground truth is searched for, and read, before anything is labelled. The backbone is loaded
-    once and runs once for each row of the table.
+    The ground truth is read before anything is labelled. The backbone is loaded once, and runs once
+    for each method.
 
     Args:
         images: from :func:`selfment.images.find_images`.
@@ -127,19 +134,15 @@ def compare(
         backbone: see :class:`selfment.PseudoLabeler`.
         size: see there.
         methods: see :mod:`selfment.methods`; each makes one mask of each image.
-        leave_out: leave out, with a note, a method that needs more than the backbone has; otherwise
-            such a method is an error.
+        leave_out: leave out, with a note, methods that the backbone does not suit; else an error.
         gt_suffix: see :func:`selfment.evaluate`.
         allow_missing: see there.
         workers: see there.
         progress: show the methods' names and bars on stderr.
         options: others of :class:`selfment.PseudoLabeler`.
 
-    Raises:
-        ValueError: wrong arguments, images that cannot be labelled, or an ``out`` with masks of
-            other images.
-
-    Whatever labelling and evaluation raise comes through.
+    Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for an
+    ``out`` with masks of other images, and whatever labelling and evaluation raise.
     """
     folder = Path(os.path.abspath(out))
     first = PseudoLabeler(backbone, size, **options)
@@ -157,16 +160,11 @@ def compare(
     _check_truths(images, gt, gt_suffix, allow_missing)
     reports = {}
     for name, labeler in labelers.items():
-        if progress:
-            print(name, file=sys.stderr)
         reports[name] = _score(
             labeler, images, gt, gt_suffix, folder / name, allow_missing, workers, progress
         )
     comparison = Comparison(reports, left_out)
-    for kind, file in FILES.items():
-        content = str(getattr(comparison, f"to_{kind}")()).encode()
-        with atomic_file(folder / file, durable=True) as stream:
-            stream.write(content)
+    comparison.save(folder)
     return comparison
 
 
@@ -209,6 +207,8 @@ def _score(
     progress: bool,
 ) -> Report:
     """Labels the images that are not labelled yet, and scores the folder."""
+    if progress:
+        print(folder.name, file=sys.stderr)
     summary = label_images(images, folder, labeler, progress=progress)
     if summary.failed:
         raise ValueError(
