@@ -1,4 +1,4 @@
-"""From any array to a checked torch tensor, and back to the caller's kind of array."""
+"""Converts any array to a checked torch tensor, and results back to the caller's type."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Grid = tuple[int, int]
 
-MOST_PATCHES = 2**31  # of a graph: its bytes, (N / 64)^2 * 512, then have a number of 64 bits
+MOST_PATCHES = 2**31  # of a graph, whose (N / 64)^2 * 512 bytes then fit a 64-bit number
 
-# How it is said that there is not enough memory, or not that many bytes on any machine.
+# The messages of torch and numpy for too little memory, or for more bytes than any machine has.
 _NO_MEMORY = re.compile(
     r"DefaultCPUAllocator: .*tried to allocate (\d+ bytes)"
     r"|Unable to allocate ([\d.]+ \w+) for an array"  # numpy
@@ -35,16 +35,16 @@ def _as_it_is(result: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of array: how a tensor becomes one, and where the work on one is queued."""
+class ArrayType:
+    """A type of array: how a tensor becomes one, and on which stream the work on one is queued."""
 
-    restore: Callable[[Tensor], Any] = _as_it_is
+    from_tensor: Callable[[Tensor], Any] = _as_it_is
     queue: Callable[[], AbstractContextManager[Any]] = nullcontext  #: sets torch's current stream
-    array: str = "the arrays"  #: the array that it is the kind of, for errors
+    array: str = "the arrays"  #: which array has this type, for errors
 
     def stream(self) -> AbstractContextManager[Any]:
-        """Sets torch's current stream; a ``MemoryError`` inside says what memory was for."""
-        # torch.compile sees nothing of that: it does not take every context.
+        """Sets torch's current stream; a ``MemoryError`` inside names the array it was for."""
+        # torch.compile does not support every context, so it sees the stream alone.
         return self.queue() if torch.compiler.is_compiling() else self._work()
 
     @contextmanager
@@ -53,51 +53,52 @@ class Kind:
             with self.queue():
                 yield
         except (MemoryError, RuntimeError) as error:
-            found = _NO_MEMORY.search(str(error))
-            if found is None and not isinstance(error, MemoryError):
+            match = _NO_MEMORY.search(str(error))
+            if match is None and not isinstance(error, MemoryError):
                 raise
-            size = found and (found[1] or found[2])
+            size = match and (match[1] or match[2])
             asked = f": {size} could not be allocated" if size else ""
             raise MemoryError(f"not enough memory for {self.array}{asked}") from error
 
 
-TORCH = Kind()
+TORCH = ArrayType()
 
 
-def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
-    """A tensor that shares memory with ``value`` where it can, and its kind of array.
+def as_tensor(value: Any, name: str) -> tuple[Tensor, ArrayType]:
+    """Returns a tensor that shares memory with ``value`` if possible, and the type of ``value``.
 
-    Takes torch tensors, numpy arrays and whatever speaks DLPack (cupy, jax, tensorflow, ...).
+    Accepts torch tensors, numpy arrays and all arrays with DLPack (cupy, jax, tensorflow, ...).
     Raises ``TypeError`` for anything else, and for tensors that are not dense or arrays with a
     mask; ``ValueError`` for tensors without numbers, on the device meta.
     """
     if isinstance(value, Tensor):
         check_dense(value, name)
         check_data(value, name)
-        # What torch.compile traces is kept simple.
-        kind = TORCH if torch.compiler.is_compiling() else Kind(array=_named(value, name))
-        return value.detach().resolve_neg(), kind  # kernels read the memory as it is
+        # Simple, for torch.compile traces this.
+        compiling = torch.compiler.is_compiling()
+        array_type = TORCH if compiling else ArrayType(array=_named(value, name))
+        return value.detach().resolve_neg(), array_type  # kernels read the memory as it is
     if isinstance(value, np.ndarray):
         check_unmasked(value, name)
         if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise TypeError(f"`{name}` must hold native numbers: got dtype {value.dtype}")
-        # torch takes neither negative strides, nor those that are no multiple of an element, nor,
-        # without a warning, read-only memory.
+        # torch refuses negative strides and strides that are no multiple of an element, and warns
+        # about read-only memory.
         size = value.dtype.itemsize
         usable = all(stride >= 0 and stride % size == 0 for stride in value.strides)
-        kind = Kind(Tensor.numpy, array=_named(value, name))
-        with kind.stream():
+        array_type = ArrayType(Tensor.numpy, array=_named(value, name))
+        with array_type.stream():
             own = value if usable and value.flags.writeable else value.copy()
-        return torch.from_numpy(own), kind
+        return torch.from_numpy(own), array_type
     if hasattr(value, "__dlpack__"):
         tensor = torch.from_dlpack(value)
         package = type(value).__module__.partition(".")[0]
         queue = _cupy_stream(tensor.device) if package == "cupy" else nullcontext
         if hasattr(value, "__array_namespace__"):
-            restore = value.__array_namespace__().from_dlpack
+            from_tensor = value.__array_namespace__().from_dlpack
         else:
-            restore = getattr(__import__(package), "from_dlpack", _as_it_is)
-        return tensor, Kind(restore, queue, _named(tensor, name))
+            from_tensor = getattr(__import__(package), "from_dlpack", _as_it_is)
+        return tensor, ArrayType(from_tensor, queue, _named(tensor, name))
     raise TypeError(
         f"`{name}` must be a torch tensor, a numpy array or a DLPack array: "
         f"got {type(value).__name__}"
@@ -105,7 +106,7 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
 
 
 def as_array(value: Any, name: str) -> npt.NDArray[Any]:
-    """What ``numpy.asarray`` makes of ``value``, which may be a tensor on any device.
+    """Returns ``numpy.asarray(value)``; ``value`` may be a tensor on any device.
 
     Raises ``TypeError`` for tensors that are not dense and arrays with a mask, ``ValueError`` for
     tensors without numbers.
@@ -119,7 +120,10 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
 
 
 def check_dense(value: Any, name: str) -> None:
-    """Raises ``TypeError`` for what is no tensor, or a sparse, nested, MKL-DNN or quantized one."""
+    """Raises ``TypeError`` unless ``value`` is a dense tensor.
+
+    Sparse, nested, MKL-DNN and quantized tensors are not dense.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch tensor: got {type(value).__name__}")
     if value.is_nested:
@@ -144,18 +148,18 @@ def check_data(value: Tensor, name: str) -> None:
 
 
 def check_unmasked(value: Any, name: str) -> None:
-    """Raises ``TypeError`` for an array of numpy with a mask, which nothing here would heed."""
+    """Raises ``TypeError`` for a numpy array with a mask, which the kernels would ignore."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` must be an array without a mask: got a MaskedArray")
 
 
 def _named(value: Any, name: str) -> str:
-    """How an error calls an array."""
+    """Returns the words for an array in an error."""
     return f"`{name}` of shape {tuple(value.shape)}"
 
 
 def _cupy_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """What makes cupy's current stream torch's; memory for results is then of that stream, too."""
+    """Returns a context in which cupy's current stream is torch's, also for new memory."""
 
     def current() -> AbstractContextManager[Any]:
         cupy = sys.modules["cupy"].cuda
@@ -176,16 +180,16 @@ def check_device(tensor: Tensor, name: str, device: torch.device, owner: str) ->
 
 @dataclass(frozen=True)
 class Features:
-    """Checked patch features and what is needed to answer in the caller's terms."""
+    """Checked patch features, and what is needed to return results as the caller expects."""
 
-    tensor: Tensor  # (B, N, d), one of FEATURE_DTYPES; maybe strided
+    tensor: Tensor  # (B, N, d), one of FEATURE_DTYPES; may be strided
     grid: Grid | None  # (h, w) with h * w == N
-    batched: bool  # whether the input had a batch axis
-    kind: Kind  # the caller's kind of array
+    batched: bool  # True if the input had a batch axis
+    array_type: ArrayType  # the caller's type of array
 
-    def give(self, result: Tensor) -> Any:
-        """``result`` (B, ...) as the caller's kind of array, without the axis it did not have."""
-        return self.kind.restore(result if self.batched else result[0])
+    def to_caller(self, result: Tensor) -> Any:
+        """Returns a (B, ...) result as the caller's type, without B if the features had none."""
+        return self.array_type.from_tensor(result if self.batched else result[0])
 
 
 def as_features(
@@ -200,7 +204,7 @@ def as_features(
     ``devices``: the device types that are accepted (None: any). Raises ``TypeError`` for a wrong
     kind of array or dtype and ``ValueError`` for a wrong shape, grid or device.
     """
-    tensor, kind = as_tensor(features, "features")
+    tensor, array_type = as_tensor(features, "features")
     if tensor.dtype not in FEATURE_DTYPES:
         raise TypeError(
             "`features` must be float16, bfloat16, float32 or float64: "
@@ -225,7 +229,7 @@ def as_features(
                 f"got {grid} for shape {shape}"
             )
         grid = (shape[2], shape[3])
-        with kind.stream():
+        with array_type.stream():
             tensor = tensor.flatten(2).transpose(1, 2)
     elif grid is not None and grid[0] * grid[1] != shape[-2]:
         raise ValueError(f"`grid` must satisfy h*w == N: got {grid} for N = {shape[-2]}")
@@ -235,17 +239,17 @@ def as_features(
             f"h*w == N, here N = {shape[-2]}"
         )
     check_patches(tensor.shape[-2])
-    return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, kind)
+    return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, array_type)
 
 
 def check_patches(n: int) -> None:
-    """Raises ``ValueError`` unless a graph can have so many patches."""
+    """Raises ``ValueError`` if a graph cannot have ``n`` patches."""
     if n > MOST_PATCHES:
         raise ValueError(f"`features` must have at most 2^31 patches of a graph: got N = {n}")
 
 
 def as_grid(grid: Any) -> Grid:
-    """``grid`` as two positive ints; raises ``ValueError`` otherwise."""
+    """Returns ``grid`` as two positive ints; raises ``ValueError`` otherwise."""
     try:
         h, w = (int(side) for side in grid)
         whole = (h, w) == tuple(grid)

@@ -1,16 +1,16 @@
 """One cut through several images or video frames: a graph over the patches of all of them.
 
-- The Fiedler vector x and its mean are of all patches. The seed, where |x| peaks, decides the side;
-  by the corner rule the other one is the foreground if at least three quarters of the corners of
-  all frames lie in that side.
-- Components are per frame. The seed's frame keeps the one with the seed. Any other keeps the one
-  with its peak, the patch of the side in that frame where x is farthest up (down, if the side is
-  the lower one); the first of those that are so but for 1e-7, relatively. A frame without a patch
-  of the side has an empty initial mask.
-- IPO takes all patches, so that it may find foreground in such a frame, too.
+- The Fiedler vector x and its mean extend over all patches. The seed, where |x| peaks, decides the
+  side; by the corner rule the other side is the foreground if at least three quarters of the
+  corners of all frames lie in the first.
+- Components are per frame. The seed's frame keeps the component with the seed. Any other frame
+  keeps the component with its peak: the patch of the side where x is largest (smallest, if the
+  side is the lower one); among peaks that differ by less than 1e-7, relatively, the first. A frame
+  without a patch of the side has an empty initial mask.
+- IPO labels all patches together, and so may detect foreground in such a frame, too.
 
-One frame gets the labels of an image alone, to the bit. Of N patches in all the graph takes N^2 / 8
-bytes, 0.3 GB for 50,000, and in weighted mode 4 for each edge besides.
+A single frame has the labels of the image alone, to the bit. The graph of all N patches needs
+N^2 / 8 bytes, 0.3 GB for 50,000 patches, and in weighted mode 4 more for each edge.
 """
 
 from __future__ import annotations
@@ -26,22 +26,31 @@ from torch import Tensor
 from . import ops as _ops
 from . import options as params
 from .arrays import Features, Grid, as_features, as_grid, check_patches
-from .label import MAPS, PseudoLabels, label_rows
+from .label import (
+    MAPS,
+    OPTIONS_SCHEMA,
+    PseudoLabels,
+    from_operator,
+    label_rows,
+    to_operator,
+)
+from .options import CutOptions, IpoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class JointLabels(PseudoLabels):
-    """What :func:`joint_label` finds in F frames of one graph, in the caller's kind of array.
+    """The labels of F frames that share a graph: see :func:`joint_label`.
 
-    ``mask``, ``ncut_mask`` and ``fiedler`` are lists of F (h, w) arrays; of (B, N, d) and
-    (B, d, h, w) features, arrays (B, h, w). The other fields are numbers without an axis, of the
-    graph of all patches; ``seed`` counts the patches frame after frame.
+    ``mask``, ``ncut_mask`` and ``fiedler`` are lists of F (h, w) arrays; for (B, N, d) and
+    (B, d, h, w) features they are arrays (B, h, w). The other fields are numbers without an axis,
+    for the graph of all patches; ``seed`` counts the patches frame after frame. All are of the
+    caller's type of array.
     """
 
-    peaks: Any  #: (F,) int64, the patch of the frame that its initial mask grew from; -1: none
+    peaks: Any  #: (F,) int64, the patch of each frame that its initial mask grew from; -1: none
 
     def frame(self, index: int) -> PseudoLabels:
-        """The maps of one frame with the numbers of the joint cut; ``seed`` is the frame's peak."""
+        """Returns the maps of one frame and the numbers of the joint cut; ``seed`` is its peak."""
         values = {field.name: getattr(self, field.name) for field in fields(PseudoLabels)}
         values |= {name: values[name][index] for name in MAPS}
         return PseudoLabels(**{**values, "seed": self.peaks[index]})
@@ -53,41 +62,41 @@ _FIELDS = tuple(field.name for field in fields(JointLabels))
 def as_frames(
     features: Any, grid: Any, *, devices: tuple[str, ...] | None = ("cpu", "cuda")
 ) -> tuple[Features, list[Grid]]:
-    """Checked features, and the grid of each frame whose patches their rows are.
+    """Returns the checked features, and the grid of each frame whose patches are their rows.
 
     ``features``: (N, d) with ``grid`` a list of (h, w), (B, N, d) with one (h, w), or (B, d, h, w).
-    Raises as :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that the
-    features are not of.
+    Raises as :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that do
+    not fit the features.
     """
-    given = as_features(features, devices=devices)
-    check_patches(given.tensor.shape[:2].numel())
+    checked = as_features(features, devices=devices)
+    check_patches(checked.tensor.shape[:2].numel())
     listed = _is_list(grid)
-    if given.batched:
+    if checked.batched:
         if listed:
             raise ValueError(
                 "`grid` must be one (h, w), that of every frame, with (B, N, d) and (B, d, h, w) "
                 f"features: got {grid!r}"
             )
-        given = as_features(features, grid, needs_grid=True, devices=devices)
-        assert given.grid is not None
-        return given, [given.grid] * len(given.tensor)
+        checked = as_features(features, grid, needs_grid=True, devices=devices)
+        assert checked.grid is not None
+        return checked, [checked.grid] * len(checked.tensor)
     if not listed:
         raise ValueError(
             "`grid` must be a list of (h, w), one for each frame, with (N, d) features: "
             f"got {grid!r}"
         )
     grids = [as_grid(frame) for frame in grid]
-    patches, n = sum(h * w for h, w in grids), given.tensor.shape[1]
+    patches, n = sum(h * w for h, w in grids), checked.tensor.shape[1]
     if patches != n:
         raise ValueError(
             "`grid` must satisfy h*w == N, summed over the frames: "
             f"got {patches} patches in {len(grids)} frames for N = {n}"
         )
-    return given, grids
+    return checked, grids
 
 
 def _is_list(grid: Any) -> bool:
-    """Whether ``grid`` holds something else than numbers."""
+    """Returns True if ``grid`` is a sequence of something other than numbers."""
     try:
         entries = list(grid)
     except TypeError:
@@ -95,19 +104,19 @@ def _is_list(grid: Any) -> bool:
     return bool(entries) and not any(isinstance(entry, Real) for entry in entries)
 
 
-def give(given: Features, grids: Sequence[Grid], found: dict[str, Tensor]) -> JointLabels:
-    """The labels from their fields, where maps are (N,), as the caller's kind of array."""
+def to_caller(checked: Features, grids: Sequence[Grid], labels: dict[str, Tensor]) -> JointLabels:
+    """Returns the labels, whose maps are (N,) here, as the caller's type of array."""
+    from_tensor = checked.array_type.from_tensor
     values: dict[str, Any] = {
-        name: given.kind.restore(value) for name, value in found.items() if name not in MAPS
+        name: from_tensor(labels[name]) for name in labels if name not in MAPS
     }
     for name in MAPS:
-        if given.batched:
-            values[name] = given.kind.restore(found[name].reshape(-1, *grids[0]))
+        if checked.batched:
+            values[name] = from_tensor(labels[name].reshape(-1, *grids[0]))
         else:
-            parts = found[name].split([h * w for h, w in grids])
+            parts = labels[name].split([h * w for h, w in grids])
             values[name] = [
-                given.kind.restore(part.reshape(grid))
-                for part, grid in zip(parts, grids, strict=True)
+                from_tensor(part.reshape(grid)) for part, grid in zip(parts, grids, strict=True)
             ]
     return JointLabels(**values)
 
@@ -124,75 +133,45 @@ def joint_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> JointLabels:
-    """One cut through all frames: a graph of all their patches, see the module.
+    """Labels all frames by one cut through a graph of all their patches; see the module.
 
     Args:
         features: patch features, (N, d) of all frames one after another, (B, N, d) or (B, d, h, w)
             of B frames; kinds of arrays, dtypes and devices as in :func:`selfment.pseudo_label`.
-        grid: (h, w) of each frame, as a list, with (N, d) features; that of every frame with
-            (B, N, d).
-        tau: see :func:`selfment.pseudo_label`, as are the others.
+        grid: a list of (h, w), one for each frame, with (N, d) features; one (h, w) for all
+            frames with (B, N, d).
+        tau: see :func:`selfment.pseudo_label`, also for the other options.
         eps: the affinity below ``tau``.
         graph: "binary" or "weighted".
-        orient: "seed", or "corners": three quarters of the corners of all frames decide.
+        orient: "seed", or "corners": at least three quarters of the corners of all frames.
         ipo_iters: IPO steps at most.
         ipo_min_count: IPO stops while a side has fewer patches than this.
-        min_confidence: the frames are ``rejected`` together below it.
+        min_confidence: below this the frames are ``rejected``, all together.
 
     Returns:
-        The labels of the frames, and one number each for all of them.
+        The labels of the frames, and numbers for all of them together.
 
     Raises:
         TypeError: as :func:`selfment.pseudo_label`.
-        ValueError: as that, and for grids that the features are not of.
-        ImportError: as that.
-        MemoryError: as that.
+        ValueError: as there, and for grids that do not fit the features.
+        ImportError: as there.
+        MemoryError: as there.
     """
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
-    given, grids = as_frames(features, grid)
-    with given.kind.stream():
-        found = _joint_label(
-            given.tensor.flatten(0, 1),
-            [side for sides in grids for side in sides],
-            params.tau_or_none(tau),
-            float(eps),
-            graph,
-            orient,
-            int(ipo_iters),
-            int(ipo_min_count),
-            float(min_confidence),
-        )
-        return give(given, grids, dict(zip(_FIELDS, found, strict=True)))
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    options = to_operator(cut, ipo, min_confidence)
+    checked, grids = as_frames(features, grid)
+    sides = [side for sides in grids for side in sides]
+    with checked.array_type.stream():
+        values = _joint_label(checked.tensor.flatten(0, 1), sides, *options)
+        return to_caller(checked, grids, dict(zip(_FIELDS, values, strict=True)))
 
 
-def _joint_label_impl(
-    features: Tensor,
-    sides: Sequence[int],
-    tau: float | None,
-    eps: float,
-    graph: str,
-    orient: str,
-    ipo_iters: int,
-    ipo_min_count: int,
-    min_confidence: float = 0.0,
-) -> tuple[Tensor, ...]:
-    """The fields of :class:`JointLabels` for (N, d) features, maps being (N,)."""
+def _joint_label_impl(features: Tensor, sides: Sequence[int], *options: Any) -> tuple[Tensor, ...]:
+    """Returns the fields of :class:`JointLabels` for (N, d) features; maps are (N,)."""
     grids = list(zip(sides[::2], sides[1::2], strict=True))
-    found = label_rows(
-        features.contiguous()[None],
-        grids,
-        tau,
-        eps,
-        graph,
-        orient,
-        ipo_iters,
-        ipo_min_count,
-        min_confidence,
-    )
-    return tuple(found[name][0] for name in _FIELDS)
+    labels = label_rows(features.contiguous()[None], grids, *from_operator(*options))
+    return tuple(labels[name][0] for name in _FIELDS)
 
 
 def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
@@ -207,8 +186,7 @@ def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[
 
 
 _joint_label = _ops.register(
-    "joint_label(Tensor features, SymInt[] sides, float? tau, float eps, str graph, "
-    "str orient, SymInt ipo_iters, SymInt ipo_min_count, float min_confidence=0.0) -> "
+    f"joint_label(Tensor features, SymInt[] sides, {OPTIONS_SCHEMA}) -> "
     f"({', '.join(f'Tensor {name}' for name in _FIELDS)})",
     _joint_label_impl,
     _joint_label_fake,

@@ -1,4 +1,16 @@
-"""Several objects of an image: rounds of the cut, each on the graph without the objects before."""
+"""Several objects of an image: rounds of the cut, each on the graph without earlier objects.
+
+A round cuts the graph and refines, by IPO, the 4-connected component of the foreground whose patch
+is deepest in it. IPO also labels what is similar elsewhere: the component of its outcome that
+shares most patches with the first one is the object. Its features then count as zeros, which
+changes only their entries of the graph, and the next round begins. Patches of objects stay in the
+graph, but belong to neither side of later cuts and are left out of later IPO.
+
+MaskCut has a fixed number of rounds. Its patches of earlier objects may be foreground again and
+join others to a component, and it empties a mask whose intersection over union with the previous
+one is > 0.5: an object that touches a larger one is lost. That is
+:func:`selfment.compat.maskcut.maskcut_forward`.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +26,11 @@ from torch import Tensor
 
 from . import ops as _ops
 from . import options as params
-from .arrays import Grid, Kind, as_features
+from .arrays import ArrayType, Grid, as_features
 from .graph import build
 from .ipo import run_ipo
 from .ncut import eigenpairs, initial_mask
+from .options import NO_IPO, CutOptions, IpoOptions
 
 Patches = NDArray[np.bool_]
 
@@ -30,7 +43,7 @@ MAX_CUT = 0.5
 class Objects:
     """The K objects of an image of h x w patches, in the order of their rounds; K may be 0.
 
-    In the caller's kind of array. No patch belongs to two objects.
+    All fields are of the caller's type of array. No patch belongs to two objects.
     """
 
     masks: Any  #: (K, h, w) bool
@@ -56,23 +69,13 @@ def multi_label(
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
 ) -> Objects | list[Objects]:
-    """Pseudo-labels of several objects, found one after the other (MaskCut, with an early stop).
+    """Labels several objects, one after another (MaskCut, with an early stop).
 
-    A round cuts the graph and refines, by IPO, the 4-connected component of the foreground whose
-    patch is deepest in it. IPO also finds what is of the same kind elsewhere: the component of its
-    outcome that shares most patches with the first one is the object. Its features then count as
-    zeros, which changes the graph in their place only, and the next round begins. Patches of
-    objects stay in the graph, but are on neither side of later cuts and have no part in later IPO.
-    The rounds end with ``max_objects`` objects, or with a round
+    See the module for a round. The rounds end with ``max_objects`` objects, or with a round
 
     - whose eigenvalue is above ``max_cut``, or
-    - that finds no object of more than ``min_area`` of the grid, or
+    - that has no object of more than ``min_area`` of the grid, or
     - that would leave no background.
-
-    MaskCut has a fixed number of rounds. Its patches of earlier objects may be foreground again and
-    join others to a component, and it empties a mask whose intersection over union with the
-    previous one is > 0.5: an object that touches a larger one is lost. That is
-    :func:`selfment.compat.maskcut.maskcut_forward`.
 
     Args:
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w), as for
@@ -81,99 +84,101 @@ def multi_label(
         max_objects: objects at most.
         max_cut: the largest eigenvalue, which is the Ncut value, relaxed, of a round.
         min_area: the share of the grid that an object must exceed.
-        split: whether the whole foreground of a round, not only one component, is refined, and each
-            4-connected component of the outcome that is large enough is an object of its own, the
-            largest first: several things of one kind then are several objects.
+        split: True refines the whole foreground of a round, not only one component, and makes each
+            4-connected component of the outcome that is large enough an object of its own, the
+            largest first: several similar things are then several objects.
         tau: the threshold on the similarity of two patches, or "auto", see
             :func:`selfment.affinity`.
-        eps: the affinity below it, in [1e-30, 1).
+        eps: the affinity of two patches without an edge, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
-        orient: which side of the cut is the foreground: "corners" (MaskCut) or "seed", see
-            :func:`selfment.pseudo_label`.
+        orient: "corners" (MaskCut) or "seed", see :func:`selfment.pseudo_label`.
         ipo_iters: IPO steps at most; 0 leaves the components as they are.
         ipo_min_count: IPO stops while a side has fewer patches than this.
 
     Returns:
-        The objects of the image, or a list of them for a batch, in the caller's kind of array. The
-        same features give the same objects, alone or in a batch. A single patch holds none.
+        The objects of the image, or a list of them for a batch, in the caller's type of array. The
+        same features have the same objects, alone or in a batch. A single patch is no object.
 
-    The rounds depend on what they find: on a CUDA device each of them waits for the device, and
+    A round depends on the objects before it: on a CUDA device each round waits for the device, and
     none can be captured in a CUDA graph. Features that are not finite are no error there: their
     image has no objects.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, grid, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.choice("orient", orient, params.ORIENTS)
-    whole = isinstance(max_objects, Integral)
-    params.require("max_objects", max_objects, "an integer >= 1", whole and max_objects >= 1)
-    for name, share in (("max_cut", max_cut), ("min_area", min_area)):
-        params.require(name, share, "a number >= 0", isinstance(share, Real) and share >= 0)
-    given = as_features(features, grid, needs_grid=True)
-    assert given.grid is not None
-    rules = _Rules(
-        given.grid,
-        int(max_objects),
-        max_cut,
-        min_area,
-        split,
-        orient,
-        int(ipo_iters),
-        int(ipo_min_count),
-    )
-    found: list[Objects] = []
-    with given.kind.stream():
-        for chunk in given.tensor.split(_ops.images_at_once(given.tensor, graph == "weighted")):
+    rounds = RoundOptions(max_objects=max_objects, max_cut=max_cut, min_area=min_area, split=split)
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    return find_objects(features, grid, rounds, cut, ipo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOptions:
+    """When the rounds end, and what an object is: see :func:`multi_label`.
+
+    Raises ``ValueError`` for a value against its rule.
+    """
+
+    max_objects: int = 3  #: objects at most
+    max_cut: float = MAX_CUT  #: the largest eigenvalue of a round
+    min_area: float = 0.01  #: the share of the grid that an object must exceed
+    split: bool = False  #: True: each component of a round's foreground is an object
+
+    def __post_init__(self) -> None:
+        count = self.max_objects
+        whole = isinstance(count, Integral) and not isinstance(count, bool)
+        params.require("max_objects", count, "an integer >= 1", whole and count >= 1)
+        for name, share in (("max_cut", self.max_cut), ("min_area", self.min_area)):
+            params.require(name, share, "a number >= 0", isinstance(share, Real) and share >= 0)
+        object.__setattr__(self, "max_objects", int(count))
+
+
+def find_objects(
+    features: Any, grid: Grid | None, rounds: RoundOptions, cut: CutOptions, ipo: IpoOptions
+) -> Objects | list[Objects]:
+    """Returns what :func:`multi_label` returns, and raises what it raises."""
+    orient = params.choice("orient", cut.orient, params.ORIENTS)
+    checked = as_features(features, grid, needs_grid=True)
+    assert checked.grid is not None
+    images: list[Objects] = []
+    with checked.array_type.stream():
+        for chunk in checked.tensor.split(_ops.images_at_once(checked.tensor, cut.weighted)):
             rows = chunk.contiguous()
-            made = build(rows, params.tau_or_none(tau), eps, graph, first=len(found))
-            searches = [_Search(image, rules) for image in rows]
+            graph = build(rows, cut, first=len(images))
+            searches = [_Search(image, checked.grid, rounds, ipo) for image in rows]
             while any(search.open for search in searches):
-                pairs = eigenpairs(made, 1)
+                pairs = eigenpairs(graph, 1)
                 x = pairs.vectors[:, 0]
-                _, seed = initial_mask(x, given.grid, orient)
+                _, seed = initial_mask(x, checked.grid, orient)
                 cuts = zip(pairs.values[:, 0].tolist(), _host(x), seed.tolist(), strict=True)
                 turns = zip(searches, cuts, strict=True)
-                paint = np.stack([search.turn(*cut) for search, cut in turns])
+                paint = np.stack([search.turn(*one) for search, one in turns])
                 if any(search.open for search in searches):
-                    made = made.paint(torch.from_numpy(paint).to(rows.device))
-            found += [search.objects(given.kind) for search in searches]
-    return found if given.batched else found[0]
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """The parameters of the rounds."""
-
-    grid: Grid
-    max_objects: int
-    max_cut: float
-    min_area: float
-    split: bool
-    orient: str
-    ipo_iters: int
-    ipo_min_count: int
+                    graph = graph.paint(torch.from_numpy(paint).to(rows.device))
+            images += [search.objects(checked.array_type) for search in searches]
+    return images if checked.batched else images[0]
 
 
 class _Search:
     """The objects found so far in one image of (N, d) features."""
 
-    def __init__(self, rows: Tensor, rules: _Rules) -> None:
+    def __init__(self, rows: Tensor, grid: Grid, rounds: RoundOptions, ipo: IpoOptions) -> None:
         self.rows = rows
-        self.rules = rules
+        self.grid = grid
+        self.rounds = rounds
+        self.ipo = ipo
         self.taken = np.zeros(len(rows), dtype=bool)  # patches of objects, never all
         self.masks: list[Patches] = []
         self.seeds: list[int] = []
         self.eigenvalues: list[float] = []
-        self.open = len(rows) > 1  # whether there is another round
+        self.open = len(rows) > 1  # True if there is another round
 
     def turn(self, eigenvalue: float, x: NDArray[np.float64], seed: int) -> Patches:
-        """The patches (N,) of the objects that a round finds, from its cut; none ends the rounds.
+        """Returns the patches (N,) of the objects of a round with this cut; none ends the rounds.
 
         ``seed`` is a patch of the side that is the foreground.
         """
@@ -183,7 +188,7 @@ class _Search:
         above = x > x.sum() / len(x)
         depth = x if above[seed] else -x
         side = (above == above[seed]) & ~self.taken
-        parts = self._parts(side, depth) if eigenvalue <= self.rules.max_cut and side.any() else []
+        parts = self._parts(side, depth) if eigenvalue <= self.rounds.max_cut and side.any() else []
         patches = np.logical_or.reduce([patches, *parts])
         if (patches | self.taken).all():
             parts, patches = [], np.zeros_like(patches)
@@ -191,37 +196,35 @@ class _Search:
         self.seeds += [_peak(depth, part) for part in parts]
         self.eigenvalues += [eigenvalue] * len(parts)
         self.taken = self.taken | patches
-        self.open = len(parts) > 0 and len(self.masks) < self.rules.max_objects
+        self.open = len(parts) > 0 and len(self.masks) < self.rounds.max_objects
         return patches
 
     def _parts(self, side: Patches, depth: NDArray[np.float64]) -> list[Patches]:
-        """The objects of a foreground (N,) that is not empty."""
-        rules = self.rules
-        if rules.split:
-            found = _components(self._refined(side), rules.grid)
+        """Returns the objects of a foreground (N,) that is not empty."""
+        if self.rounds.split:
+            parts = _components(self._refined(side), self.grid)
         else:
             seed = _peak(depth, side)
-            start = next(part for part in _components(side, rules.grid) if part[seed])
-            found = _components(self._refined(start), rules.grid)
-            found = sorted(found, key=lambda part: -(part & start).sum())[:1]
-        large = [part for part in found if part.sum() > rules.min_area * len(side)]
+            start = next(part for part in _components(side, self.grid) if part[seed])
+            parts = _components(self._refined(start), self.grid)
+            parts = sorted(parts, key=lambda part: -(part & start).sum())[:1]
+        large = [part for part in parts if part.sum() > self.rounds.min_area * len(side)]
         large.sort(key=np.sum, reverse=True)
-        return large[: rules.max_objects - len(self.masks)]
+        return large[: self.rounds.max_objects - len(self.masks)]
 
     def _refined(self, start: Patches) -> Patches:
-        """``start`` (N,) after IPO among the patches that are not taken."""
+        """Returns ``start`` (N,) after IPO among the patches that are not taken."""
         free = ~self.taken
         labels = torch.from_numpy(start[free]).to(self.rows.device)
-        # Without a copy where nothing is taken.
+        # No copy if nothing is taken.
         rows = self.rows if free.all() else self.rows[torch.from_numpy(free).to(self.rows.device)]
-        iters, least = self.rules.ipo_iters, self.rules.ipo_min_count
         refined = np.zeros_like(start)
-        refined[free] = _host(run_ipo(rows[None], labels[None], iters, least)[0][0])
+        refined[free] = _host(run_ipo(rows[None], labels[None], self.ipo)[0][0])
         return refined
 
-    def objects(self, kind: Kind) -> Objects:
-        """What has been found."""
-        count, grid = len(self.masks), self.rules.grid
+    def objects(self, array_type: ArrayType) -> Objects:
+        """Returns the objects found so far, in the caller's type of array."""
+        count, grid = len(self.masks), self.grid
         masks = np.array(self.masks, dtype=bool).reshape(count, *grid)
         instances = np.zeros(grid, dtype=np.int64)
         for k, mask in enumerate(masks):
@@ -236,12 +239,12 @@ class _Search:
             eigenvalues=torch.tensor(self.eigenvalues, dtype=torch.float64, device=device),
             separations=_separations(self.rows, torch.from_numpy(masks).to(device).flatten(1)),
         )
-        return Objects(*map(kind.restore, vars(tensors).values()))
+        return Objects(*map(array_type.from_tensor, vars(tensors).values()))
 
 
 def _separations(rows: Tensor, masks: Tensor) -> Tensor:
-    """|mu_f - mu_b| (K,) float64 of (N, d) rows, normalised, in and outside of masks (K, N)."""
-    apart = [run_ipo(rows[None], mask[None], 0, 1)[2] for mask in masks]
+    """Returns |mu_f - mu_b| (K,) float64 of normalised (N, d) rows in and outside of K masks."""
+    apart = [run_ipo(rows[None], mask[None], NO_IPO)[2] for mask in masks]
     return torch.cat([rows.new_empty(0, dtype=torch.float64), *apart])
 
 
@@ -250,18 +253,18 @@ def _host(tensor: Tensor) -> Any:
 
 
 def _components(patches: Patches, grid: Grid) -> list[Patches]:
-    """The 4-connected components of patches (N,)."""
+    """Returns the 4-connected components of patches (N,)."""
     labels, count = scipy.ndimage.label(patches.reshape(grid))
     return [labels.ravel() == k + 1 for k in range(count)]
 
 
 def _peak(depth: NDArray[np.float64], patches: Patches) -> int:
-    """Where ``depth`` peaks among patches (N,); the first if only rounding tells peaks apart."""
+    """Returns where ``depth`` peaks in patches (N,): the first of peaks equal up to rounding."""
     peak = depth[patches].max()
     return int(np.flatnonzero(patches & (depth >= peak - params.SEED_TIE * abs(peak)))[0])
 
 
 def _box(mask: Patches) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 of a mask (h, w) that is not empty, the last two exclusive."""
+    """Returns x1, y1, x2, y2 of a mask (h, w) that is not empty; the last two are exclusive."""
     y, x = np.nonzero(mask)
     return int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1

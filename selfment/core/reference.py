@@ -1,7 +1,8 @@
 """Selfment in plain torch: dense, float64, and slow; the oracle of the tests and benchmarks.
 
-Reads top to bottom as the method does: affinity graph, normalised cut, initial mask, IPO. Same
-signatures as the fast functions in :mod:`selfment`; everything is computed image by image.
+It reads top to bottom in the order of the method: affinity graph, normalised cut, initial mask,
+IPO. The functions have the signatures of the fast ones in :mod:`selfment`, and compute image by
+image.
 
 Source: You, Wu, Jiang, *Learning Accurate Segmentation Purely from Self-Supervision*, ECCV 2026;
 the initial mask is TokenCut's (Wang et al., CVPR 2022), the corner rule MaskCut's (Wang et al.,
@@ -20,13 +21,14 @@ from torch import Tensor
 from . import options as params
 from .arrays import Grid, as_features, as_tensor
 from .confidence import confidence
-from .joint import JointLabels, as_frames, give
+from .joint import JointLabels, as_frames, to_caller
 from .label import PseudoLabels
+from .options import CutOptions, IpoOptions
 from .threshold import auto_tau
 
 
 def normalize(features: Tensor) -> Tensor:
-    """Rows of (N, d) features with norm 1: computed in float64, rounded to float32."""
+    """Returns rows of (N, d) features with norm 1, computed in float64 and rounded to float32."""
     rows = features.double()
     norms: Tensor = rows.norm(dim=1, keepdim=True)
     return (rows / norms.clamp(min=1e-12)).float()
@@ -39,16 +41,14 @@ def affinity(
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> Any:
-    """The dense affinity matrix A, (B, N, N) float64; (N, N) for (N, d) features.
+    """Returns the dense affinity matrix A, (B, N, N) float64; (N, N) for (N, d) features.
 
     Binary: 1 where the similarity is > tau. Weighted: the similarity where it is >= tau.
     Elsewhere eps.
     """
-    params.check_graph(tau, eps, graph)
-    given = as_features(features, devices=None)
-    return given.give(
-        torch.stack([_affinity(f, _threshold(f, tau), eps, graph) for f in given.tensor])
-    )
+    cut = CutOptions(tau=tau, eps=eps, graph=graph)
+    checked = as_features(features, devices=None)
+    return checked.to_caller(torch.stack([_affinity(f, cut)[0] for f in checked.tensor]))
 
 
 def ncut(
@@ -59,17 +59,17 @@ def ncut(
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> tuple[Any, Any]:
-    """The k smallest nontrivial pairs of (D - A) x = lambda D x: (B, k) and (B, N, k), float64.
+    """Returns the k smallest nontrivial pairs of (D - A) x = lambda D x: (B, k) and (B, N, k).
 
-    x^T D x = 1; the entry of largest magnitude is positive.
+    They are float64, with x^T D x = 1; the entry of largest magnitude of x is positive.
     """
-    params.check_graph(tau, eps, graph)
-    given = as_features(features, devices=None)
-    params.check_k(k, given.tensor.shape[1])
-    pairs = [_eigenpairs(_affinity(f, _threshold(f, tau), eps, graph)) for f in given.tensor]
+    cut = CutOptions(tau=tau, eps=eps, graph=graph)
+    checked = as_features(features, devices=None)
+    params.check_k(k, checked.tensor.shape[1])
+    pairs = [_eigenpairs(_affinity(f, cut)[0]) for f in checked.tensor]
     values = torch.stack([values[1 : k + 1] for values, _ in pairs])
     vectors = torch.stack([_signed(vectors[:, 1 : k + 1]) for _, vectors in pairs])
-    return given.give(values), given.give(vectors)
+    return checked.to_caller(values), checked.to_caller(vectors)
 
 
 def ipo(
@@ -79,15 +79,15 @@ def ipo(
     iters: int = params.IPO_ITERS,
     min_count: int = params.IPO_MIN_COUNT,
 ) -> Any:
-    """Iterative Patch Optimization of (B, N) labels in {0, 1}; same shape and dtype back."""
-    params.check_ipo(iters, min_count)
-    given = as_features(features, devices=None)
-    start, kind = as_tensor(labels, "labels")
-    batch = start.reshape(given.tensor.shape[:2]).bool()
+    """Runs Iterative Patch Optimization on (B, N) labels in {0, 1}; shape and dtype stay."""
+    options = IpoOptions(iters=iters, min_count=min_count)
+    checked = as_features(features, devices=None)
+    start, array_type = as_tensor(labels, "labels")
+    batch = start.reshape(checked.tensor.shape[:2]).bool()
     result = torch.stack(
-        [_ipo(f, label, iters, min_count)[0] for f, label in zip(given.tensor, batch, strict=True)]
+        [_ipo(f, label, options)[0] for f, label in zip(checked.tensor, batch, strict=True)]
     )
-    return kind.restore(result.reshape(start.shape).to(start.dtype))
+    return array_type.from_tensor(result.reshape(start.shape).to(start.dtype))
 
 
 def pseudo_label(
@@ -102,20 +102,30 @@ def pseudo_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> PseudoLabels:
-    """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
-    options = tau, eps, graph, orient, ipo_iters, ipo_min_count, min_confidence
-    given = as_features(features, grid, needs_grid=True, devices=None)
-    assert given.grid is not None
-    images = [_label(f, [given.grid], *options) for f in given.tensor]
-    found = {field.name: [image[field.name] for image in images] for field in fields(PseudoLabels)}
-    stacked = {name: torch.stack(values) for name, values in found.items()}
+    """Labels images as the fast function does.
+
+    Args:
+        features: see :func:`selfment.pseudo_label`.
+        grid: see there.
+        tau: see there.
+        eps: see there.
+        graph: see there.
+        orient: see there.
+        ipo_iters: see there.
+        ipo_min_count: see there.
+        min_confidence: see there.
+    """
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    options = cut, ipo, params.check_min_confidence(min_confidence)
+    checked = as_features(features, grid, needs_grid=True, devices=None)
+    assert checked.grid is not None
+    images = [_label(f, [checked.grid], *options) for f in checked.tensor]
+    names = [field.name for field in fields(PseudoLabels)]
+    stacked = {name: torch.stack([image[name] for image in images]) for name in names}
     for name in ("mask", "ncut_mask", "fiedler"):
-        stacked[name] = stacked[name].unflatten(1, given.grid)
-    return PseudoLabels(**{name: given.give(values) for name, values in stacked.items()})
+        stacked[name] = stacked[name].unflatten(1, checked.grid)
+    return PseudoLabels(**{name: checked.to_caller(values) for name, values in stacked.items()})
 
 
 def joint_label(
@@ -130,35 +140,37 @@ def joint_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> JointLabels:
-    """One cut through all frames; see the fast function."""
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
-    options = tau, eps, graph, orient, ipo_iters, ipo_min_count, min_confidence
-    given, grids = as_frames(features, grid, devices=None)
-    return give(given, grids, _label(given.tensor.flatten(0, 1), grids, *options))
+    """Labels frames by one cut as the fast function does.
+
+    Args:
+        features: see :func:`selfment.joint_label`.
+        grid: see there.
+        tau: see there.
+        eps: see there.
+        graph: see there.
+        orient: see there.
+        ipo_iters: see there.
+        ipo_min_count: see there.
+        min_confidence: see there.
+    """
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    options = cut, ipo, params.check_min_confidence(min_confidence)
+    checked, grids = as_frames(features, grid, devices=None)
+    return to_caller(checked, grids, _label(checked.tensor.flatten(0, 1), grids, *options))
 
 
 def _label(
-    f: Tensor,
-    grids: Sequence[Grid],
-    tau: float | str,
-    eps: float,
-    graph: str,
-    orient: str,
-    ipo_iters: int,
-    ipo_min_count: int,
-    min_confidence: float,
+    f: Tensor, grids: Sequence[Grid], cut: CutOptions, ipo: IpoOptions, min_confidence: float
 ) -> dict[str, Tensor]:
-    """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
-    threshold = _threshold(f, tau)
-    values, vectors = _eigenpairs(_affinity(f, threshold, eps, graph))
+    """Returns the fields of the labels of (N, d) features; maps are (N,), N over all grids."""
+    graph, threshold = _affinity(f, cut)
+    values, vectors = _eigenpairs(graph)
     # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
     index = min(1, len(values) - 1)
     x = _signed(vectors[:, index : index + 1])[:, 0]
-    ncut_mask, seed, peaks = _initial_masks(x, grids, orient)
-    mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
+    ncut_mask, seed, peaks = _initial_masks(x, grids, cut.corners)
+    mask, steps = _ipo(f, ncut_mask, ipo)
     gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
     separation = _separation(f, mask)
     sure = confidence(values[index][None], gap[None], separation[None], mask[None], grids)[0]
@@ -180,20 +192,18 @@ def _label(
     }
 
 
-def _threshold(features: Tensor, tau: float | str) -> float:
-    return auto_tau(features[None]).item() if isinstance(tau, str) else float(tau)
-
-
-def _affinity(features: Tensor, tau: float, eps: float, graph: str) -> Tensor:
+def _affinity(features: Tensor, cut: CutOptions) -> tuple[Tensor, float]:
+    """Returns the matrix A (N, N) of (N, d) features, and the threshold on similarities."""
+    tau = auto_tau(features[None]).item() if isinstance(cut.tau, str) else cut.tau
     f = normalize(features).double()
     s = f @ f.T
-    if graph == "binary":
-        return (s > tau).double().clamp(min=eps)
-    return torch.where(s >= tau, s, eps)
+    if cut.weighted:
+        return torch.where(s >= tau, s, cut.eps), tau
+    return (s > tau).double().clamp(min=cut.eps), tau
 
 
 def _eigenpairs(A: Tensor) -> tuple[Tensor, Tensor]:
-    """All pairs of (D - A) x = lambda D x, ascending, x^T D x = 1."""
+    """Returns all pairs of (D - A) x = lambda D x, ascending, with x^T D x = 1."""
     scale = A.sum(dim=1).rsqrt()
     M = scale[:, None] * A * scale
     theta, y = torch.linalg.eigh(M)
@@ -208,22 +218,24 @@ def _signed(vectors: Tensor) -> Tensor:
 
 
 def _first_peak(values: Tensor) -> Tensor:
-    """Index of the maximum; the first of those that only rounding tells apart."""
+    """Returns the index of the maximum: the first of values equal up to rounding."""
     peak = values.max()
     return (values >= peak - params.SEED_TIE * peak.abs()).int().argmax()
 
 
 def _initial_mask(x: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
-    """The seed's component of the side x > mean(x): TokenCut's rule, or MaskCut's corner rule."""
-    mask, seed, _ = _initial_masks(x, [grid], orient)
+    """Returns the initial mask (h, w) and the seed, by TokenCut's rule or MaskCut's corner rule."""
+    mask, seed, _ = _initial_masks(x, [grid], orient == "corners")
     return mask.reshape(grid), seed
 
 
-def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in each of F frames that share x (N,): masks (N,), the seed, the peaks (F,).
+def _initial_masks(
+    x: Tensor, grids: Sequence[Grid], corner_rule: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns the initial masks (N,) of F frames that share x (N,), the seed, and the peaks (F,).
 
-    The side and its seed are those of all patches. A frame keeps the component of the seed, or,
-    where the seed is in another, of its own patch of the side that is deepest in it.
+    The side and its seed are chosen among all patches. A frame keeps the component of the seed, or,
+    if the seed is in another frame, the component of its own patch that is deepest in the side.
     """
     side = x > x.mean()
     seed = _first_peak(x.abs())
@@ -231,7 +243,7 @@ def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tenso
         side, x = ~side, -x
     frames = zip(side.split([h * w for h, w in grids]), grids, strict=True)
     corners = [part.reshape(grid)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() for part, grid in frames]
-    if orient == "corners" and sum(corners) >= 3 * len(grids) and not side.all():
+    if corner_rule and sum(corners) >= 3 * len(grids) and not side.all():
         side, x = ~side, -x
         seed = _first_peak(x)
     masks, peaks, first = [], [], 0
@@ -247,7 +259,7 @@ def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tenso
 
 
 def _component(side: Tensor, seed: int) -> Tensor:
-    """The 4-connected component of ``side`` (h, w) that holds the flat index ``seed``."""
+    """Returns the 4-connected component of ``side`` (h, w) with the flat index ``seed``."""
     h, w = side.shape
     component = torch.zeros_like(side)
     stack = [divmod(seed, w)]
@@ -260,7 +272,7 @@ def _component(side: Tensor, seed: int) -> Tensor:
 
 
 def _separation(features: Tensor, label: Tensor) -> Tensor:
-    """The distance of the class means of the unit rows; 0 where a class is empty."""
+    """Returns the distance of the class means of the unit rows; 0 if a class is empty."""
     f = normalize(features).double()
     if label.all() or not label.any():
         return f.new_tensor(0.0)
@@ -268,15 +280,15 @@ def _separation(features: Tensor, label: Tensor) -> Tensor:
     return distance
 
 
-def _ipo(features: Tensor, label: Tensor, iters: int, min_count: int) -> tuple[Tensor, int]:
-    """The final labels (N,) bool and the number of steps taken."""
+def _ipo(features: Tensor, label: Tensor, options: IpoOptions) -> tuple[Tensor, int]:
+    """Returns the final labels (N,) bool and the number of steps taken."""
     f = normalize(features).double()
     if label.all() or not label.any():
         return label, 0
     reference = f[label].mean(0) - f[~label].mean(0)
-    for step in range(iters):
+    for step in range(options.iters):
         foreground = int(label.sum())
-        if min(foreground, len(label) - foreground) < min_count:
+        if min(foreground, len(label) - foreground) < options.min_count:
             return label, step
         previous = label
         label = f @ (f[label].mean(0) - f[~label].mean(0)) > params.IPO_TIE
@@ -287,4 +299,4 @@ def _ipo(features: Tensor, label: Tensor, iters: int, min_count: int) -> tuple[T
         # The step is a function of the labels alone: a repeat is the fixed point.
         if torch.equal(label, previous):
             return label, step + 1
-    return label, iters
+    return label, options.iters

@@ -14,12 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
+from selfment import CutOptions, Objects, PseudoLabeler, cli, multi_label, refine_mask
 from selfment.images.draw import overlay_instances
 from selfment.images.load import find_images, sample_images
 from selfment.jobs import label as labeling
-from selfment.jobs.exports import as_instances, coco_record, label_image, write_coco, yolo_lines
-from selfment.jobs.label import Summary, label_images
+from selfment.jobs.coco import coco_record, write_coco
+from selfment.jobs.exports import as_instances, label_image, yolo_lines
+from selfment.jobs.label import LabelSummary, label_images
+from selfment.jobs.runner import Runner
+from selfment.methods import Method, MultiObject, Selfment
 from selfment.training.run import train
 
 SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
@@ -44,11 +47,12 @@ def scenes(tmp_path):
     return tmp_path / "in"
 
 
-def labeler(**options) -> PseudoLabeler:
-    return PseudoLabeler(size=160, batch_size=2, **{"objects": 3, **options})
+def labeler(method: Method | None = None, **cut) -> PseudoLabeler:
+    method = method or MultiObject(3, CutOptions(**cut))
+    return PseudoLabeler(size=160, batch_size=2, method=method)
 
 
-def run(inputs, out: Path, model=None, **options) -> Summary:
+def run(inputs, out: Path, model=None, **options) -> LabelSummary:
     model = model or labeler()
     return label_images(find_images(inputs, out=out), out, model, progress=False, **options)
 
@@ -63,7 +67,7 @@ def coco_of(path: Path):
     return coco.COCO(str(path))
 
 
-def test_earlier_masks_keep_the_pixels_that_two_claim():
+def test_where_masks_overlap_the_earlier_one_counts():
     masks = np.zeros((4, 5, 6), dtype=bool)
     masks[0, 1:3, 1:4] = True
     masks[1, 1:3, 1:3] = True  # nothing is left of it
@@ -89,11 +93,11 @@ def test_earlier_masks_keep_the_pixels_that_two_claim():
 
 
 @pytest.mark.parametrize(("count", "bits"), [(0, 8), (255, 8), (256, 16), (700, 16)])
-def test_label_images_hold_any_number(count, bits, tmp_path):
+def test_label_images_have_any_number_of_objects(count, bits, tmp_path):
     instances = np.arange(30 * 40).reshape(30, 40).astype(np.uint16)
     instances[instances > count] = 0
     label_image(instances).save(tmp_path / "labels.png")
-    # Of the header: bits of a sample, and that these are grey.
+    # The header states the bits of a sample, and that the image is grey.
     assert (tmp_path / "labels.png").read_bytes()[24:26] == bytes([bits, 0])
     read = Image.open(tmp_path / "labels.png")
     assert np.array_equal(np.asarray(read), instances)
@@ -107,7 +111,7 @@ def test_too_many_masks():
 
 def test_all_formats_say_the_same(scenes, tmp_path):
     out = tmp_path / "out"
-    assert run([scenes], out, formats=("png", "coco", "yolo")) == Summary(labelled=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo")) == LabelSummary(labelled=3)
     coco = coco_of(out / "annotations.json")
     assert [image["file_name"] for image in coco.dataset["images"]] == sorted(SIZES)
     assert [image["id"] for image in coco.dataset["images"]] == [1, 2, 3]
@@ -170,14 +174,14 @@ def test_cocoeval_finds_our_annotations_perfect_against_themselves(scenes, tmp_p
 
 def test_one_mask_is_one_object(scenes, tmp_path):
     out = tmp_path / "out"
-    run([scenes], out, labeler(objects=None), formats=("png", "coco", "yolo"))
+    run([scenes], out, labeler(Selfment()), formats=("png", "coco", "yolo"))
     coco = coco_of(out / "annotations.json")
     for annotation in coco.dataset["annotations"]:
         name = coco.loadImgs(annotation["image_id"])[0]["file_name"]
         png = np.asarray(Image.open((out / name).with_suffix(".png")))
         assert set(np.unique(png)) == {0, 255}
         assert np.array_equal(coco.annToMask(annotation), png > 0)
-        value = labeler(objects=None)(scenes / name).eigenvalue.item()
+        value = labeler(Selfment())(scenes / name).eigenvalue.item()
         assert annotation["score"] == max(0, 1 - value)
         assert len((out / "labels" / name).with_suffix(".txt").read_text().splitlines()) == 1
     assert len(coco.dataset["annotations"]) == 3
@@ -186,7 +190,7 @@ def test_one_mask_is_one_object(scenes, tmp_path):
 class Blind(PseudoLabeler):
     """Finds nothing."""
 
-    def objects_batch(self, batch):
+    def label_batch(self, batch):
         return [
             Objects(
                 *(
@@ -194,24 +198,24 @@ class Blind(PseudoLabeler):
                     for name, value in vars(objects).items()
                 )
             )
-            for objects in super().objects_batch(batch)
+            for objects in super().label_batch(batch)
         ]
 
 
 def test_images_without_objects(scenes, tmp_path):
     out = tmp_path / "out"
-    blind = Blind(size=160, objects=2)
+    blind = Blind(size=160, method=MultiObject(2))
     assert run([scenes], out, blind, formats=("png", "coco", "yolo"), overlays=True).labelled == 3
     coco = coco_of(out / "annotations.json")
     assert (len(coco.dataset["images"]), coco.dataset["annotations"]) == (3, [])
     assert (out / "labels/a.txt").read_bytes() == b""
     assert not np.asarray(Image.open(out / "a.png")).any()
-    assert run([scenes], out, blind, formats=["yolo"]) == Summary(skipped=3)
+    assert run([scenes], out, blind, formats=["yolo"]) == LabelSummary(skipped=3)
     (out / "labels/a.txt").unlink()
     (out / "sub/b.png").write_bytes(b"")
-    assert run([scenes], out, blind, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, blind, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "labels/a.txt").read_bytes() == b""
-    assert run([scenes], out, blind, formats=["png"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, blind, formats=["png"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "sub/b.png").stat().st_size > 0
 
 
@@ -228,26 +232,26 @@ class Interrupted(PseudoLabeler):
 
     passes = 0
 
-    def objects_batch(self, batch):
+    def label_batch(self, batch):
         self.passes += 1
         if self.passes == 2:
             raise KeyboardInterrupt
-        return super().objects_batch(batch)
+        return super().label_batch(batch)
 
 
 def test_an_interrupted_run_composes_what_is_done_and_the_next_one_the_rest(scenes, tmp_path):
     out = tmp_path / "out"
-    model = Interrupted(size=160, batch_size=1, objects=3)
+    model = Interrupted(size=160, batch_size=1, method=MultiObject(3))
     with pytest.raises(KeyboardInterrupt):
         run([scenes], out, model, formats=["coco"])
     names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
     assert names == ["a.png"]
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=2, skipped=1)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=2, skipped=1)
     run([scenes], tmp_path / "whole", formats=["coco"])
     expected = (tmp_path / "whole/annotations.json").read_bytes()
     assert (out / "annotations.json").read_bytes() == expected
     (out / "annotations.json").unlink()
-    assert run([scenes], out, formats=["coco"]) == Summary(skipped=3)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(skipped=3)
     assert (out / "annotations.json").read_bytes() == expected
 
 
@@ -257,11 +261,11 @@ def test_the_last_process_of_a_sharded_run_composes(scenes, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     other = Records(out / "labels.jsonl", "name", (2, 3))  # another process, at work
-    assert run([scenes], out, formats=["coco"], shard=(0, 3)) == Summary(labelled=1)
-    assert run([scenes], out, formats=["coco"], shard=(1, 3)) == Summary(labelled=1)
+    assert run([scenes], out, formats=["coco"], shard=(0, 3)) == LabelSummary(labelled=1)
+    assert run([scenes], out, formats=["coco"], shard=(1, 3)) == LabelSummary(labelled=1)
     assert not (out / "annotations.json").exists()
     other.close()
-    assert run([scenes], out, formats=["coco"], shard=(2, 3)) == Summary(labelled=1)
+    assert run([scenes], out, formats=["coco"], shard=(2, 3)) == LabelSummary(labelled=1)
     run([scenes], tmp_path / "whole", formats=["coco"])
     expected = (tmp_path / "whole/annotations.json").read_bytes()
     assert (out / "annotations.json").read_bytes() == expected
@@ -270,34 +274,38 @@ def test_the_last_process_of_a_sharded_run_composes(scenes, tmp_path):
 def test_what_is_wanted_anew_is_done_and_the_rest_skipped(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out)
-    assert run([scenes], out) == Summary(skipped=3)
-    assert run([scenes], out, formats=("png", "yolo")) == Summary(labelled=3)
-    assert run([scenes], out, formats=["yolo"]) == Summary(skipped=3)
+    assert run([scenes], out) == LabelSummary(skipped=3)
+    assert run([scenes], out, formats=("png", "yolo")) == LabelSummary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(skipped=3)
     (out / "labels/a.txt").unlink()
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     for option in ({"fill_holes": True}, {"largest_component": True}, {"refine": "bilateral"}):
-        assert run([scenes], out, **option) == Summary(labelled=3)
-        assert run([scenes], out, **option) == Summary(skipped=3)
-    assert run([scenes], out, labeler(objects=2), refine="bilateral") == Summary(labelled=3)
-    assert run([scenes], out, labeler(objects=None), refine="bilateral") == Summary(labelled=3)
+        assert run([scenes], out, **option) == LabelSummary(labelled=3)
+        assert run([scenes], out, **option) == LabelSummary(skipped=3)
+    assert run([scenes], out, labeler(MultiObject(2)), refine="bilateral") == LabelSummary(
+        labelled=3
+    )
+    assert run([scenes], out, labeler(Selfment()), refine="bilateral") == LabelSummary(labelled=3)
 
 
 def test_files_of_the_same_label_stay_done(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, overlays=True)
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=3)
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
-    assert run([scenes], out, formats=("png", "coco", "yolo"), overlays=True) == Summary(skipped=3)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo"), overlays=True) == LabelSummary(
+        skipped=3
+    )
     fields = ("mask", "annotations", "boxes", "overlay")
     files = ["sub/b.png", "annotations/sub/b.json", "labels/sub/b.txt", "overlays/sub/b.jpg"]
     assert [records(out)["b.jpg"][field] for field in fields] == files
     # Not those that are lost, nor those of what the image was before.
     (out / "sub/b.png").unlink()
     (out / "labels/sub/b.txt").unlink()
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     assert [records(out)["b.jpg"][field] for field in fields] == [None, *files[1:]]
     scene(scenes / "a.png", (70, 70), 5)
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     expected = [None, None, "labels/a.txt", None]
     assert [records(out)["a.png"][field] for field in fields] == expected
 
@@ -306,17 +314,17 @@ def files_in(out: Path) -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
-def test_no_file_speaks_of_another_label(scenes, tmp_path):
+def test_no_file_of_another_label_stays(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
-    other = labeler(objects=None, tau="auto", min_confidence=0.25)
-    assert run([scenes / "sub"], out, other) == Summary(labelled=2)
+    other = labeler(Selfment(CutOptions(tau="auto"), min_confidence=0.25))
+    assert run([scenes / "sub"], out, other) == LabelSummary(labelled=2)
     of_a = ["a.png", "annotations/a.json", "labels/a.txt", "overlays/a.jpg"]
     both = ["annotations.json", "labels.jsonl", "sub/b.png", "sub/c.png"]
     assert files_in(out) == sorted([*of_a, *both])
     images = coco_of(out / "annotations.json").dataset["images"]
     assert [one["file_name"] for one in images] == ["a.png"]
-    assert run([scenes], out, other, formats=["coco"]) == Summary(labelled=3)
+    assert run([scenes], out, other, formats=["coco"]) == LabelSummary(labelled=3)
     run([scenes], tmp_path / "new", other, formats=["coco"])
     expected = (tmp_path / "new/annotations.json").read_bytes()
     assert (out / "annotations.json").read_bytes() == expected
@@ -324,13 +332,13 @@ def test_no_file_speaks_of_another_label(scenes, tmp_path):
     assert (out / "sub/b.png").exists()
 
 
-def test_no_file_speaks_of_a_label_that_a_killed_run_left(scenes, tmp_path, monkeypatch):
+def test_no_file_of_a_label_that_a_killed_run_left_stays(scenes, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
+        patch.setattr(Runner, "_record_written", lambda self, most: None)
         run([scenes], out, labeler(tau=0.4), formats=["coco", "yolo"])
     assert len(files_in(out)) == 3 * 2 + 2
-    assert run([scenes], out) == Summary(labelled=3)
+    assert run([scenes], out) == LabelSummary(labelled=3)
     masks = ["a.png", "sub/b.png", "sub/c.png"]
     assert files_in(out) == sorted([*masks, "annotations.json", "labels.jsonl"])
 
@@ -341,7 +349,7 @@ def test_files_of_others_are_never_removed(scenes, tmp_path):
     for name in ("labels/a.txt", "overlays"):
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text("mine")
-    assert run([scenes], out, labeler(tau=0.4)) == Summary(labelled=3)
+    assert run([scenes], out, labeler(tau=0.4)) == LabelSummary(labelled=3)
     assert (out / "labels/a.txt").read_text() == (out / "overlays").read_text() == "mine"
 
 
@@ -350,11 +358,11 @@ def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
     run([scenes], out, formats=["coco"])
     good = (scenes / "a.png").read_bytes()
     (scenes / "a.png").write_bytes(good[:100])
-    assert run([scenes], out, formats=["coco"]) == Summary(skipped=2, failed=1)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(skipped=2, failed=1)
     names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
     assert names == ["sub/b.jpg", "sub/c.png"]
     (scenes / "a.png").write_bytes(good)
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=1, skipped=2)
     assert records(out)["a.png"]["annotations"] == "annotations/a.json"
 
 
@@ -369,7 +377,7 @@ def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(labeling, "write_atomically", full)
-        assert run([scenes], out, formats=["yolo"]) == Summary(failed=3)
+        assert run([scenes], out, formats=["yolo"]) == LabelSummary(failed=3)
     assert (out / "annotations.json").read_bytes() == whole
     away = (scenes / "a.png").rename(tmp_path / "a.png")
     entries = find_images([scenes], out=out)
@@ -379,10 +387,10 @@ def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch)
     away = (scenes / "a.png").rename(tmp_path / "a.png")
     assert label_images(found, out, labeler(), formats=["png"], progress=False).failed == 1
     away.rename(scenes / "a.png")
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=3)
     assert all(file.exists() for file in files)
     assert (out / "annotations.json").read_bytes() == whole
-    assert run([scenes], out, formats=("png", "coco", "yolo")) == Summary(skipped=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo")) == LabelSummary(skipped=3)
 
 
 def test_files_of_others_are_neither_written_over_nor_removed(scenes, tmp_path, capsys):
@@ -391,9 +399,9 @@ def test_files_of_others_are_neither_written_over_nor_removed(scenes, tmp_path, 
     (out / "labels").mkdir()
     own = out / "labels/a.txt"
     own.write_text("by hand")
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=2, failed=1)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=2, failed=1)
     assert "must hold no labels/a.txt of another program" in capsys.readouterr().err
-    assert run([scenes], out, labeler(tau=0.3), formats=["png"]) == Summary(labelled=3)
+    assert run([scenes], out, labeler(tau=0.3), formats=["png"]) == LabelSummary(labelled=3)
     assert own.read_text() == "by hand"
     assert not (out / "labels/sub/b.txt").exists()
 
@@ -403,14 +411,14 @@ def test_a_file_of_boxes_that_was_cut_off_is_made_again(scenes, tmp_path):
     run([scenes], out, formats=["yolo"])
     assert (out / "labels/a.txt").read_text()
     (out / "labels/a.txt").write_text("")
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "labels/a.txt").read_text()
 
 
 def test_annotations_that_a_killed_run_left_are_not_in_the_set(scenes, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run([scenes], out, formats=["coco"])
-    monkeypatch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
+    monkeypatch.setattr(Runner, "_record_written", lambda self, most: None)
     run([scenes], out, labeler(tau=0.4), formats=["coco"])
     assert coco_of(out / "annotations.json").dataset["images"] == []
 
@@ -481,7 +489,7 @@ def test_broken_annotations_are_left_out_and_made_again(scenes, tmp_path, capsys
     assert [records(out)["a.png"][field] for field in ("annotations", "mask")] == [None, "a.png"]
     assert len((out / "labels.jsonl").read_text().splitlines()) == 3
     assert cli.main(arguments) == 0
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "annotations.json").read_bytes() == whole
     assert records(out)["a.png"]["mask"] == "a.png"
 
@@ -526,7 +534,7 @@ def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
     with pytest.raises(ValueError, match=r"`out` must hold no file annotations\.json of another"):
         run([scenes], tmp_path / "out", formats=["coco"])
     assert file.read_text() == '{"images": []}'
-    assert run([scenes], tmp_path / "out") == Summary(labelled=3)
+    assert run([scenes], tmp_path / "out") == LabelSummary(labelled=3)
     assert file.read_text() == '{"images": []}'
 
 
@@ -557,31 +565,23 @@ def test_the_labeler_finds_what_multi_label_finds(scenes):
             for name, value in vars(one).items():
                 assert torch.equal(value, getattr(other, name)), name
     assert torch.equal(model(paths[0]).masks, expected[0].masks)
-    assert model.settings["objects"] == 3
-    assert "objects" not in labeler(objects=None).settings
+    assert model.settings["method"]["max_objects"] == 3
     name = "vit_small_patch16_224"  # which marks objects by itself
-    orients = [PseudoLabeler(name, 160, objects=count).orient for count in (None, 1)]
+    labelers = [PseudoLabeler(name, 160, method=method) for method in (Selfment(), MultiObject(1))]
+    orients = [labeler.method.cut.orient for labeler in labelers]
     assert orients == ["seed", "corners"]
 
 
 def test_objects_are_no_single_mask(scenes, tmp_path):
-    model = labeler(objects=np.int64(2))
-    assert json.dumps(model.settings["objects"]) == "2"
-    sentence = "`objects` must be None for {}: got 2"
-    pixels = model.preprocess(Image.open(next(scenes.rglob("*.*g"))).convert("RGB"))
-    with pytest.raises(ValueError, match=sentence.format("a label of one mask")):
-        model.label_batch(pixels[None])
-    with pytest.raises(ValueError, match=sentence.format("training")):
+    model = labeler(MultiObject(np.int64(2)))
+    assert json.dumps(model.settings["method"]["max_objects"]) == "2"
+    sentence = r"`method` must make one mask of each image for training: got MultiObject\(max_obj"
+    with pytest.raises(ValueError, match=sentence):
         train(find_images([scenes], out=tmp_path), tmp_path / "run", model, epochs=1)
-    with pytest.raises(ValueError, match="`objects` must be an integer >= 1: got True"):
-        labeler(objects=True)
-    for name, value in {"method": "dsm", "init": "kmeans", "min_confidence": 0.5}.items():
-        with pytest.raises(ValueError, match=f"`{name}` must be left alone with `objects`"):
-            labeler(**{name: value})
 
 
 def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
-    model = labeler(objects=4)
+    model = labeler(MultiObject(4))
     paths = sorted(map(str, scenes.rglob("*.*g")))
     columns = model({"path": np.array(paths), "other": np.arange(3)})
     assert columns["instances"].shape == (3, 10, 10)
@@ -597,12 +597,10 @@ def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
         assert np.array_equal(columns["instances"][i], objects.instances)
 
 
-def test_labelers_without_objects_find_none():
-    with pytest.raises(ValueError, match="`objects` must be given to find objects: got None"):
-        labeler(objects=None).objects_batch(torch.zeros(1, 3, 160, 160))
-    for count in (0, 1.5):
-        with pytest.raises(ValueError, match=f"`objects` must be an integer >= 1: got {count}"):
-            labeler(objects=count)
+@pytest.mark.parametrize("count", [0, 1.5, True])
+def test_a_wrong_number_of_objects(count):
+    with pytest.raises(ValueError, match=f"`max_objects` must be an integer >= 1: got {count}"):
+        MultiObject(count)
 
 
 def test_objects_are_drawn_in_colours_of_their_own():
@@ -631,7 +629,7 @@ def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
     coco = coco_of(out / "annotations.json")
     entries = sample_images()
     assert [one["file_name"] for one in coco.dataset["images"]] == [e.path.name for e in entries]
-    model = PseudoLabeler(size=160, objects=3)
+    model = PseudoLabeler(size=160, method=MultiObject(3))
     counts = [len(model(entry.path).masks) for entry in entries]
     assert [len(coco.getAnnIds(imgIds=one["id"])) for one in coco.dataset["images"]] == counts
     for entry, count in zip(entries, counts, strict=True):
@@ -676,7 +674,7 @@ def test_the_command_line_refines(tmp_path, options, steps):
     ("options", "sentence"),
     [
         (["--format", "png,voc"], "argument --format: must be of png, coco, yolo: got 'voc'"),
-        (["--objects", "0"], "`objects` must be an integer >= 1: got 0"),
+        (["--objects", "0"], "`max_objects` must be an integer >= 1: got 0"),
     ],
 )
 def test_wrong_options_are_one_sentence(tmp_path, capsys, options, sentence):
