@@ -21,6 +21,8 @@ from ..images.load import ImageEntries, find_images, sample_images
 from ..methods import METHODS, Method, MultiObject, Selfment
 from ..models.labeler import PseudoLabeler
 
+#: The kinds of names that `--backbone` takes, for its help.
+BACKBONES = "classic, statistics, a ViT of timm, hf:PATH_OR_NAME, or package.module:factory"
 _CUT = CutOptions()
 
 
@@ -32,7 +34,7 @@ def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") ->
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
-    name = f"classic, statistics, or any timm ViT (classic{several})"
+    name = f"{BACKBONES} (classic{several})"
     add("--backbone", metavar="NAME", help=name)
     add("--features", default="tokens", choices=FEATURES, help="features of a ViT (%(default)s)")
     add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
@@ -40,8 +42,8 @@ def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") ->
         "resample position embeddings as the authors (of *.dino, *_dinov2) or timm (%(default)s)"
     )
     add("--positions", default="authors", choices=POSITIONS, help=whose)
-    side = "side the image is resized to (%(default)s)"
-    add("--size", type=int, default=768, metavar="S", help=side)
+    side = "side the image is resized to (768, or the nearest multiple of the patch size)"
+    add("--size", type=int, metavar="S", help=side)
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
     similarity = "similarity of an edge, or auto: one for each image (%(default)s)"
     add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)

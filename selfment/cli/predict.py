@@ -7,7 +7,7 @@ import sys
 
 from ..backbones import DTYPES, FEATURES, POSITIONS
 from ..util import distributed
-from .common import set_threads, terminable
+from .common import BACKBONES, set_threads, terminable
 
 HELP = "write the saliency of images and videos"
 
@@ -20,15 +20,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
     add("--head", required=True, metavar="CKPT", help=head)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
-    name = "classic, statistics, or any timm ViT (the one that the head was trained on)"
+    name = f"{BACKBONES} (the one that the head was trained on)"
     add("--backbone", metavar="NAME", help=name)
     features = "what a ViT gives (what the head was trained on)"
     add("--features", choices=FEATURES, help=features)
     add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
     whose = "whose way to resample position embeddings (that of the head's training)"
     add("--positions", choices=POSITIONS, help=whose)
-    side = "side the image is resized to (%(default)s)"
-    add("--size", type=int, default=1536, metavar="S", help=side)
+    side = "side the image is resized to (1536, or the nearest multiple of the patch size)"
+    add("--size", type=int, metavar="S", help=side)
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
     aspect = "make the longer side S instead, and leave the aspect ratio as it is"
     add("--keep-aspect", action="store_true", help=aspect)

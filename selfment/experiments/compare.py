@@ -111,7 +111,7 @@ def compare(
     gt: str | os.PathLike[str],
     out: str | os.PathLike[str],
     backbone: str | None = None,
-    size: int = 768,
+    size: int | None = None,
     *,
     methods: Sequence[Method | str] = tuple(METHODS),
     leave_out: bool = False,

@@ -34,7 +34,8 @@ class ImageModel:
     A backbone with a name is loaded at its first use and pickled without its weights.
     """
 
-    default_size: ClassVar[int]  #: pixels; the nearest multiple of the patch size is taken
+    #: In pixels: by default, ``size`` is the multiple of the patch size that is nearest to it.
+    default_size: ClassVar[int]
 
     def __init__(
         self,

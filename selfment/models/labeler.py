@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import EMBEDDED, Backbone, backbone_class
+from ..backbones import EMBEDDED, Backbone
+from ..backbones.custom import Model
 from ..core import native as _native
 from ..core.arrays import Grid, check_data, check_dense
 from ..core.label import PseudoLabels
@@ -37,10 +38,12 @@ class PseudoLabeler(ImageModel):
     the patch grid of the resized image and on the CPU.
     """
 
+    default_size = 768
+
     def __init__(
         self,
-        backbone: str | None = None,
-        size: int = 768,
+        backbone: str | Backbone | Model | None = None,
+        size: int | None = None,
         *,
         method: Method | str = "selfment",
         features: str = "tokens",
@@ -53,9 +56,11 @@ class PseudoLabeler(ImageModel):
         """Checks the arguments; nothing is loaded yet.
 
         Args:
-            backbone: see :func:`selfment.backbones.load_backbone`; None takes the method's default
-                without weights, "classic", or "statistics" for several objects.
+            backbone: a name, see :func:`selfment.backbones.load_backbone`; one's own, see
+                :func:`selfment.backbones.as_backbone`; or None for the method's default without
+                weights, "classic", or "statistics" for several objects.
             size: the side to which images are resized, in pixels; a multiple of the patch size.
+                None takes the multiple that is nearest to 768.
             method: how to label, such as ``Selfment(CutOptions(tau=0.3))`` or ``MultiObject(5)``;
                 a string of :data:`selfment.methods.METHODS` stands for the defaults.
             features: see :func:`selfment.backbones.load_backbone`.
@@ -71,11 +76,11 @@ class PseudoLabeler(ImageModel):
         """
         chosen = as_method(method)
         backbone = chosen.default_backbone if backbone is None else backbone
-        self.method = chosen.fitted(backbone_class(backbone), backbone)
         super().__init__(backbone, size, features, weights, device, dtype, batch_size, positions)
+        self.method = chosen.fitted(self.described, self.backbone_name)
         voters = chosen.weights if isinstance(chosen, SelfMask) else {}
         self._voters = [
-            ImageModel(name, size, "tokens", file, device, None, batch_size, whose)
+            ImageModel(name, self.size, "tokens", file, device, None, batch_size, whose)
             for name, file in voters.items()
             for whose in ["authors" if name in EMBEDDED else positions]
         ]

@@ -209,7 +209,7 @@ def test_a_head_remembers_how_its_features_were_made(tmp_path):
 
 
 def test_voters_are_resampled_alike():
-    labeler = PseudoLabeler(DINO, 64, positions="timm", method=SelfMask([DINOV2, "classic"]))
+    labeler = PseudoLabeler(DINO, 112, positions="timm", method=SelfMask([DINOV2, "classic"]))
     assert [voter["positions"] for voter in labeler.settings["method"]["voters"]] == ["timm", None]
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import CutOptions, PseudoLabeler, PseudoLabels, pseudo_label
+from helpers.vits import DINOV2
+from selfment import CutOptions, PatchHead, PseudoLabeler, PseudoLabels, Segmenter, pseudo_label
 from selfment.images.draw import GAP, overlay, tint
 from selfment.images.load import ImageError, sample_images
 from selfment.methods import MultiObject, Selfment
@@ -174,3 +175,12 @@ def test_overlay_has_four_panels(labeler, labels):
     assert overlay(Image.new("RGB", (3000, 1)), only, max_side=300).size == (1200 + 3 * GAP, 1)
     with pytest.raises(ValueError, match=r"`labels` must be those of one image.*\(3, 10, 10\)"):
         overlay(picture, labels)
+
+
+def test_the_default_size_fits_the_patches_and_others_are_refused_before_loading():
+    sizes = {name: PseudoLabeler(name).size for name in (DINOV2, "vit_tiny_patch16_224", "classic")}
+    assert sizes == {DINOV2: 770, "vit_tiny_patch16_224": 768, "classic": 768}
+    assert Segmenter(PatchHead(384), DINOV2).size == 1540
+    sentence = "`size` must be a multiple of 14, the patch size of .*: got 768; the nearest is 756"
+    with pytest.raises(ValueError, match=sentence):
+        PseudoLabeler(DINOV2, 768)
