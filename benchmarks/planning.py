@@ -1,6 +1,6 @@
-"""Measures what a run over many images costs besides labelling: listing, planning, records.
+"""Measures the cost of many images besides the labels: listing, planning, records.
 
-Empty files stand in for images and masks; no image is labelled. The second run finds all done.
+Empty files replace images and masks; no image is labelled. In the second run everything is done.
 
     python benchmarks/planning.py --count 200000
 """
@@ -25,13 +25,13 @@ IN_A_FOLDER = 1000
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Returns the resident memory of this process in MiB."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def run(folder: Path, resumed: bool) -> None:
-    """Lists and plans, and records every image unless it is recorded already; prints a table."""
+    """Lists, plans and records every image that is not yet recorded; prints a table."""
     out = folder / "out"
     count = 0
 
@@ -75,7 +75,7 @@ def run(folder: Path, resumed: bool) -> None:
 
 
 def main() -> None:
-    """Runs it twice, each in a process of its own."""
+    """Runs twice, each time in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200_000, help="images (%(default)s)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

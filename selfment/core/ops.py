@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Grid
+from .options import CutOptions, IpoOptions
 from .twins import twin_of
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -54,7 +55,7 @@ def affinity(
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "affinity",
-        (dtype, batch, n, d),
+        {"dtype": dtype, "batch": batch, "n": n, "d": d},
         features=twin.readable(rows),
         dtype=dtype,
         batch=batch,
@@ -136,7 +137,14 @@ def fiedler(
     iterations = bits.new_empty(batch)
     twin.run(
         "fiedler",
-        (batch, n, k, weights is not None, sign == "lapack", twin.ordinal),
+        {
+            "batch": batch,
+            "n": n,
+            "k": k,
+            "weighted": weights is not None,
+            "lapack_sign": sign == "lapack",
+            "device": twin.ordinal,
+        },
         bits=bits,
         weights=weights,
         degrees=degree,
@@ -168,7 +176,7 @@ def components(
     peaks = fiedler.new_empty((batch, len(grids)), dtype=torch.int64)
     twin_of(fiedler.device).run(
         "components",
-        (batch, n, len(grids)),
+        {"batch": batch, "n": n, "frames": len(grids)},
         fiedler=fiedler,
         batch=batch,
         n=n,
@@ -181,9 +189,7 @@ def components(
     return mask, seed, peaks
 
 
-def ipo(
-    rows: Tensor, labels: Tensor, iters: int, min_count: int
-) -> tuple[Tensor, Tensor, Tensor, int]:
+def ipo(rows: Tensor, labels: Tensor, options: IpoOptions) -> tuple[Tensor, Tensor, Tensor, int]:
     """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `run_ipo`.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
@@ -196,14 +202,14 @@ def ipo(
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "ipo",
-        (dtype, batch, n, d, twin.ordinal),
+        {"dtype": dtype, "batch": batch, "n": n, "d": d, "device": twin.ordinal},
         features=twin.readable(rows),
         dtype=dtype,
         batch=batch,
         n=n,
         d=d,
-        iters=iters,
-        min_count=min_count,
+        iters=options.iters,
+        min_count=options.min_count,
         labels=refined,
         steps=steps,
         separation=separation,
@@ -235,7 +241,7 @@ def finish(
     rounded = values.new_empty((batch, n), dtype=torch.float32)
     twin_of(labels.device).run(
         "finish",
-        (len(grids),),
+        {"frames": len(grids)},
         eigenvalues=values,
         gaps=gaps,
         separation=separation,
@@ -261,17 +267,15 @@ def labels_in_one_call(rows: Tensor) -> bool:
 def label(
     rows: Tensor,
     taus: Tensor,
-    eps: float,
-    weighted: bool,
     grids: Sequence[Grid],
-    corners: bool,
-    iters: int,
-    min_count: int,
+    cut: CutOptions,
+    ipo: IpoOptions,
     min_confidence: float,
 ) -> dict[str, Tensor]:
-    """All operations of a label of (B, N, d) features, on a CUDA device: its fields by name.
+    """Runs all operations of a label of (B, N, d) features on a CUDA device, in one native call.
 
-    They are those of `pseudo_labels.label_rows` but ``tau``. Arguments as for the operations.
+    Returns the fields of `label.label_rows` by name, all but ``tau``. ``taus``: (B,) float64,
+    contiguous, the thresholds; that of ``cut`` is not used.
     """
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
@@ -281,7 +285,7 @@ def label(
 
     numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
     counts = ("seed", "lanczos_iters", "ipo_iters")
-    found = {
+    fields = {
         "mask": new(torch.bool, n),
         "ncut_mask": new(torch.bool, n),
         "fiedler": new(torch.float32, n),
@@ -293,23 +297,31 @@ def label(
     dtype = _dtype_code(twin.native, rows)
     twin.run(
         "label",
-        (dtype, batch, n, d, weighted, len(grids), twin.ordinal),
+        {
+            "dtype": dtype,
+            "batch": batch,
+            "n": n,
+            "d": d,
+            "weighted": cut.weighted,
+            "frames": len(grids),
+            "device": twin.ordinal,
+        },
         features=twin.readable(rows),
         dtype=dtype,
         batch=batch,
         n=n,
         d=d,
         taus=taus,
-        eps=eps,
-        weighted=weighted,
+        eps=cut.eps,
+        weighted=cut.weighted,
         grids=grids,
-        corners=corners,
-        iters=iters,
-        min_count=min_count,
+        corners=cut.corners,
+        iters=ipo.iters,
+        min_count=ipo.min_count,
         min_confidence=min_confidence,
-        **found,
+        **fields,
     )
-    return found
+    return fields
 
 
 def samples_at_once(rows: Tensor, m: int) -> int:

@@ -21,6 +21,14 @@ class Lattice:
     splat: Any  #: (V, n) sparse, the weight of each point at each vertex; its transpose slices
     links: tuple[Any, ...]  #: (V, V) sparse and symmetric, 1 between neighbours; one per direction
 
+    def blurred(self, values: Floats) -> Floats:
+        """Splats (n, ...) values, blurs them by 1 + links[j] / 2, for each j, and slices them."""
+        at_vertices = self.splat @ values
+        for link in self.links:
+            at_vertices = at_vertices + 0.5 * (link @ at_vertices)
+        sliced: Floats = self.splat.T @ at_vertices
+        return sliced
+
 
 def bilateral_grid(features: Floats) -> Lattice:
     """Returns a grid of unit cells whose vertices are the occupied cells.
@@ -40,9 +48,9 @@ def permutohedral_lattice(features: Floats) -> Lattice:
     """Returns the permutohedral lattice: a point has barycentric weights at d + 1 vertices.
 
     ``features`` are (n, d), in standard deviations; there is one matrix of links for each of d + 1
-    directions. With B_j = 1 + links[j] / 2, the product splat^T B_d ... B_0 splat is approximately
-    proportional to the (n, n) matrix of exp(-|f_i - f_j|^2 / 2). Source: A. Adams, J. Baek, M. A.
-    Davis, *Fast High-Dimensional Filtering Using the Permutohedral Lattice*, 2010.
+    directions. :meth:`Lattice.blurred` is approximately proportional to the product with the (n, n)
+    matrix of exp(-|f_i - f_j|^2 / 2). Source: A. Adams, J. Baek, M. A. Davis, *Fast
+    High-Dimensional Filtering Using the Permutohedral Lattice*, 2010.
     """
     n, d = features.shape
     k = np.arange(d)

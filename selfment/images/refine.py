@@ -103,13 +103,8 @@ def bilateral_solver(
     """
     from scipy import sparse
 
-    for name, value in (
-        ("sigma_space", sigma_space),
-        ("sigma_luma", sigma_luma),
-        ("sigma_chroma", sigma_chroma),
-    ):
-        params.require(name, value, "> 0", value > 0)
-    params.require("smoothness", smoothness, ">= 0", smoothness >= 0)
+    _check_positive(sigma_space=sigma_space, sigma_luma=sigma_luma, sigma_chroma=sigma_chroma)
+    _check_not_negative(smoothness=smoothness)
     colours = image.reshape(-1, 3) @ _YUV.T / (sigma_luma, sigma_chroma, sigma_chroma)
     grid = bilateral_grid(np.hstack([_positions(target.shape) / sigma_space, colours]))
     blur = sum(grid.links) + 2 * len(grid.links) * sparse.eye_array(grid.splat.shape[0])
@@ -185,7 +180,9 @@ def dense_crf(
     certainty: float = 1,
     steps: int = 10,
 ) -> Floats:
-    """Returns foreground probabilities of a fully connected CRF with two labels, by mean field.
+    """Returns foreground probabilities (H, W) of a fully connected CRF with two labels.
+
+    They are computed by mean field; raises ``ValueError`` for a wrong parameter.
 
     A Potts potential favours equal labels of each pair of pixels, by a kernel of position and a
     kernel of position and colour, both normalised symmetrically. Source: P. Kraehenbuehl, V.
@@ -201,25 +198,13 @@ def dense_crf(
         sigma_colour: standard deviation of the colour kernel in colour, in 8-bit levels, > 0.
         weight: weight of the colour kernel, >= 0.
         certainty: the unary log-odds of a pixel are ``certainty`` * (2 * target - 1), > 0.
-        steps: steps of mean field.
-
-    Returns:
-        (H, W) in [0, 1].
-
-    Raises:
-        ValueError: a wrong parameter.
+        steps: steps of mean field, >= 1.
     """
     from scipy.ndimage import gaussian_filter
 
-    for name, value in (
-        ("sigma_smooth", sigma_smooth),
-        ("sigma_space", sigma_space),
-        ("sigma_colour", sigma_colour),
-        ("certainty", certainty),
-    ):
-        params.require(name, value, "> 0", value > 0)
-    for name, value in (("weight_smooth", weight_smooth), ("weight", weight)):
-        params.require(name, value, ">= 0", value >= 0)
+    _check_positive(sigma_smooth=sigma_smooth, sigma_space=sigma_space, sigma_colour=sigma_colour)
+    _check_positive(certainty=certainty)
+    _check_not_negative(weight_smooth=weight_smooth, weight=weight)
     params.require("steps", steps, "an integer >= 1", _whole(steps) and steps >= 1)
     shape = target.shape
     colours = image.reshape(-1, 3) / sigma_colour
@@ -230,11 +215,7 @@ def dense_crf(
         return smooth
 
     def alike(values: Floats) -> Floats:
-        at = lattice.splat @ values.ravel()
-        for link in lattice.links:
-            at = at + 0.5 * (link @ at)
-        similar: Floats = (lattice.splat.T @ at).reshape(shape)
-        return similar
+        return lattice.blurred(values.ravel()).reshape(shape)
 
     kernels = []
     for kernel, strength in ((near, weight_smooth), (alike, weight)):
@@ -321,6 +302,16 @@ def load_guided_blur() -> Any:
 def _positions(shape: tuple[int, ...]) -> Floats:
     """Returns (H W, 2) row and column indices."""
     return np.indices(shape).reshape(2, -1).T.astype(np.float64)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        params.require(name, value, "> 0", value > 0)
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        params.require(name, value, ">= 0", value >= 0)
 
 
 def _whole(value: Any) -> bool:
