@@ -176,8 +176,8 @@ def structure() -> Structure:
     slab = re.search(r"kSlab = (\d+)", text["operand_product.cuh"])
     ipo = re.search(r"^void ipo\(.*?\);", text["params.h"], re.DOTALL | re.MULTILINE)
     solver = "".join(text[name] for name in text if name.endswith((".cu", ".cuh")))
-    group = re.search(r"kVectorsAtOnce = (\d+)", text["fiedler.cu"])
-    extend = re.search(r"double extend\(.*?\n  \}", text["fiedler.cu"], re.DOTALL)
+    group = re.search(r"kVectorsAtOnce = (\d+)", text["lanczos.cuh"])
+    extend = re.search(r"double extend\(.*?\n  \}", text["lanczos.cuh"], re.DOTALL)
     return Structure(
         warp_rows=int(tile[1]) if tile else 64,
         warp_columns=int(tile[2]) if tile else 32,

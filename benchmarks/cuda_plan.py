@@ -37,6 +37,11 @@ _QUIET = re.compile(
     r"sym_size|stride|resize_)\b"
 )
 
+# A function of csrc/cuda, in whatever namespace.
+_KERNEL = re.compile(
+    r"(?:void )?selfment::cuda::(?:\w+::|\(anonymous namespace\)::)*(\w+(?:<.*>)?)\("
+)
+
 _OCCUPANCY = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int64)
 _LAUNCH = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_int64)
 
@@ -174,6 +179,6 @@ def _symbols(path: Path) -> tuple[dict[int, str], int]:
         offset, _, name = line.split(" ", 2)
         if name == "selfment_recorder":
             origin = int(offset, 16)
-        elif found := re.match(r"(?:void )?selfment::cuda::\(anonymous namespace\)::(.*)\(", name):
-            names[int(offset, 16)] = re.sub(r"\(.*", "", found[1].replace("selfment::", ""))
+        elif kernel := _KERNEL.match(name):
+            names[int(offset, 16)] = kernel[1].replace("selfment::", "")
     return names, origin

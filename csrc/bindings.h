@@ -1,4 +1,4 @@
-// What the native modules share: addresses as integers, and the release of the GIL.
+// The two native modules share this: addresses as integers, grids, and the release of the GIL.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -28,13 +28,21 @@ inline std::vector<Grid> as_grids(const Grids& sides) {
   return grids;
 }
 
+// Points the parameters at the grids, which must outlive them.
+template <class Params>
+void set_grids(Params& p, const std::vector<Grid>& grids) {
+  p.grids = grids.data();
+  p.frames = static_cast<int64_t>(grids.size());
+}
+
 inline Sign as_sign(bool lapack) { return lapack ? Sign::kLapack : Sign::kPeak; }
 
-// Without the GIL as long as it lives.
+// Releases the GIL for as long as the object lives.
 //
-// A daemon thread may want the GIL back when the interpreter has ended. Python up to 3.13 then ends
-// the thread, by an exception that may not pass through frames that catch all, ours and torch's.
-// The thread waits instead for the end of the process, which newer versions make it do themselves.
+// A daemon thread may want the GIL back after the interpreter has ended. Python up to 3.13 then
+// ends the thread by an exception, which must not pass through frames that catch everything, such
+// as ours and torch's. The thread waits for the end of the process instead; newer versions of
+// Python make it wait themselves.
 class Released {
  public:
   Released() : thread_(PyEval_SaveThread()) {}

@@ -1,5 +1,5 @@
-// `selfment._cpu`: registers the operations of params.h and releases the GIL. Addresses are
-// integers, of memory that the caller has checked and keeps alive.
+// `selfment._cpu`: registers the operations of params.h, which run without the GIL. Addresses are
+// integers; the caller has checked the memory behind them and keeps it alive.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,26 +13,38 @@ namespace py = pybind11;
 
 namespace {
 
-using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Grids,
-    selfment::Released;
+using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Context,
+    selfment::Dtype, selfment::EdgeWeights, selfment::Graph, selfment::Grids, selfment::Released,
+    selfment::set_grids;
 
 // The weights of a batch of graphs, in weighted mode.
 struct Weights {
   explicit Weights(int64_t batch) : images(batch) {}
-  std::vector<selfment::EdgeWeights> images;
+  std::vector<EdgeWeights> images;
 };
 
-std::vector<selfment::Graph> graphs(Address bits, const Weights* weights, int64_t batch, int64_t n,
-                                    double eps) {
-  std::vector<selfment::Graph> views;
-  for (int64_t i = 0; i < batch; ++i)
-    views.push_back({at<const uint64_t>(bits) + i * selfment::bits_size(n),
-                     weights == nullptr ? nullptr : &weights->images[i], n, eps});
+// The images' weights, or nullptr in binary mode.
+EdgeWeights* images_of(Weights* weights) {
+  return weights == nullptr ? nullptr : weights->images.data();
+}
+
+// Views of the graphs of a batch.
+std::vector<Graph> graphs(Address bits, const Weights* weights, int64_t batch, int64_t n,
+                          double eps) {
+  std::vector<Graph> views;
+  for (int64_t i = 0; i < batch; ++i) {
+    Graph graph{};
+    graph.bits = at<const uint64_t>(bits) + i * selfment::bits_size(n);
+    graph.weights = weights == nullptr ? nullptr : &weights->images[i];
+    graph.n = n;
+    graph.eps = eps;
+    views.push_back(graph);
+  }
   return views;
 }
 
-// Python handles signals on its main thread alone, and other threads need not ask. They must not:
-// see Released.
+// Python handles signals on its main thread alone, so other threads need not ask for them. They
+// must not: see Released.
 bool on_main_thread() {
   const auto threading = py::module_::import("threading");
   return threading.attr("get_ident")().equal(threading.attr("main_thread")().attr("ident"));
@@ -47,10 +59,10 @@ bool interrupted() {
 
 bool never() { return false; }
 
-// Runs an operation without the GIL; an interruption leaves with the error that the signal raised.
+// Runs an operation without the GIL. An interruption becomes the error that the signal raised.
 template <class Operation>
 auto run(int threads, const Operation& operation) {
-  const selfment::Context context{threads, on_main_thread() ? interrupted : never};
+  const Context context{threads, on_main_thread() ? interrupted : never};
   try {
     const Released released;
     return operation(context);
@@ -65,8 +77,9 @@ PYBIND11_MODULE(_cpu, m) {
   m.doc() = "Selfment's kernels for the CPU. Use the functions of `selfment`.";
   m.attr("__version__") = SELFMENT_VERSION;
   m.def("isa", &selfment::cpu::isa);
-  selfment::cpu::isa();  // chosen now: a fork while another thread chooses would never end the
-                         // choice
+  // Chooses the instruction set now: a fork while another thread chooses it would never end the
+  // choice.
+  selfment::cpu::isa();
   m.attr("PEAK_TIE") = selfment::kPeakTie;
   m.attr("IPO_TIE") = selfment::kIpoTie;
   m.attr("DTYPES") = py::make_tuple("float16", "bfloat16", "float32", "float64");
@@ -84,14 +97,21 @@ PYBIND11_MODULE(_cpu, m) {
       "affinity",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
          Weights* weights, Address bits, Address degrees, int threads, Address undecided) {
-        return run(threads, [&](const selfment::Context& context) {
-          return selfment::cpu::affinity(
-              {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d,
-               at<const double>(taus), eps, weights != nullptr, at<uint64_t>(bits),
-               at<double>(degrees), weights == nullptr ? nullptr : weights->images.data(),
-               at<int64_t>(undecided)},
-              context);
-        });
+        selfment::AffinityParams p{};
+        p.features = at<const void>(features);
+        p.dtype = static_cast<Dtype>(dtype);
+        p.batch = batch;
+        p.n = n;
+        p.d = d;
+        p.taus = at<const double>(taus);
+        p.eps = eps;
+        p.weighted = weights != nullptr;
+        p.bits = at<uint64_t>(bits);
+        p.degrees = at<double>(degrees);
+        p.weights = images_of(weights);
+        p.undecided = at<int64_t>(undecided);
+        return run(threads,
+                   [&](const Context& context) { return selfment::cpu::affinity(p, context); });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("taus"), py::arg("eps"), py::arg("weights").none(true), py::arg("bits"),
@@ -102,14 +122,16 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address bits, const Weights* weights, int64_t batch, int64_t n, double eps, Address taus,
          Address mask, Address painted_bits, Weights* painted_weights, Address painted_degrees,
          int threads) {
-        run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps);
-          selfment::cpu::paint(
-              {views.data(), batch, at<const double>(taus), at<const bool>(mask),
-               at<uint64_t>(painted_bits), at<double>(painted_degrees),
-               painted_weights == nullptr ? nullptr : painted_weights->images.data()},
-              context);
-        });
+        const auto views = graphs(bits, weights, batch, n, eps);
+        selfment::PaintParams p{};
+        p.graphs = views.data();
+        p.batch = batch;
+        p.taus = at<const double>(taus);
+        p.mask = at<const bool>(mask);
+        p.bits = at<uint64_t>(painted_bits);
+        p.degrees = at<double>(painted_degrees);
+        p.weights = images_of(painted_weights);
+        run(threads, [&](const Context& context) { selfment::cpu::paint(p, context); });
       },
       py::arg("bits"), py::arg("weights").none(true), py::arg("batch"), py::arg("n"),
       py::arg("eps"), py::arg("taus"), py::arg("mask"), py::arg("painted_bits"),
@@ -119,11 +141,14 @@ PYBIND11_MODULE(_cpu, m) {
       "matvec",
       [](Address bits, const Weights* weights, int64_t batch, int64_t n, double eps, Address x,
          Address y, int64_t columns, int threads) {
-        run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps);
-          selfment::cpu::matvec({views.data(), batch, columns, at<const double>(x), at<double>(y)},
-                                context);
-        });
+        const auto views = graphs(bits, weights, batch, n, eps);
+        selfment::MatvecParams p{};
+        p.graphs = views.data();
+        p.batch = batch;
+        p.columns = columns;
+        p.x = at<const double>(x);
+        p.y = at<double>(y);
+        run(threads, [&](const Context& context) { selfment::cpu::matvec(p, context); });
       },
       py::arg("bits"), py::arg("weights").none(true), py::arg("batch"), py::arg("n"),
       py::arg("eps"), py::arg("x"), py::arg("y"), py::arg("columns"), py::arg("threads"));
@@ -133,14 +158,19 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address bits, const Weights* weights, Address degrees, int64_t batch, int64_t n,
          double eps, int64_t k, bool lapack_sign, Address eigenvalues, Address vectors,
          Address gaps, Address residuals, Address iterations, int threads) {
-        run(threads, [&](const selfment::Context& context) {
-          const auto views = graphs(bits, weights, batch, n, eps);
-          selfment::cpu::fiedler(
-              {views.data(), at<const double>(degrees), batch, k, as_sign(lapack_sign),
-               at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
-               at<double>(residuals), at<int64_t>(iterations)},
-              context);
-        });
+        const auto views = graphs(bits, weights, batch, n, eps);
+        selfment::FiedlerParams p{};
+        p.graphs = views.data();
+        p.degrees = at<const double>(degrees);
+        p.batch = batch;
+        p.k = k;
+        p.sign = as_sign(lapack_sign);
+        p.eigenvalues = at<double>(eigenvalues);
+        p.vectors = at<double>(vectors);
+        p.gaps = at<double>(gaps);
+        p.residuals = at<double>(residuals);
+        p.iterations = at<int64_t>(iterations);
+        run(threads, [&](const Context& context) { selfment::cpu::fiedler(p, context); });
       },
       py::arg("bits"), py::arg("weights").none(true), py::arg("degrees"), py::arg("batch"),
       py::arg("n"), py::arg("eps"), py::arg("k"), py::arg("lapack_sign"), py::arg("eigenvalues"),
@@ -152,12 +182,16 @@ PYBIND11_MODULE(_cpu, m) {
       [](Address fiedler, int64_t batch, int64_t n, const Grids& grids, bool corners, Address mask,
          Address seed, Address peaks, int threads) {
         const auto frames = as_grids(grids);
-        run(threads, [&](const selfment::Context& context) {
-          selfment::cpu::components({at<const double>(fiedler), batch, n, frames.data(),
-                                     static_cast<int64_t>(frames.size()), corners, at<bool>(mask),
-                                     at<int64_t>(seed), at<int64_t>(peaks)},
-                                    context);
-        });
+        selfment::ComponentsParams p{};
+        p.fiedler = at<const double>(fiedler);
+        p.batch = batch;
+        p.n = n;
+        set_grids(p, frames);
+        p.corners = corners;
+        p.mask = at<bool>(mask);
+        p.seed = at<int64_t>(seed);
+        p.peaks = at<int64_t>(peaks);
+        run(threads, [&](const Context& context) { selfment::cpu::components(p, context); });
       },
       py::arg("fiedler"), py::arg("batch"), py::arg("n"), py::arg("grids"), py::arg("corners"),
       py::arg("mask"), py::arg("seed"), py::arg("peaks"), py::arg("threads"));
@@ -166,12 +200,18 @@ PYBIND11_MODULE(_cpu, m) {
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
          int64_t min_count, Address labels, Address steps, Address separation, int threads) {
-        return run(threads, [&](const selfment::Context& context) {
-          return selfment::cpu::ipo(
-              {at<const void>(features), static_cast<selfment::Dtype>(dtype), batch, n, d, iters,
-               min_count, at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
-              context);
-        });
+        selfment::IpoParams p{};
+        p.features = at<const void>(features);
+        p.dtype = static_cast<Dtype>(dtype);
+        p.batch = batch;
+        p.n = n;
+        p.d = d;
+        p.iters = iters;
+        p.min_count = min_count;
+        p.labels = at<bool>(labels);
+        p.steps = at<int64_t>(steps);
+        p.separation = at<double>(separation);
+        return run(threads, [&](const Context& context) { return selfment::cpu::ipo(p, context); });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
@@ -183,14 +223,21 @@ PYBIND11_MODULE(_cpu, m) {
          int64_t batch, int64_t n, const Grids& grids, double min_confidence, Address confidence,
          Address rejected, Address mask, Address vectors, int threads) {
         const auto frames = as_grids(grids);
-        run(threads, [&](const selfment::Context& context) {
-          selfment::cpu::finish(
-              {at<const double>(eigenvalues), at<const double>(gaps), at<const double>(separation),
-               at<const double>(fiedler), at<const bool>(labels), batch, n, frames.data(),
-               static_cast<int64_t>(frames.size()), min_confidence, at<double>(confidence),
-               at<bool>(rejected), at<bool>(mask), at<float>(vectors)},
-              context);
-        });
+        selfment::FinishParams p{};
+        p.eigenvalues = at<const double>(eigenvalues);
+        p.gaps = at<const double>(gaps);
+        p.separation = at<const double>(separation);
+        p.fiedler = at<const double>(fiedler);
+        p.labels = at<const bool>(labels);
+        p.batch = batch;
+        p.n = n;
+        set_grids(p, frames);
+        p.min_confidence = min_confidence;
+        p.confidence = at<double>(confidence);
+        p.rejected = at<bool>(rejected);
+        p.mask = at<bool>(mask);
+        p.vectors = at<float>(vectors);
+        run(threads, [&](const Context& context) { selfment::cpu::finish(p, context); });
       },
       py::arg("eigenvalues"), py::arg("gaps"), py::arg("separation"), py::arg("fiedler"),
       py::arg("labels"), py::arg("batch"), py::arg("n"), py::arg("grids"),
@@ -200,10 +247,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "threshold",
       [](Address similarities, int64_t batch, int64_t m, Address taus, int threads) {
-        run(threads, [&](const selfment::Context& context) {
-          selfment::cpu::threshold({at<const double>(similarities), batch, m, at<double>(taus)},
-                                   context);
-        });
+        selfment::ThresholdParams p{};
+        p.similarities = at<const double>(similarities);
+        p.batch = batch;
+        p.m = m;
+        p.taus = at<double>(taus);
+        run(threads, [&](const Context& context) { selfment::cpu::threshold(p, context); });
       },
       py::arg("similarities"), py::arg("batch"), py::arg("m"), py::arg("taus"), py::arg("threads"));
 }

@@ -1,5 +1,6 @@
-// `selfment._cuda`: registers the CUDA twin of the operations of params.h. Addresses and streams
-// are integers; memory is of the device and stays alive until its stream has passed the operation.
+// `selfment._cuda`: registers the CUDA twins of the operations of params.h. Addresses and streams
+// are integers; the memory is the device's and stays alive until its stream has passed the
+// operation.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -13,14 +14,14 @@ namespace py = pybind11;
 
 namespace {
 
-using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Grids,
-    selfment::Released;
-using selfment::Dtype;
+using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Dtype,
+    selfment::Grids, selfment::Released, selfment::set_grids;
 
-// Makes the device current, and at the end again the one that was so before, also where this fails.
-// The runtime here is not torch's, but both ask the driver what is current in the thread, so that
-// each sees what the other has done. Where nothing has used the device before, making it current
-// again would take memory there: callers make the device current by torch, which does not.
+// Makes the device current, and at the end the device that was current before, even on a failure.
+// The CUDA runtime here is not torch's, but both ask the driver which device is current in the
+// thread, so each sees what the other has done. If nothing has used the earlier device yet, making
+// it current again would allocate memory there: callers make the device current through torch,
+// which does not.
 class CurrentDevice {
  public:
   explicit CurrentDevice(int device) {
@@ -51,7 +52,20 @@ auto run(int device, const Operation& operation) {
 }
 
 selfment::cuda::Graphs graphs(Address bits, Address weights, int64_t batch, int64_t n, double eps) {
-  return {at<const uint64_t>(bits), at<const float>(weights), batch, n, eps};
+  selfment::cuda::Graphs views{};
+  views.bits = at<const uint64_t>(bits);
+  views.weights = at<const float>(weights);
+  views.batch = batch;
+  views.n = n;
+  views.eps = eps;
+  return views;
+}
+
+selfment::cuda::Context on_stream(Address stream, Address scratch = 0) {
+  selfment::cuda::Context context{};
+  context.scratch = at<void>(scratch);
+  context.stream = at<void>(stream);
+  return context;
 }
 
 }  // namespace
@@ -77,12 +91,18 @@ PYBIND11_MODULE(_cuda, m) {
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, Address taus, double eps,
          Address weights, Address bits, Address degrees, Address scratch, int device,
          Address stream) {
-        run(device, [&] {
-          selfment::cuda::affinity({at<const void>(features), static_cast<Dtype>(dtype), batch, n,
-                                    d, at<const double>(taus), eps, at<uint64_t>(bits),
-                                    at<float>(weights), at<double>(degrees), nullptr},
-                                   {at<void>(scratch), at<void>(stream)});
-        });
+        selfment::cuda::AffinityParams p{};
+        p.features = at<const void>(features);
+        p.dtype = static_cast<Dtype>(dtype);
+        p.batch = batch;
+        p.n = n;
+        p.d = d;
+        p.taus = at<const double>(taus);
+        p.eps = eps;
+        p.bits = at<uint64_t>(bits);
+        p.weights = at<float>(weights);
+        p.degrees = at<double>(degrees);
+        run(device, [&] { selfment::cuda::affinity(p, on_stream(stream, scratch)); });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("taus"), py::arg("eps"), py::arg("weights"), py::arg("bits"), py::arg("degrees"),
@@ -93,12 +113,14 @@ PYBIND11_MODULE(_cuda, m) {
       [](Address bits, Address weights, int64_t batch, int64_t n, double eps, Address taus,
          Address mask, Address painted_bits, Address painted_weights, Address painted_degrees,
          int device, Address stream) {
-        run(device, [&] {
-          selfment::cuda::paint(
-              {graphs(bits, weights, batch, n, eps), at<const double>(taus), at<const bool>(mask),
-               at<uint64_t>(painted_bits), at<float>(painted_weights), at<double>(painted_degrees)},
-              {nullptr, at<void>(stream)});
-        });
+        selfment::cuda::PaintParams p{};
+        p.graphs = graphs(bits, weights, batch, n, eps);
+        p.taus = at<const double>(taus);
+        p.mask = at<const bool>(mask);
+        p.bits = at<uint64_t>(painted_bits);
+        p.weights = at<float>(painted_weights);
+        p.degrees = at<double>(painted_degrees);
+        run(device, [&] { selfment::cuda::paint(p, on_stream(stream)); });
       },
       py::arg("bits"), py::arg("weights"), py::arg("batch"), py::arg("n"), py::arg("eps"),
       py::arg("taus"), py::arg("mask"), py::arg("painted_bits"), py::arg("painted_weights"),
@@ -108,11 +130,12 @@ PYBIND11_MODULE(_cuda, m) {
       "matvec",
       [](Address bits, Address weights, int64_t batch, int64_t n, double eps, Address x, Address y,
          int64_t columns, int device, Address stream) {
-        run(device, [&] {
-          selfment::cuda::matvec(
-              {graphs(bits, weights, batch, n, eps), columns, at<const double>(x), at<double>(y)},
-              {nullptr, at<void>(stream)});
-        });
+        selfment::cuda::MatvecParams p{};
+        p.graphs = graphs(bits, weights, batch, n, eps);
+        p.columns = columns;
+        p.x = at<const double>(x);
+        p.y = at<double>(y);
+        run(device, [&] { selfment::cuda::matvec(p, on_stream(stream)); });
       },
       py::arg("bits"), py::arg("weights"), py::arg("batch"), py::arg("n"), py::arg("eps"),
       py::arg("x"), py::arg("y"), py::arg("columns"), py::arg("device"), py::arg("stream"));
@@ -132,13 +155,17 @@ PYBIND11_MODULE(_cuda, m) {
       [](Address bits, Address weights, Address degrees, int64_t batch, int64_t n, double eps,
          int64_t k, bool lapack_sign, Address eigenvalues, Address vectors, Address gaps,
          Address residuals, Address iterations, Address scratch, int device, Address stream) {
-        run(device, [&] {
-          selfment::cuda::fiedler(
-              {graphs(bits, weights, batch, n, eps), at<const double>(degrees), k,
-               as_sign(lapack_sign), at<double>(eigenvalues), at<double>(vectors), at<double>(gaps),
-               at<double>(residuals), at<int64_t>(iterations)},
-              {at<void>(scratch), at<void>(stream)});
-        });
+        selfment::cuda::FiedlerParams p{};
+        p.graphs = graphs(bits, weights, batch, n, eps);
+        p.degrees = at<const double>(degrees);
+        p.k = k;
+        p.sign = as_sign(lapack_sign);
+        p.eigenvalues = at<double>(eigenvalues);
+        p.vectors = at<double>(vectors);
+        p.gaps = at<double>(gaps);
+        p.residuals = at<double>(residuals);
+        p.iterations = at<int64_t>(iterations);
+        run(device, [&] { selfment::cuda::fiedler(p, on_stream(stream, scratch)); });
       },
       py::arg("bits"), py::arg("weights"), py::arg("degrees"), py::arg("batch"), py::arg("n"),
       py::arg("eps"), py::arg("k"), py::arg("lapack_sign"), py::arg("eigenvalues"),
@@ -153,12 +180,16 @@ PYBIND11_MODULE(_cuda, m) {
       [](Address fiedler, int64_t batch, int64_t n, const Grids& grids, bool corners, Address mask,
          Address seed, Address peaks, Address scratch, int device, Address stream) {
         const auto frames = as_grids(grids);
-        run(device, [&] {
-          selfment::cuda::components({at<const double>(fiedler), batch, n, frames.data(),
-                                      static_cast<int64_t>(frames.size()), corners, at<bool>(mask),
-                                      at<int64_t>(seed), at<int64_t>(peaks)},
-                                     {at<void>(scratch), at<void>(stream)});
-        });
+        selfment::ComponentsParams p{};
+        p.fiedler = at<const double>(fiedler);
+        p.batch = batch;
+        p.n = n;
+        set_grids(p, frames);
+        p.corners = corners;
+        p.mask = at<bool>(mask);
+        p.seed = at<int64_t>(seed);
+        p.peaks = at<int64_t>(peaks);
+        run(device, [&] { selfment::cuda::components(p, on_stream(stream, scratch)); });
       },
       py::arg("fiedler"), py::arg("batch"), py::arg("n"), py::arg("grids"), py::arg("corners"),
       py::arg("mask"), py::arg("seed"), py::arg("peaks"), py::arg("scratch"), py::arg("device"),
@@ -178,12 +209,18 @@ PYBIND11_MODULE(_cuda, m) {
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
          int64_t min_count, Address labels, Address steps, Address separation, Address scratch,
          int device, Address stream) {
-        run(device, [&] {
-          selfment::cuda::ipo(
-              {at<const void>(features), static_cast<Dtype>(dtype), batch, n, d, iters, min_count,
-               at<bool>(labels), at<int64_t>(steps), at<double>(separation)},
-              nullptr, {at<void>(scratch), at<void>(stream)});
-        });
+        selfment::IpoParams p{};
+        p.features = at<const void>(features);
+        p.dtype = static_cast<Dtype>(dtype);
+        p.batch = batch;
+        p.n = n;
+        p.d = d;
+        p.iters = iters;
+        p.min_count = min_count;
+        p.labels = at<bool>(labels);
+        p.steps = at<int64_t>(steps);
+        p.separation = at<double>(separation);
+        run(device, [&] { selfment::cuda::ipo(p, nullptr, on_stream(stream, scratch)); });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
@@ -198,14 +235,21 @@ PYBIND11_MODULE(_cuda, m) {
          Address rejected, Address mask, Address vectors, Address scratch, int device,
          Address stream) {
         const auto frames = as_grids(grids);
-        run(device, [&] {
-          selfment::cuda::finish(
-              {at<const double>(eigenvalues), at<const double>(gaps), at<const double>(separation),
-               at<const double>(fiedler), at<const bool>(labels), batch, n, frames.data(),
-               static_cast<int64_t>(frames.size()), min_confidence, at<double>(confidence),
-               at<bool>(rejected), at<bool>(mask), at<float>(vectors)},
-              {at<void>(scratch), at<void>(stream)});
-        });
+        selfment::FinishParams p{};
+        p.eigenvalues = at<const double>(eigenvalues);
+        p.gaps = at<const double>(gaps);
+        p.separation = at<const double>(separation);
+        p.fiedler = at<const double>(fiedler);
+        p.labels = at<const bool>(labels);
+        p.batch = batch;
+        p.n = n;
+        set_grids(p, frames);
+        p.min_confidence = min_confidence;
+        p.confidence = at<double>(confidence);
+        p.rejected = at<bool>(rejected);
+        p.mask = at<bool>(mask);
+        p.vectors = at<float>(vectors);
+        run(device, [&] { selfment::cuda::finish(p, on_stream(stream, scratch)); });
       },
       py::arg("eigenvalues"), py::arg("gaps"), py::arg("separation"), py::arg("fiedler"),
       py::arg("labels"), py::arg("batch"), py::arg("n"), py::arg("grids"),
@@ -237,36 +281,34 @@ PYBIND11_MODULE(_cuda, m) {
          Address steps, Address peaks, Address separation, Address confidence, Address rejected,
          Address scratch, int device, Address stream) {
         const auto frames = as_grids(grids);
-        run(device, [&] {
-          selfment::cuda::label({at<const void>(features),
-                                 static_cast<Dtype>(dtype),
-                                 batch,
-                                 n,
-                                 d,
-                                 at<const double>(taus),
-                                 eps,
-                                 weighted,
-                                 frames.data(),
-                                 static_cast<int64_t>(frames.size()),
-                                 corners,
-                                 iters,
-                                 min_count,
-                                 min_confidence,
-                                 at<bool>(mask),
-                                 at<bool>(ncut_mask),
-                                 at<float>(fiedler),
-                                 at<double>(eigenvalues),
-                                 at<double>(gaps),
-                                 at<double>(residuals),
-                                 at<int64_t>(seed),
-                                 at<int64_t>(products),
-                                 at<int64_t>(steps),
-                                 at<int64_t>(peaks),
-                                 at<double>(separation),
-                                 at<double>(confidence),
-                                 at<bool>(rejected)},
-                                {at<void>(scratch), at<void>(stream)});
-        });
+        selfment::cuda::LabelParams p{};
+        p.features = at<const void>(features);
+        p.dtype = static_cast<Dtype>(dtype);
+        p.batch = batch;
+        p.n = n;
+        p.d = d;
+        p.taus = at<const double>(taus);
+        p.eps = eps;
+        p.weighted = weighted;
+        set_grids(p, frames);
+        p.corners = corners;
+        p.iters = iters;
+        p.min_count = min_count;
+        p.min_confidence = min_confidence;
+        p.mask = at<bool>(mask);
+        p.ncut_mask = at<bool>(ncut_mask);
+        p.fiedler = at<float>(fiedler);
+        p.eigenvalues = at<double>(eigenvalues);
+        p.gaps = at<double>(gaps);
+        p.residuals = at<double>(residuals);
+        p.seed = at<int64_t>(seed);
+        p.products = at<int64_t>(products);
+        p.steps = at<int64_t>(steps);
+        p.peaks = at<int64_t>(peaks);
+        p.separation = at<double>(separation);
+        p.confidence = at<double>(confidence);
+        p.rejected = at<bool>(rejected);
+        run(device, [&] { selfment::cuda::label(p, on_stream(stream, scratch)); });
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("taus"), py::arg("eps"), py::arg("weighted"), py::arg("grids"), py::arg("corners"),
@@ -279,10 +321,12 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "threshold",
       [](Address similarities, int64_t batch, int64_t m, Address taus, int device, Address stream) {
-        run(device, [&] {
-          selfment::cuda::threshold({at<const double>(similarities), batch, m, at<double>(taus)},
-                                    {nullptr, at<void>(stream)});
-        });
+        selfment::ThresholdParams p{};
+        p.similarities = at<const double>(similarities);
+        p.batch = batch;
+        p.m = m;
+        p.taus = at<double>(taus);
+        run(device, [&] { selfment::cuda::threshold(p, on_stream(stream)); });
       },
       py::arg("similarities"), py::arg("batch"), py::arg("m"), py::arg("taus"), py::arg("device"),
       py::arg("stream"));

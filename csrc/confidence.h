@@ -1,5 +1,5 @@
-// The confidence of a label, for both twins: the rule of selfment/core/confidence.py in its order
-// of operations, so that both give the same bits. NaN stays NaN.
+// The confidence of a label, for both twins: the rule of selfment/core/confidence.py, in the same
+// order of operations, so that both compute the same bits. NaN stays NaN.
 #pragma once
 
 #include <math.h>
@@ -16,8 +16,8 @@ struct ConfidenceTerms {
   int64_t quarters, frames;  // the sum over the frames of corner_quarters
 };
 
-// Four times the share of the corners of a frame that is foreground. A grid with a side of 1 has
-// two corners, or one: then each counts twice, or four times.
+// Four times the share of a frame's corners that are foreground. A grid with a side of 1 has two
+// corners, or one: then each counts twice, or four times.
 SELFMENT_EVERYWHERE inline int64_t corner_quarters(const bool* labels, const Grid& grid) {
   const int64_t last = grid.h * grid.w - 1;
   return int64_t{labels[0]} + int64_t{labels[grid.w - 1]} + int64_t{labels[last - grid.w + 1]} +
@@ -26,7 +26,7 @@ SELFMENT_EVERYWHERE inline int64_t corner_quarters(const bool* labels, const Gri
 
 SELFMENT_EVERYWHERE inline double confidence(const ConfidenceTerms& t) {
   const auto size = static_cast<double>(t.n), foreground = static_cast<double>(t.foreground);
-  // 1 / n_f + 1 / n_b; infinite where a class is empty.
+  // 1 / n_f + 1 / n_b; infinite if a class is empty.
   const double chance = 1 / (foreground * (size - foreground)) * size;
   const double separation = t.separation > 1 ? 1 : t.separation;
   const double above = separation * separation - chance;

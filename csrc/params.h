@@ -1,11 +1,11 @@
 // The argument structs of the native operations. Python checks the arguments, allocates the outputs
-// and passes addresses; nothing here knows of torch or of Python.
+// and passes addresses; nothing here depends on torch or on Python.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-// Functions that both twins call.
+// Marks functions that both twins call.
 #if defined(__CUDACC__)
 #define SELFMENT_EVERYWHERE __host__ __device__
 #else
@@ -14,17 +14,17 @@
 
 namespace selfment {
 
-// The bit graph of an image of n patches: `words` = ceil(n / 64) columns of `rows` = 64 * words
-// words. Bit j % 64 of bits[(j / 64) * rows + i] is set iff patches i and j are joined by an edge,
-// the diagonal included. All bits of patches >= n are 0. The matrix is symmetric.
+// The bit graph of an image of n patches has `words` = ceil(n / 64) columns of `rows` = 64 * words
+// words. Bit j % 64 of bits[(j / 64) * rows + i] is set iff an edge joins patches i and j, the
+// diagonal included. All bits of patches >= n are 0. The matrix is symmetric.
 inline constexpr int64_t kWord = 64;
 inline int64_t word_count(int64_t n) { return (n + kWord - 1) / kWord; }
 inline int64_t bits_size(int64_t n) { return word_count(n) * word_count(n) * kWord; }
 
-// Weighted mode: affinity - eps of the set bits on and above the diagonal, as strips of 64 rows. A
-// strip holds its 64 x 64 tiles from the diagonal one (whole) to the right, rows in order, set bits
-// in order: 4 bytes for an edge, against 8 for two entries of a dense matrix. A strip ends with
-// padding, so that it can be read in whole vectors.
+// In weighted mode, affinity - eps of the set bits on and above the diagonal, as strips of 64 rows.
+// A strip has its 64 x 64 tiles from the diagonal one (whole) to the right, rows in order, set bits
+// in order: an edge takes 4 bytes, where a dense matrix would take 8 for its two entries. A strip
+// ends with padding, so that it can be read in whole vectors.
 inline constexpr int64_t kStripPadding = 16;
 struct EdgeWeights {
   std::vector<std::vector<float>> strips;
@@ -37,8 +37,8 @@ struct EdgeWeights {
   }
 };
 
-// The affinity matrix A of one image: eps where no edge is, else 1, or eps + weight where
-// `weights`.
+// The affinity matrix A of one image. An entry is eps without an edge; with an edge it is 1, or in
+// weighted mode eps + weight.
 struct Graph {
   const uint64_t* bits;        // (words, rows), see above
   const EdgeWeights* weights;  // nullptr in binary mode
@@ -46,19 +46,18 @@ struct Graph {
   double eps;
 };
 
-// Rules for ties, so that rounding does not decide: entries of a vector that differ from its peak
-// by less than this share of it are peaks, too; an IPO score up to this is background.
-inline constexpr double kPeakTie = 1e-7;
-inline constexpr double kIpoTie = 1e-12;
+// Rules for ties, so that rounding does not decide.
+inline constexpr double kPeakTie = 1e-7;  // entries within this share of a vector's peak are peaks
+inline constexpr double kIpoTie = 1e-12;  // an IPO score up to this is background
 
-// How an operation runs: on how many threads, and whom to ask whether to give up. `interrupted` is
-// called on the thread that called the operation only, ten times a second.
+// How an operation runs: on how many threads, and a function that says whether to stop early.
+// `interrupted` is called ten times a second, only on the thread that called the operation.
 struct Context {
   int threads;
   bool (*interrupted)();
 };
 
-// Thrown out of an operation whose context says that it was interrupted.
+// An operation throws this if it was interrupted.
 struct Interrupted {};
 
 enum class Dtype : int { kFloat16, kBFloat16, kFloat32, kFloat64 };
@@ -71,7 +70,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Calls body with a null pointer of the dtype's type, and returns what it returns.
+// Calls body with a null pointer of the dtype's type, and returns its result.
 template <class Body>
 auto with_dtype(Dtype dtype, const Body& body) {
   switch (dtype) {
@@ -96,14 +95,14 @@ struct AffinityParams {
   uint64_t* bits;        // out: (batch, words, rows)
   double* degrees;       // out: (batch, n), the row sums of A
   EdgeWeights* weights;  // out: (batch,) in weighted mode, else nullptr
-  int64_t* undecided;    // out: (batch,), pairs i <= j that were taken in double; may be nullptr
+  int64_t* undecided;    // out: (batch,), pairs i <= j that were computed in double; or nullptr
 };
 
-// The graph of the features with some rows zeroed, from the graph of the features.
+// Turns the graph of features into the graph of the same features with some rows zeroed.
 struct PaintParams {
   const Graph* graphs;  // (batch,), all of the same n
   int64_t batch;
-  const double* taus;    // (batch,), of the graphs; > 0 in weighted mode
+  const double* taus;    // (batch,), the graphs' thresholds; > 0 in weighted mode
   const bool* mask;      // (batch, n), the rows to zero
   uint64_t* bits;        // out: (batch, words, rows)
   double* degrees;       // out: (batch, n)
@@ -117,11 +116,11 @@ struct MatvecParams {
   double* y;        // out: (batch, columns, n), A x
 };
 
-// Which of x and -x an eigenvector is: the one whose entry of largest magnitude is positive, or the
-// one that LAPACK's xSYGVX returns for (D - A, D).
+// Chooses between x and -x as an eigenvector: kPeak makes its entry of largest magnitude positive,
+// kLapack is what LAPACK's xSYGVX returns for (D - A, D).
 enum class Sign : int { kPeak, kLapack };
 
-// Lanczos vectors that the sign of LAPACK is read from, at most.
+// The most Lanczos vectors that LAPACK's sign is derived from.
 inline constexpr int64_t kSignVectors = 256;
 
 struct FiedlerParams {
@@ -141,8 +140,8 @@ struct Grid {
   int64_t h, w;
 };
 
-// A vector is of one image, or of several frames that were cut together: their patches one frame
-// after another. Components end where their frame ends.
+// A vector belongs to one image, or to several frames that were cut together: it has their patches
+// one frame after another. Components end where their frame ends.
 struct ComponentsParams {
   const double* fiedler;  // (batch, n)
   int64_t batch, n;
@@ -151,8 +150,8 @@ struct ComponentsParams {
   bool corners;    // MaskCut's corner rule, on the corners of all frames
   bool* mask;      // out: (batch, n), a 4-connected component of the seed's side in each frame
   int64_t* seed;   // out: (batch,)
-  int64_t* peaks;  // out: (batch, frames), the patch of the frame that its component is kept for:
-                   // the seed in its own, else the side's peak there; -1 where the side is not
+  int64_t* peaks;  // out: (batch, frames), the patch whose component is kept: in the seed's frame
+                   // the seed, in others the side's peak; -1 if the side is not in the frame
 };
 
 struct IpoParams {
@@ -162,11 +161,11 @@ struct IpoParams {
   int64_t iters, min_count;
   bool* labels;    // in and out: (batch, n)
   int64_t* steps;  // out: (batch,), steps taken
-  // out: (batch,), the distance of the final labels' class means; 0 where a class is empty
+  // out: (batch,), the distance of the final labels' class means; 0 if a class is empty
   double* separation;
 };
 
-// The end of a label: its confidence, by the rule of confidence.h, and the maps that are returned.
+// Finishes a label: computes its confidence, by the rule of confidence.h, and the maps to return.
 struct FinishParams {
   const double* eigenvalues;  // (batch,)
   const double* gaps;         // (batch,)
@@ -178,8 +177,8 @@ struct FinishParams {
   int64_t frames;
   double min_confidence;
   double* confidence;  // out: (batch,)
-  bool* rejected;      // out: (batch,), whether the confidence is below min_confidence
-  bool* mask;          // out: (batch, n), the labels; all false where the image is rejected
+  bool* rejected;      // out: (batch,), true if the confidence is below min_confidence
+  bool* mask;          // out: (batch, n), the labels; all false if the image is rejected
   float* vectors;      // out: (batch, n), the Fiedler vectors, rounded
 };
 
@@ -190,9 +189,9 @@ struct ThresholdParams {
   double* taus;  // out: (batch,)
 };
 
-// The operations. affinity and ipo return the first row, of the batch * n, that holds a value that
-// is not finite or whose norm is not, and -1 where there is none; the outputs are void in the first
-// case.
+// The operations. affinity and ipo return the first of the batch * n rows that has a value that is
+// not finite, or whose norm is not finite; the outputs are void then. Without such a row they
+// return -1.
 namespace cpu {
 int64_t affinity(const AffinityParams&, const Context&);
 void paint(const PaintParams&, const Context&);
@@ -205,13 +204,13 @@ void threshold(const ThresholdParams&, const Context&);
 const char* isa();  // the instruction set in use, as SELFMENT_ISA names it
 }  // namespace cpu
 
-// The CUDA twin. All addresses are of device memory; operations only enqueue work on a stream. Rows
-// that are not finite cannot be reported without waiting for the device: NaN degrees and vectors
-// and empty labels, with a NaN for the separation, mark their image.
+// The CUDA twins. All addresses are those of device memory; operations only enqueue work on a
+// stream. Rows that are not finite cannot be reported without waiting for the device: their image
+// is marked by NaN degrees and vectors, and by empty labels with a NaN separation.
 namespace cuda {
 
-// In weighted mode the weights of an image are 64 x 64 tiles on and above the diagonal, row by row
-// of tiles: affinity - eps where the bit is set, else 0.
+// In weighted mode the weights of an image are the 64 x 64 tiles on and above the diagonal, row by
+// row of tiles: affinity - eps if the bit is set, else 0.
 inline int64_t weights_size(int64_t n) {
   return word_count(n) * (word_count(n) + 1) / 2 * kWord * kWord;
 }
@@ -223,10 +222,9 @@ struct Graphs {
   double eps;
 };
 
-// Scratch memory, of as many bytes as the operation asks for and aligned to 256; a cudaStream_t.
 struct Context {
-  void* scratch;
-  void* stream;
+  void* scratch;  // as many bytes as the operation's `_scratch` returns, aligned to 256
+  void* stream;   // a cudaStream_t
 };
 
 struct AffinityParams {
@@ -237,8 +235,8 @@ struct AffinityParams {
   double eps;
   uint64_t* bits;   // out: (batch, words, rows)
   float* weights;   // out: (batch, weights_size(n)) in weighted mode, else nullptr
-  double* degrees;  // out: (batch, n), the row sums of A; NaN where the row is not finite
-  double* norms;    // out: (batch, n), what the rows are divided by; may be nullptr
+  double* degrees;  // out: (batch, n), the row sums of A; NaN if the row is not finite
+  double* norms;    // out: (batch, n), the divisors of the rows; may be nullptr
 };
 
 struct PaintParams {
@@ -247,7 +245,7 @@ struct PaintParams {
   const bool* mask;    // (batch, n)
   uint64_t* bits;      // out: (batch, words, rows)
   float* weights;      // out: (batch, weights_size(n)) in weighted mode, else nullptr
-  double* degrees;     // in: (batch, n), those of the graphs; out: of the painted ones
+  double* degrees;     // in: (batch, n), the graphs'; out: those of the painted graphs
 };
 
 struct MatvecParams {
@@ -267,8 +265,8 @@ struct FiedlerParams {
   int64_t* iterations;
 };
 
-// A label: affinity, fiedler for k = 1, components, ipo from their mask, and finish. What one makes
-// for the next is in the scratch memory. A single patch has the eigenvalue 0.
+// A label: affinity, fiedler for k = 1, components, ipo from their mask, and finish. Arrays that
+// one passes to the next are in the scratch memory. A single patch has the eigenvalue 0.
 struct LabelParams {
   const void* features;  // (batch, n, d), aligned to 16 bytes
   Dtype dtype;
@@ -298,13 +296,13 @@ int64_t fiedler_scratch(int64_t batch, int64_t n, int64_t k, bool weighted, Sign
 void fiedler(const FiedlerParams&, const Context&);
 int64_t components_scratch(int64_t batch, int64_t n, int64_t frames);
 void components(const ComponentsParams&, const Context&);
-// `norms`: (batch, n), as affinity makes them; nullptr where they are not known.
+// `norms`: (batch, n), as affinity computes them; nullptr if they are not known.
 int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
 void ipo(const IpoParams&, const double* norms, const Context&);
 int64_t finish_scratch(int64_t frames);
 void finish(const FinishParams&, const Context&);
 void threshold(const ThresholdParams&, const Context&);
-int64_t label_scratch(const LabelParams&);  // of its sizes, and of whether it is weighted
+int64_t label_scratch(const LabelParams&);  // depends on its sizes and on `weighted`
 void label(const LabelParams&, const Context&);
 }  // namespace cuda
 

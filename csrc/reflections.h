@@ -1,4 +1,4 @@
-// What the sign that LAPACK gives an eigenvector follows from, for both twins.
+// The sign that LAPACK gives an eigenvector, for both twins.
 #pragma once
 
 #include <cstdint>
@@ -7,12 +7,13 @@
 
 namespace selfment {
 
-// Q = H_1 .. H_m is a product of reflections, H_j of the entries from j on, as xSYTRD and xGEQRF
-// make them. Given are orthonormal vectors that are its columns up to sign. Returns the sign of
-// column `index`, 1 or -1, after those of all columns before it.
+// Returns the sign of column `index` of Q, 1 or -1. Q = H_1 .. H_m is a product of reflections, H_j
+// of the entries from j on, as xSYTRD and xGEQRF make them; its columns are known up to their
+// signs, as orthonormal vectors. The signs of the columns before `index` come first, by earlier
+// calls.
 //
-// Q = I - V U with V unit lower and U upper triangular, so an LU decomposition of the vectors less
-// a diagonal of signs S gives V. What the elimination leaves at (index, index) is that entry of the
+// Q = I - V U with V unit lower and U upper triangular, so an LU decomposition of the vectors minus
+// a diagonal of signs S yields V. After elimination the entry at (index, index) is that of the
 // column after the reflections before it. xLARFG makes it negative, which settles S; only the
 // `last` entry has nothing to be reflected with, and is 1 (Ballard, Demmel, Grigori, Jacquelin,
 // Knight and Nguyen, Reconstructing Householder vectors from TSQR, 2015). Pivots are 1 or more.
@@ -38,8 +39,8 @@ SELFMENT_EVERYWHERE double column_sign(int64_t index, bool last, const Entry& en
   return sign;
 }
 
-// The entry of largest magnitude of a unit vector of which entries become known one by one. Of
-// those that rounding tells apart the first.
+// The entry of largest magnitude of a unit vector whose entries become known one by one. Among
+// equal entries, which only rounding distinguishes, it is the first.
 struct LargestEntry {
   double value = 0, left = 1;  // left: the sum of the squares of the unknown entries
 
@@ -48,7 +49,7 @@ struct LargestEntry {
     if (entry * entry > (1 + kPeakTie) * value * value) value = entry;
   }
 
-  // Whether no entry that is still unknown can be larger.
+  // True if no entry that is still unknown can be larger.
   SELFMENT_EVERYWHERE bool certain() const { return (1 + kPeakTie) * value * value >= left; }
 };
 

@@ -36,7 +36,7 @@ suppress_warnings = ["ref.python"]
 
 # References to other libraries, and to modules without a page, remain text.
 nitpicky = True
-_TYPE_VARIABLE = r"selfment\.jobs\.pipeline\.Result"
+_TYPE_VARIABLE = r"selfment\.jobs\.spec\.Result"
 nitpick_ignore_regex = [("py:.*", rf"(?!selfment\b).*|selfment\._.*|{_TYPE_VARIABLE}")]
 
 

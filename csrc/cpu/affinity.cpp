@@ -2,12 +2,12 @@
 // edge.
 //
 // The rule. Rows are normalised in double and rounded to float32. A pair is an edge iff the inner
-// product of its two float32 rows, taken in double, is > tau (binary) or >= tau (weighted).
+// product of its two float32 rows, computed in double, is > tau (binary) or >= tau (weighted).
 //
-// The way. A cheap product decides every pair that is farther from tau than its error can be; the
-// few others are taken in double. For a binary graph, on x86, the cheap product is one of 16-bit
-// integers, else, and for weights, one of floats. It is taken tile by tile, on and above the
-// diagonal.
+// The way there. A cheap product decides every pair that is farther from tau than the product's
+// error can be; the few others are computed in double. For a binary graph on x86 the cheap product
+// is one of 16-bit integers, otherwise, and for weights, one of floats. It is computed tile by
+// tile, on and above the diagonal.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -24,13 +24,14 @@ namespace selfment::cpu {
 
 namespace {
 
-// The packed rows that an image needs at a time: a group of columns, in full depth. It bounds the
-// scratch memory; a smaller group means that the rows before it are packed once more for it.
+// Bytes of the packed rows that an image needs at a time, a group of columns in full depth. This
+// bounds the scratch memory; the smaller a group, the more often the rows before it are packed
+// again.
 constexpr int64_t kGroupBytes = int64_t{24} << 20;
 
-// Bound on |float32 product - exact product| of two rounded rows of d elements. A chunk is a sum of
+// Bounds |float32 product - exact product| of two rounded rows of d elements. A chunk is a sum of
 // kChunk products, one rounding each (two without fma), from zero; then the chunks are summed. With
-// u = 2^-24 an element passes at most m = kChunk + chunks + 1 roundings, so that the error is at
+// u = 2^-24 an element passes through at most m = kChunk + chunks + 1 roundings, so the error is at
 // most gamma_m = m u / (1 - m u) times sum |a_k b_k| <= |a| |b| (Cauchy-Schwarz), and a rounded row
 // has |a| <= 1 + 2u. The last term covers underflow, flushed to zero or not.
 double product_error(int64_t d) {
@@ -39,9 +40,9 @@ double product_error(int64_t d) {
   return m / (1 - m) * (1 + 5 * u) + static_cast<double>(d) * std::ldexp(1.0, -120);
 }
 
-// The rows of integers q = f / step, rounded, of the rounded rows f, of norm 1 or less.
+// A rounded row f, of norm 1 or less, becomes a row of integers q = f / step, rounded.
 //
-// Their inner products fit into 32 bits, partial sums included: sum |q_k r_k| <= |q| |r| <
+// Inner products of such rows fit into 32 bits, partial sums included: sum |q_k r_k| <= |q| |r| <
 // kIntegerNorm^2 < 2^31, as a step is at least 1 / (kIntegerNorm - sqrt(d)) and rounding adds at
 // most sqrt(d) / 2 to a norm. A step also keeps elements within 16 bits.
 constexpr double kIntegerNorm = 46000;
@@ -51,23 +52,23 @@ float least_step(int64_t d) {
   return static_cast<float>(1 / (kIntegerNorm - std::sqrt(static_cast<double>(d))));
 }
 
-// A row's share m in the bound of |step step' <q, r> - <f, g>| for rows f and g: the bound is the
-// sum of two shares. With E >= |f - step q|, u = 2^-24 and |f| <= 1 + 2u the Cauchy-Schwarz
-// inequality gives
+// Returns a row's share m in the bound of |step step' <q, r> - <f, g>| for rows f and g; the bound
+// is the sum of the two rows' shares. With E >= |f - step q|, u = 2^-24 and |f| <= 1 + 2u the
+// Cauchy-Schwarz inequality yields
 //   |<f, g> - step step' <q, r>| <= |<f - step q, g>| + |<step q, g - step' r>|
 //                                <= E (1 + 2u) + (1 + 2u + E) E' <= m + m',
 //   m = (1 + 3u) E + E^2 / 2.
-// E is the measured error and at most 2u for the roundings of its measurement, of step * q and of
-// the difference. To m come the roundings of the comparison, of the product, its scaling, tau, the
-// difference and the margins' sum, each at most u times 1 + 2u or |tau|.
+// E is the measured error plus at most 2u for the roundings of its measurement, of step * q and of
+// the difference. The comparison adds its own roundings to m: those of the product, its scaling,
+// tau, the difference and the margins' sum, each at most u times 1 + 2u or |tau|.
 double row_margin(double error, double tau) {
   const double u = std::ldexp(1.0, -24), total = error + 3 * u;
   return (1 + 3 * u) * total + total * total / 2 + 6 * u * std::max(1.0, std::abs(tau));
 }
 
-// <a, b> of two rows, each element `stride` from the last, to about 2^-100: the sum is taken with
-// compensation and the products of floats are exact in double, so that a decision does not depend
-// on an order of summation.
+// Returns <a, b> of two rows, whose elements are `stride` apart, to about 2^-100: the sum is
+// compensated and the products of floats are exact in double, so a decision does not depend on the
+// order of summation.
 struct TwoDoubles {
   double high, low;
 };
@@ -92,7 +93,7 @@ const float* lane_of(const float* panels, int64_t row, int64_t d) {
   return panels + row / kLane * kLane * d + row % kLane;
 }
 
-// In: bit j of word i. Out: bit i of word j.
+// Transposes a tile of bits: bit j of word i of `in` becomes bit i of word j of `out`.
 void transpose(const uint64_t* in, uint64_t* out) {
   std::memcpy(out, in, kTile * sizeof(uint64_t));
   uint64_t mask = 0x00000000FFFFFFFFull;
@@ -130,38 +131,16 @@ class ImageGraph {
     group_ = std::min(group_, words_);
   }
 
-  // The first row whose norm is not finite, or -1.
+  // Makes the graph. Returns the first row whose norm is not finite, or -1.
   int64_t build() {
     if (weights_ != nullptr) weights_->strips.assign(words_, {});
     const auto panels = std::make_unique<Byte[]>(group_ * kTile * row_bytes_);
     for (int64_t first = 0; first < words_; first += group_) {
       const int64_t last = std::min(words_, first + group_);
-      const double rows = static_cast<double>(last - first) * kTile;
-      const double before = static_cast<double>(first) * kTile, d = static_cast<double>(p_.d);
-      workers_.parallel_for((last - first) * kTile / kLane, rows * d, [&](int64_t panel) {
-        const int64_t row = first * kTile + panel * kLane;
-        for (int64_t i = row; i < std::min(row + kLane, p_.n); ++i)
-          norms_[i] = kernels_.norm(rows_ + i * p_.d, p_.d);
-        pack(row, panels.get() + panel * kLane * row_bytes_, scales_[row / kTile]);
-      });
+      pack_group(first, last, panels.get());
       for (int64_t i = first * kTile; i < std::min(last * kTile, p_.n); ++i)
         if (!std::isfinite(norms_[i])) return i;
-      const double products = rows * (before + rows / 2) * d / kLane;
-      workers_.parallel_for(last, products, [&](int64_t strip) {
-        std::unique_ptr<Byte[]> own;
-        RowScales scales = scales_[strip];
-        const Byte* a = panels.get() + (strip - first) * kTile * row_bytes_;
-        if (strip < first) {
-          own = std::make_unique<Byte[]>(kTile * row_bytes_);
-          for (int64_t row = 0; row < kTile; row += kLane)
-            pack(strip * kTile + row, own.get() + row * row_bytes_, scales);
-          a = own.get();
-        }
-        for (int64_t column = std::max(strip, first); column < last; ++column) {
-          workers_.check();
-          join(strip, column, a, scales, panels.get() + (column - first) * kTile * row_bytes_);
-        }
-      });
+      join_group(first, last, panels.get());
     }
     sum_degrees({bits_, weights_, p_.n, p_.eps}, workers_, p_.degrees + image_ * p_.n);
     if (p_.undecided != nullptr)
@@ -172,7 +151,47 @@ class ImageGraph {
  private:
   using Byte = unsigned char;
 
-  // Rows [row, row + 16) as a panel; those from n on are zero.
+  // A tile's products: floats, or sums of integers.
+  union Tile {
+    alignas(64) float floats[kTile * kTile];
+    int32_t sums[kTile * kTile];
+  };
+
+  // Packs the rows of the words [first, last), and computes their norms.
+  void pack_group(int64_t first, int64_t last, Byte* panels) {
+    const double work = static_cast<double>((last - first) * kTile) * static_cast<double>(p_.d);
+    workers_.parallel_for((last - first) * kTile / kLane, work, [&](int64_t panel) {
+      const int64_t row = first * kTile + panel * kLane;
+      for (int64_t i = row; i < std::min(row + kLane, p_.n); ++i)
+        norms_[i] = kernels_.norm(rows_ + i * p_.d, p_.d);
+      pack(row, panels + panel * kLane * row_bytes_, scales_[row / kTile]);
+    });
+  }
+
+  // Joins all rows up to the group's end with the group's, which are its columns. A strip before
+  // the group is packed once more.
+  void join_group(int64_t first, int64_t last, const Byte* panels) {
+    const double rows = static_cast<double>(last - first) * kTile;
+    const double before = static_cast<double>(first) * kTile, d = static_cast<double>(p_.d);
+    const double products = rows * (before + rows / 2) * d / kLane;
+    workers_.parallel_for(last, products, [&](int64_t strip) {
+      std::unique_ptr<Byte[]> own;
+      RowScales scales = scales_[strip];
+      const Byte* a = panels + (strip - first) * kTile * row_bytes_;
+      if (strip < first) {
+        own = std::make_unique<Byte[]>(kTile * row_bytes_);
+        for (int64_t row = 0; row < kTile; row += kLane)
+          pack(strip * kTile + row, own.get() + row * row_bytes_, scales);
+        a = own.get();
+      }
+      for (int64_t column = std::max(strip, first); column < last; ++column) {
+        workers_.check();
+        join(strip, column, a, scales, panels + (column - first) * kTile * row_bytes_);
+      }
+    });
+  }
+
+  // Packs rows [row, row + 16) into a panel; those from n on are zero.
   void pack(int64_t row, Byte* panel, RowScales& scales) const {
     const int64_t count = std::clamp<int64_t>(p_.n - row, 0, kLane);
     if (integers_) pack_integers(row, count, panel, scales);
@@ -202,34 +221,43 @@ class ImageGraph {
     }
   }
 
-  // The tile of rows [64 strip, ..) and columns [64 column, ..), column >= strip, and its mirror
-  // image.
+  // Makes the tile of rows [64 strip, ..) and columns [64 column, ..), column >= strip, and its
+  // mirror image.
   void join(int64_t strip, int64_t column, const Byte* a, const RowScales& scales, const Byte* b) {
-    alignas(64) union {
-      float floats[kTile * kTile];
-      int32_t sums[kTile * kTile];
-    } tile;
-    const auto* left = reinterpret_cast<const float*>(a);
-    const auto* right = reinterpret_cast<const float*>(b);
-    uint64_t edges[kTile], unsure[kTile], mirrored[kTile];
+    Tile tile;
+    uint64_t edges[kTile], unsure[kTile];
+    compare(column, a, scales, b, tile, edges, unsure);
+    settle_tile(strip, column, a, b, unsure, tile, edges);
+    store_edges(strip, column, edges);
+    if (weights_ != nullptr) store_weights(strip, column, edges, tile.floats);
+  }
+
+  // Multiplies the tile's rows and columns, and compares the products with tau.
+  void compare(int64_t column, const Byte* a, const RowScales& scales, const Byte* b, Tile& tile,
+               uint64_t* edges, uint64_t* unsure) const {
     if (integers_) {
       simd_.integer_product(reinterpret_cast<const int16_t*>(a),
                             reinterpret_cast<const int16_t*>(b), depth_, tile.sums);
       simd_.integer_threshold(tile.sums, scales, scales_[column], static_cast<float>(tau_), edges,
                               unsure);
     } else {
-      simd_.tile_product(left, right, p_.d, tile.floats);
+      simd_.tile_product(reinterpret_cast<const float*>(a), reinterpret_cast<const float*>(b), p_.d,
+                         tile.floats);
       simd_.tile_threshold(tile.floats, low_, high_, edges, unsure);
     }
+  }
+
+  // Decides the unsure pairs, and clears the edges of what is not a pair. On the diagonal only the
+  // upper half of a tile is kept, as the pairs of the lower half are the same.
+  void settle_tile(int64_t strip, int64_t column, const Byte* a, const Byte* b,
+                   const uint64_t* unsure, Tile& tile, uint64_t* edges) {
     const int64_t row_count = std::min(kTile, p_.n - strip * kTile);
     const int64_t column_count = std::min(kTile, p_.n - column * kTile);
     const uint64_t valid = column_count == kTile ? ~uint64_t{0} : (uint64_t{1} << column_count) - 1;
     for (int64_t i = 0; i < row_count; ++i) {
-      edges[i] &= valid;
-      // Of a tile on the diagonal the upper half will do: the pairs of the lower are the same.
-      const uint64_t upper = strip == column ? ~uint64_t{0} << i : ~uint64_t{0};
-      if (strip == column) edges[i] &= upper;
-      const uint64_t open = unsure[i] & valid & upper;
+      const uint64_t pairs = strip == column ? valid & ~uint64_t{0} << i : valid;
+      edges[i] &= pairs;
+      const uint64_t open = unsure[i] & pairs;
       undecided_[strip] += __builtin_popcountll(open);
       for (uint64_t rest = open; rest != 0; rest &= rest - 1) {
         const int64_t j = __builtin_ctzll(rest);
@@ -238,7 +266,8 @@ class ImageGraph {
           edge = settle(strip * kTile + i, column * kTile + j);
         } else {
           const TwoDoubles product =
-              exact_product(lane_of(left, i, p_.d), lane_of(right, j, p_.d), p_.d, kLane);
+              exact_product(lane_of(reinterpret_cast<const float*>(a), i, p_.d),
+                            lane_of(reinterpret_cast<const float*>(b), j, p_.d), p_.d, kLane);
           edge = is_edge(product, tau_, p_.weighted);
           tile.floats[i * kTile + j] = static_cast<float>(product.high);
           if (strip == column) tile.floats[j * kTile + i] = tile.floats[i * kTile + j];
@@ -247,27 +276,37 @@ class ImageGraph {
       }
     }
     for (int64_t i = row_count; i < kTile; ++i) edges[i] = 0;
+  }
+
+  // Writes the tile's edges and their mirror image into the graph. On the diagonal `edges` become
+  // those of both halves.
+  void store_edges(int64_t strip, int64_t column, uint64_t* edges) {
+    uint64_t mirrored[kTile];
     transpose(edges, mirrored);
     if (strip == column)
       for (int64_t i = 0; i < kTile; ++i) edges[i] = mirrored[i] |= edges[i];
     const int64_t rows = words_ * kTile;
-    std::memcpy(bits_ + column * rows + strip * kTile, edges, sizeof edges);
+    std::memcpy(bits_ + column * rows + strip * kTile, edges, sizeof mirrored);
     std::memcpy(bits_ + strip * rows + column * kTile, mirrored, sizeof mirrored);
-    if (weights_ == nullptr) return;
+  }
+
+  // Appends the weights of the tile's edges to those of the strip.
+  void store_weights(int64_t strip, int64_t column, const uint64_t* edges, const float* products) {
     const auto eps = static_cast<float>(p_.eps);
     auto& weights = weights_->strips[strip];
     for (int64_t i = 0; i < kTile; ++i)
       for (uint64_t rest = edges[i]; rest != 0; rest &= rest - 1)
-        weights.push_back(tile.floats[i * kTile + __builtin_ctzll(rest)] - eps);
+        weights.push_back(products[i * kTile + __builtin_ctzll(rest)] - eps);
     if (column + 1 < words_) return;
     weights.insert(weights.end(), kStripPadding, 0.0f);
     weights.shrink_to_fit();
   }
 
-  // Whether rows i and j are joined, for which the product of integers could not tell.
+  // Decides whether rows i and j are joined if the product of integers does not.
   bool settle(int64_t i, int64_t j) const {
     const T *x = rows_ + i * p_.d, *y = rows_ + j * p_.d;
-    // Of the rows as they are, in double: f is x / norm, each element rounded by u = 2^-24 of it.
+    // First from the unrounded rows, in double: f is x / norm, with a rounding of u = 2^-24 of each
+    // element.
     const double product = kernels_.product(x, y, p_.d) / norms_[i] / norms_[j];
     const double bound = 2.1 * std::ldexp(1.0, -24) + static_cast<double>(p_.d) * 0x1p-52 + 1e-12;
     if (std::abs(product) <= 2 && std::abs(product - tau_) > bound) return product > tau_;
@@ -287,13 +326,13 @@ class ImageGraph {
   EdgeWeights* weights_;
   double tau_;
   int64_t words_, group_;
-  bool integers_;      // whether the product is of integers
+  bool integers_;      // true if the product is one of integers
   int64_t depth_;      // elements of a row of integers
-  int64_t row_bytes_;  // of a row in a panel
+  int64_t row_bytes_;  // bytes of a row in a panel
   float low_, high_;
   std::vector<double> norms_;
   std::vector<RowScales> scales_;   // (words,)
-  std::vector<int64_t> undecided_;  // (words,), pairs of a strip that were taken in double
+  std::vector<int64_t> undecided_;  // (words,), pairs of a strip that were computed in double
 };
 
 }  // namespace

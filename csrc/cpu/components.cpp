@@ -1,5 +1,5 @@
-// From the Fiedler vector to the initial mask: TokenCut's rule, and MaskCut's corner rule; in each
-// of the frames that share the vector.
+// Makes the initial mask from the Fiedler vector, in each of the frames that share the vector: by
+// TokenCut's rule, and MaskCut's corner rule.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -13,9 +13,9 @@ namespace selfment::cpu {
 
 namespace {
 
-constexpr double kSteps = 20;  // for a patch, or so
+constexpr double kSteps = 20;  // of a patch, roughly
 
-// Keeps the 4-connected component of `side` that holds patch `seed` in `mask`.
+// Marks in `mask` the 4-connected component of `side` that has the patch `seed`.
 void keep_component(const char* side, const Grid& grid, int64_t seed, bool* mask) {
   const auto [h, w] = grid;
   std::vector<int64_t> open;
@@ -64,7 +64,7 @@ Foreground foreground(const double* x, const ComponentsParams& p) {
     first += h * w;
   }
   if (inside >= 3 * p.frames && std::count(side.begin(), side.end(), 0) > 0) {
-    // The other side: its seed is the patch that is deepest in it.
+    // Changes to the other side, whose seed is the patch that is deepest in it.
     complement();
     sign = -sign;
     seed = first_peak(n, [x, sign](int64_t i) { return sign * x[i]; });
@@ -73,18 +73,18 @@ Foreground foreground(const double* x, const ComponentsParams& p) {
 }
 
 void initial_masks(const double* x, const ComponentsParams& p, int64_t image) {
-  const Foreground found = foreground(x, p);
+  const Foreground kept = foreground(x, p);
   bool* mask = p.mask + image * p.n;
   std::fill_n(mask, p.n, false);
-  p.seed[image] = found.seed;
+  p.seed[image] = kept.seed;
   int64_t first = 0;
   for (int64_t f = 0; f < p.frames; ++f) {
     const int64_t size = p.grids[f].h * p.grids[f].w;
-    const char* side = found.side.data() + first;
-    int64_t peak = found.seed - first;
+    const char* side = kept.side.data() + first;
+    int64_t peak = kept.seed - first;
     if (peak < 0 || peak >= size)
       peak = first_peak(size, [&](int64_t i) {
-        return side[i] ? found.sign * x[first + i] : -std::numeric_limits<double>::infinity();
+        return side[i] ? kept.sign * x[first + i] : -std::numeric_limits<double>::infinity();
       });
     keep_component(side, p.grids[f], peak, mask + first);
     p.peaks[image * p.frames + f] = side[peak] ? peak : -1;

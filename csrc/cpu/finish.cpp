@@ -1,4 +1,5 @@
-// The end of a label: its confidence, whether it is rejected, and the maps that are given back.
+// Finishes a label: computes its confidence, rejects it if that is too low, and makes the maps that
+// are returned.
 #include <algorithm>
 
 #include "../confidence.h"
@@ -8,7 +9,7 @@ namespace selfment::cpu {
 
 namespace {
 
-constexpr double kSteps = 2;  // for a patch, or so
+constexpr double kSteps = 2;  // of a patch, roughly
 
 void finish_image(const FinishParams& p, int64_t image) {
   const int64_t n = p.n;

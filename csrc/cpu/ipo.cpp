@@ -1,8 +1,8 @@
 // Iterative Patch Optimization: a patch belongs to the class whose mean it is closer to.
 //
 // A step reads the features once: it scores a row, <f, mu_f - mu_b>, and adds the row to the class
-// sums if its label changed. The row is scored as it is given; f, the normalised row rounded to
-// float32, is made only where the score is too close to 0 to tell, and for the sums.
+// sums if its label changed. The score is computed from the unrounded row; f, the normalised row
+// rounded to float32, is computed only if the score is too close to 0, and for the sums.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -17,11 +17,12 @@ namespace selfment::cpu {
 
 namespace {
 
-// Rows are summed in this many parts whatever the threads, so that the sums do not depend on them.
+// Rows are summed in this many parts for any number of threads, so that the sums do not depend on
+// it.
 constexpr int64_t kParts = 16;
-constexpr double kSweeps = 4;  // through the features, or so
+constexpr double kSweeps = 4;  // through the features, roughly
 
-// Above twice the margin that `step` gives a score, for directions of norm up to 2 + 1e-6.
+// More than twice the margin of a score in `step`, for directions of norm up to 2 + 1e-6.
 constexpr double kMostMargin = 6e-7;
 
 constexpr int64_t kCheckEvery = 256;  // rows between two looks for an interruption
@@ -44,7 +45,7 @@ class Optimizer {
         parts_(kParts * 2 * p.d),
         changed_(kParts) {}
 
-  // The first row whose norm is not finite, or -1.
+  // Runs IPO. Returns the first row whose norm is not finite, or -1.
   int64_t run(int64_t* steps, double* separation) {
     *steps = 0;
     *separation = 0;
@@ -80,14 +81,14 @@ class Optimizer {
     kernels_.add_rounded(row(i), norms_[i], sign, p_.d, sum);
   }
 
-  // Counts the foreground; whether all labels are the same.
+  // Counts the foreground; true if all labels are the same.
   bool uniform() {
     count_ = std::count(labels_, labels_ + p_.n, true);
     return count_ == 0 || count_ == p_.n;
   }
 
-  // Calls body(row, foreground sum, background sum) for each row, on all threads, and adds what it
-  // summed to the class sums. Returns for how many rows it returned true.
+  // Calls body(row, foreground sum, background sum) for each row, on all threads, and adds the sums
+  // to the class sums. Returns the number of rows for which body returned true.
   template <class Body>
   int64_t sum_rows(const Body& body) {
     std::fill(parts_.begin(), parts_.end(), 0.0);
@@ -112,7 +113,7 @@ class Optimizer {
 
   double length() const { return std::sqrt(simd_.dot(direction_.data(), direction_.data(), p_.d)); }
 
-  // The difference of the class means, and how far it has moved.
+  // Makes the direction, which is the difference of the class means, and adds its move to the way.
   void set_direction() {
     before_ = direction_;
     const auto count = static_cast<double>(count_), others = static_cast<double>(p_.n - count_);
@@ -122,14 +123,14 @@ class Optimizer {
     way_ += std::sqrt(simd_.dot(before_.data(), before_.data(), p_.d));
   }
 
-  // New labels and class sums from the direction; returns how many labels changed.
+  // Sets the labels by the direction and updates the class sums; returns how many labels changed.
   int64_t step() {
     // |<x, w> / norm - <f, w>| <= u |f| |w|, as f is x / norm with a relative error of u = 2^-24 in
-    // each element; twice that, and twice the tie, cover the rounding of the sums in double.
+    // each element. Twice that bound, and twice the tie, cover the rounding of the sums in double.
     const double margin = std::ldexp(length(), -23) + 2 * kIpoTie;
     return sum_rows([&, margin](int64_t i, double* foreground, double* background) {
-      // 1.001 covers |f| <= 1 + 2u and the rounding of the way; the last score was off by less than
-      // its own margin, and those of all directions, of norm 2 at most, are below this one.
+      // 1.001 covers |f| <= 1 + 2u and the rounding of the way. kMostMargin covers the errors of
+      // the last score and of this one, as directions have a norm of 2 at most.
       const double moved = 1.001 * (way_ - seen_[i]) + kMostMargin;
       if (scores_[i] > moved) return false;
       double score = kernels_.dot(row(i), direction_.data(), p_.d) / norms_[i];
@@ -160,8 +161,8 @@ class Optimizer {
   const T* rows_;
   bool* labels_;
   std::vector<double> norms_, foreground_, background_, direction_, before_;
-  std::vector<double> scores_, seen_;  // each row's last |score|, and how far the way was then
-  double way_ = 0;                     // that the direction has gone
+  std::vector<double> scores_, seen_;  // each row's last |score|, and the way at that time
+  double way_ = 0;                     // how far the direction has moved so far
   std::vector<double> parts_;          // (kParts, 2, d), the sums of a part: foreground, background
   std::vector<int64_t> changed_;
   int64_t count_ = 0;

@@ -6,8 +6,8 @@ namespace selfment::cpu {
 
 namespace {
 
-constexpr int64_t kBlocksAtOnce = 4;  // blocks of 64 rows that a thread takes at a time
-constexpr int64_t kChunks = 16;
+constexpr int64_t kBlocksAtOnce = 4;  // blocks of 64 rows in a thread's task
+constexpr int64_t kChunks = 16;       // chunks of strips, about
 
 }  // namespace
 

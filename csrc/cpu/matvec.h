@@ -1,4 +1,4 @@
-// The product y = A x with the affinity matrix of one image, which never exists.
+// The product y = A x with the affinity matrix of one image, which is never stored.
 #pragma once
 
 #include <vector>
@@ -27,17 +27,17 @@ class GraphProduct {
   const Simd& simd_ = simd();
   const int64_t words_;
   std::vector<double> x_;      // up to kAtOnce vectors, each padded with zeros to whole words
-  std::vector<double> table_;  // binary: sums of subsets of x
+  std::vector<double> table_;  // binary mode: sums of subsets of x
 
-  // Weighted: a tile adds to two parts of y, so a few chunks of strips, of about equally many
-  // weights, each have a y of their own. There are equally many whatever the threads: the sum stays
-  // the same.
+  // In weighted mode a tile adds to two parts of y, so each chunk of strips has a y of its own. The
+  // few chunks have about equally many weights. Their number does not depend on the threads, and so
+  // neither does the sum.
   int64_t edges_ = 0;
   std::vector<int64_t> chunk_ends_;
   std::vector<double> partial_;
 };
 
-// The row sums of A, (n,).
+// Writes the row sums of A, (n,).
 void sum_degrees(const Graph& graph, Workers& workers, double* degrees);
 
 }  // namespace selfment::cpu

@@ -1,5 +1,5 @@
-// From a graph to that of the same features with some rows zeroed, to the bit. A zero row has the
-// similarity 0 with every row, itself included: an edge with all patches, or with none.
+// Turns a graph into the graph of the same features with some rows zeroed, to the bit. A zero row
+// has the similarity 0 with every row, itself included: an edge with all patches, or with none.
 #include <algorithm>
 #include <vector>
 
@@ -51,7 +51,7 @@ class PaintedGraph {
     std::fill(to + old_.n, to + rows, uint64_t{0});
   }
 
-  // Of a strip's weights, those whose bits are still set.
+  // Copies those of a strip's weights whose bits are still set.
   void keep_weights(int64_t strip) {
     const int64_t rows = words_ * kWord;
     const float* weight = old_.weights->strips[strip].data();
@@ -72,13 +72,13 @@ class PaintedGraph {
 
   const Graph& old_;
   Workers& workers_;
-  bool zero_joins_;  // whether a similarity of 0 is an edge
+  bool zero_joins_;  // true if a similarity of 0 is an edge
   uint64_t* bits_;
   double* degrees_;
   EdgeWeights* weights_;
   int64_t words_;
   std::vector<uint64_t> painted_;  // (words,), a bit for each patch
-  std::vector<uint64_t> kept_;     // (n,), all bits set where a row is kept
+  std::vector<uint64_t> kept_;     // (n,), all bits set if the row is kept, else none
 };
 
 }  // namespace

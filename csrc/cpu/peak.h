@@ -9,7 +9,7 @@
 
 namespace selfment::cpu {
 
-// The first i in [0, n) whose value(i) is the largest, or equal to it but for kPeakTie.
+// Returns the first i in [0, n) whose value(i) equals the largest value up to kPeakTie.
 template <class Value>
 int64_t first_peak(int64_t n, const Value& value) {
   double peak = value(0);

@@ -12,7 +12,7 @@ namespace selfment::cpu {
 namespace {
 
 #if defined(SELFMENT_X86)
-// Half precision conversions, which clang 14 does not know by name.
+// True if the processor converts half precision; clang 14 does not know this feature by name.
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
@@ -28,7 +28,7 @@ const Simd& choose() {
                       __builtin_cpu_supports("avx512vl");
   const bool avx512vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const char* wish = std::getenv("SELFMENT_ISA");
-  // A set that is wished for stands for itself and for less, in this order.
+  // A wish allows the set that it names and those after it in this order.
   bool allowed = wish == nullptr || *wish == 0;
   const auto allows = [&](const char* name) {
     return allowed = allowed || std::strcmp(wish, name) == 0;

@@ -17,7 +17,7 @@ double quantise(const float* f, int64_t depth, float least, int16_t* integers, f
   for (int l = 0; l < kDoubles; ++l)
     unit = largest[l] / 32766.0f > unit ? largest[l] / 32766.0f : unit;
   const float inverse = 1 / unit;
-  // Adding it rounds to an integer.
+  // Adding this number rounds to an integer.
   constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
   Doubles squares = {};
   for (int64_t k = 0; k < depth; k += kQuantum) {
@@ -53,7 +53,7 @@ inline void add_products(Pairs& sum, const Pairs& a, const Pairs& b) {
 #endif
 
 void integer_product(const int16_t* a, const int16_t* b, int64_t depth, int32_t* tile) {
-  constexpr int64_t kDeep = 256;  // pairs of elements at a time, which the cache holds
+  constexpr int64_t kDeep = 256;  // pairs of elements at a time, which fit into the cache
   constexpr int kVectors = 2, kWide = sizeof(Pairs) / 4;
   const int64_t panel = depth * kLane;
   for (int64_t first = 0; first < depth / 2; first += kDeep) {

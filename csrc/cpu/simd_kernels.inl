@@ -17,7 +17,7 @@ namespace selfment::cpu {
 
 namespace {
 
-// Eight doubles, in as many registers as the instruction set needs.
+// Eight doubles, in as many registers as the instruction set needs for them.
 typedef double Doubles __attribute__((vector_size(64)));
 typedef float Floats __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
@@ -36,7 +36,7 @@ inline double value(BFloat16 x) {
 inline double value(Float16 x) {
   const uint32_t exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
   const double sign = x.bits >> 15 ? -1 : 1;
-  // Subnormal numbers are made from an integer: as floats they might be flushed to zero.
+  // Subnormal numbers come from an integer: as floats they might be flushed to zero.
   if (exponent == 0) return sign * fraction * 0x1p-24;
   const uint32_t bits = (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
   float f;
@@ -85,9 +85,9 @@ inline double sum(const Doubles& v) {
 
 template <class T>
 double norm(const T* x, int64_t d) {
-  // Knuth's TwoSum: s + c is the sum of the squares to twice the precision of a double, so what it
-  // rounds to is the same whatever the order. The square of a float is exact; that of a double is
-  // rounded first, which is a rule of its own, and as independent of the order.
+  // Knuth's TwoSum: s + c is the sum of the squares to twice the precision of a double, so it
+  // rounds to the same number in any order. The square of a float is exact. The square of a double
+  // is rounded first, which does not depend on the order either.
   Doubles s = {}, c = {};
   const auto add = [&](const Doubles& v) __attribute__((always_inline)) {
     const Doubles p = v * v, t = s + p, b = t - s;
@@ -193,8 +193,8 @@ inline Vector load_vector(const float* x) {
   return v;
 }
 
-// kRows x kColumns products over `depth` elements: `a` points at kRows lanes of a panel, b_panels
-// at the panel of the first column, whose neighbour lies `stride` floats further on.
+// kRows x kColumns products over `depth` elements: `a` points at kRows lanes of a panel, `b` at the
+// panel of the first column; the next panel is `stride` floats further on.
 inline void micro_product(const float* a, const float* b, int64_t stride, int64_t depth, bool first,
                           float* tile) {
   Vector s[kRows][kVectors] = {};

@@ -1,11 +1,12 @@
 // Part of simd_kernels.inl: products with the graph.
 
-// The method of the Four Russians. All sums of subsets of a few
-// neighbouring elements of x are tabulated; a few bits of a row then look up their sum.
+// This is the method of the Four Russians: all sums of subsets of a few neighbouring elements of x
+// are tabulated; a few bits of a row then look up their sum.
 
 #if defined(__AVX512F__)
 
-// 16 sums for each 4 elements: a table is two registers, and one permutation looks up 8 rows.
+// A table has 16 sums for each 4 elements: it is two registers, and one permutation looks up 8
+// rows.
 constexpr int64_t kTableSize = 16 * 16;
 
 void subset_sums(const double* x, int64_t words, double* table) {
@@ -30,7 +31,7 @@ void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double
       const __m512d low = _mm512_loadu_pd(table), high = _mm512_loadu_pd(table + 8);
 #pragma GCC unroll 8
       for (int r = 0; r < kBlocks; ++r) {
-        // The permutation reads the lowest four bits of each index and no others.
+        // The permutation reads only the lowest four bits of each index.
         s[r] = _mm512_add_pd(s[r], _mm512_permutex2var_pd(low, row[r], high));
         row[r] = _mm512_srli_epi64(row[r], 4);
       }
@@ -41,7 +42,7 @@ void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double
 
 #else
 
-// 256 sums for each 8 elements.
+// A table has 256 sums for each 8 elements.
 constexpr int64_t kTableSize = 8 * 256;
 
 void subset_sums(const double* x, int64_t words, double* table) {
@@ -70,7 +71,7 @@ void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double
 
 #if defined(__AVX512F__)
 
-// The sums of eight rows, each in the order of sum().
+// Returns the sums of eight rows, each in the order of sum().
 inline __m512d sums(const __m512d* row) {
   const auto halves = [](const __m512d& a, const __m512d& b) __attribute__((always_inline)) {
     return _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xEE));
@@ -83,7 +84,7 @@ inline __m512d sums(const __m512d* row) {
   return _mm512_add_pd(_mm512_unpacklo_pd(even, odd), _mm512_unpackhi_pd(even, odd));
 }
 
-// Byte i of of[mask]: how many bits of the mask below i are set.
+// Byte i of of[mask] is the number of set bits of the mask below i.
 struct Ranks {
   uint64_t of[256];
   constexpr Ranks() : of() {
@@ -93,8 +94,8 @@ struct Ranks {
 };
 constexpr Ranks kRanks;
 
-// The next weights, one for each set bit of the byte and in its place, else 0. Reads eight. A
-// permutation takes a third of the time of the expansion that the instruction set has for this.
+// Returns the next weights, one for each set bit of the byte and in its place, else 0; it reads
+// eight. A permutation takes a third of the time of the expansion instruction for this.
 inline __m512d expand(uint64_t byte, const float* weight) {
   const __m128i ranks = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kRanks.of + byte));
   return _mm512_cvtps_pd(_mm256_maskz_permutexvar_ps(

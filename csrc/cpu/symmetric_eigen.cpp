@@ -9,7 +9,8 @@ namespace selfment::cpu {
 
 namespace {
 
-// a = Q T Q^T; returns Q^T, and T as its diagonal and its off-diagonal, which ends with a 0.
+// Computes a = Q T Q^T. Returns Q^T, and T as its diagonal and its off-diagonal, which ends with a
+// 0.
 std::vector<double> tridiagonalize(std::vector<double>& a, int64_t n, std::vector<double>& diagonal,
                                    std::vector<double>& off) {
   std::vector<double> q(n * n, 0.0), v(n), w(n);
@@ -20,7 +21,7 @@ std::vector<double> tridiagonalize(std::vector<double>& a, int64_t n, std::vecto
     if (below == 0) continue;
     double norm = 0;
     for (int64_t i = k + 1; i < n; ++i) norm = std::hypot(norm, a[i * n + k]);
-    // The reflection I - tau v v^T takes column k below the diagonal to -+norm e_1.
+    // The reflection I - tau v v^T maps column k below the diagonal to -+norm e_1.
     const double first = a[(k + 1) * n + k], target = first > 0 ? -norm : norm;
     std::fill(v.begin(), v.end(), 0.0);
     for (int64_t i = k + 1; i < n; ++i) v[i] = a[i * n + k];
@@ -46,7 +47,7 @@ std::vector<double> tridiagonalize(std::vector<double>& a, int64_t n, std::vecto
   return q;
 }
 
-// Takes T = Q^T a Q to diagonal form and Q^T, the rows of `q`, along.
+// Makes T = Q^T a Q diagonal, and updates Q^T, the rows of `q`, accordingly.
 void implicit_ql(std::vector<double>& diagonal, std::vector<double>& off, std::vector<double>& q) {
   const auto n = static_cast<int64_t>(diagonal.size());
   double scale = 0;

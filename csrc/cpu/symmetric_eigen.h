@@ -11,8 +11,9 @@ struct SymmetricEigen {
   std::vector<double> vectors;  // (n, n), row i belongs to values[i]
 };
 
-// `a` is (n, n), symmetric, finite. Householder tridiagonalisation, then implicit QL (Golub and Van
-// Loan, Matrix Computations, 8.3); absolute errors of a few roundings of the largest eigenvalue.
+// Solves for `a`, (n, n), symmetric and finite: by Householder tridiagonalisation, then implicit QL
+// (Golub and Van Loan, Matrix Computations, 8.3). Absolute errors are a few roundings of the
+// largest eigenvalue.
 SymmetricEigen symmetric_eigen(std::vector<double> a, int64_t n);
 
 }  // namespace selfment::cpu

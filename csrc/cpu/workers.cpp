@@ -8,11 +8,11 @@ namespace {
 
 constexpr auto kAskEvery = std::chrono::milliseconds(100);
 
-// A thread with nothing to do looks this often before it sleeps: about 20 microseconds, the time
+// An idle thread looks for work this often before it sleeps: for about 20 microseconds, the time
 // between two rounds of a Lanczos step.
 constexpr int kSpins = 500;
 
-// Vector operations that one thread has done before another wakes. Builds for the thread sanitizer
+// One thread does so many vector operations before another wakes. Builds for the thread sanitizer
 // set it to 0, so that small work is shared too.
 #ifndef SELFMENT_SERIAL_WORK
 #define SELFMENT_SERIAL_WORK 0x1p17
@@ -51,8 +51,8 @@ void Workers::start() {
     while (static_cast<int>(threads_.size()) + 1 < count())
       threads_.emplace_back([this] { loop(); });
   } catch (const std::exception&) {
-    // The system gives no more threads, or no memory for them: those that started do. They have to
-    // be joined, so no exception may leave.
+    // The system has no more threads, or no memory for them: those that started are enough. They
+    // have to be joined, so no exception may leave.
   }
 }
 
@@ -95,7 +95,7 @@ void Workers::parallel_for(int64_t size, double work, const std::function<void(i
       ++round_;
     }
     wake_.notify_all();
-    take();
+    run_bodies();
     const auto idle = [this] { return busy_.load(std::memory_order_acquire) == 0; };
     if (!spin_until(idle)) {
       std::unique_lock<std::mutex> lock(mutex_);
@@ -107,13 +107,13 @@ void Workers::parallel_for(int64_t size, double work, const std::function<void(i
       }
     }
   } else {
-    take();
+    run_bodies();
   }
   if (error_) std::rethrow_exception(error_);
   check();
 }
 
-void Workers::take() {
+void Workers::run_bodies() {
   try {
     for (int64_t i = next_++; i < size_; i = next_++) {
       if (stopped()) return;
@@ -136,7 +136,7 @@ void Workers::loop() {
     }
     if (quit_) return;
     ++seen;
-    take();
+    run_bodies();
     if (--busy_ == 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       done_.notify_one();
@@ -157,9 +157,9 @@ void for_each_image(int64_t batch, double work, const Context& context,
   });
 }
 
-int64_t first_row(const std::vector<int64_t>& found, int64_t n) {
-  for (size_t image = 0; image < found.size(); ++image)
-    if (found[image] >= 0) return static_cast<int64_t>(image) * n + found[image];
+int64_t first_row(const std::vector<int64_t>& rows, int64_t n) {
+  for (size_t image = 0; image < rows.size(); ++image)
+    if (rows[image] >= 0) return static_cast<int64_t>(image) * n + rows[image];
   return -1;
 }
 

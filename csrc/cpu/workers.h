@@ -1,6 +1,6 @@
-// Threads for the length of one call, from the first work that is worth them. None outlives the
-// call, so a process may fork between calls (DataLoader workers do), and no more run than the
-// caller asked for.
+// Threads that live for one call and start with its first work that is large enough. None outlives
+// the call, so a process may fork between calls (DataLoader workers do), and no more of them run
+// than the caller asked for.
 #pragma once
 
 #include <atomic>
@@ -24,26 +24,26 @@ class Workers {
   Workers(const Workers&) = delete;
   Workers& operator=(const Workers&) = delete;
 
-  // The caller's thread included.
+  // The number of threads, the caller's included.
   int count() const { return context_.threads; }
 
   // Calls body(i) for each i in [0, size), in any order, on all threads, the caller's included, and
-  // returns when all are done. `work` is about how many vector operations that takes: few are done
-  // before another thread has woken, so the caller does them alone. Rethrows what a body throws.
+  // returns when all calls are done. `work` estimates their vector operations: a small number is
+  // done before another thread has woken, so the caller does it alone. Rethrows what a body throws.
   // Throws Interrupted when interrupted.
   void parallel_for(int64_t size, double work, const std::function<void(int64_t)>& body);
 
-  // Throws Interrupted if the caller was interrupted, or another thread already found so. Cheap
-  // enough for every few microseconds.
+  // Throws Interrupted if the caller was interrupted, or if another thread has noticed it already.
+  // Cheap enough for every few microseconds.
   void check();
 
-  // The context for work that runs inside a body, on that thread alone. It must not outlive this.
+  // Workers for work inside a body, on its thread alone. They must not outlive this object.
   Workers serial() { return Workers({1, nullptr}, this); }
 
  private:
   Workers(const Context& context, Workers* outer);
   void start();
-  void take();
+  void run_bodies();
   void loop();
   bool stopped();
 
@@ -65,13 +65,13 @@ class Workers {
   std::exception_ptr error_;
 };
 
-// Runs body(image, workers) for each image, of `work` vector operations or so: images side by side
-// where there are enough of them for all threads, else one after the other with all threads on
-// each.
+// Runs body(image, workers) for each image, which takes about `work` vector operations. Images run
+// side by side if there are enough for all threads, else one after the other on all threads.
 void for_each_image(int64_t batch, double work, const Context& context,
                     const std::function<void(int64_t, Workers&)>& body);
 
-// The first of the rows that the images found, -1 or a row of n for each, as a row of all images.
-int64_t first_row(const std::vector<int64_t>& found, int64_t n);
+// Returns the first bad row, counted over all images of n rows each, or -1. `rows` has each image's
+// first bad row, or -1.
+int64_t first_row(const std::vector<int64_t>& rows, int64_t n);
 
 }  // namespace selfment::cpu

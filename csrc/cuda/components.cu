@@ -1,6 +1,6 @@
-// From the Fiedler vector to the initial mask: TokenCut's rule, and MaskCut's corner rule. A block
-// for each frame; the components are found by joining the trees of neighbouring patches, each patch
-// at first a tree of its own, whose root is the least index.
+// Makes the initial mask from the Fiedler vector, by TokenCut's rule, and MaskCut's corner rule.
+// Each frame has a block. Components are trees of patches, whose root is the least index: each
+// patch is a tree of its own at first, then the trees of neighbouring patches are joined.
 #include "frames.cuh"
 
 namespace selfment::cuda {
@@ -11,7 +11,7 @@ constexpr int kThreads = 512;
 constexpr int kWarps = kThreads / kWarp;
 
 struct Args {
-  ComponentsParams p;  // whose grids are the host's
+  ComponentsParams p;  // its grids are in the host's memory
   Frames frames;
   int* parents;  // (batch, n)
 };
@@ -21,8 +21,8 @@ __device__ Number reduce(Number v, Number none, const Join& join, unsigned char*
   return block_reduce<kWarps>(v, none, join, reinterpret_cast<Number*>(shared));
 }
 
-// The first i in [0, n) whose value(i) is the largest, or equal to it but for kPeakTie; -1 if the
-// values are not finite.
+// Returns the first i in [0, n) whose value(i) equals the largest value up to kPeakTie, or -1 if
+// the values are not finite.
 template <class Value>
 __device__ int first_peak(int n, const Value& value, unsigned char* shared) {
   const auto larger = [](double x, double y) { return y > x ? y : x; };
@@ -53,12 +53,12 @@ __device__ void join_trees(int* parents, int i, int j) {
     const int low = min(i, j), high = max(i, j);
     const int was = atomicMin(parents + high, low);
     if (was == high) return;
-    i = was;  // another thread was faster: `high` hangs elsewhere, which low is to join
+    i = was;  // another thread was faster: `high` is below `was` now, which low has to join
     j = low;
   }
 }
 
-// Blocks of frames of one vector all find its side and its seed, in the same way.
+// Makes the mask of a frame. All blocks of a vector find its side and its seed, in the same way.
 __global__ void __launch_bounds__(kThreads, 1) initial_mask(Args a) {
   unsigned char* shared = shared_memory();
   const int frames = static_cast<int>(a.p.frames), n = static_cast<int>(a.p.n);
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kThreads, 1) initial_mask(Args a) {
     if (thread == 0 && own == 0) a.p.seed[image] = 0;
     return;
   }
-  // A patch is in the foreground iff x > average, or not so where the sides are `swapped`.
+  // A patch is in the foreground iff x > average, or iff not if the sides are `swapped`.
   bool swapped = !(x[seed] > average);
   const auto inside = [&](int i) { return (x[i] > average) != swapped; };
   if (a.p.corners) {

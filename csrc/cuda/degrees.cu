@@ -1,6 +1,7 @@
 #include "degrees.cuh"
 
 #include "rows.cuh"
+#include "weight_tiles.cuh"
 
 namespace selfment::cuda {
 
@@ -24,7 +25,7 @@ __global__ void count_edges(Args a) {
   a.degrees[at] += a.graphs.eps * static_cast<double>(n - count) + static_cast<double>(count);
 }
 
-// A warp for each row.
+// Sums the weights of each row by a warp.
 __global__ void sum_weights(Args a) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int64_t at = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp, n = a.graphs.n;
@@ -34,8 +35,7 @@ __global__ void sum_weights(Args a) {
   double sum = 0;
   for (int64_t j = lane; j < n; j += kWarp) {
     const int64_t column = j / kWord, low = min(row, column), high = max(row, column);
-    const float* tile =
-        weights + (low * a.words - low * (low - 1) / 2 + high - low) * kWord * kWord;
+    const float* tile = tile_of(weights, low, high, a.words);
     sum +=
         row <= column ? tile[i % kWord * kWord + j % kWord] : tile[j % kWord * kWord + i % kWord];
   }

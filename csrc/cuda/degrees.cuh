@@ -5,7 +5,7 @@
 
 namespace selfment::cuda {
 
-// degrees (batch, n) += the row sums of A. They are 0 before, or NaN where a row is not finite.
+// degrees (batch, n) += the row sums of A. Before, a degree is 0, or NaN if its row is not finite.
 void add_degrees(const Graphs& graphs, double* degrees, cudaStream_t stream);
 
 }  // namespace selfment::cuda

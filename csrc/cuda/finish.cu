@@ -1,5 +1,5 @@
-// The end of a label: its confidence, whether it is rejected, and the maps that are returned. A
-// block for each image.
+// Finishes a label: computes its confidence, rejects it if that is too low, and makes the maps that
+// are returned. Each image has a block.
 #include "../confidence.h"
 #include "frames.cuh"
 
@@ -11,7 +11,7 @@ constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
 
 struct Args {
-  FinishParams p;  // whose grids are the host's
+  FinishParams p;  // its grids are in the host's memory
   Frames frames;
 };
 

@@ -1,4 +1,4 @@
-// The grids of frames that share a vector, which the host knows, for kernels.
+// The grids of frames that share a vector, from the host to kernels.
 #pragma once
 
 #include "platform.h"
@@ -6,19 +6,19 @@
 
 namespace selfment::cuda {
 
-// A frame of a vector: its grid and its first patch.
+// A frame of a vector: its first patch and its grid.
 struct Frame {
   int first, h, w;
 };
 
 struct Frames {
   Frame only;
-  const Frame* many;  // (frames,); nullptr where there is `only` one
+  const Frame* many;  // (frames,); nullptr if there is `only` one
 
   __device__ Frame at(int i) const { return many == nullptr ? only : many[i]; }
 };
 
-// More frames than one go to the device as arguments of kernels, as a copy from pageable memory
+// More than one frame go to the device as arguments of kernels, as a copy from pageable memory
 // might wait.
 constexpr int kFramesAtOnce = 64;
 struct FrameArgs {
@@ -37,7 +37,7 @@ inline int64_t frames_size(int64_t frames) {
   return frames > 1 ? frames * static_cast<int64_t>(sizeof(Frame)) : 0;
 }
 
-// Makes the frames known to kernels that come later on the stream. `name` is for errors.
+// Makes the frames available to later kernels on the stream. `name` is for errors.
 inline Frames store_frames(const char* name, const Grid* grids, int64_t count, void* scratch,
                            cudaStream_t stream) {
   auto* many = count > 1 ? static_cast<Frame*>(scratch) : nullptr;

@@ -1,18 +1,19 @@
-// The product y = A x with the affinity matrix of one image, which never exists.
+// The product y = A x with the affinity matrix of one image, which is never stored.
 //
-// Binary mode is the method of the Four Russians: sums of all subsets of four neighbouring elements
-// are tabulated in shared memory, and four bits look up theirs. The 16 sums of a group fill all
-// banks once, so that the lanes of a warp, which are rows, never collide.
+// Binary mode uses the method of the Four Russians: the sums of all subsets of four neighbouring
+// elements are tabulated in shared memory, and four bits look up their sum. The 16 sums of a group
+// fill all banks once, so that the lanes of a warp, which are rows, never collide.
 #pragma once
 
 #include "platform.h"
 #include "rows.cuh"
+#include "weight_tiles.cuh"
 
 namespace selfment::cuda {
 
 inline constexpr int kProductThreads = 512;
 inline constexpr int kProductWarps = kProductThreads / kWarp;
-inline constexpr int kGroup = 4;  // bits that look up a sum
+inline constexpr int kGroup = 4;  // bits that look up a sum together
 inline constexpr int kSubsets = 1 << kGroup;
 inline constexpr int kWordSums = 64 / kGroup * kSubsets;  // table entries of a word
 inline constexpr unsigned kWordBytes = kWordSums * sizeof(double);
@@ -23,24 +24,24 @@ inline constexpr int kPassRows = 640;  // rows at a time
 inline constexpr int64_t kProductBytes =
     int64_t{sizeof(double)} * (kTableWords * kWordSums + kSegments * kPassRows);
 
-// An image's graph as a block reads it.
+// The graph of an image as a block reads it.
 struct GraphView {
   const uint64_t* bits;  // (words, 64 * words)
   const float* weights;  // nullptr in binary mode
   int64_t n, words;
   double eps;
-  int64_t resident;  // bytes of shared memory before the bits of the block's own rows, (words, own
+  int64_t resident;  // where in shared memory the bits of the block's own rows are, (words, own
                      // rows); 0 if they are not there
 };
 
-// The arrays of a product, at the start of shared memory. They are named, and never passed, so that
-// the compiler knows their memory.
+// The arrays of a product, at the start of shared memory. They are called by name and never passed
+// as arguments, so that the compiler knows that they are in shared memory.
 __device__ inline double* product_table() { return reinterpret_cast<double*>(shared_memory()); }
 __device__ inline double* row_sums() {  // (kSegments, kPassRows)
   return product_table() + kTableWords * kWordSums;
 }
 
-// sums of the subsets of x[word * 64 ..), for kTableWords words from `first` on
+// Tabulates the sums of the subsets of x[word * 64 ..), for kTableWords words from `first` on.
 __device__ inline void tabulate(const double* x, int64_t n, int64_t first) {
   static_assert(kProductThreads % kSubsets == 0, "the subset of a thread is always the same");
   const int thread = static_cast<int>(threadIdx.x), subset = thread % kSubsets;
@@ -57,8 +58,9 @@ __device__ inline void tabulate(const double* x, int64_t n, int64_t first) {
   }
 }
 
-// sum + the sums that a word of bits looks up in its table, which has this address. Four bits times
-// the size of a sum are the lowest byte of an address, and a permutation puts them there.
+// Returns `sum` plus the sums that a word of bits looks up in its table, which has this address.
+// Four bits times the size of a sum make the lowest byte of an address, and a permutation puts them
+// there.
 __device__ __forceinline__ double look_up(uint64_t bits, unsigned table, double sum) {
   static_assert(kGroup == 4 && kSubsets * sizeof(double) <= 256 && kWordBytes % 256 == 0);
   constexpr unsigned kSubsetBytes = kSubsets * sizeof(double);
@@ -75,8 +77,8 @@ __device__ __forceinline__ double look_up(uint64_t bits, unsigned table, double 
   return sum;
 }
 
-// Adds the products of `rows` rows with the columns in the table, `words` words of them, to the
-// sums of the rows. `bits` are those of the first row and the first of these columns.
+// Adds the products of `rows` rows with the columns in the table, which are `words` words, to the
+// sums of the rows. `bits` begins with the first row and the first of these columns.
 __device__ __forceinline__ void add_products(const uint64_t* bits, int64_t stride, int rows,
                                              int words, bool first) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -90,7 +92,7 @@ __device__ __forceinline__ void add_products(const uint64_t* bits, int64_t strid
     double sum = first ? 0.0 : row_sums()[segment * kPassRows + row];
     for (int word = low; word < high; ++word) {
       next += stride;
-      const uint64_t ahead = word + 1 < high ? *next : 0;  // a word before it is needed
+      const uint64_t ahead = word + 1 < high ? *next : 0;  // loaded one word before it is needed
       sum = look_up(word_bits, table + static_cast<unsigned>(word) * kWordBytes, sum);
       word_bits = ahead;
     }
@@ -99,8 +101,8 @@ __device__ __forceinline__ void add_products(const uint64_t* bits, int64_t strid
 }
 
 // y[i] = eps sum(x) + (1 - eps) sum of x over the row's edges, for the words [first, last) of rows.
-// `bits` are those of the first of these rows. The sum of a row is taken in an order of its own,
-// whatever the rows around it.
+// `bits` begins with the first of these rows. The order of a row's sum does not depend on the rows
+// around it.
 __device__ __forceinline__ void multiply_bits(const GraphView& graph, const uint64_t* bits,
                                               int64_t stride, const double* x, double total,
                                               int64_t first, int64_t last, double* y) {
@@ -128,9 +130,9 @@ __device__ __forceinline__ void multiply_bits(const GraphView& graph, const uint
   }
 }
 
-// The same with weights. Tiles right of the diagonal are read row by row, a warp for each row of
-// the graph; those left of it are mirror images, which are read row by row, too, a lane for each
-// row of the graph.
+// Does the same with weights. Tiles right of the diagonal are read row by row, each row of the
+// graph by a warp. Tiles left of it are mirror images, which are read row by row too, so that each
+// row of the graph belongs to a lane.
 __device__ inline void multiply_weights(const GraphView& graph, const double* x, double total,
                                         int64_t first, int64_t last, double* y) {
   constexpr int kTile = static_cast<int>(kWord), kParts = kProductWarps / (kTile / kWarp);
@@ -140,7 +142,7 @@ __device__ inline void multiply_weights(const GraphView& graph, const double* x,
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const auto tile = [&](int64_t row, int64_t column) {
-    return weights + (row * graph.words - row * (row - 1) / 2 + column - row) * kTile * kTile;
+    return tile_of(weights, row, column, graph.words);
   };
   for (int64_t own = first; own < last; ++own) {
     const int part = warp / (kTile / kWarp), mine = warp % (kTile / kWarp) * kWarp + lane;

@@ -1,137 +1,111 @@
 // Iterative Patch Optimization: a patch belongs to the class whose mean it is closer to. A team of
 // blocks does all steps of an image and stops at the fixed point.
 //
-// A step scores rows, a warp each, as they are given, in float32. Only where that is too close to 0
-// to tell is the rounded row scored in double, and a row is left unread where the last score is
-// farther from 0 than the direction has moved since. The rows whose labels changed are then added
-// to the class sums, in an order that no team changes.
-#include "norms.cuh"
-#include "team.cuh"
+// A step scores rows by a warp each: the unrounded row, in float32. Only if that score is too close
+// to 0 does it score the rounded row, in double. It skips a row whose last score is farther from 0
+// than the direction has moved since. The rows whose labels changed are then added to the class
+// sums, in an order that does not depend on the team's size.
+#include "class_means.cuh"
+#include "scratch.h"
 
 namespace selfment::cuda {
 
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int64_t kParts = 16;  // parts of the rows that are summed apart
-constexpr double kUnit = 0x1p-24;
-
-template <class T>
-constexpr int64_t kChunk = int64_t{kPieceSize<T>} * kWarp;  // columns of a warp
-
-// What a block counted in its rows.
-struct Tally {
-  int64_t foreground, changed, bad;
-};
-
-struct Args {
-  IpoParams p;
-  const double* known;  // (batch, n), the norms; nullptr where they are to be computed
-  int64_t chunks;       // of columns
-  int64_t padded;       // d, to a multiple of a piece
-  int64_t teams, team_size;
-  unsigned* arrivals;  // (teams,)
-  // Of each team, one after the other:
-  double* norms;         // (n,)
-  double* until;         // (n,), how far the direction may go before the label could change
-  signed char* changes;  // (n,), +1: to the foreground, -1: to the background
-  int* touched;          // (2, kParts), whether there are changes in a part
-  double* parts;         // (2, kParts, d), their sums; at the start those of the classes
-  double* sums;          // (2, d)
-  double* first;         // (d,), the first direction
-  double* direction;     // (d,), the difference of the class means
-  float* rounded;        // (padded,), that in float32, then 0
-  double* products;      // (3, chunks): see set_direction
-  Tally* tallies;        // (team_size,)
-};
-
 template <class T>
 class Optimizer {
  public:
-  __device__ Optimizer(const Args& a, Team& team, int64_t number, unsigned char* shared)
-      : a_(a), team_(team), number_(number), tally_(reinterpret_cast<Tally*>(shared)) {}
+  __device__ Optimizer(const IpoArgs& a, Team& team, int64_t number, unsigned char* shared)
+      : means_(a, team, number), tally_(reinterpret_cast<Tally*>(shared)) {}
 
   __device__ void run(int64_t image) {
-    rows_ = static_cast<const T*>(a_.p.features) + image * a_.p.n * a_.p.d;
-    labels_ = a_.p.labels + image * a_.p.n;
-    known_ = a_.known == nullptr ? nullptr : a_.known + image * a_.p.n;
+    const IpoArgs& a = args();
+    means_.start(image);
+    labels_ = a.p.labels + image * a.p.n;
+    known_ = a.known == nullptr ? nullptr : a.known + image * a.p.n;
     const int64_t steps = optimize();
-    if (team_.rank() == 0 && threadIdx.x == 0) {
-      a_.p.steps[image] = steps;
-      a_.p.separation[image] = sqrt(length_);
+    if (team().rank() == 0 && threadIdx.x == 0) {
+      a.p.steps[image] = steps;
+      a.p.separation[image] = separation_;
     }
-    team_.sync();  // before the memory serves the next image
+    team().sync();  // before the memory serves the next image
   }
 
  private:
-  // Steps taken; length_ is then that of the final labels.
+  // Moves the labels to a fixed point and measures the separation; returns the steps taken.
   __device__ int64_t optimize() {
-    const int64_t n = a_.p.n;
-    way_ = length_ = 0;
+    const int64_t n = args().p.n;
+    Tally counts = start();
+    if (counts.bad > 0) {
+      set_labels([](bool) { return false; });
+      separation_ = NAN;
+      return 0;
+    }
+    separation_ = 0;
+    if (uniform(counts.foreground)) return 0;
+    means_.sum_changes(true);
+    means_.set_direction(counts.foreground, true);
+    int64_t steps = 0;
+    while (steps < args().p.iters &&
+           min(counts.foreground, n - counts.foreground) >= args().p.min_count) {
+      ++steps;
+      counts = score();
+      if (uniform(counts.foreground)) return steps;
+      if (counts.changed == 0) break;
+      means_.sum_changes(false);
+      if (means_.set_direction(counts.foreground, false) >= 0) continue;
+      complement();
+      if (counts.changed == n) break;
+      counts.foreground = n - counts.foreground;
+    }
+    separation_ = sqrt(means_.square_length());
+    return steps;
+  }
+
+  // Notes the norms of the rows, and all of them as changes.
+  __device__ Tally start() {
     const auto unread = [](int64_t) { return true; };
-    Tally found = tally_rows(unread, [this](int64_t i, Tally& mine) {
+    return tally_rows(unread, [this](int64_t i, Tally& mine) {
       const double norm =
-          known_ != nullptr ? known_[i] : norm_of(warp_length(row(i), a_.p.d, lane()));
+          known_ != nullptr ? known_[i] : norm_of(warp_length(means_.row(i), args().p.d, lane()));
       const bool label = labels_[i];
       if (lane() == 0) {
-        norms()[i] = norm;
-        until()[i] = -INFINITY;
-        changes()[i] = label ? 1 : -1;
+        means_.norms()[i] = norm;
+        means_.until()[i] = -INFINITY;
+        means_.changes()[i] = label ? 1 : -1;
       }
       mine.foreground += label ? 1 : 0;
       mine.bad += isfinite(norm) ? 0 : 1;
     });
-    if (found.bad > 0) {
-      set_labels([](bool) { return false; });
-      length_ = NAN;
-      return 0;
-    }
-    if (uniform(found.foreground)) return 0;
-    sum_changes(true);
-    set_direction(found.foreground, true);
-    int64_t steps = 0;
-    while (steps < a_.p.iters && min(found.foreground, n - found.foreground) >= a_.p.min_count) {
-      ++steps;
-      found = score();
-      if (uniform(found.foreground)) length_ = 0;
-      if (uniform(found.foreground) || found.changed == 0) break;
-      sum_changes(false);
-      if (set_direction(found.foreground, false) >= 0) continue;
-      complement();
-      if (found.changed == n) break;
-      found.foreground = n - found.foreground;
-    }
-    return steps;
   }
 
   __device__ bool uniform(int64_t foreground) const {
-    return foreground == 0 || foreground == a_.p.n;
+    return foreground == 0 || foreground == args().p.n;
   }
 
   // --- Rows: a warp for each ---
 
-  // Calls wanted(i) for the block's own rows, by a lane each, and body(i, tally) for those of which
-  // that is true; all get the sum of the team's tallies. Labels of the others count as they are.
-  // What body's first lanes wrote is seen by the whole team.
+  // Calls wanted(i) for each of the block's own rows, by one lane, and if it returns true
+  // body(i, tally), by a warp. The other rows only count in the foreground, by their labels. All
+  // threads get the sum of the team's tallies, and see what the first lanes wrote in body.
   template <class Wanted, class Body>
   __device__ Tally tally_rows(const Wanted& wanted, const Body& body) {
     Tally mine{};
-    const int64_t last = team_.last(a_.p.n);
-    for (int64_t i0 = team_.first(a_.p.n) + warp(); i0 < last; i0 += kWarps * kWarp) {
-      const int64_t own = i0 + lane() * kWarps;
+    const int64_t last = team().last(args().p.n);
+    for (int64_t i0 = team().first(args().p.n) + warp(); i0 < last; i0 += kIpoWarps * kWarp) {
+      const int64_t own = i0 + lane() * kIpoWarps;
       const bool exists = own < last, chosen = exists && wanted(own);
       const bool label = exists && !chosen && labels_[own];
       mine.foreground += __popc(__ballot_sync(kAllLanes, label ? 1 : 0));
       for (unsigned rest = __ballot_sync(kAllLanes, chosen ? 1 : 0); rest != 0; rest &= rest - 1)
-        body(i0 + first_lane(rest) * kWarps, mine);
+        body(i0 + ClassMeans<T>::first_lane(rest) * kIpoWarps, mine);
     }
-    if (lane() == 0) tally_[warp()] = mine;  // the last ones were read before the team met
+    if (lane() == 0) tally_[warp()] = mine;  // the last tallies were read before the team met
     __syncthreads();
-    Tally* tallies = a_.tallies + number_ * a_.team_size;
-    if (threadIdx.x == 0) tallies[team_.rank()] = total(tally_, kWarps);
-    team_.sync();
-    return total(tallies, static_cast<int>(a_.team_size));
+    Tally* tallies = means_.tallies();
+    if (threadIdx.x == 0) tallies[team().rank()] = total(tally_, kIpoWarps);
+    team().sync();
+    return total(tallies, static_cast<int>(args().team_size));
   }
 
   __device__ static Tally total(const Tally* tallies, int count) {
@@ -144,37 +118,38 @@ class Optimizer {
     return sum;
   }
 
-  // The team has met since labels were read, and meets before they are read again.
+  // Sets the block's own labels to label(old label). The team has met since labels were read, and
+  // meets before they are read again.
   template <class Label>
   __device__ void set_labels(const Label& label) {
-    const int64_t last = team_.last(a_.p.n);
-    for (int64_t i = team_.first(a_.p.n) + threadIdx.x; i < last; i += kThreads)
+    const int64_t last = team().last(args().p.n);
+    for (int64_t i = team().first(args().p.n) + threadIdx.x; i < last; i += kIpoThreads)
       labels_[i] = label(labels_[i]);
   }
 
-  // New labels from the direction.
+  // Sets the labels by the direction.
   __device__ SELFMENT_CALL Tally score() {
     const double relative = score_error();
-    const double margin = sqrt(length_) * relative + 2 * kIpoTie;
-    // The most that two scores can be off by, this one and one to come: a direction is the
+    const double margin = sqrt(means_.square_length()) * relative + 2 * kIpoTie;
+    // Bounds the errors of two scores together, this one and a later one: a direction is the
     // difference of two means of rows of norm 1 + 2u or less. 1.001 covers that norm and the
     // rounding of the way.
-    const double twice = 2 * (2.001 * relative + 2 * kIpoTie), way = way_;
+    const double twice = 2 * (2.001 * relative + 2 * kIpoTie), way = means_.way();
     const auto unsure = [=](int64_t i) {
-      changes()[i] = 0;
-      return !(way < until()[i]);
+      means_.changes()[i] = 0;
+      return !(way < means_.until()[i]);
     };
     return tally_rows(unsure, [=](int64_t i, Tally& mine) {
-      const T* x = row(i);
-      const double norm = norms()[i];
+      const T* x = means_.row(i);
+      const double norm = means_.norms()[i];
       double score = fast_score(x) / norm;
-      // 1e15: beyond that the sum might overflow.
+      // The sum might overflow for norms beyond 1e15.
       if (!(fabs(score) > margin) || norm > 1e15) score = exact_score(x, norm);
       const bool label = score > kIpoTie, changed = label != labels_[i];
       __syncwarp();
       if (lane() == 0) {
-        until()[i] = way + (fabs(score) - twice) / 1.001;
-        if (changed) changes()[i] = label ? 1 : -1;
+        means_.until()[i] = way + (fabs(score) - twice) / 1.001;
+        if (changed) means_.changes()[i] = label ? 1 : -1;
         labels_[i] = label;
       }
       mine.foreground += label ? 1 : 0;
@@ -182,17 +157,18 @@ class Optimizer {
     });
   }
 
-  // |fast_score / norm - <f, direction>| <= score_error() |direction|: as in the CPU twin, and for
-  // the roundings of w, of a lane's sums of up to d / kWarp and a piece's products in all, and of
-  // their sum over the lanes.
+  // |fast_score / norm - <f, direction>| <= score_error() |direction|. It covers the errors that
+  // the CPU twin has, and the roundings of w, of a lane's sums, of d / kWarp products and a piece's
+  // at most, and of their sum over the lanes.
   __device__ double score_error() const {
-    return static_cast<double>(a_.p.d / kWarp + kPieceSize<T> + 16) * kUnit;
+    return static_cast<double>(args().p.d / kWarp + kPieceSize<T> + 16) * kUnit;
   }
 
+  // <x, direction> of the unrounded row, in float32.
   __device__ float fast_score(const T* x) const {
-    const float* w = rounded_direction();
+    const float* w = means_.rounded_direction();
     float sums[kInFlight] = {};
-    for_pieces(x, a_.p.d, lane(), [&](int u, int64_t k, const uint4& piece) {
+    for_pieces(x, args().p.d, lane(), [&](int u, int64_t k, const uint4& piece) {
       const auto add = [&](int e, float v) {
         sums[u] = fmaf(to_float(element<T>(piece, e)), v, sums[u]);
       };
@@ -214,167 +190,35 @@ class Optimizer {
     return warp_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
   }
 
+  // <f, direction> of the rounded row, in double.
   __device__ SELFMENT_CALL double exact_score(const T* x, double norm) const {
     const Divisor<T> divided(norm);
     double sum = 0;
-    for (int64_t k = lane(); k < a_.p.d; k += kWarp) sum += double{divided(x[k])} * direction()[k];
+    for (int64_t k = lane(); k < args().p.d; k += kWarp)
+      sum += double{divided(x[k])} * means_.direction()[k];
     return warp_sum(sum);
-  }
-
-  // --- Columns: a warp for a chunk of them ---
-
-  // The sums of the changes: of the rows that joined the foreground, less those that left it.
-  // `start`: of the rows of each class.
-  __device__ SELFMENT_CALL void sum_changes(bool start) {
-    const int64_t n = a_.p.n, d = a_.p.d, tasks = a_.chunks * kParts * (start ? 2 : 1);
-    for (int64_t task = team_.first(tasks) + warp(); task < team_.last(tasks); task += kWarps) {
-      const int64_t chunk = task % a_.chunks, side = task / a_.chunks / kParts;
-      const int64_t part = task / a_.chunks % kParts, last = (part + 1) * n / kParts;
-      const int64_t k0 = chunk * kChunk<T> + lane() * kPieceSize<T>;
-      double sums[kPieceSize<T>] = {};
-      bool touched = false;
-      for (int64_t i0 = part * n / kParts; i0 < last; i0 += kWarp) {
-        const bool exists = i0 + lane() < last;
-        const int change = exists ? changes()[i0 + lane()] : 0;
-        const bool wanted = change != 0 && (!start || (change > 0) == (side == 0));
-        const unsigned wants = __ballot_sync(kAllLanes, wanted ? 1 : 0);
-        if (wants == 0) continue;
-        const unsigned leave = __ballot_sync(kAllLanes, !start && change < 0 ? 1 : 0);
-        const Divisor<T> own(exists ? norms()[i0 + lane()] : 1);
-        touched = true;
-        for (unsigned next = wants, rest = wants; rest != 0;) {
-          uint4 pieces[kInFlight];
-#pragma unroll
-          for (int u = 0; u < kInFlight; ++u) {
-            pieces[u] = next == 0 ? uint4{} : load_piece(row(i0 + first_lane(next)), k0, d);
-            next &= next - 1;
-          }
-#pragma unroll
-          for (int u = 0; u < kInFlight; ++u) {
-            if (rest == 0) break;
-            const int from = first_lane(rest);
-            const Divisor<T> divided = own.of_lane(from);
-#pragma unroll
-            for (int e = 0; e < kPieceSize<T>; ++e) {
-              const float f = divided(element<T>(pieces[u], e));
-              sums[e] += (leave >> from & 1) != 0 ? -f : f;
-            }
-            rest &= rest - 1;
-          }
-        }
-      }
-      if (chunk == 0 && lane() == 0) this->touched()[side * kParts + part] = touched ? 1 : 0;
-      if (!touched) continue;
-      double* to = parts(side, part);
-#pragma unroll
-      for (int e = 0; e < kPieceSize<T>; ++e)
-        if (k0 + e < d) to[k0 + e] = sums[e];
-    }
-    team_.sync();
-  }
-
-  // The difference of the class means, from the sums and their changes, and how far it has moved;
-  // returns its inner product with the first one.
-  __device__ SELFMENT_CALL double set_direction(int64_t count, bool start) {
-    const int64_t d = a_.p.d, chunks = a_.chunks;
-    double* sums = a_.sums + number_ * 2 * d;
-    // Of the direction with the first one and with itself, and of its change with itself.
-    double* products = a_.products + number_ * 3 * chunks;
-    for (int64_t chunk = team_.first(chunks) + warp(); chunk < team_.last(chunks);
-         chunk += kWarps) {
-      double with_first = 0, with_itself = 0, moved = 0;
-      for (int64_t k = chunk * kChunk<T> + lane(); k < min((chunk + 1) * kChunk<T>, a_.padded);
-           k += kWarp) {
-        if (k >= d) {
-          rounded_direction()[k] = 0;
-          continue;
-        }
-        double foreground = start ? 0 : sums[k], background = start ? 0 : sums[d + k];
-        for (int64_t part = 0; part < kParts; ++part) {
-          if (touched()[part] != 0) {
-            foreground += parts(0, part)[k];
-            if (!start) background -= parts(0, part)[k];
-          }
-          if (start && touched()[kParts + part] != 0) background += parts(1, part)[k];
-        }
-        sums[k] = foreground;
-        sums[d + k] = background;
-        const double w = foreground / static_cast<double>(count) -
-                         background / static_cast<double>(a_.p.n - count);
-        const double change = start ? 0 : w - direction()[k];
-        direction()[k] = w;
-        rounded_direction()[k] = static_cast<float>(w);
-        if (start) first()[k] = w;
-        with_first += w * first()[k];
-        with_itself += w * w;
-        moved += change * change;
-      }
-      with_first = warp_sum(with_first);
-      with_itself = warp_sum(with_itself);
-      moved = warp_sum(moved);
-      if (lane() == 0) {
-        products[chunk] = with_first;
-        products[chunks + chunk] = with_itself;
-        products[2 * chunks + chunk] = moved;
-      }
-    }
-    team_.sync();
-    double with_first = 0, moved = 0;
-    length_ = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      with_first += products[chunk];
-      length_ += products[chunks + chunk];
-      moved += products[2 * chunks + chunk];
-    }
-    way_ += sqrt(moved);
-    return with_first;
   }
 
   // Exchanges the classes.
   __device__ SELFMENT_CALL void complement() {
     set_labels([](bool label) { return !label; });
-    const int64_t d = a_.p.d;
-    double* sums = a_.sums + number_ * 2 * d;
-    const int64_t last = team_.last(a_.chunks) * kChunk<T>;
-    for (int64_t k = team_.first(a_.chunks) * kChunk<T> + threadIdx.x; k < min(last, d);
-         k += kThreads) {
-      const double foreground = sums[k];
-      sums[k] = sums[d + k];
-      sums[d + k] = foreground;
-      direction()[k] = -direction()[k];
-      rounded_direction()[k] = -rounded_direction()[k];
-    }
-    team_.sync();
+    means_.exchange();
   }
 
-  __device__ static int first_lane(unsigned lanes) { return __ffs(static_cast<int>(lanes)) - 1; }
-  __device__ static int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-  __device__ static int warp() { return static_cast<int>(threadIdx.x) / kWarp; }
-  __device__ const T* row(int64_t i) const { return rows_ + i * a_.p.d; }
-  __device__ double* norms() const { return a_.norms + number_ * a_.p.n; }
-  __device__ double* until() const { return a_.until + number_ * a_.p.n; }
-  __device__ signed char* changes() const { return a_.changes + number_ * a_.p.n; }
-  __device__ int* touched() const { return a_.touched + number_ * 2 * kParts; }
-  __device__ double* parts(int64_t side, int64_t part) const {
-    return a_.parts + ((number_ * 2 + side) * kParts + part) * a_.p.d;
-  }
-  __device__ double* first() const { return a_.first + number_ * a_.p.d; }
-  __device__ double* direction() const { return a_.direction + number_ * a_.p.d; }
-  __device__ float* rounded_direction() const { return a_.rounded + number_ * a_.padded; }
+  __device__ const IpoArgs& args() const { return means_.args(); }
+  __device__ Team& team() const { return means_.team(); }
+  __device__ static int lane() { return ClassMeans<T>::lane(); }
+  __device__ static int warp() { return ClassMeans<T>::warp(); }
 
-  const Args& a_;
-  Team& team_;
-  const int64_t number_;  // of the team
-  Tally* tally_;          // shared, (kWarps,)
-  const T* rows_ = nullptr;
+  ClassMeans<T> means_;
+  Tally* tally_;  // shared, (kIpoWarps,)
   bool* labels_ = nullptr;
-  const double* known_ = nullptr;  // (n,), the norms, where they are known
-  double length_ = 0;              // of the direction, squared
-  double way_ = 0;                 // that the direction has gone
+  const double* known_ = nullptr;  // (n,), the norms if they are known
+  double separation_ = 0;          // the distance of the class means, NaN for bad rows
 };
 
 template <class T>
-__global__ void __launch_bounds__(kThreads, 2) optimize(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kIpoThreads, 2) optimize(const __grid_constant__ IpoArgs a) {
   const int64_t number = blockIdx.x / a.team_size;
   Team team(static_cast<int>(blockIdx.x % a.team_size), static_cast<int>(a.team_size),
             a.arrivals + number);
@@ -382,43 +226,38 @@ __global__ void __launch_bounds__(kThreads, 2) optimize(const __grid_constant__ 
   for (int64_t image = number; image < a.p.batch; image += a.teams) optimizer.run(image);
 }
 
-constexpr int64_t kSharedBytes = kWarps * int64_t{sizeof(Tally)};
+constexpr int64_t kSharedBytes = kIpoWarps * int64_t{sizeof(Tally)};
 
 // Fills in the teams and the addresses; returns the bytes of scratch memory.
 template <class T>
-int64_t plan(Args& a, void* scratch) {
+int64_t plan(IpoArgs& a, void* scratch) {
   const int64_t n = a.p.n, d = a.p.d;
   a.chunks = (d + kChunk<T> - 1) / kChunk<T>;
   a.padded = (d + kPieceSize<T> - 1) / kPieceSize<T> * kPieceSize<T>;
-  // The meetings of a step take about as long as it takes a warp to read so many rows.
+  // The meetings of a step take about as long as a warp takes to read 1 + 8192 / d rows.
   const Teams teams =
-      teams_for(a.p.batch, resident_blocks("ipo", optimize<T>, kThreads, kSharedBytes),
-                (n + kWarps - 1) / kWarps, 1 + 8192 / d);
+      teams_for(a.p.batch, resident_blocks("ipo", optimize<T>, kIpoThreads, kSharedBytes),
+                (n + kIpoWarps - 1) / kIpoWarps, 1 + 8192 / d);
   a.teams = teams.count;
   a.team_size = teams.size;
-  int64_t used = 0;
-  const auto take = [&](auto*& pointer, int64_t count) {
-    using Item = std::remove_reference_t<decltype(*pointer)>;
-    pointer = reinterpret_cast<Item*>(static_cast<char*>(scratch) + used);
-    used += (a.teams * count * static_cast<int64_t>(sizeof(Item)) + 255) / 256 * 256;
-  };
-  take(a.arrivals, 1);
-  take(a.norms, n);
-  take(a.until, n);
-  take(a.changes, n);
-  take(a.touched, 2 * kParts);
-  take(a.parts, 2 * kParts * d);
-  take(a.sums, 2 * d);
-  take(a.first, d);
-  take(a.direction, d);
-  take(a.rounded, a.padded);
-  take(a.products, 3 * a.chunks);
-  take(a.tallies, a.team_size);
-  return used;
+  Scratch memory(scratch, a.teams);
+  memory.allocate(a.arrivals, 1);
+  memory.allocate(a.norms, n);
+  memory.allocate(a.until, n);
+  memory.allocate(a.changes, n);
+  memory.allocate(a.touched, 2 * kParts);
+  memory.allocate(a.parts, 2 * kParts * d);
+  memory.allocate(a.sums, 2 * d);
+  memory.allocate(a.first, d);
+  memory.allocate(a.direction, d);
+  memory.allocate(a.rounded, a.padded);
+  memory.allocate(a.products, 3 * a.chunks);
+  memory.allocate(a.tallies, a.team_size);
+  return memory.used();
 }
 
 template <class Body>
-auto with_plan(Args& a, void* scratch, const Body& body) {
+auto with_plan(IpoArgs& a, void* scratch, const Body& body) {
   return with_dtype(a.p.dtype, [&](auto* typed) {
     using T = std::decay_t<decltype(*typed)>;
     return body(plan<T>(a, scratch), optimize<T>);
@@ -428,7 +267,7 @@ auto with_plan(Args& a, void* scratch, const Body& body) {
 }  // namespace
 
 int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d) {
-  Args a{};
+  IpoArgs a{};
   a.p.dtype = dtype;
   a.p.batch = batch;
   a.p.n = n;
@@ -437,13 +276,13 @@ int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d) {
 }
 
 void ipo(const IpoParams& p, const double* norms, const Context& context) {
-  Args a{};
+  IpoArgs a{};
   a.p = p;
   a.known = norms;
   const auto stream = static_cast<cudaStream_t>(context.stream);
   with_plan(a, context.scratch, [&](int64_t, auto* kernel) {
     check(cudaMemsetAsync(a.arrivals, 0, a.teams * sizeof(unsigned), stream), "cudaMemsetAsync");
-    launch("ipo", kernel, a.teams * a.team_size, kThreads, kSharedBytes, stream, a, true);
+    launch("ipo", kernel, a.teams * a.team_size, kIpoThreads, kSharedBytes, stream, a, true);
   });
 }
 

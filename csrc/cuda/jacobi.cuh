@@ -1,5 +1,5 @@
-// All eigenpairs of a small symmetric matrix, by one block: Jacobi's rotations, as many at a time
-// as there are disjoint pairs of rows (Golub and Van Loan, 8.5.5).
+// All eigenpairs of a small symmetric matrix, by one block: by Jacobi's rotations, of all disjoint
+// pairs of rows at the same time (Golub and Van Loan, 8.5.5).
 #pragma once
 
 #include "platform.h"
@@ -8,10 +8,10 @@ namespace selfment::cuda {
 
 inline constexpr int kMostSweeps = 40;
 
-// Takes the (size, size) matrix `a`, which is destroyed, and `v` to the eigenvalues, descending, in
-// `values` and the eigenvectors in the rows of `vectors`. `rotations` holds size + 1 doubles and
-// `busy` is an int, both in shared memory. Inlined, so that the compiler knows where the others
-// lie.
+// Computes the eigenvalues of the (size, size) matrix `a`, descending, in `values`, and its
+// eigenvectors in the rows of `vectors`. It overwrites `a`, and `v` of the same size. `rotations`
+// has size + 1 doubles and `busy` is an int, both in shared memory. The function is inlined, so
+// that the compiler knows in which memory the other arrays are.
 __device__ __forceinline__ void jacobi(double* a, double* v, int size, double* values,
                                        double* vectors, double* rotations, int* busy) {
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -22,7 +22,8 @@ __device__ __forceinline__ void jacobi(double* a, double* v, int size, double* v
   for (int i = 0; i < size; ++i) scale = fmax(scale, fabs(a[i * size + i]));
   for (int i = 0; i + 1 < size; ++i) scale = fmax(scale, fabs(a[i * size + i + 1]));
   const double negligible = scale * 0x1p-54;
-  // Pair p of a round: every row meets every other once in even - 1 rounds. A row `size` is none.
+  // Computes pair p of a round: every row meets every other once in even - 1 rounds. False if one
+  // of them is row `size`, which does not exist.
   const auto pair_of = [&](int round, int p, int* i, int* j) {
     const int one = p == 0 ? even - 1 : (round + p) % (even - 1);
     const int other = (round - p + even - 1) % (even - 1);
@@ -69,7 +70,7 @@ __device__ __forceinline__ void jacobi(double* a, double* v, int size, double* v
         if (!pair_of(round, p, &i, &j)) continue;
         const double c = rotations[2 * p], s = rotations[2 * p + 1];
         const double x = a[k * size + i], y = a[k * size + j];
-        // What a rotation is for is 0 by its choice: rounding would leave enough for another sweep.
+        // A rotation is chosen to make this entry 0; rounding would leave enough for another sweep.
         a[k * size + i] = s != 0 && k == j ? 0 : c * x - s * y;
         a[k * size + j] = s != 0 && k == i ? 0 : s * x + c * y;
       }

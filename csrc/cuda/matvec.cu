@@ -1,11 +1,12 @@
-// Products with the graph for callers; the solver has its own loop around the same product.
+// Products with the graph for callers of the library; the solver has a loop of its own around the
+// same product.
 #include "graph_product.cuh"
 
 namespace selfment::cuda {
 
 namespace {
 
-constexpr int64_t kBlockWords = kPassRows / kWord;  // words of rows of a block
+constexpr int64_t kBlockWords = kPassRows / kWord;  // words of rows that a block multiplies
 
 struct Args {
   MatvecParams p;
@@ -16,14 +17,14 @@ __global__ void __launch_bounds__(kProductThreads, 1) product(Args a) {
   const int64_t image = blockIdx.x / a.blocks_each, block = blockIdx.x % a.blocks_each;
   const Graphs& graphs = a.p.graphs;
   const int64_t owner = image / a.p.columns;
-  const GraphView graph{
-      graphs.bits + owner * a.words * a.words * kWord,
-      graphs.weights == nullptr ? nullptr : graphs.weights + owner * a.weights_each,
-      graphs.n,
-      a.words,
-      graphs.eps,
-      0};
+  GraphView graph{};
+  graph.bits = graphs.bits + owner * a.words * a.words * kWord;
+  graph.weights = graphs.weights == nullptr ? nullptr : graphs.weights + owner * a.weights_each;
+  graph.n = graphs.n;
+  graph.words = a.words;
+  graph.eps = graphs.eps;
   const double* x = a.p.x + image * graphs.n;
+  // The sum of x.
   double* parts = product_table();
   double sum = 0;
   for (int64_t i = threadIdx.x; i < graphs.n; i += kProductThreads) sum += x[i];

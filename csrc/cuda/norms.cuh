@@ -1,14 +1,14 @@
-// Norms of rows, and the rounded rows f = float32(x / norm) that all rules speak of. Both are to
-// the bit what double arithmetic makes of them, and are made in float32 where that can tell: on
-// many devices an operation in double takes 64 times as long.
+// Norms of rows, and the rounded rows f = float32(x / norm) on which all rules are defined. Both
+// equal the results of double arithmetic to the bit, and are computed in float32 if that is enough
+// to know them: on many devices an operation in double takes 64 times as long.
 #pragma once
 
 #include "rows.cuh"
 
 namespace selfment::cuda {
 
-// Whether doubles take no more than twice as long as floats: then they sum the squares faster, as
-// they need fewer levels.
+// True if doubles take at most twice as long as floats. Then they sum the squares faster, as they
+// need fewer levels.
 #if defined(__CUDA_ARCH__) && \
     (__CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 900 || __CUDA_ARCH__ == 1000)
 inline constexpr bool kFastDoubles = true;
@@ -18,16 +18,16 @@ inline constexpr bool kFastDoubles = false;
 
 // --- Norms ---
 
-// A sum of floats in levels: each takes up what the rounding of the one before has left.
+// A sum of floats in levels: each adds up the rounding errors of the level before.
 //
 // Level l starts at `start(l)`: 2^e for the first, 1.5 times 2^(e - 18 l) for the others. Numbers
 // of the first are not negative, and their sum is 2^e or less; those added from the second on are
 // 2^(e - 24) or less in magnitude; and a level gets 32 numbers at most. Then the first stays in
 // [2^e, 2^(e+1)] and, by induction, level l within 2^(e - 18 l - 1) of its start, which is in
-// [2^(e - 18 l), 2^(e - 18 l + 1)]: it is a whole number of units of 2^(e - 18 l - 23), what it
-// leaves of a number is half of a unit or less, 2^(e - 18 (l + 1) - 6), and is found without an
-// error (Dekker's FastTwoSum, as the level exceeds the number). The last level leaves nothing, but
-// rounds each number by 2^(e - 78) at most.
+// [2^(e - 18 l), 2^(e - 18 l + 1)]: it is a whole number of units of 2^(e - 18 l - 23), its
+// rounding error for a number is half of a unit or less, 2^(e - 18 (l + 1) - 6), and that is
+// computed exactly (Dekker's FastTwoSum, as the level exceeds the number). The last level passes
+// nothing on, but rounds each number by 2^(e - 78) at most.
 class Levels {
  public:
   static constexpr int kCount = 4;
@@ -48,7 +48,7 @@ class Levels {
     sums_[kCount - 1] += x;
   }
 
-  // The units that a level has taken up, of all lanes.
+  // The units that all lanes have added to a level.
   __device__ int64_t units(int l) const {
     const unsigned mine = __float_as_uint(sums_[l]) - __float_as_uint(start(l));
     return __reduce_add_sync(kAllLanes, static_cast<int>(mine));
@@ -64,8 +64,8 @@ class Levels {
   float sums_[kCount];
 };
 
-// Calls use(for_elements) for each run of a row, what a warp reads of it at a time; a lane's
-// numbers of a run are those that for_elements(body) calls body with.
+// Calls use(for_elements) for each run of a row, which is the part that a warp reads at a time.
+// for_elements(body) calls body with each of the lane's numbers of the run.
 template <class T, class Use>
 __device__ void for_runs(const T* x, int64_t d, int lane, const Use& use) {
   constexpr int64_t kStep = int64_t{kWarp} * kPieceSize<T>;
@@ -85,13 +85,14 @@ __device__ void for_runs(const T* x, int64_t d, int lane, const Use& use) {
   }
 }
 
-// |x| of a row by a warp, in two doubles whose error is 2^-89 or less of the sum of the squares, so
-// that it rounds to the same double in whatever order, but for sums next to the middle of two.
+// Returns |x| of a row, by a warp. The sum of the squares is two doubles whose relative error is
+// 2^-89 or less, so that it rounds to the same double in any order, except for sums next to the
+// middle of two doubles.
 //
-// The square of a float is exact, that of a double is rounded first. Of floats a run is 32 squares
-// or less, each below 2^(2 m) for a power 2^m above the largest. Added to 2^(2 m + 5) they stay
-// below its double: what the rounding of the sum has left is found without an error, and a double
-// (Dekker, as above). The square of a double may overflow, so that no start is known to exceed it.
+// The square of a float is exact, the square of a double is rounded first. A run of floats has 32
+// squares or less, each below 2^(2 m) for a power 2^m above the largest. Added to 2^(2 m + 5) they
+// stay below twice that: the rounding error of the sum is a double and is computed exactly (Dekker,
+// as above). The square of a double may overflow, so that no start is known to exceed it.
 template <class T>
 __device__ double exact_length(const T* x, int64_t d, int lane) {
   TwoDoubles sum;
@@ -123,18 +124,19 @@ __device__ double exact_length(const T* x, int64_t d, int lane) {
   return sqrt(sum.high + sum.low);
 }
 
-// The same from float32 levels. False where they cannot tell what the sum rounds to: next to the
-// middle of two doubles, and where squares are out of range.
+// Computes the same from float32 levels. False if they do not determine what the sum rounds to:
+// next to the middle of two doubles, or if squares are out of range.
 //
-// A run is of 32 squares or less of a lane, that of v being p + q with the floats p = v v, rounded,
-// and q = fma(v, v, -p); of a half-precision v q is 0. With 2^m above the largest `about` of the
-// warp and e = m + 1 a lane's p sum up to 2^m (1 + 2^-18) < 2^e, what is left of a p by the first
-// level, whose unit is 2^(e - 23), is 2^(e - 24) or less, and a q is 2^(e - 26) or less; where
-// there are q's, a run is of 16 squares. So 32 numbers come to a level, the units of a lane are
-// within 2^23 and those of the warp fit into an int, and the sum of the run is off by 32 32 2^(e -
-// 78) = 2^(e - 68) at most. Its double is for what underflows: squares and q's, by 2^-150 each, and
-// e >= -63. Nothing overflows where e <= 125. Where all squares are multiples of the last level's
-// unit, 2^(e - 77), nothing is off: so a middle that a sum of half-precision squares hits is told.
+// A run has 32 squares or less of a lane. The square of v is p + q with the floats p = v v,
+// rounded, and q = fma(v, v, -p); q is 0 for a half-precision v. With 2^m above the largest `about`
+// of the warp and e = m + 1, a lane's p sum up to 2^m (1 + 2^-18) < 2^e; the first level, whose
+// unit is 2^(e - 23), leaves 2^(e - 24) or less of a p; and a q is 2^(e - 26) or less. If there are
+// q's, a run has 16 squares. So a level gets at most 32 numbers, the units of a lane are within
+// 2^23 and those of the warp fit into an int, and the sum of the run is off by 32 32 2^(e - 78) =
+// 2^(e - 68) at most. The slack is twice that, to cover underflow: of squares and q's, by 2^-150
+// each, with e >= -63. Nothing overflows for e <= 125. If all squares are multiples of the last
+// level's unit, 2^(e - 77), nothing is off: so a sum of half-precision squares may even be the
+// middle of two doubles.
 template <class T>
 __device__ bool quick_length(const T* x, int64_t d, int lane, double* length) {
   constexpr unsigned kLeast = 64, kMost = 252;                         // e + 127
@@ -145,7 +147,7 @@ __device__ bool quick_length(const T* x, int64_t d, int lane, double* length) {
   for_runs(x, d, lane, [&](const auto& for_elements) {
     float about = 0;
     for_elements([&](float v) { about = fmaf(v, v, about); });
-    // As bits, which are in the order of the numbers, and above them for NaN.
+    // Compares bits, which are in the order of the numbers; those of NaN are above all.
     const unsigned top = __reduce_max_sync(kAllLanes, __float_as_uint(about)) >> 23;
     const unsigned biased = max(top + 2, kLeast);
     in_range = in_range && biased <= kMost;
@@ -167,7 +169,8 @@ __device__ bool quick_length(const T* x, int64_t d, int lane, double* length) {
   return in_range && square == sum.high + (sum.low - slack);
 }
 
-// |x| of a row by a warp; 0 only if the rounded row is, and not finite if an element is not.
+// Returns |x| of a row, by a warp; 0 only if the rounded row is 0, and not finite if an element is
+// not.
 template <class T>
 __device__ double warp_length(const T* x, int64_t d, int lane) {
   [[maybe_unused]] double length;
@@ -176,21 +179,22 @@ __device__ double warp_length(const T* x, int64_t d, int lane) {
   return exact_length(x, d, lane);
 }
 
-// What a row of this length is divided by.
+// The divisor of a row of this length.
 __device__ inline double norm_of(double length) { return length < 1e-12 ? 1e-12 : length; }
 
 // --- Rounded rows ---
 
-// What the elements of a row are divided by.
+// Divides the elements of a row by its norm.
 //
 // With u = 2^-24, y = `inverse_`, the float nearest to 1 / high, and Q = x / norm the steps are
 //   y = (1 + 2.01u) / norm,  q = x y (1 + u),  |q - Q| <= 3.02u |Q|,
-//   rest = x - q norm, of which |x - q norm| <= 3.02u |x|, but for 8.1u^2 |x|: of the roundings of
-//     the inner and the outer fma 4.04u^2 and 3.03u^2, and of norm - high - low 1.01u^2,
-//   Q = q + rest y, but for 8.1u^2 |Q| and 6.1u^2 |Q| of rest and of y,
+//   rest = x - q norm, where |x - q norm| <= 3.02u |x|, up to an error of 8.1u^2 |x|: 4.04u^2 and
+//     3.03u^2 from the roundings of the inner and the outer fma, and 1.01u^2 from norm - high -
+//     low,
+//   Q = q + rest y, up to errors of 8.1u^2 |Q| from rest and of 6.1u^2 |Q| from y,
 // each bound for the worst case. With the rounding of the sum of rest y and the slack, 3.1u^2 |Q|,
 // that is 17.3u^2 |Q|, and the slack is 20u^2 |q|. So Q lies between the two sums that are compared
-// before they are rounded; where they round to the same float, so does Q. The range of norms and
+// before they are rounded; if they round to the same float, so does Q. The range of norms and
 // quotients keeps all of it from underflow: |x| > 2^-90, and 2^-150, the most that an fma can lose
 // to it, is below 2^-12 u^2 |x|.
 template <class T>
@@ -201,7 +205,7 @@ class Divisor {
     inverse_ = norm >= 0x1p-40 && norm <= 0x1p100 ? 1 / high_ : NAN;
   }
 
-  // float32(x / norm) in `f`. False where floats cannot tell.
+  // Computes f = float32(x / norm); false if floats do not determine it.
   __device__ bool quick(T element, float* f) const {
     const float x = to_float(element), q = x * inverse_;
     const float rest = fmaf(-q, low_, fmaf(-q, high_, x)), slack = fabsf(q) * 0x1.4p-44f;
@@ -215,7 +219,7 @@ class Divisor {
     return quick(element, &f) ? f : static_cast<float>(value(element) / norm_);
   }
 
-  // That of another lane.
+  // Another lane's divisor.
   __device__ Divisor of_lane(int lane) const {
     Divisor other(*this);
     other.norm_ = __shfl_sync(kAllLanes, norm_, lane);
@@ -230,8 +234,8 @@ class Divisor {
   float high_, low_, inverse_;
 };
 
-// The product with the inverse is off by less than 2 units of its last place; only where that could
-// change the rounding is the division made.
+// The product with the inverse is off by less than 2 units of its last place; it divides only if
+// that could change the rounding.
 template <>
 class Divisor<double> {
  public:

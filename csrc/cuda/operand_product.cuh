@@ -9,16 +9,16 @@
 namespace selfment::cuda {
 
 inline constexpr int kSlab = 32;        // elements of a row in a slab
-inline constexpr int kPiece = 8;        // elements that are copied at a time, 16 bytes
+inline constexpr int kPiece = 8;        // elements of a copy, 16 bytes
 inline constexpr int kBlockTile = 128;  // rows of a slab
 
-// Where the 16-byte piece of a row lies in a slab: spread so that eight rows, which are read at a
-// time, fall into different banks.
+// Returns where the 16-byte piece of a row is in a slab: pieces are spread so that eight rows,
+// which are read at a time, fall into different banks.
 __device__ inline int piece_offset(int row, int piece) {
   return row * kSlab + (piece ^ (row / 2 % 4)) * kPiece;
 }
 
-// A warp has 64 x 64 sums: thread's element e of fragment (m, n) is that of row
+// A warp has 64 x 64 sums. Element e of a lane's fragment (m, n) belongs to row
 // 16 m + lane / 4 + 8 (e / 2) and column 8 n + 2 (lane % 4) + e % 2.
 struct WarpTile {
   static constexpr int kRows = 64, kColumns = 64;
@@ -30,12 +30,12 @@ struct WarpTile {
 
 // --- The device's own instructions ---
 //
-// "memory" keeps what is read and written on its side of them.
+// "memory" keeps reads and writes on their side of them.
 
 #if !defined(SELFMENT_EMULATE)
 
-// Four 8 x 8 matrices: lane l gives the address of row l % 8 of matrix l / 8, and gets the elements
-// 2 (l % 4) and the next one of row l / 4 of each.
+// Loads four 8 x 8 matrices: lane l passes the address of row l % 8 of matrix l / 8, and gets
+// elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4 of each.
 __device__ inline void load_fragments(uint32_t (&r)[4], const uint16_t* source) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -43,8 +43,9 @@ __device__ inline void load_fragments(uint32_t (&r)[4], const uint16_t* source) 
                : "memory");
 }
 
-// c += A B^T of 16 and 8 rows of 16 elements. A's matrices are its rows 0 to 7 and 8 to 15, then
-// the same of its elements 8 to 15; B's are its elements 0 to 7 and 8 to 15.
+// c += A B^T, for 16 rows of A and 8 of B, of 16 elements. A's matrices are its rows 0 to 7 and 8
+// to 15, first of its elements 0 to 7, then of its elements 8 to 15; B's are its elements 0 to 7
+// and 8 to 15.
 template <bool kBFloat16>
 __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   if (kBFloat16)
@@ -61,8 +62,8 @@ __device__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Copies 16 bytes to shared memory in the background, or zeros, without a look at `from`. The next
-// slab of a row lies in the same 128 bytes, or the one before.
+// Copies 16 bytes to shared memory in the background; if the piece does not exist, it writes zeros
+// and does not read `from`. The next slab of a row is in the same 128 bytes, or the one before.
 __device__ inline void copy_piece(uint16_t* to, const uint16_t* from, bool exists) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared_address(to)),
                "l"(from), "r"(exists ? 16 : 0)
@@ -70,7 +71,7 @@ __device__ inline void copy_piece(uint16_t* to, const uint16_t* from, bool exist
 }
 // Ends a group of copies.
 __device__ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most so many groups are under way.
+// Waits until at most kPending groups are under way.
 template <int kPending>
 __device__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -86,7 +87,7 @@ template <bool kBFloat16>
 __device__ void add_product(WarpTile& tile, const uint16_t* a, int row, const uint16_t* b,
                             int column, int lane) {
   static_assert(kSlab == 32);  // fragments of 8 of B's rows are all that is loaded at a time
-  // The places of the first rows: those of others are 8 rows or a multiple away.
+  // The places of the first rows; those of the others are multiples of 8 rows away.
   a += row * kSlab;
   b += column * kSlab + piece_offset(lane % 8, lane / 8);
   uint32_t left[2][4][4];

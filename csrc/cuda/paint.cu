@@ -1,22 +1,22 @@
-// From a graph to that of the same features with some rows zeroed, to the bit. A zero row has the
-// similarity 0 with every finite row, itself included: an edge with all of them, or with none. A
-// row that is not finite has no edges, until it is zeroed.
+// Turns a graph into the graph of the same features with some rows zeroed, to the bit. A zero row
+// has the similarity 0 with every finite row, itself included: an edge with all of them, or with
+// none. A row that is not finite has no edges, until it is zeroed.
 #include "degrees.cuh"
+#include "weight_tiles.cuh"
 
 namespace selfment::cuda {
 
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTileSize = static_cast<int>(kWord * kWord);
 
 struct Args {
   PaintParams p;
   int64_t words, tiles, weights_each;
-  int64_t blocks_each;  // of paint_bits, for a column of words
+  int64_t blocks_each;  // blocks of paint_bits for a column of words
 };
 
-// A column of 64 patches for a block's rows, one row for each thread.
+// Paints a column of 64 patches for a block's rows, one row by each thread.
 __global__ void __launch_bounds__(kThreads) paint_bits(Args a) {
   const int64_t n = a.p.graphs.n, rows = a.words * kWord, column = blockIdx.x / a.blocks_each;
   const int64_t image = column / a.words, word = column % a.words;
@@ -48,22 +48,20 @@ __global__ void __launch_bounds__(kThreads) paint_bits(Args a) {
   a.p.bits[at] = bits;
 }
 
-// A tile of weights for each block.
+// Paints a tile of weights by each block.
 __global__ void __launch_bounds__(kThreads) paint_weights(Args a) {
   const int64_t n = a.p.graphs.n, image = blockIdx.x / a.tiles, tile = blockIdx.x % a.tiles;
-  int64_t column = tile, row = 0;
-  while (column >= a.words - row) column -= a.words - row++;
-  column += row;
+  const TilePlace place = tile_place(tile, a.words);
   const bool* mask = a.p.mask + image * n;
-  const int64_t first = image * a.weights_each + tile * kTileSize;
-  for (int at = static_cast<int>(threadIdx.x); at < kTileSize; at += kThreads) {
-    const int64_t i = row * kWord + at / kWord, j = column * kWord + at % kWord;
+  const int64_t first = image * a.weights_each + tile * kTileWeights;
+  for (int at = static_cast<int>(threadIdx.x); at < kTileWeights; at += kThreads) {
+    const int64_t i = place.row * kWord + at / kWord, j = place.column * kWord + at % kWord;
     const bool painted = i >= n || j >= n || mask[i] || mask[j];
     a.p.weights[first + at] = painted ? 0.0f : a.p.graphs.weights[first + at];
   }
 }
 
-// What add_degrees adds to.
+// Sets the degrees to the values that add_degrees adds to.
 __global__ void reset_degrees(Args a) {
   const int64_t at = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (at >= a.p.graphs.batch * a.p.graphs.n) return;

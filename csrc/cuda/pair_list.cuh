@@ -1,5 +1,5 @@
-// The pairs that a product of low precision cannot decide, as a list that all blocks append to. A
-// tile with more of them than there is room for is listed as a whole instead.
+// The pairs that a product of low precision cannot decide, as a list that all blocks append to. If
+// there is no room for the pairs of a tile, the tile is listed as a whole instead.
 #pragma once
 
 #include "platform.h"
@@ -8,24 +8,24 @@ namespace selfment::cuda {
 
 inline constexpr int64_t kTilePairs = kWord * kWord;  // a tile is a word of 64 rows
 inline constexpr int64_t kNoPair = -1;
-inline constexpr int64_t kMostPairs = int64_t{8} << 20;  // of a list, 64 MiB
+inline constexpr int64_t kMostPairs = int64_t{8} << 20;  // in a list: 64 MiB
 
 struct PairList {
-  unsigned long long* counts;  // pairs, also those that found no room; tiles
-  int64_t* pairs;              // their numbers, or kNoPair
-  uint32_t* tiles;             // numbers of tiles all of whose pairs are to be settled
-  int64_t capacity;            // of pairs
+  unsigned long long* counts;  // (2,): pairs, including those without room; tiles
+  int64_t* pairs;              // (capacity,), their numbers, or kNoPair
+  uint32_t* tiles;             // the numbers of tiles all of whose pairs have to be settled
+  int64_t capacity;            // the most pairs
 };
 
-// For a batch of images of n rows: a 64th of their pairs, of which usually a few in 10,000 are
-// listed.
+// The capacity for a batch of images of n rows: a 64th of their pairs. Usually only a few in 10,000
+// pairs are listed.
 inline int64_t pair_capacity(int64_t batch, int64_t n) {
   const int64_t image = std::min(n * (n + 1) / 2, std::max(int64_t{4096}, n * n / 128));
   return std::min(batch * image, kMostPairs);
 }
 
-// A tile's number in the batch, and that of a pair from its place in the tile. 2^32 tiles, which
-// are the graphs' words, would be graphs of 2 TiB.
+// A tile's number in the batch, and a pair's number from its place in the tile. Graphs of 2^32
+// tiles would take 2 TiB, so 32 bits suffice for a tile.
 __device__ inline int64_t tile_number(int64_t image, int64_t row, int64_t column, int64_t tiles) {
   return (image * tiles + row) * tiles + column;
 }

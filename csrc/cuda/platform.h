@@ -1,5 +1,5 @@
-// What the kernels need of the CUDA language beyond C++: the runtime on a device, and on a host
-// without one an emulation of a grid, for tests (SELFMENT_EMULATE, see tests/emulation).
+// The parts of the CUDA language and runtime that the kernels use beyond C++. For tests on a host
+// without a device, an emulation of a grid replaces them (SELFMENT_EMULATE, see tests/emulation).
 #pragma once
 
 #include <algorithm>
@@ -32,25 +32,26 @@ inline void check(cudaError_t status, const char* what) {
   throw Error(std::string("CUDA error in ") + what + ": " + cudaGetErrorString(status));
 }
 
-// What the device of the current thread can hold.
+// Properties of the current device.
 struct Device {
   int multiprocessors;
-  int shared_bytes;  // of a block, at most
+  int shared_bytes;  // the most shared memory of a block
 };
 
 inline Device device() {
   int id = 0;
-  Device found{};
+  Device properties{};
   check(cudaGetDevice(&id), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&found.multiprocessors, cudaDevAttrMultiProcessorCount, id),
+  check(cudaDeviceGetAttribute(&properties.multiprocessors, cudaDevAttrMultiProcessorCount, id),
         "cudaDeviceGetAttribute");
-  check(cudaDeviceGetAttribute(&found.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id),
-        "cudaDeviceGetAttribute");
-  return found;
+  check(
+      cudaDeviceGetAttribute(&properties.shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, id),
+      "cudaDeviceGetAttribute");
+  return properties;
 }
 
-// Lets the kernel take as much dynamic shared memory as a block can have. Never less: the limit is
-// the kernel's, and another thread may be about to launch it with more.
+// Allows the kernel as much dynamic shared memory as a block can have. It must not allow less: the
+// limit belongs to the kernel, and another thread may be about to launch it with more.
 template <class Kernel>
 void allow_shared(const char* name, Kernel* kernel) {
   check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
@@ -58,7 +59,8 @@ void allow_shared(const char* name, Kernel* kernel) {
         name);
 }
 
-// How many blocks the whole device holds at a time, of a kernel that may have the shared memory.
+// Returns how many blocks of a kernel the whole device can run at a time, each with this much
+// shared memory.
 template <class Kernel>
 int64_t resident_blocks(const char* name, Kernel* kernel, int threads, int64_t shared_bytes) {
   int each = 0;
@@ -69,7 +71,7 @@ int64_t resident_blocks(const char* name, Kernel* kernel, int threads, int64_t s
 }
 
 // Launches kernel(args) on the stream. The blocks of a `cooperative` grid are all resident at once,
-// so that they may wait for each other; a grid too large for that is an error.
+// so that they may wait for each other; a grid that is too large for that is an error.
 template <class Args>
 void launch(const char* name, void (*kernel)(Args), int64_t blocks, int threads,
             int64_t shared_bytes, cudaStream_t stream, const Args& args, bool cooperative = false) {
@@ -107,7 +109,8 @@ inline double load_shared(unsigned address) {
   return *reinterpret_cast<const double*>(shared_memory() + address);
 }
 #elif defined(__CUDACC__)
-// A function that is called: inlined everywhere, it would take more registers than there are.
+// Marks a function that must not be inlined: inlined everywhere, it would need more registers than
+// there are.
 #define SELFMENT_CALL __noinline__
 
 // The block's dynamic shared memory.
@@ -116,8 +119,8 @@ __device__ inline unsigned char* shared_memory() {
   return selfment_shared;
 }
 
-// The same address, of global memory, or of a variable of the thread's own. Where the compiler
-// cannot see which memory it is of, it would have to make every load and store ask.
+// Returns the same address, and tells the compiler that it is in global memory, or that it belongs
+// to a local variable of the thread. Otherwise every load and store would have to check.
 template <class T>
 __device__ T* global(T* address) {
   __builtin_assume(__isGlobal(address));
@@ -129,8 +132,7 @@ __device__ T* local(T* address) {
   return address;
 }
 
-// Addresses in shared memory as the numbers that they are; those of shared_memory() are multiples
-// of 256.
+// Addresses in shared memory as numbers. The address of shared_memory() is a multiple of 256.
 __device__ inline unsigned shared_address(const void* address) {
   return static_cast<unsigned>(__cvta_generic_to_shared(address));
 }
@@ -138,9 +140,9 @@ __device__ inline double load_shared(unsigned address) {
   return *static_cast<const double*>(__cvta_shared_to_generic(address));
 }
 
-// Adds 1 to a counter of global memory. Who reads the new count by load_acquire sees all that this
-// thread, and those that it has met at a barrier, wrote before; and so do those who meet the
-// reader.
+// Adds 1 to a counter in global memory. A thread that reads the new count by load_acquire sees all
+// that this thread, and the threads that it has met at a barrier, wrote before; and so do the
+// threads that meet the reader.
 __device__ inline void add_release(unsigned* counter) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(__cvta_generic_to_global(counter))
                : "memory");
@@ -154,7 +156,7 @@ __device__ inline unsigned load_acquire(const unsigned* counter) {
   return count;
 }
 
-// Tells the scheduler that a thread waits for another block.
+// Lets other threads run while this one waits for another block.
 __device__ inline void pause_thread() { __nanosleep(20); }
 #endif
 

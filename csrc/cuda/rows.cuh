@@ -7,6 +7,8 @@
 
 namespace selfment::cuda {
 
+inline constexpr double kUnit = 0x1p-24;  // the relative error of a rounding to float32
+
 __device__ inline float to_float(BFloat16 x) { return __uint_as_float(uint32_t{x.bits} << 16); }
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(double x) { return static_cast<float>(x); }
@@ -51,7 +53,7 @@ __device__ inline TwoDoubles warp_sum(TwoDoubles sum) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
     const double high = __shfl_xor_sync(kAllLanes, sum.high, lanes);
     const double low = __shfl_xor_sync(kAllLanes, sum.low, lanes);
-    // In the order of the lanes, so that all come to the same sum.
+    // Adds in the order of the lanes, so that all get the same sum.
     const bool upper = (threadIdx.x & static_cast<unsigned>(lanes)) != 0;
     TwoDoubles total = upper ? TwoDoubles{high, low} : sum;
     total.low += upper ? sum.low : low;
@@ -67,9 +69,9 @@ __device__ Number warp_sum(Number sum) {
   return sum;
 }
 
-// The sums of several numbers of each lane: lane l gets that of number l / (kWarp / kCount). Halves
-// of the lanes take halves of the numbers, so there are fewer shuffles than in that many warp_sum,
-// and the same additions.
+// Sums several numbers over the lanes: lane l gets the sum of number l / (kWarp / kCount). Halves
+// of the lanes add up halves of the numbers, so there are fewer shuffles than in kCount calls of
+// warp_sum, and the same additions.
 template <int kCount>
 __device__ double warp_sums(double (&x)[kCount]) {
   static_assert((kCount & (kCount - 1)) == 0 && kCount <= kWarp);
@@ -96,8 +98,8 @@ __device__ Number warp_max(Number v) {
   return v;
 }
 
-// What join(x, y) makes of the numbers of all threads of a block of kWarps warps; all get it.
-// `parts` is shared memory, of kWarps numbers, which may be reused at once.
+// Combines the numbers of all threads of a block of kWarps warps by join(x, y); all threads get the
+// result. `parts` is shared memory for kWarps numbers, which may be reused at once.
 template <int kWarps, class Number, class Join>
 __device__ Number block_reduce(Number v, Number none, const Join& join, Number* parts) {
   for (int lanes = kWarp / 2; lanes > 0; lanes /= 2)
@@ -110,13 +112,13 @@ __device__ Number block_reduce(Number v, Number none, const Join& join, Number* 
   return v;
 }
 
-// --- Rows as pieces of 16 bytes, of which a lane reads several before it looks at them ---
+// --- Rows as pieces of 16 bytes; a lane reads several of them before it uses the first ---
 
 template <class T>
 inline constexpr int kPieceSize = 16 / int{sizeof(T)};  // elements
-inline constexpr int kInFlight = 4;                     // pieces
+inline constexpr int kInFlight = 4;                     // pieces that a lane reads at a time
 
-// The elements of a row of d from k on; those from d on are 0.
+// Loads the elements of a row from k on; those from d on are 0.
 template <class T>
 __device__ uint4 load_piece(const T* x, int64_t k, int64_t d) {
   static_assert(sizeof(T) == 2 || sizeof(T) == 4 || sizeof(T) == 8);
@@ -145,8 +147,8 @@ __device__ T element(const uint4& piece, int e) {
         static_cast<long long>(uint64_t{words[2 * e]} | uint64_t{words[2 * e + 1]} << 32));
 }
 
-// Calls use(u, k, piece) for a warp's pieces of a row, from element k on; lane's are those of
-// u < kInFlight in turn.
+// Calls use(u, k, piece) for each of the lane's pieces of a row, which begins with element k;
+// u < kInFlight counts the pieces that are read at a time.
 template <class T, class Use>
 __device__ void for_pieces(const T* x, int64_t d, int lane, const Use& use) {
   for (int64_t k0 = int64_t{lane} * kPieceSize<T>; k0 < d;

@@ -1,6 +1,6 @@
 // Teams of blocks that work on one image together: a persistent kernel launches as many blocks as
-// the device holds, and they meet at barriers in device memory. Whatever a team computes does not
-// depend on its size, so that an image gives the same bits alone and in a batch.
+// the device can run at a time, and they meet at barriers in device memory. The results of a team
+// do not depend on its size, so that an image has the same bits alone and in a batch.
 #pragma once
 
 #include "platform.h"
@@ -9,20 +9,20 @@ namespace selfment::cuda {
 
 class Team {
  public:
-  // `arrivals` is 0 before the launch, and the team's own.
+  // `arrivals` is a counter of the team's own, and 0 before the launch.
   __device__ Team(int rank, int size, unsigned* arrivals)
       : rank_(rank), size_(size), arrivals_(arrivals) {}
 
   __device__ int rank() const { return rank_; }
 
-  // What was written before is seen by the whole team after.
+  // Waits for the whole team. All of it sees afterwards what any of it has written before.
   __device__ void sync() {
     __syncthreads();
     if (size_ == 1) return;
     due_ += static_cast<unsigned>(size_);
     if (threadIdx.x == 0) {
       add_release(arrivals_);
-      // The difference, as the count may go round.
+      // Compares the difference, as the count may wrap around.
       while (static_cast<int>(load_acquire(arrivals_) - due_) < 0) pause_thread();
     }
     __syncthreads();
@@ -38,14 +38,15 @@ class Team {
   unsigned due_ = 0;
 };
 
-// How many teams of how many blocks there are for a batch.
+// `count` teams of `size` blocks.
 struct Teams {
   int64_t count, size;
 };
 
-// Those that are done first. An image is `items` of work, of which a block does its share, and
-// meetings cost a team as much as `meeting` items; all images take as many rounds as the teams
-// need. Of equals the largest, and of so many teams the largest, which keep most blocks busy.
+// Chooses the teams with the least total time for a batch. One image costs `items` units, split
+// evenly among the blocks of its team; the barriers cost a team of several blocks `meeting` units.
+// The batch takes as many rounds as the teams need. Ties go to the larger team, and for a count of
+// teams only the largest size is considered, which keeps most blocks busy.
 inline Teams teams_for(int64_t batch, int64_t blocks, int64_t items, int64_t meeting) {
   Teams best{};
   int64_t least = INT64_MAX;

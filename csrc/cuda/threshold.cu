@@ -1,5 +1,5 @@
-// Otsu's threshold of the similarities of a sample of patches. A block for each image, a thread for
-// each bin.
+// Otsu's threshold of the similarities of a sample of patches. Each image has a block, and each bin
+// a thread.
 #include "../threshold.h"
 
 #include "rows.cuh"
@@ -11,7 +11,7 @@ namespace {
 constexpr int kThreads = kBins;
 constexpr int kWarps = kThreads / kWarp;
 
-// What the threads of a block share.
+// The shared memory of a block.
 struct Shared {
   double best[kWarps];
   int counts[kBins];
@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kThreads) otsu(ThresholdParams p) {
   for (int at = thread; at < m * m; at += kThreads)
     if (at / m < at % m) atomicAdd(shared.counts + bin_of(similarities[at]), 1);
   __syncthreads();
-  // Edge `thread` is where its bin begins; that of the first bin divides nothing.
+  // Edge `thread` is where the thread's bin begins; the first bin's edge divides nothing.
   Moments below{}, values{};
   for (int k = 0; k < kBins; ++k) {
     const int64_t count = shared.counts[k];

@@ -5,38 +5,39 @@
 
 namespace selfment::cuda {
 
-// In place of a row's error. The first two say that there is nothing to compute: the product of a
-// zero row and a finite one is 0, and a row that is not finite has no edges.
+// These values stand in place of a row's error. With the first two there is nothing to compute: the
+// product of a zero row and a finite one is 0, and a row that is not finite has no edges.
 inline constexpr float kZeroRow = -INFINITY;
 inline constexpr float kNotFinite = NAN;
-inline constexpr float kOverflows = INFINITY;  // the product might: nothing is known of it
+inline constexpr float kOverflows = INFINITY;  // the product might overflow: it decides nothing
 
 // How the products of an image's rows are decided.
 struct Rule {
   int64_t n;
-  const float* scales;  // (n), of operand rows to rows of norm 1
-  const float* errors;  // (n), of those, or what stands for one
-  float tau, margin;    // of a pair, beside its rows' errors
-  bool zero_joins;      // 0 is an edge
+  const float* scales;  // (n,), factors from operand rows to rows of norm 1
+  const float* errors;  // (n,), the rows' errors, or the values above
+  float tau, margin;    // a pair's margin is this one plus its rows' errors
+  bool zero_joins;      // true if a similarity of 0 is an edge
 };
 
-// A thread's part: the words of rows and of columns `lane` and `lane` + 32, and its unsure pairs.
+// A thread's part of a tile: the words of rows and of columns `lane` and `lane` + 32, and its
+// unsure pairs.
 struct TileEdges {
   uint64_t rows[2], columns[2];
-  uint64_t unsure[2];  // bit 16 (g % 4) + c of number g / 4 is of row(g) and column(c)
+  uint64_t unsure[2];  // bit 16 (g % 4) + c of unsure[g / 4] belongs to row(g) and column(c)
 
   __device__ static int row(int lane, int g) { return WarpTile::row(lane, g / 2, g % 2 * 2); }
   __device__ static int column(int lane, int c) { return WarpTile::column(lane, c / 2, c % 2); }
 };
 
-// What the lanes of a warp tell one another, in shared memory.
+// The values that the lanes of a warp exchange, in shared memory.
 struct TileNotes {
-  float2 limits[kWord];        // of the rows: tau, and how far from it a pair is decided
+  float2 limits[kWord];        // a row's tau, and how far from it a pair is decided
   float scales[kWord];         // of the columns
   uint8_t edges[kWord][2][4];  // of a row: by halves of the columns and lanes, two bits for each n
 };
 
-// The 4 x 4 pairs of bits of a word, transposed.
+// Transposes the 4 x 4 pairs of bits of a word.
 __device__ inline uint32_t transpose_pairs(uint32_t x) {
   uint32_t moved = (x ^ x >> 12) & 0x0000f0f0u;
   x ^= moved ^ moved << 12;
@@ -44,8 +45,8 @@ __device__ inline uint32_t transpose_pairs(uint32_t x) {
   return x ^ moved ^ moved << 6;
 }
 
-// Columns of a 32 x 32 block of bits, from its rows, one for each lane: halves of it are exchanged,
-// then quarters.
+// Transposes a 32 x 32 block of bits, of which each lane has a row, and gets a column: halves of it
+// are exchanged, then quarters, and so on.
 __device__ inline uint32_t transpose(uint32_t row, int lane) {
   uint32_t lower = 0x0000ffffu;  // columns that lanes without the bit keep
 #pragma unroll
@@ -59,8 +60,8 @@ __device__ inline uint32_t transpose(uint32_t row, int lane) {
   return row;
 }
 
-// Of a tile that starts at row i0 and column j0 of the graph, i0 <= j0; those before the diagonal
-// have none.
+// Decides the edges of a tile that starts at row i0 and column j0 of the graph, i0 <= j0. Pairs
+// below the diagonal have none.
 __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, int64_t i0,
                                        int64_t j0, TileNotes& notes, int lane) {
   float row_errors[2], column_errors[2], most = 0;
@@ -69,7 +70,7 @@ __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, i
     const int at = half * kWarp + lane;
     const int64_t j = min(j0 + at, rule.n - 1);
     const float error = column_errors[half] = rule.errors[j];
-    // What is not a number is farther from nothing.
+    // A NaN is never farther from tau than a limit, so the pair stays unsure.
     notes.scales[at] = error == kOverflows ? NAN : rule.scales[j];
     if (error > most && error != kOverflows) most = error;
   }
@@ -90,13 +91,13 @@ __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, i
   const uint64_t zero_columns = flags(column_errors[0] == kZeroRow, column_errors[1] == kZeroRow);
   const uint64_t columns =
       flags(exists(j0, 0) && !isnan(column_errors[0]), exists(j0, 1) && !isnan(column_errors[1]));
-  // Those whose products are not known.
+  // Rows and columns whose products have to be computed.
   const uint64_t open_columns = columns & ~zero_columns;
   const uint64_t open_rows =
       flags(exists(i0, 0) && row_errors[0] >= 0, exists(i0, 1) && row_errors[1] >= 0);
   __syncwarp();
 
-  TileEdges found{};
+  TileEdges mine{};
   float scales[16];
 #pragma unroll
   for (int c = 0; c < 16; ++c) scales[c] = notes.scales[TileEdges::column(lane, c)];
@@ -108,24 +109,24 @@ __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, i
 #pragma unroll
     for (int c = 15; c >= 0; --c) {
       const float above = fmaf(tile.sums[g / 2][c / 2][g % 2 * 2 + c % 2], scales[c], -limit.x);
-      below = __funnelshift_l(__float_as_uint(above), below, 1);  // its sign comes in
+      below = __funnelshift_l(__float_as_uint(above), below, 1);  // shifts the sign in
       if (!(fabsf(above) > limit.y)) near |= 1u << c;
     }
     const uint32_t edges = ~(below | near);
     notes.edges[row][0][lane % 4] = static_cast<uint8_t>(edges);
     notes.edges[row][1][lane % 4] = static_cast<uint8_t>(edges >> 8);
-    found.unsure[g / 4] |= uint64_t{near} << 16 * (g % 4);
+    mine.unsure[g / 4] |= uint64_t{near} << 16 * (g % 4);
   }
   __syncwarp();
-  // Of those near tau, what is no pair or is known.
+  // Clears those of the pairs near tau that are no pairs, or whose product is known.
 #pragma unroll
   for (int part = 0; part < 2; ++part)
-    for (uint64_t rest = found.unsure[part]; rest != 0; rest &= rest - 1) {
+    for (uint64_t rest = mine.unsure[part]; rest != 0; rest &= rest - 1) {
       const int bit = __ffsll(static_cast<long long>(rest)) - 1;
       const int row = TileEdges::row(lane, part * 4 + bit / 16);
       const int column = TileEdges::column(lane, bit % 16);
       if ((open_rows >> row & open_columns >> column & 1) == 0 || (i0 == j0 && column < row))
-        found.unsure[part] ^= uint64_t{1} << bit;
+        mine.unsure[part] ^= uint64_t{1} << bit;
     }
 
 #pragma unroll
@@ -136,14 +137,14 @@ __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, i
     const uint64_t zeros = row_errors[half] == kZeroRow ? ~uint64_t{0} : zero_columns;
     word = rule.zero_joins ? word | zeros : word & ~zeros;
     word &= columns & (i0 == j0 ? ~uint64_t{0} << at : ~uint64_t{0});
-    found.rows[half] = exists(i0, half) && !isnan(row_errors[half]) ? word : 0;
+    mine.rows[half] = exists(i0, half) && !isnan(row_errors[half]) ? word : 0;
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half)
-    found.columns[half] =
-        uint64_t{transpose(static_cast<uint32_t>(found.rows[0] >> half * kWarp), lane)} |
-        uint64_t{transpose(static_cast<uint32_t>(found.rows[1] >> half * kWarp), lane)} << 32;
-  return found;
+    mine.columns[half] =
+        uint64_t{transpose(static_cast<uint32_t>(mine.rows[0] >> half * kWarp), lane)} |
+        uint64_t{transpose(static_cast<uint32_t>(mine.rows[1] >> half * kWarp), lane)} << 32;
+  return mine;
 }
 
 }  // namespace selfment::cuda

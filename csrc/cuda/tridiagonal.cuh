@@ -1,13 +1,13 @@
 // The largest eigenvalue of a small symmetric tridiagonal matrix, its vector, and the second
-// largest eigenvalue: by one warp, which meets nobody.
+// largest eigenvalue: by one warp, which waits for no other.
 //
-// The eigenvalues come by multisection: each lane counts those above a point of its own, by the
-// signs of leading principal minors (Wilkinson, The Algebraic Eigenvalue Problem, 5.38). The vector
-// comes from factorizations of T - theta from both ends, which are twisted together at the row
-// where it is largest (Dhillon and Parlett, Orthogonal eigenvectors and relative gaps, 2004). Its
-// small entries are products of pivots then, none of which cancels: the last entry, by which
-// Lanczos tells its residual, has a small relative error as soon as theta's error is small against
-// the gap to the second eigenvalue.
+// Multisection finds the eigenvalues: each lane counts those above a point of its own, by the signs
+// of leading principal minors (Wilkinson, The Algebraic Eigenvalue Problem, 5.38). The vector comes
+// from factorizations of T - theta from both ends, which are twisted together at the row where it
+// is largest (Dhillon and Parlett, Orthogonal eigenvectors and relative gaps, 2004). Its small
+// entries are then products of pivots, without cancellation: the last entry, from which Lanczos
+// computes its residual, has a small relative error as soon as theta's error is small against the
+// gap to the second eigenvalue.
 #pragma once
 
 #include "platform.h"
@@ -15,25 +15,26 @@
 
 namespace selfment::cuda {
 
-inline constexpr int kTridiagonalRows = 64;  // at most
+inline constexpr int kTridiagonalRows = 64;  // the most rows of T
 
-// In shared memory. T is scaled by a power of two, so that all eigenvalues are within (-2, 2).
+// T and its factorizations, in shared memory. T is scaled by a power of two, so that all
+// eigenvalues are within (-2, 2).
 struct Tridiagonal {
-  // diagonal[i] is at row i, beside[i] between rows i and i + 1, and squares[i], the square of what
-  // is between rows i - 1 and i, never 0.
+  // diagonal[i] is at row i, and beside[i] between rows i and i + 1. squares[i] is the square of
+  // the entry between rows i - 1 and i, but never 0.
   double diagonal[kTridiagonalRows], beside[kTridiagonalRows], squares[kTridiagonalRows];
   double down[kTridiagonalRows], up[kTridiagonalRows];  // pivots from the first and the last row
   double vector[kTridiagonalRows];
 };
 
 inline constexpr int kMinorsAtOnce = 8;    // rows between two looks at the range of numbers
-inline constexpr int kPoints = kWarp / 2;  // at a time, for each of two eigenvalues
+inline constexpr int kPoints = kWarp / 2;  // points at a time, for each of two eigenvalues
 inline constexpr int kMostRounds = 14;     // of multisection: 4 / 17^14 is below rounding
 inline constexpr double kTinyBeside = 0x1p-60;
 inline constexpr double kTinyPivot = 0x1p-200;
 
-// Scales T, whose rows are in place, and fills in its squares and the rows up to a multiple of
-// kMinorsAtOnce, whose eigenvalues are below all points. Returns the scale.
+// Scales T, whose rows are in place. Fills in the squares, and the rows up to a multiple of
+// kMinorsAtOnce, which add eigenvalues below all points. Returns the scale.
 __device__ __forceinline__ double prepare(Tridiagonal& t, int size, int lane) {
   double bound = 0;
   for (int i = lane; i < size; i += kWarp)
@@ -55,9 +56,9 @@ __device__ __forceinline__ double prepare(Tridiagonal& t, int size, int lane) {
   return scale;
 }
 
-// How many eigenvalues are above x: as often as a leading minor of T - x has the sign of the one
-// before. A minor may vanish, but never two in turn, as no square is 0; of the two signs beside it
-// one counts, whatever its own is.
+// Counts the eigenvalues above x: as many as leading minors of T - x have the sign of the minor
+// before. A minor may vanish, but never two in turn, as no square is 0. The signs on its two sides
+// are then opposite, so exactly one of the two comparisons counts, whatever its own sign is.
 __device__ __forceinline__ int eigenvalues_above(const Tridiagonal& t, int size, double x) {
   double before = 0, minor = 1;
   int above = 0;
@@ -70,7 +71,8 @@ __device__ __forceinline__ int eigenvalues_above(const Tridiagonal& t, int size,
       before = minor;
       minor = next;
     }
-    // Back to about 1. In so few rows the larger of the two stays within 2^-490 and 2^21 times it.
+    // Scales the minors back to about 1. In so few rows the larger of the two changes by a factor
+    // between 2^-490 and 2^21.
     const double large = fmax(fabs(before), fabs(minor));
     const long long exponent = __double_as_longlong(large) >> 52;
     const double factor = __longlong_as_double((2046 - exponent) << 52);
@@ -80,16 +82,16 @@ __device__ __forceinline__ int eigenvalues_above(const Tridiagonal& t, int size,
   return above;
 }
 
-// Lanes below kPoints: the largest eigenvalue, the others: the second largest. An error of `share`
-// of their distance is enough, or that of rounding.
+// Returns the largest eigenvalue to lanes below kPoints, and the second largest to the others, to
+// an error of `share` of their distance, or of rounding.
 __device__ __forceinline__ double two_largest(const Tridiagonal& t, int size, double share,
                                               int lane) {
   const int index = lane / kPoints, point = lane % kPoints, base = index * kPoints;
   double low = -2, high = 2;
   for (int round = 0; round < kMostRounds; ++round) {
     const double x = low + (high - low) * ((point + 1) / (kPoints + 1.0));
-    const unsigned found = __ballot_sync(kAllLanes, eigenvalues_above(t, size, x) > index);
-    const int below = __ffs(static_cast<int>(~(found >> base & 0xffffu))) - 1;  // points below it
+    const unsigned above = __ballot_sync(kAllLanes, eigenvalues_above(t, size, x) > index);
+    const int below = __ffs(static_cast<int>(~(above >> base & 0xffffu))) - 1;  // points below it
     const double from = __shfl_sync(kAllLanes, x, base + max(below - 1, 0));
     const double to = __shfl_sync(kAllLanes, x, base + min(below, kPoints - 1));
     if (below > 0) low = from;
@@ -100,8 +102,8 @@ __device__ __forceinline__ double two_largest(const Tridiagonal& t, int size, do
   return (low + high) / 2;
 }
 
-// The row where the factorizations of T - theta from both ends meet with the smallest pivot, which
-// is where the vector is large. Lane 0 goes down, lane 1 up.
+// Factorizes T - theta from both ends: lane 0 goes down, lane 1 up. Returns the row where they meet
+// with the smallest pivot, which is where the vector is large.
 __device__ __forceinline__ int factorize(Tridiagonal& t, int size, double theta, int lane) {
   if (lane < 2) {
     double pivot = 1;
@@ -133,7 +135,7 @@ __device__ __forceinline__ int factorize(Tridiagonal& t, int size, double theta,
   return twist;
 }
 
-// The unit vector of the factorizations that meet at row `twist`, into t.vector.
+// Solves for the unit vector of the factorizations that meet at row `twist`, into t.vector.
 __device__ __forceinline__ void solve_twisted(Tridiagonal& t, int size, int twist, int lane) {
   for (int i = lane; i < size; i += kWarp)
     t.vector[i] = i < twist ? -t.beside[i] / t.down[i] : i > twist ? -t.beside[i - 1] / t.up[i] : 1;
@@ -150,9 +152,10 @@ __device__ __forceinline__ void solve_twisted(Tridiagonal& t, int size, int twis
   for (int i = lane; i < size; i += kWarp) t.vector[i] /= norm;
 }
 
-// The two largest eigenvalues of the leading `size` rows of T, into values[0] and values[1] (of one
-// row, the second is void), and the unit vector of the first, by a warp: in full, or only to
-// `share` of the distance of the two. T's diagonal and what is beside it are in t, and lost.
+// Computes the two largest eigenvalues of the leading `size` rows of T, into values[0] and
+// values[1] (the second is void if there is one row), and the unit vector of the first, by a warp:
+// in full, or only to `share` of the distance of the two. T is in t.diagonal and t.beside, which it
+// overwrites.
 __device__ __forceinline__ void leading_pair(Tridiagonal& t, int size, double share, double* values,
                                              double* vector) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

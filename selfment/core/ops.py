@@ -54,7 +54,7 @@ def affinity(
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "affinity",
-        (dtype, batch, n, d),
+        {"dtype": dtype, "batch": batch, "n": n, "d": d},
         features=twin.readable(rows),
         dtype=dtype,
         batch=batch,
@@ -136,7 +136,14 @@ def fiedler(
     iterations = bits.new_empty(batch)
     twin.run(
         "fiedler",
-        (batch, n, k, weights is not None, sign == "lapack", twin.ordinal),
+        {
+            "batch": batch,
+            "n": n,
+            "k": k,
+            "weighted": weights is not None,
+            "lapack_sign": sign == "lapack",
+            "device": twin.ordinal,
+        },
         bits=bits,
         weights=weights,
         degrees=degree,
@@ -168,7 +175,7 @@ def components(
     peaks = fiedler.new_empty((batch, len(grids)), dtype=torch.int64)
     twin_of(fiedler.device).run(
         "components",
-        (batch, n, len(grids)),
+        {"batch": batch, "n": n, "frames": len(grids)},
         fiedler=fiedler,
         batch=batch,
         n=n,
@@ -196,7 +203,7 @@ def ipo(
     dtype = _dtype_code(twin.native, rows)
     bad = twin.run(
         "ipo",
-        (dtype, batch, n, d, twin.ordinal),
+        {"dtype": dtype, "batch": batch, "n": n, "d": d, "device": twin.ordinal},
         features=twin.readable(rows),
         dtype=dtype,
         batch=batch,
@@ -235,7 +242,7 @@ def finish(
     rounded = values.new_empty((batch, n), dtype=torch.float32)
     twin_of(labels.device).run(
         "finish",
-        (len(grids),),
+        {"frames": len(grids)},
         eigenvalues=values,
         gaps=gaps,
         separation=separation,
@@ -293,7 +300,15 @@ def label(
     dtype = _dtype_code(twin.native, rows)
     twin.run(
         "label",
-        (dtype, batch, n, d, weighted, len(grids), twin.ordinal),
+        {
+            "dtype": dtype,
+            "batch": batch,
+            "n": n,
+            "d": d,
+            "weighted": weighted,
+            "frames": len(grids),
+            "device": twin.ordinal,
+        },
         features=twin.readable(rows),
         dtype=dtype,
         batch=batch,

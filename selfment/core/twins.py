@@ -12,46 +12,46 @@ from torch import Tensor
 
 from . import native as _native
 
-_CPU_BYTES = 16 << 20  # of graphs, and of copied features, in flight
-_CUDA_BYTES = 1 << 30  # the same, and of scratch
+_CPU_BYTES = 16 << 20  # limit on graphs and copied features in flight
+_CUDA_BYTES = 1 << 30  # limit on graphs, copied features and scratch in flight
 
 
 class Cpu:
-    """Runs on torch's threads, and has returned when it is done."""
+    """Runs operations on as many threads as torch uses; an operation is done when it returns."""
 
     ordinal = -1
     labels_in_one_call = False
-    sample_bytes = 1 << 20  # of samples in flight: what a cache holds
+    sample_bytes = 1 << 20  # samples in flight: as many as fit into a cache
 
     def __init__(self) -> None:
         self.native = _native.cpu()
 
     def readable(self, rows: Tensor) -> Tensor:
-        """Numbers where the kernels can read them: aligned to their size."""
+        """Returns the rows, copied if they are not aligned to the size of a number."""
         return rows.clone() if rows.data_ptr() % rows.element_size() else rows
 
     def weights(self, batch: int, n: int) -> Any:
-        """Memory that grows with the edges."""
+        """Makes room for weights; its memory grows with the edges."""
         return self.native.Weights(batch)
 
     def images_at_once(self, copied: int, weights: int, n: int, d: int, dtype: int) -> int:
-        """Enough to keep the threads busy."""
+        """Returns how many images keep the threads busy within the memory limit."""
         threads = _native.threads()
         most = max(_CPU_BYTES, threads * _CPU_BYTES // 8)
         # Only edges store a weight; assume that half of the pairs i <= j are edges.
         return min(8 * threads, most // (copied + n * n // 8 + weights * n * n + 1))
 
-    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
-        """What the native operation returns; it needs no scratch for ``sizes``."""
+    def run(self, operation: str, sizes: dict[str, int] | None, **arguments: Any) -> Any:
+        """Runs the native operation and returns its result; ``sizes`` are not needed here."""
         return getattr(self.native, operation)(**_addresses(arguments), threads=_native.threads())
 
 
 @dataclass(frozen=True)
 class Cuda:
-    """Launches on the current stream, and never waits for the device.
+    """Launches operations on the current stream, and never waits for the device.
 
-    Scratch memory goes back to torch's allocator at the return: whatever gets it next comes later
-    in stream order.
+    Scratch memory goes back to torch's allocator on return: whatever reuses it comes later in
+    stream order.
     """
 
     native: ModuleType
@@ -62,44 +62,55 @@ class Cuda:
     labels_in_one_call: ClassVar[bool] = True
 
     def current(self) -> AbstractContextManager[None]:
-        """Makes the device current, and then the one that was so before.
+        """Makes the device current, and at the end the earlier one again.
 
-        By torch, which takes no memory on the latter where nothing has used it: the native module
-        has a CUDA runtime of its own, and could make it current only by taking some.
+        Torch does this, as it allocates no memory on a device that nothing has used yet. The native
+        module has a CUDA runtime of its own, which would allocate some.
         """
         # An emulated module is on the CPU.
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def readable(self, rows: Tensor) -> Tensor:
-        """Numbers where the kernels can read them: aligned to 16 bytes."""
+        """Returns the rows, copied if they are not aligned to 16 bytes."""
         return rows.clone() if rows.data_ptr() % 16 else rows
 
     def weights(self, batch: int, n: int) -> Tensor:
-        """A float for each pair of patches i <= j, in whole tiles."""
+        """Makes room for a float for each pair of patches i <= j, in whole tiles."""
         size = self.native.weights_size(n)
         return torch.empty((batch, size), dtype=torch.float32, device=self.device)
 
     def images_at_once(self, copied: int, weights: int, n: int, d: int, dtype: int) -> int:
-        """As many as the memory allows."""
+        """Returns how many images the memory limit allows."""
         with self.current():
-            label = self.native.label_scratch(dtype, 1, n, d, bool(weights), 1, self.ordinal)
+            label = self.native.label_scratch(
+                dtype=dtype,
+                batch=1,
+                n=n,
+                d=d,
+                weighted=bool(weights),
+                frames=1,
+                device=self.ordinal,
+            )
         return _CUDA_BYTES // int(copied + label)
 
-    def run(self, operation: str, sizes: tuple[int, ...] | None, **arguments: Any) -> Any:
-        """Launches it, in as much scratch as the module asks for ``sizes``; None asks for none."""
+    def run(self, operation: str, sizes: dict[str, int] | None, **arguments: Any) -> Any:
+        """Launches the native operation on the stream.
+
+        ``sizes`` determine how much scratch memory it gets; None stands for none.
+        """
         for name in ("weights", "painted_weights"):
             if name in arguments and arguments[name] is None:
                 arguments[name] = 0
         function = getattr(self.native, operation)
         with self.current():
             if sizes is not None:
-                count = getattr(self.native, f"{operation}_scratch")(*sizes)
+                count = getattr(self.native, f"{operation}_scratch")(**sizes)
                 arguments["scratch"] = torch.empty(count, dtype=torch.uint8, device=self.device)
             return function(**_addresses(arguments), device=self.ordinal, stream=self.stream)
 
 
 def twin_of(device: torch.device) -> Cpu | Cuda:
-    """The twin for memory on ``device``. Raises ``ImportError`` when its module is missing."""
+    """Returns the twin for tensors on ``device``; raises ``ImportError`` without its module."""
     if device.type != "cuda":
         return Cpu()
     native = _native.cuda()

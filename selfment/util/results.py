@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from .files import check_file
-from .lines import Record, unsealed
+from .lines import Record, without_checksum
 
 _FILE = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")
 _TRAINING = {"settings.json", "steps.jsonl"}  # files of a run of `selfment train`
@@ -54,7 +54,7 @@ def _records(path: str) -> Iterator[Record]:
         check_file(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             while line := file.readline(_LONGEST):
-                content = unsealed(line.rstrip("\n"))
+                content = without_checksum(line.rstrip("\n"))
                 if content is None:
                     continue
                 record = json.loads(content)

@@ -32,7 +32,8 @@ from helpers import emulated, races  # noqa: E402
 #: What is searched, what takes its place, and what it is called.
 KINDS = [
     (r"(?<![\w])__syncthreads\(\);", "", "barrier"),
-    (r"(local\(this\)->)?\bteam_?\.sync\(\);|\bmeet\(\);", "", "barrier of a team"),
+    (r"(local\(this\)->)?\bteam(_|\(\))?\.sync\(\);", "", "barrier of a team"),
+    (r"(\bgraph(_|\(\))\.)?\bmeet\(\);", "", "barrier of a team"),
     (r"\b__syncwarp\([^()]*\);", "", "barrier of a warp"),
     (r"\b__threadfence(_block)?\(\);", "", "fence"),
     (r"\bwait_for_copies<[^;]*>\(\);", "", "wait"),
