@@ -41,7 +41,7 @@ def expected(tiny, tmp_path_factory) -> torch.Tensor:
 
 
 def to_transformers(state: State, kind: str) -> State:
-    """The keys that the library transformers gives to the same weights."""
+    """Converts keys to those of the library transformers."""
     layer = "layer" if kind == "dinov3" else "encoder.layer"
     gated = any(".mlp.w1." in key for key in state)
     names = {
