@@ -1,13 +1,13 @@
 """Builds the native modules with ninja; everything else is in pyproject.toml.
 
-The innermost loops are compiled once per instruction set, each with its own flags, which is why
-this drives ninja itself. Nothing is tuned to the machine that builds.
+The innermost loops are compiled once per instruction set with different flags, which setuptools
+cannot express; so this module writes a ninja file. Nothing is tuned to the machine that builds.
 
 Environment:
-    SELFMENT_CUDA: auto (default: builds ``selfment._cuda`` if there is an nvcc) | 0 | 1.
-    SELFMENT_CUDA_ARCHS: compute capabilities, "90 120" say; the default is DEFAULT_CUDA_ARCHS.
-    CUDACXX, CUDA_HOME: where nvcc is. What nvcc itself heeds: NVCC_CCBIN (a C++ compiler; CXX by
-    default), NVCC_PREPEND_FLAGS, NVCC_APPEND_FLAGS.
+    SELFMENT_CUDA: auto (default: builds ``selfment._cuda`` if there is an nvcc), 0 or 1.
+    SELFMENT_CUDA_ARCHS: compute capabilities, such as "90 120"; the default is DEFAULT_CUDA_ARCHS.
+    CUDACXX, CUDA_HOME: the location of nvcc.
+    NVCC_CCBIN (a C++ compiler; CXX by default), NVCC_PREPEND_FLAGS, NVCC_APPEND_FLAGS: as in nvcc.
     CXX, CXXFLAGS, LDFLAGS: as usual.
 """
 
@@ -36,14 +36,14 @@ X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 
 FLAGS = [
     *("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-DNDEBUG"),
-    # A product is fused into a sum only where the source says so; results must not depend on it.
+    # Multiply-adds are fused only where the source does so, as results must not depend on it.
     *("-ffp-contract=off", "-fno-math-errno"),
     *("-Wall", "-Wextra", "-Wno-psabi"),
 ]
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mpopcnt"]
 AVX512 = [
     *("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2),
-    # GCC 12 finds fault with its own avx512fintrin.h; clang does not know that warning.
+    # GCC 12 warns of its own avx512fintrin.h; clang does not know that warning.
     *("-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
 ]
 ISA_FLAGS = {
@@ -65,16 +65,16 @@ WITHOUT_CUDA = "SELFMENT_CUDA=0 builds without the CUDA module"
 
 
 class Cuda(NamedTuple):
-    """The CUDA toolkit to build with."""
+    """The CUDA toolkit for the build."""
 
     nvcc: str
     archs: list[str]  # flags of nvcc
-    includes: list[str]  # flags of the C++ compiler, like the next
-    libraries: list[str]
+    includes: list[str]  # flags of the C++ compiler
+    libraries: list[str]  # flags of the C++ compiler
 
 
 def find_nvcc() -> str | None:
-    """The path of nvcc, or None to build without; ends the build if it cannot be as asked for."""
+    """Returns the path of nvcc, or None to build without; ends the build if nvcc is required."""
     wish = os.environ.get("SELFMENT_CUDA", "auto")
     if wish not in ("auto", "0", "1"):
         sys.exit(f"SELFMENT_CUDA must be auto, 0 or 1: got {wish!r}")
@@ -94,8 +94,8 @@ def find_nvcc() -> str | None:
 
 
 def refuse_without_compiler() -> None:
-    """Ends the build with a sentence if the C++ compiler is not there."""
-    # It is the last word of a CXX such as "ccache g++".
+    """Ends the build with one sentence if the C++ compiler is missing."""
+    # The compiler is the last word of a CXX such as "ccache g++".
     words = [word for word in shlex.split(os.environ.get("CXX", "")) if not word.startswith("-")]
     if shutil.which(words[-1] if words else "c++") is None:
         reason = f"CXX names {words[-1]!r}, which is not" if words else "c++ is not"
@@ -105,8 +105,8 @@ def refuse_without_compiler() -> None:
         )
 
 
-def ask(nvcc: str, *arguments: str) -> str:
-    """What nvcc answers."""
+def run_nvcc(nvcc: str, *arguments: str) -> str:
+    """Runs nvcc and returns its output; ends the build if it fails."""
     command = [nvcc, *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
@@ -116,12 +116,12 @@ def ask(nvcc: str, *arguments: str) -> str:
 
 
 def arch_flags(nvcc: str) -> list[str]:
-    """Machine code for each wanted architecture, and PTX for what comes after the newest."""
+    """Returns flags for machine code of each architecture, and PTX for ones after the newest."""
     asked = os.environ.get("SELFMENT_CUDA_ARCHS", "").strip()
     wanted = list(dict.fromkeys(re.split(r"[\s,;]+", asked or DEFAULT_CUDA_ARCHS)))
     if not all(re.fullmatch(r"\d{2,3}[af]?", arch) for arch in wanted):
         sys.exit(f"SELFMENT_CUDA_ARCHS must be a list such as '80 90a 120': got {asked!r}")
-    known = sorted(set(map(int, re.findall(r"compute_(\d+)", ask(nvcc, "--list-gpu-arch")))))
+    known = sorted(set(map(int, re.findall(r"compute_(\d+)", run_nvcc(nvcc, "--list-gpu-arch")))))
     unknown = [arch for arch in wanted if int(arch.rstrip("af")) not in known]
     if asked and unknown:
         sys.exit(
@@ -130,13 +130,13 @@ def arch_flags(nvcc: str) -> list[str]:
         )
     wanted = [arch for arch in wanted if arch not in unknown]
     flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in wanted]
-    # That of a name with a letter would run on no later device.
+    # PTX of an architecture with a letter would not run on later devices.
     newest = sorted(int(arch) for arch in wanted if arch.isdigit())[-1:]
     return flags + [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in newest]
 
 
 def find_cuda() -> Cuda | None:
-    """The toolkit, or None to build without."""
+    """Returns the toolkit, or None to build without."""
     nvcc = find_nvcc()
     if nvcc is None:
         return None
@@ -144,9 +144,9 @@ def find_cuda() -> Cuda | None:
     if cxx:
         os.environ.setdefault("NVCC_CCBIN", cxx[-1])
     archs = arch_flags(nvcc)
-    # Only nvcc knows where its headers and libraries are; it need not lie beside them.
-    answer = ask(nvcc, "--dryrun", "-c", "any.cu")
-    lines = re.findall(r"^#\$ \w*(?:INCLUDES|LIBRARIES)=(.*)$", answer, re.MULTILINE)
+    # Only nvcc knows where its headers and libraries are; they may be in other folders.
+    output = run_nvcc(nvcc, "--dryrun", "-c", "any.cu")
+    lines = re.findall(r"^#\$ \w*(?:INCLUDES|LIBRARIES)=(.*)$", output, re.MULTILINE)
     words = [word for line in lines for word in shlex.split(line) if word != "-isystem"]
     folders = [word.removeprefix("-I") for word in words if not word.startswith("-L")]
     return Cuda(
@@ -155,7 +155,7 @@ def find_cuda() -> Cuda | None:
         includes=[f"-isystem {quote(folder)}" for folder in folders],
         libraries=[
             *(quote(word) for word in words if word.startswith("-L")),
-            # The static runtime exports nothing, and finds the driver when it is first used.
+            # The static runtime exports nothing, and loads the driver when it is first used.
             "-lcudart_static",
             "-ldl",
             "-lrt",
@@ -164,12 +164,12 @@ def find_cuda() -> Cuda | None:
 
 
 def escape(text: object) -> str:
-    """``text`` as a path or word of a ninja file."""
+    """Escapes a path or word for a ninja file."""
     return str(text).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 def quote(word: str) -> str:
-    """``word`` as a word of a command of a ninja file."""
+    """Quotes a word of a command for a ninja file."""
     return shlex.quote(word).replace("$", "$$")
 
 
@@ -184,7 +184,7 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
         self.cuda = find_cuda()
         if self.cuda is None:
             self.extensions = [ext for ext in self.extensions if ext.name != CUDA_MODULE]
-            # Or that of an earlier build would be installed.
+            # Otherwise the module of an earlier build would be installed.
             for folder in [self.build_lib, *([ROOT] if self.inplace else [])]:
                 (Path(folder) / self.get_ext_filename(CUDA_MODULE)).unlink(missing_ok=True)
         super().run()
@@ -196,7 +196,20 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
         folder = Path(self.build_temp).resolve() / ext.name
         folder.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
+        lines = [*self.rules(cuda, ext), *self.targets(ext, folder, target), ""]
+        (folder / "build.ninja").write_text("\n".join(lines))
+        command = [Path(ninja.BIN_DIR) / "ninja", "-C", folder, *(["-v"] if self.verbose else [])]
+        try:
+            subprocess.run(list(map(str, command)), check=True)
+        except subprocess.CalledProcessError as error:
+            if cuda is None:
+                refuse_without_compiler()
+            hint = f"; {WITHOUT_CUDA}" if cuda else ""
+            status = f"ninja ended with status {error.returncode}"
+            sys.exit(f"building {ext.name} failed: {status}{hint}")
 
+    def rules(self, cuda: Cuda | None, ext: Extension) -> list[str]:
+        """Returns the variables and rules of the ninja file."""
         # On macOS an extension finds the symbols of Python when it is loaded.
         shared = ["-bundle", "-undefined", "dynamic_lookup"]
         shared = shared if sys.platform == "darwin" else ["-shared"]
@@ -205,10 +218,11 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
             f'-DSELFMENT_VERSION=\\"{VERSION}\\"',
             *(["-DSELFMENT_X86"] if X86 else []),
         ]
-        flags += [f"-isystem {quote(path)}" for path in self.include_paths()]
+        includes = [pybind11.get_include(), sysconfig.get_path("include")]
+        flags += [f"-isystem {quote(path)}" for path in includes]
         flags += cuda.includes if cuda else []
         libraries = cuda.libraries if cuda else []
-        lines = [
+        return [
             f"cxx = {os.environ.get('CXX', 'c++')}",
             f"cxxflags = {' '.join(flags)} {os.environ.get('CXXFLAGS', '')}",
             f"ldflags = {' '.join(shared)} -pthread {os.environ.get('LDFLAGS', '')}",
@@ -221,9 +235,12 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
             "rule link",
             "  command = $cxx $in $ldflags $libraries -o $out",
             "  description = link $out",
+            *(self.nvcc_rule(cuda, ext) if cuda else []),
         ]
-        lines += self.nvcc_rule(cuda, ext) if cuda else []
-        objects = []
+
+    def targets(self, ext: Extension, folder: Path, target: Path) -> list[str]:
+        """Returns the object files and the extension, for the ninja file."""
+        lines, objects = [], []
         for source in map(Path, ext.sources):
             objects.append(escape(folder / (source.name + ".o")))
             isa = ISA_FLAGS.get(source.stem.removeprefix("simd_"), [])
@@ -232,25 +249,12 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
                 f"build {objects[-1]}: {rule} {escape(ROOT / source)}",
                 f"  isa = {' '.join(isa)}",
             ]
-        lines += [
-            f"build {escape(target)}: link {' '.join(objects)}",
-            f"default {escape(target)}",
-            "",
-        ]
-        (folder / "build.ninja").write_text("\n".join(lines))
-        command = [Path(ninja.BIN_DIR) / "ninja", "-C", folder, *(["-v"] if self.verbose else [])]
-        try:
-            subprocess.run(list(map(str, command)), check=True)
-        except subprocess.CalledProcessError as error:
-            if cuda is None:
-                refuse_without_compiler()
-            hint = f"; {WITHOUT_CUDA}" if cuda else ""
-            status = f"ninja ended with status {error.returncode}"
-            sys.exit(f"building {ext.name} failed: {status}{hint}")
+        built = escape(target)
+        return [*lines, f"build {built}: link {' '.join(objects)}", f"default {built}"]
 
     def nvcc_rule(self, cuda: Cuda, ext: Extension) -> list[str]:
-        """How ninja compiles a .cu file."""
-        # Ninja keeps a processor busy with each file; what is left is for the architectures.
+        """Returns the rule for .cu files."""
+        # Ninja compiles the files in parallel; the remaining processors are for architectures.
         threads = max(1, (os.cpu_count() or 1) // len(ext.sources))
         flags = [*NVCC_FLAGS, *cuda.archs, f"--threads={threads}"]
         if self.verbose > 1:  # 1 is the default
@@ -266,14 +270,9 @@ class NinjaBuild(build_ext):  # type: ignore[misc]
             "  description = nvcc $in",
         ]
 
-    @staticmethod
-    def include_paths() -> list[str]:
-        """Of pybind11 and of Python."""
-        return [pybind11.get_include(), sysconfig.get_path("include")]
-
 
 def cpu_sources() -> list[str]:
-    """The sources of the CPU module; the x86 instruction sets on x86 only."""
+    """Returns the sources of the CPU module; the x86 instruction sets on x86 only."""
     sources = [CSRC / "bindings_cpu.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
     if not X86:
         sources = [s for s in sources if not s.stem.startswith("simd_avx")]
@@ -281,7 +280,7 @@ def cpu_sources() -> list[str]:
 
 
 def cuda_sources() -> list[str]:
-    """The sources of the CUDA module."""
+    """Returns the sources of the CUDA module."""
     sources = [CSRC / "bindings_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
     return [str(source.relative_to(ROOT)) for source in sources]
 

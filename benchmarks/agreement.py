@@ -1,9 +1,10 @@
-"""Whether the labels are the reference's, on many photographs.
+"""Compares labels with the reference's, on many photographs.
 
-Compares initial masks and IPO masks of `selfment.pseudo_label` and `selfment.reference`, binary and
-weighted, at several sizes, and explains each patch of an initial mask that differs: how far its
-entry of the Fiedler vector lies from the mean, as a share of the vector's range. Then compares the
-seed and the masks of MaskCut's drop-in with those of `scipy.linalg.eigh` on dense matrices.
+Compares initial masks and masks after IPO of `selfment.pseudo_label` and `selfment.reference`,
+binary and weighted, at several sizes. For each patch of an initial mask that differs, it prints the
+distance of its entry in the Fiedler vector from the mean, as a share of the vector's range. Then it
+compares the seed and the masks of MaskCut's drop-in with those of `scipy.linalg.eigh` on dense
+matrices.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from selfment import reference
 
 
 def compare(path: Path, side: int, dim: int, graph: str) -> dict[str, Any]:
-    """The differing patches of one photograph, and what explains them."""
+    """Counts the differing patches of one photograph, and measures what explains them."""
     features = photo_features(path, side, dim)
     ours = selfment.pseudo_label(features, (side, side), graph=graph)
     expected = reference.pseudo_label(features, (side, side), graph=graph)
@@ -45,7 +46,7 @@ def compare(path: Path, side: int, dim: int, graph: str) -> dict[str, Any]:
 
 
 def same_maskcut(path: Path, side: int, dim: int) -> bool:
-    """Whether the drop-in gives the seed and the masks of the dense way."""
+    """Returns whether the drop-in's seed and masks equal those of the dense code."""
     columns = photo_features(path, side, dim).T.contiguous()
     seed, masks = drop_in_maskcut(columns, side)
     expected_seed, expected_masks = dense_maskcut(columns, side)

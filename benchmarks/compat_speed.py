@@ -1,14 +1,15 @@
-"""How long MaskCut and Deep Spectral Segmentation take: selfment's drop-ins and the dense ways.
+"""Times selfment's drop-ins for MaskCut and Deep Spectral Segmentation against the dense code.
 
-Each pair runs in one process, on the same features and threads, and is compared before anything is
-timed. The dense ways are what everybody runs:
+Each pair runs in one process, on the same features and threads; results are compared before
+anything is timed. The dense code is what the original projects run:
 
 - MaskCut: three rounds of numpy matrices and LAPACK's generalised solver, `scipy.linalg.eigh`.
-  Masks and seeds must be equal; ties of the seed, which rounding decides in numpy, are by the
+  Masks and seeds must be equal; ties of the seed, which depend on rounding in numpy, follow the
   drop-in's rule in both.
-- Deep Spectral Segmentation: 20 pairs by scipy's `eigsh` in shift-invert mode, in float32. Only
-  `eigsh` is timed there, with D - W and D given; the drop-in from features to vectors. Eigenvalues
-  must agree, and residuals |(D - W) x - lambda D x|, W in float64, be at most 1e-5.
+- Deep Spectral Segmentation: 20 pairs by scipy's `eigsh` in shift-invert mode, in float32. The time
+  is that of `eigsh` alone, with D - W and D computed before; the drop-in's time is from features to
+  vectors. Eigenvalues must agree, and residuals |(D - W) x - lambda D x|, W in float64, must be at
+  most 1e-5.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ PAIRS = 20
 
 
 def drop_in_maskcut(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
-    """MaskCut of (d, side * side) features: the last seed, and the masks at the grid's size."""
+    """Runs the drop-in on (d, side * side) features; returns the last seed and the masks."""
     size = (side, side)
     return maskcut_forward(columns, size, (PATCH, PATCH), size, TAU, ROUNDS)[:2]
 
 
 def dense_maskcut(columns: Tensor, side: int) -> tuple[int, list[np.ndarray]]:
-    """The same by dense matrices and scipy."""
+    """Runs the same by dense matrices and scipy."""
     grid = (side, side)
     painting = torch.zeros(1, *grid)
     mask = np.zeros(grid)
@@ -129,14 +130,14 @@ def deep_spectral(side: int, dim: int, repeats: int) -> None:
 
 
 def features(side: int, dim: int) -> Tensor:
-    """(side * side, dim) features of a photograph, which it names."""
+    """Prints the name of a photograph and returns its (side * side, dim) features."""
     path = photographs([])[0]
     print(f"\nphotograph: {path.name}; {side} x {side} patches, d = {dim}")
     return photo_features(path, side, dim)
 
 
 def times(function: Callable[[], Any], count: int) -> list[float]:
-    """Seconds of ``count`` calls."""
+    """Returns the seconds of each of ``count`` calls."""
     taken = []
     for _ in range(count):
         start = time.perf_counter()
@@ -161,7 +162,7 @@ METHODS = {"maskcut": (maskcut, 60, 768), "dsm": (deep_spectral, 48, 384)}
 
 
 def main() -> None:
-    """Parses the arguments, compares, times, prints."""
+    """Parses the arguments, compares, times and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("methods", nargs="*", help=f"{', '.join(METHODS)} (all)")
     parser.add_argument("--side", type=int, help="patches (60 and 48)")

@@ -1,8 +1,8 @@
-"""How many images and features the reject option rejects, and what the confidence comes to.
+"""Measures how many images and features the reject option rejects, and their confidence.
 
-Images that hold an object, folders with `images/` or files, must stay; those that hold nothing,
-noise, one colour and gradients, must go. A row for each kind and graph, of the features of the
-embedded default. `docs/design.md` holds the table.
+Images with an object (folders with `images/`, or files) must not be rejected; images without one
+(noise, one colour, gradients) must be. Prints a row for each kind and graph, for the features of
+the embedded default. `docs/confidence.md` has the table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NOISE = ("uniform", "Gaussian", "grey", "faint", "black and white")
 
 
 def noise(kind: str, size: int, rng: torch.Generator) -> Tensor:
-    """A (1, 3, size, size) image, in every pixel its own."""
+    """Returns a (1, 3, size, size) image of noise, independent in every pixel."""
     pixels = torch.rand(1, 3, size, size, generator=rng)
     if kind == "Gaussian":
         return (0.5 + 0.12 * torch.randn(1, 3, size, size, generator=rng)).clamp(0, 1)
@@ -40,7 +40,7 @@ def noise(kind: str, size: int, rng: torch.Generator) -> Tensor:
 
 
 def blurred(pixels: Tensor, sigma: int) -> Tensor:
-    """By a Gaussian, and stretched over [0, 1]."""
+    """Blurs by a Gaussian, and stretches the result over [0, 1]."""
     at = torch.arange(-3 * sigma, 3 * sigma + 1)
     kernel = torch.exp(-(at**2) / (2 * sigma**2)).expand(3, 1, 1, -1)
     for _ in range(2):
@@ -51,7 +51,7 @@ def blurred(pixels: Tensor, sigma: int) -> Tensor:
 
 
 def gradients(size: int, rng: torch.Generator) -> Iterator[Tensor]:
-    """From one colour to another: along an axis, the diagonal and the radius."""
+    """Yields gradients between two colours: along an axis, the diagonal and the radius."""
     at = torch.linspace(0, 1, size)
     for weight in (
         at.expand(size, size),
@@ -63,7 +63,7 @@ def gradients(size: int, rng: torch.Generator) -> Iterator[Tensor]:
 
 
 def images(kind: str, size: int, seeds: int) -> Iterator[Tensor]:
-    """The images of a kind that holds nothing, as 8 bits would hold them."""
+    """Yields images without an object of one kind, rounded to 8 bits."""
     for seed in range(seeds):
         rng = torch.Generator().manual_seed(1000 * size + seed)
         made: Iterator[Tensor]

@@ -1,4 +1,4 @@
-"""The kernels as phases: how often a loop of the machine code runs, what it moves and waits for."""
+"""Models the kernels as phases: how often each loop runs, what it moves and what it waits for."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import cuda_plan
 from cost_phases import ASSUMED, Assumptions, Code, Phase, Size, Structure
 
-WARPS = 16  # of a block of the solver
+WARPS = 16  # warps of a block of the solver
 
 
 @dataclass
 class Model:
-    """The phases of a size."""
+    """The phases of one problem size."""
 
     size: Size
     code: Code
@@ -23,21 +23,21 @@ class Model:
     phases: list[Phase] = field(default_factory=list)
 
     def launch(self, kernel: str) -> cuda_plan.Launch:
-        """The first launch of a kernel."""
+        """Returns the first launch of a kernel."""
         return next(x for x in self.plan.launches if x.kernel.startswith(kernel))
 
     def add(self, kernel: str, name: str, **counts: float) -> None:
-        """A phase."""
+        """Adds a phase."""
         self.phases.append(Phase(kernel, name, **counts))
 
     def spread(self, kernel: str, name: str, **counts: float) -> None:
-        """A phase of a label that all multiprocessors share: counts are of all together."""
+        """Adds a phase that all multiprocessors share; counts are the sums over all of them."""
         memory = counts.pop("memory", 0.0)
         each = {k: v / ASSUMED.multiprocessors for k, v in counts.items()}
         self.add(kernel, name, memory=memory, **each)
 
     def all(self) -> None:
-        """All of them; what torch's operators do is little, and their launches are counted."""
+        """Adds all phases; the work of torch's operators is small, only their launches count."""
         self.prepare()
         self.join()
         self.settle()
@@ -49,7 +49,7 @@ class Model:
     # Loops over features: 16-byte pieces of 8 elements, 4 of them on their way.
 
     def reading(self, kernel: str, what: str, otherwise: float) -> tuple[float, float]:
-        """Instructions and FP64 ones of a warp for a piece of 8 elements each."""
+        """Returns a warp's instructions, and FP64 instructions, per 8 elements of each lane."""
         scores = what == "scores"
         each, loop = self.code.loop(
             kernel, what,
@@ -75,7 +75,7 @@ class Model:
         )  # fmt: skip
 
     def join(self) -> None:
-        """Half the product, by tiles; a wave is as many as the device holds."""
+        """Half the product, by tiles; a wave is the number of tiles that fit on the device."""
         s, launch = self.size, self.launch("join")
         kernel = launch.kernel
         loop = next(
@@ -89,7 +89,9 @@ class Model:
         tiles = tiles * (tiles + 1) // 2
         resident = self.code.occupancy(kernel, launch.threads, launch.shared)
         turns = math.ceil(s.batch * tiles / resident / ASSUMED.multiprocessors) / s.batch
-        blocks = turns * resident  # of a multiprocessor; those of a turn wait side by side
+        blocks = (
+            turns * resident
+        )  # blocks of a multiprocessor; those of one turn wait at the same time
         slabs = math.ceil(s.d / made.slab)
         # A warp reads its rows of both sides for each 16 elements; the copies write them once. What
         # a loop keeps in shared memory besides, such as sums, counts as its loads and stores.
@@ -117,7 +119,7 @@ class Model:
         )  # fmt: skip
 
     def settle(self) -> None:
-        """The pairs that the product leaves undecided; both rows come from L2."""
+        """The undecided pairs of the product; both rows are read from L2."""
         s = self.size
         pairs = s.undecided * s.n * s.n / 2
         each, _ = self.code.loop(
@@ -134,7 +136,7 @@ class Model:
         )  # fmt: skip
 
     def degrees(self) -> None:
-        """The bits, once."""
+        """Reads the bits once."""
         s = self.size
         self.spread(
             "degrees", "count",
@@ -143,9 +145,9 @@ class Model:
         )  # fmt: skip
 
     def fiedler(self, team: int = 0) -> None:
-        """A team of blocks for an image; blocks of all teams run side by side.
+        """A team of blocks works on an image; the blocks of all teams run at the same time.
 
-        ``team``: blocks; else as many as the host code plans.
+        ``team``: blocks per team; by default the number that the host code plans.
         """
         s, made, launch = self.size, self.made, self.launch("solve")
         teams = min(s.batch, ASSUMED.multiprocessors // team) if team else self.teams("solve")
@@ -246,7 +248,7 @@ class Model:
         self.projected(add)
 
     def projected(self, add: Callable[..., None]) -> None:
-        """The eigenvalues of the projected matrix, whenever convergence is tested."""
+        """The eigenvalues of the projected matrix, at each test of convergence."""
         tests, size = list[int](), 10
         while size <= self.size.steps:
             tests.append(size)
@@ -272,7 +274,7 @@ class Model:
             )  # fmt: skip
 
     def task(self, kernel: str) -> tuple[float, float]:
-        """Instructions of a warp, and FP64 ones, for a word's inner products of a group."""
+        """Returns a warp's instructions, and FP64 ones, for inner products over one word."""
         functions = {f.name: f for f in self.code.kernels[kernel].functions}
         every = functions["project"].loops if "project" in functions else []
         loops = [loop for loop in every if loop.count("SHFL") and loop.count("DMUL")]
@@ -287,12 +289,12 @@ class Model:
 
     @staticmethod
     def balance(own: int, words: int) -> float:
-        """How much longer 16 warps take for a pass's tasks than if they were even."""
+        """Returns the time of 16 warps for a pass's tasks, relative to an even distribution."""
         tasks = [min(10, own - at) * 2 * 4 for at in range(0, own, 10)]
         return sum(math.ceil(t / WARPS) * WARPS for t in tasks) / sum(tasks)
 
     def teams(self, kernel: str) -> int:
-        """Of a launch: as many as its counters, which are set to 0 before."""
+        """Returns the number of teams of a launch, by the counters that are set to 0 before."""
         launches = self.plan.launches
         at = next(i for i, x in enumerate(launches) if x.kernel.startswith(kernel))
         blocks, most = launches[at].blocks, min(self.size.batch, launches[at].blocks)
@@ -303,13 +305,13 @@ class Model:
         return max(teams for teams in range(1, most + 1) if blocks % teams == 0)
 
     def unknown(self) -> list[str]:
-        """Kernels that are launched, and that no phase is of."""
+        """Returns the kernels that are launched but have no phase."""
         known = ("prepare", "join", "settle", "count_edges", "solve", "initial_mask", "optimize")
         names = dict.fromkeys(launch.kernel for launch in self.plan.launches)
         return [x for x in names if not x.startswith((*known, *cuda_plan.MEMORY))]
 
     def components(self) -> None:
-        """A block for each image: some passes over the vector, and trees."""
+        """One block per image: some passes over the vector, and trees."""
         s = self.size
         turns = math.ceil(s.n / 512)
         self.add(
@@ -320,7 +322,7 @@ class Model:
         )  # fmt: skip
 
     def ipo(self) -> None:
-        """Norms, the sums of the classes, and the steps, of which some read all the rows."""
+        """Norms, class sums and steps, some of which read all rows."""
         s, launch = self.size, self.launch("optimize")
         kernel = launch.kernel
         teams = self.teams(kernel)
@@ -362,30 +364,30 @@ class Model:
         )  # fmt: skip
 
     def fences(self, kernel: str) -> float:
-        """Of a meeting, in a kernel's name as phases have it."""
+        """Returns the cycles of the fences of a meeting in a kernel."""
         names = {"fiedler": "solve", "ipo": self.launch("optimize").kernel}
         return self.code.fences(names[kernel]) if kernel in names else 0
 
     def of(self, kernel: str, assumed: Assumptions = ASSUMED) -> float:
-        """Seconds of a kernel for a label."""
+        """Returns the seconds of a kernel per label."""
         fences = self.fences(kernel)
         return sum(p.seconds(assumed, fences)[0] for p in self.phases if p.kernel == kernel)
 
     def of_phase(self, phase: Phase) -> float:
-        """Its seconds."""
+        """Returns the seconds of a phase per label."""
         return phase.seconds(ASSUMED, self.fences(phase.kernel))[0]
 
     def gaps(self) -> float:
-        """Seconds of a label between its kernels."""
+        """Returns the seconds between the kernels, per label."""
         return self.plan.total * ASSUMED.gap / self.size.batch
 
     def seconds(self, assumed: Assumptions = ASSUMED) -> float:
-        """Of a label, the gaps between launches included."""
+        """Returns the seconds per label, including the gaps between launches."""
         kernels = {phase.kernel for phase in self.phases}
         return sum(self.of(kernel, assumed) for kernel in kernels) + self.gaps()
 
     def by_team(self) -> dict[int, float]:
-        """Seconds of the solver for a label, by the blocks of a team."""
+        """Returns the seconds of the solver per label, by the number of blocks in a team."""
         found = {}
         for team in (1, 2, 3, 4, 6, 8, 16, 33, 66, 132):
             if team <= self.size.words:

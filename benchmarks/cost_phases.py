@@ -1,4 +1,4 @@
-"""What the model of a label's cost is made of: sizes, a device, phases, code and structure."""
+"""Parts of the model of a label's cost: sizes, device, phases, code and structure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from machine_code import Loop, resident_blocks
 
 @dataclass(frozen=True)
 class Size:
-    """A batch, and what its data make of it: medians of photographs on the CPU twin."""
+    """The size of a batch, with counts that depend on the data: medians over photographs."""
 
     n: int
     d: int
@@ -25,7 +25,7 @@ class Size:
 
     @property
     def words(self) -> int:
-        """Of 64 rows."""
+        """The number of words of 64 rows."""
         return -(-self.n // 64)
 
 
@@ -39,7 +39,7 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Assumptions:
-    """Of the device; cycles are those of a multiprocessor."""
+    """Assumptions on the device; cycles are those of a multiprocessor."""
 
     clock: float = 1.755e9  # under load
     multiprocessors: int = HOPPER[0]
@@ -63,7 +63,7 @@ class Assumptions:
     cluster: float = 0  # cycles of a cluster's barrier in place of a meeting's atomics and fences
 
     def meeting(self, fences: float) -> float:
-        """Cycles of a meeting, ``fences`` among them."""
+        """Returns the cycles of a team barrier, including its ``fences``."""
         return self.cluster or 2 * self.atomic + fences
 
 
@@ -75,7 +75,7 @@ CLUSTERS = replace(WGMMA, cluster=250)
 
 @dataclass
 class Phase:
-    """A part of a kernel that a multiprocessor does for a label."""
+    """A part of a kernel: the work of one multiprocessor for a label."""
 
     kernel: str
     name: str
@@ -106,7 +106,7 @@ class Phase:
         }
 
     def seconds(self, a: Assumptions, fences: float) -> tuple[float, str]:
-        """Of a label, and what it waits for."""
+        """Returns the seconds per label, and the resource that limits the phase."""
         cycles = self.cycles(a, fences)
         waited = cycles.pop("wait") / a.clock / self.share
         dearest = max(cycles, key=lambda name: cycles[name])
@@ -127,7 +127,7 @@ class Code:
         self.missing: list[str] = []
 
     def occupancy(self, kernel: str, threads: int, shared: int) -> int:
-        """As the device's runtime would answer."""
+        """Returns the occupancy, as the CUDA runtime would."""
         return resident_blocks(self.kernels[kernel].registers, threads, shared)
 
     def loop(
@@ -158,7 +158,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Structure:
-    """What the sources do, as far as the counts depend on it."""
+    """Properties of the sources on which the counts depend."""
 
     warp_rows: int  # of a warp's tile of the product
     warp_columns: int
@@ -170,7 +170,7 @@ class Structure:
 
 
 def structure() -> Structure:
-    """Read off csrc."""
+    """Reads the structure from csrc."""
     text = {path.name: path.read_text() for path in (sass.ROOT / "csrc").rglob("*.*")}
     tile = re.search(r"kRows = (\d+), kColumns = (\d+)", text["operand_product.cuh"])
     slab = re.search(r"kSlab = (\d+)", text["operand_product.cuh"])

@@ -1,15 +1,15 @@
-"""What a label should cost on an H200, counted: instructions, barriers, bytes, launches.
+"""Estimates the time of a label on an H200 by counting instructions, barriers, bytes, launches.
 
     python benchmarks/cuda_cost.py [--detail] [--json F] [--write]
 
-Nothing here is measured on a device. For four sizes it multiplies what the machine code says of a
-loop by how often it runs, for binary graphs of bfloat16 features with k = 1. Grids, teams, shared
-memory and launches are what the host code asks of a device of 132 multiprocessors (cuda_plan.py).
-A phase takes as long as its dearest resource; phases of a block follow one another. What is assumed
-of the device and of the data is in cost_phases.py, and printed.
+Nothing here is measured on a device. For four sizes it multiplies the counts of each loop in the
+machine code by how often the loop runs, for binary graphs of bfloat16 features with k = 1. Grids,
+teams, shared memory and launches are those of the host code for a device of 132 multiprocessors
+(cuda_plan.py). A phase takes as long as its most expensive resource; phases of a block run one
+after another. The assumptions on the device and the data are in cost_phases.py, and printed.
 
-It is meant to be run before and after a change. What the sources do is read off them (`structure`):
-where a change moves a loop, `Code.loop` names the phase that is not found.
+Run it before and after a change. Properties of the sources are read from them (`structure`); if a
+change moves a loop, `Code.loop` names the phase whose loop is missing.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ import selfment
 
 
 def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
-    """The model of each size, and the plans of some batches."""
+    """Returns the model of each size, and the plans of some batches."""
     code, made = Code(), structure()
     device = cuda_plan.Device(folder, *HOPPER, code.occupancy)
 
     def plan(s: Size, tau: float | str = 0.2) -> cuda_plan.Plan:
         side = math.isqrt(s.n)
-        # A sample of them is looked at for an automatic threshold, else nothing.
+        # An automatic threshold reads a sample of the features, nothing else reads them.
         features = torch.empty(s.batch, s.n, 16 if tau == "auto" else s.d, dtype=torch.bfloat16)
         return device.plan(lambda: selfment.pseudo_label(features, (side, side), tau=tau))
 
@@ -53,7 +53,7 @@ def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
 
 
 def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) -> Iterator[str]:
-    """The tables, in Markdown."""
+    """Yields the tables in Markdown."""
     names = list(dict.fromkeys(phase.kernel for phase in models[0].phases))
     yield f"| N, d, batch | label, us | {' | '.join(names)} | gaps | estimate by hand | with wgmma | and clusters |"  # noqa: E501
     yield "|---" * (len(names) + 6) + "|"
@@ -107,7 +107,7 @@ def main() -> None:
     )
     parser.add_argument("--detail", action="store_true", help="each phase of each size")
     parser.add_argument("--json", type=Path, metavar="F", help="the phases")
-    parser.add_argument("--write", action="store_true", help="tables into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="tables into docs/cuda.md")
     arguments = parser.parse_args()
     if lacks := sass.obstacle():
         sys.exit(lacks)

@@ -1,7 +1,7 @@
-"""What a call launches on a device that need not be there: kernels, grids, shared memory.
+"""Records what a call launches, without a device: kernels, grids, shared memory.
 
 The host code of csrc/cuda is compiled with benchmarks/recording/emulation.h, and labels a batch
-whose numbers nobody reads: nothing in it depends on data. Needs a C++ compiler and nm.
+without reading its numbers, because nothing in it depends on data. Needs a C++ compiler and nm.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from selfment.core import twins
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = NO_KERNEL, COPY = "memset", "memcpy"
 
-# Operators of torch that launch nothing: they make a view, or take memory.
+# Operators of torch that launch nothing: they return a view, or allocate memory.
 _QUIET = re.compile(
     r"aten\.(empty|new_empty|empty_like|empty_strided|view|_unsafe_view|_reshape_alias|reshape|slice|"
     r"select|unsqueeze|squeeze|expand|expand_as|as_strided|detach|alias|t|transpose|permute|split|"
@@ -57,7 +57,7 @@ class _Recorder(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel of ours that is launched; `memset` sets so many bytes, `memcpy` copies them."""
+    """A launch of a kernel; `memset` sets ``shared`` bytes, `memcpy` copies them."""
 
     kernel: str
     blocks: int
@@ -67,19 +67,19 @@ class Launch:
 
 @dataclass
 class Plan:
-    """All launches of a call: ours, and the operators of torch that launch something."""
+    """All launches of a call: the module's, and the operators of torch that launch a kernel."""
 
     launches: list[Launch] = field(default_factory=list)
     operators: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> int:
-        """An operator of torch counted as one launch."""
+        """The number of launches; an operator of torch counts as one."""
         return len(self.launches) + sum(self.operators.values())
 
 
 class _Operators(TorchDispatchMode):
-    """Counts the operators of torch that launch something."""
+    """Counts the operators of torch that launch a kernel."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -90,7 +90,7 @@ class _Operators(TorchDispatchMode):
     ) -> Any:
         name = str(func)
         if name.startswith("selfment."):
-            # What it is made of counts: its implementation, with this mode on.
+            # A composite operator: its parts count, so it runs with this mode on.
             keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
             with self:
                 return func.redispatch(keys, *args, **(kwargs or {}))
@@ -100,10 +100,10 @@ class _Operators(TorchDispatchMode):
 
 
 class Device:
-    """A device that notes what it is to do.
+    """A device that records its launches.
 
-    ``occupancy``: how many blocks of a kernel, by its name, threads and bytes of shared memory, a
-    multiprocessor holds.
+    ``occupancy`` returns how many blocks of a kernel fit on a multiprocessor, from the kernel's
+    name, threads and bytes of shared memory.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Device:
             name = nothing if kernel is None else self._name(kernel)
             self._plan.launches.append(Launch(name, blocks, threads, shared))
 
-        # Kept here, as the module holds their addresses.
+        # References, because the module has their addresses.
         self._callbacks = _OCCUPANCY(fits), _LAUNCH(launch)
         recorder.multiprocessors, recorder.shared_bytes = multiprocessors, shared_bytes
         recorder.occupancy, recorder.launch = self._callbacks
@@ -141,7 +141,7 @@ class Device:
         return self._names[address - self._base]
 
     def plan(self, call: Callable[[], Any]) -> Plan:
-        """What the call launches; its tensors are the CPU's."""
+        """Runs a call on CPU tensors and returns its launches."""
         self._plan = Plan()
         operators = _Operators()
         with self._current(), operators:
@@ -151,7 +151,7 @@ class Device:
 
     @contextmanager
     def _current(self) -> Iterator[None]:
-        """Tensors seem to lie on the device."""
+        """Makes CPU tensors appear to be on the device."""
         twin = twins.Cuda(self.module, torch.device("cpu"), 0, 0)
         with (
             mock.patch.object(_ops, "twin_of", return_value=twin),
@@ -161,7 +161,7 @@ class Device:
 
 
 def _tests_module(name: str) -> Any:
-    """A module of tests/helpers/."""
+    """Imports a module of tests/helpers/."""
     folder = ROOT / "tests"
     sys.path.insert(0, str(folder))
     try:
@@ -171,7 +171,7 @@ def _tests_module(name: str) -> Any:
 
 
 def _symbols(path: Path) -> tuple[dict[int, str], int]:
-    """Names of the module's functions by offset, as in sass.py, and the offset of the recorder."""
+    """Returns the names of functions by offset, as in sass.py, and the offset of the recorder."""
     command = ["nm", "--demangle", "--defined-only", str(path)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     names, origin = {}, 0

@@ -1,9 +1,9 @@
-"""Where the time of a batch goes on a CUDA device: each kernel, its launches and its time.
+"""Profiles a batch on a CUDA device: prints the launches and the time of each kernel.
 
     python benchmarks/cuda_profile.py [--patches 2304] [--dim 4096] [--batch 32] [--tau 0.2]
 
 Times are torch.profiler's, over a few batches after a warm-up. `--once` labels one batch and prints
-nothing, for profilers that see the kernels themselves, such as ncu and nsys.
+nothing, for profilers that observe the kernels themselves, such as ncu and nsys.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ BATCHES = 5
 
 
 def threshold(text: str) -> float | str:
-    """A number, or auto."""
+    """Parses a number, or auto."""
     return text if text == "auto" else float(text)
 
 
 def kernels(run: Any, batches: int) -> tuple[Counter[str], Counter[str]]:
-    """Launches and microseconds of each kernel, copies and fills included, in all the batches."""
+    """Returns launches and microseconds of each kernel over all batches, with copies and fills."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         for _ in range(batches):
             run()

@@ -1,9 +1,9 @@
-"""The part of ncut_speed.py for a CUDA device: stages, batches, peers, and floors.
+"""The part of ncut_speed.py for a CUDA device: stages, batches, other programs, and floors.
 
 Labels are compared with the CPU's before anything is timed. Times are medians of CUDA events, after
 a warm-up, over input sets that together exceed the L2 cache. The floor of a stage is the larger of
-its operations and its bytes, over ceilings that are measured first: a large bf16 product and a
-large copy.
+its operations and its bytes, divided by ceilings that are measured first: a large bf16 product and
+a large copy.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from selfment.core.graph import build
 from selfment.core.ipo import run_ipo
 from selfment.core.ncut import eigenpairs, initial_mask
 
-SETS_BYTES = 1 << 28  # the input sets of a size hold this together, at least
+SETS_BYTES = 1 << 28  # least size of all input sets of a problem size together
 MOST_BATCH = 256
-SLOW = 2.0  # seconds; a peer that takes longer runs once
+SLOW = 2.0  # seconds; a program that takes longer runs once
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device reaches."""
+    """Measured peak rates of the device."""
 
     operations: float  # of a bf16 product, per second
     bytes: float  # of a copy, read and written, per second
 
 
 def seconds(run: Callable[[], Any], least: int = 10, most: float = 1.0) -> tuple[float, float, int]:
-    """Median, spread (half the interquartile range over the median) and number of runs."""
+    """Returns median, spread (half the interquartile range over the median) and number of runs."""
 
     def once() -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -64,7 +64,7 @@ def seconds(run: Callable[[], Any], least: int = 10, most: float = 1.0) -> tuple
 
 
 def ceilings(device: torch.device) -> Ceilings:
-    """Measured on random data."""
+    """Measures the ceilings on random data."""
     size = 8192
     a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
     product, _, _ = seconds(lambda: a @ b)
@@ -75,14 +75,14 @@ def ceilings(device: torch.device) -> Ceilings:
 
 
 def batch_size(patches: int, dim: int) -> int:
-    """Half a GiB of bf16 features, or one image."""
+    """Returns the number of images in half a GiB of bf16 features, at least one."""
     return max(1, min(MOST_BATCH, (1 << 29) // (patches * dim * 2)))
 
 
 def input_sets(
     photos: Sequence[Path], side: int, dim: int, batch: int, device: torch.device
 ) -> list[Tensor]:
-    """Batches (B, N, d) of bf16: the photographs' patches, moved on from image to image."""
+    """Returns batches (B, N, d) of bf16: patches of photographs, shifted from image to image."""
     images = [photo_features(path, side, dim).bfloat16() for path in photos]
     one = batch * side * side * dim * 2
     sets = []
@@ -94,7 +94,7 @@ def input_sets(
 
 
 def verify(rows: Tensor, grid: tuple[int, int]) -> str:
-    """Raises ``SystemExit`` unless a few labels of the batch are the CPU's, and the graph is."""
+    """Raises ``SystemExit`` unless the graph and a few labels equal the CPU's."""
     few = rows[:3]
     ours = selfment.pseudo_label(few, grid)
     expected = selfment.pseudo_label(few.cpu(), grid)
@@ -110,7 +110,7 @@ def verify(rows: Tensor, grid: tuple[int, int]) -> str:
 def stages(
     sets: list[Tensor], grid: tuple[int, int], limit: Ceilings
 ) -> Iterator[tuple[str, Callable[[], Any], float]]:
-    """Name, what to run, and the floor in seconds, for a batch."""
+    """Yields name, function and floor in seconds of each stage of a batch."""
     batch, n, d = sets[0].shape
     inputs = cycle(sets)
     graph = build(sets[0], 0.2, 1e-5, "binary")
@@ -130,7 +130,7 @@ def stages(
 
 
 def captured(rows: Tensor, grid: tuple[int, int]) -> torch.cuda.CUDAGraph:
-    """The labelling of a batch as a CUDA graph."""
+    """Captures the labelling of a batch as a CUDA graph."""
     warm = torch.cuda.Stream()
     warm.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(warm):
@@ -143,7 +143,7 @@ def captured(rows: Tensor, grid: tuple[int, int]) -> torch.cuda.CUDAGraph:
 
 
 def peers(rows: Tensor, grid: tuple[int, int]) -> Iterator[tuple[str, Callable[[], Any], int]]:
-    """Name, what to run, and the number of images that it is for."""
+    """Yields name, function and number of images of each other program."""
     yield "F @ F.T alone (torch, bf16)", lambda: rows @ rows.transpose(1, 2), len(rows)
     image = rows[0].float()
     if len(image) > 7000:

@@ -1,7 +1,7 @@
-"""How fast scores are: F_max by counting levels, a folder with more processes, and the memory.
+"""Times scoring: F_max by counting levels, folders with several processes, and the memory.
 
-Results are compared first. Folders hold generated pairs of 400 x 300 pixels: ellipses, and the
-blurred, shifted and noisy ones that predict them.
+Results are compared first. Folders have generated pairs of 400 x 300 pixels: ellipses, and blurred,
+shifted and noisy versions of them as predictions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from selfment.evaluation.metrics import f_max
 
 
 def literal_f_max(saliency: Tensor, truth: Tensor) -> float:
-    """The paper's F_max, one pass over the pixels for each threshold."""
+    """Returns the paper's F_max, by one pass over the pixels for each threshold."""
     best = 0.0
     for k in range(255):
         positive = saliency > k / 255
@@ -38,7 +38,7 @@ def literal_f_max(saliency: Tensor, truth: Tensor) -> float:
 
 
 def seconds(run: Callable[[], object], repeats: int) -> list[float]:
-    """Wall time of each of so many runs."""
+    """Returns the wall time of each of ``repeats`` runs."""
     found = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -48,7 +48,7 @@ def seconds(run: Callable[[], object], repeats: int) -> list[float]:
 
 
 def compare_f_max(side: int, repeats: int) -> None:
-    """Prints the time of both ways on one random map."""
+    """Prints the times of both implementations on one random map."""
     rng = torch.Generator().manual_seed(0)
     truth = torch.rand(side, side, generator=rng) < 0.3
     saliency = (torch.rand(side, side, generator=rng) + 0.6 * truth).clamp(max=1)
@@ -69,13 +69,13 @@ def compare_f_max(side: int, repeats: int) -> None:
 
 
 def spread(times: list[float]) -> str:
-    """Median, least and most, in milliseconds."""
+    """Formats median, minimum and maximum in milliseconds."""
     low, middle, high = (1e3 * f(times) for f in (min, statistics.median, max))
     return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"
 
 
 def generate(folder: Path, count: int) -> None:
-    """Writes so many pairs."""
+    """Writes ``count`` pairs."""
     rng = np.random.default_rng(0)
     size = (400, 300)
     for part in ("pred", "gt"):
@@ -94,7 +94,7 @@ def generate(folder: Path, count: int) -> None:
 
 
 def compare_workers(folder: Path, workers: int, repeats: int) -> None:
-    """Prints the time of one process and of more, by turns."""
+    """Prints the time of one process and of more, measured in turns."""
     alone: list[float] = []
     shared: list[float] = []
     for _ in range(repeats):
@@ -112,7 +112,7 @@ def compare_workers(folder: Path, workers: int, repeats: int) -> None:
 
 
 def peak(folder: Path) -> int:
-    """The peak of the resident memory of a process that scores a folder, in MiB."""
+    """Returns the peak resident memory in MiB of a process that scores a folder."""
     code = (
         "import resource, sys\n"
         "from selfment.evaluation import evaluate\n"

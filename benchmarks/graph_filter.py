@@ -1,8 +1,8 @@
-"""Whether the graph is the float64 rule's, bit for bit, and how many pairs the filter leaves open.
+"""Compares the graph with the float64 rule, bit for bit, and counts the undecided pairs.
 
-Takes features of photographs, the same with outlier channels (one of a hundred, 10 to 100 times the
-rest), and rows made to sit on the threshold: on it to 1e-7, duplicated, and tied. The
-undecided share is that of the pairs i <= j that were taken in double; SELFMENT_ISA picks the
+The features are those of photographs, the same with outlier channels (one of a hundred, 10 to 100
+times the rest), and rows whose products are tau to 1e-7, duplicated rows and exact ties. The
+undecided share is that of the pairs i <= j that were computed in double; SELFMENT_ISA chooses the
 instruction set.
 """
 
@@ -21,7 +21,7 @@ from selfment.core.options import EPS, TAU
 
 
 def with_outliers(features: Tensor) -> Tensor:
-    """The features, with a few channels 10 to 100 times the rest."""
+    """Returns the features with a few channels 10 to 100 times the rest."""
     rng = torch.Generator().manual_seed(0)
     d = features.shape[1]
     channels = torch.randperm(d, generator=rng)[: max(2, d // 100)]
@@ -31,7 +31,7 @@ def with_outliers(features: Tensor) -> Tensor:
 
 
 def at_threshold(n: int, d: int, seed: int) -> Tensor:
-    """Rows whose products with the first are tau to 1e-7; a third twice, some tied."""
+    """Returns rows whose products with the first are tau to 1e-7; a third twice, some tied."""
     rng = torch.Generator().manual_seed(seed)
     product = TAU + 1e-7 * (2 * torch.rand(n, 1, generator=rng, dtype=torch.float64) - 1)
     rest = torch.randn(n, d - 1, generator=rng, dtype=torch.float64)
@@ -46,7 +46,7 @@ def at_threshold(n: int, d: int, seed: int) -> Tensor:
 
 
 def compare(features: Tensor) -> tuple[int, float]:
-    """How many bits differ from the float64 rule, and the share of undecided pairs."""
+    """Counts the bits that differ from the float64 rule, and the share of undecided pairs."""
     n, d = features.shape
     native = _native.cpu()
     bits = torch.empty(native.bits_size(n), dtype=torch.int64)

@@ -1,16 +1,16 @@
-"""What each step is worth: initial mask (NCut), mask after IPO, head; on images it never saw.
+"""Scores each step: initial mask (NCut), mask after IPO, and head, on images not trained on.
 
-Without arguments on planted features, whose truth is known; with folders that hold `images/` and
-`masks/`, on photographs with the `classic` features. The head is trained on the pseudo-labels of
-one part of the images, for whole epochs, and all three are scored on the other. F_max and IoU are
-the paper's, means over images; a mask is a saliency map of 0 and 1.
+Without arguments it uses planted features, whose true mask is known; with folders that contain
+`images/` and `masks/`, photographs with the `classic` features. The head is trained on the
+pseudo-labels of one part of the images, for whole epochs, and all three are scored on the other
+part. F_max and IoU are the paper's, averaged over images; a mask is a saliency map of 0 and 1.
 
-Planted features: three foreground and five background prototypes that all images share, each a
-random direction plus one that its kind has in common. An image's truth is two smooth blobs, of one
-of the foreground prototypes; two or three of the background ones share the rest, along the contours
-of a smooth field. 4 % of the patches are outliers, half a random direction. Each image adds
-clutter, two directions of its own along smooth fields, and each patch adds noise. NCut keeps one
-connected blob, IPO finds the other, and the head learns what the images have in common.
+Planted features: all images share three foreground and five background prototypes, each a random
+direction plus one that is common to its kind. The true mask of an image is two smooth blobs of one
+foreground prototype. Two or three background prototypes share the rest, along the contours of a
+smooth field. 4 % of the patches are outliers, half a random direction. Each image adds clutter, two
+directions of its own along smooth fields, and each patch adds noise. NCut keeps one connected blob,
+IPO finds the other, and the head learns what the images have in common.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from selfment.training.loop import fit
 
 STEPS = ("NCut", "IPO", "head")
 
-COMMON, CLUTTER, NOISE, OUTLIERS = 1.0, 0.32, 1.4, 0.04  # of the planted features
+COMMON, CLUTTER, NOISE, OUTLIERS = 1.0, 0.32, 1.4, 0.04  # scales and share of the planted features
 
 
 @dataclass
 class Sample:
-    """An image's features, and its truth at any size."""
+    """The features of an image, and its true mask."""
 
     features: Tensor  # (N, d)
     grid: tuple[int, int]
@@ -50,14 +50,14 @@ class Sample:
 
 
 def smooth_field(h: int, w: int, cells: int, rng: torch.Generator) -> Tensor:
-    """(h, w), of zero mean and deviation 1, varying over ``cells`` cells a side."""
+    """Returns an (h, w) field of mean zero and deviation 1, varying over ``cells`` cells a side."""
     coarse = torch.randn(1, 1, cells, cells, generator=rng)
     field = functional.interpolate(coarse, (h, w), mode="bicubic", align_corners=True)[0, 0]
     return (field - field.mean()) / field.std()
 
 
 def planted(count: int, seed: int, h: int = 32, w: int = 32, d: int = 128) -> list[Sample]:
-    """Planted features: see above. The prototypes do not depend on ``seed``."""
+    """Generates planted features, see above; the prototypes do not depend on ``seed``."""
     shared = torch.Generator().manual_seed(0)
     common = functional.normalize(torch.randn(2, d, generator=shared), dim=1)
     own = functional.normalize(torch.randn(8, d, generator=shared), dim=1)
@@ -92,7 +92,7 @@ def planted(count: int, seed: int, h: int = 32, w: int = 32, d: int = 128) -> li
 
 
 def photographs_with_masks(folders: list[Path], size: int) -> list[Sample]:
-    """`classic` features and truth of every photograph, in the order of their names."""
+    """Loads `classic` features and true mask of every photograph, in the order of their names."""
     labeler = PseudoLabeler("classic", size)
     samples = []
     for folder in folders:
@@ -107,7 +107,7 @@ def photographs_with_masks(folders: list[Path], size: int) -> list[Sample]:
 
 
 class Labelled:
-    """The training part: features and pseudo-labels, without a look at the truth."""
+    """The training part: features and pseudo-labels, without the true masks."""
 
     def __init__(self, samples: list[Sample]) -> None:
         """Labels each sample."""
@@ -115,21 +115,21 @@ class Labelled:
         self.labels = [label(sample).mask.flatten() for sample in samples]
 
     def __len__(self) -> int:
-        """The number of images."""
+        """Returns the number of images."""
         return len(self.samples)
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        """Features and pseudo-label."""
+        """Returns features and pseudo-label."""
         return self.samples[index].features, self.labels[index]
 
 
 def label(sample: Sample) -> selfment.PseudoLabels:
-    """The pseudo-label of one image."""
+    """Returns the pseudo-label of one image."""
     return selfment.pseudo_label(sample.features, sample.grid, orient=sample.orient)
 
 
 def scores(samples: list[Sample], head: selfment.PatchHead) -> dict[str, tuple[float, float]]:
-    """Mean IoU and F_max of each step."""
+    """Returns mean IoU and F_max of each step."""
     rows: dict[str, list[tuple[float, float]]] = {step: [] for step in STEPS}
     for sample in samples:
         labels = label(sample)
@@ -139,7 +139,7 @@ def scores(samples: list[Sample], head: selfment.PatchHead) -> dict[str, tuple[f
             resized = functional.interpolate(
                 given[None, None].float(), sample.truth.shape, mode="bilinear"
             )[0, 0]
-            # What is binary stays so; the head's saliency is what prediction writes.
+            # Masks stay binary; the head's saliency is resized, as prediction writes it.
             final = resized if given.is_floating_point() else (resized > 0.5).float()
             rows[step].append((iou(final, sample.truth), f_max(final, sample.truth)))
     return {
@@ -177,7 +177,7 @@ def main() -> None:
         rows.append(run("planted, 200 + 60 images", train, test, arguments.steps))
     for size in arguments.sizes if arguments.folders else ():
         samples = photographs_with_masks(arguments.folders, size)
-        # Alternately, so that both parts hold every folder.
+        # Alternately, so that both parts have images of every folder.
         train, test = samples[::2], samples[1::2]
         name = f"photographs at {size}, {len(train)} + {len(test)} images"
         rows.append(run(name, train, test, arguments.steps))

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: features of photographs, and a word on the machine."""
+"""Inputs of the benchmarks: features of photographs, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from selfment.images.load import find_images, load_image, sample_images
 
 
 def photographs(inputs: Sequence[str]) -> list[Path]:
-    """The image files that ``inputs`` name; without any, the samples that scikit-image ships.
+    """Lists the image files in ``inputs``; by default the samples of scikit-image.
 
-    Ends the program with one line where there are none.
+    Ends the program with one line if there are none.
     """
     try:
         return [entry.path for entry in (find_images(inputs) if inputs else sample_images())]
@@ -34,9 +34,9 @@ def _backbone() -> Backbone:
 
 
 def photo_features(path: Path, side: int, dim: int) -> Tensor:
-    """(side * side, dim) float32 features of a photograph.
+    """Returns (side * side, dim) float32 features of a photograph.
 
-    The embedded `statistics` ones for dim = 384; for others a fixed random map of those, squashed.
+    They are the embedded `statistics` for dim = 384, else a fixed random map of them, squashed.
     """
     backbone = _backbone()
     image, _ = load_image(path)
@@ -48,7 +48,7 @@ def photo_features(path: Path, side: int, dim: int) -> Tensor:
 
 
 def machine() -> dict[str, str]:
-    """Processor, instruction set, threads and versions."""
+    """Describes processor, instruction set, threads and versions."""
     info = _native.info()
     info["scipy"] = importlib.metadata.version("scipy")
     info["processor"] = _processor()

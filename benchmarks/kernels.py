@@ -1,10 +1,10 @@
-"""The CUDA kernels in numbers that need no device: registers, memory, instructions, barriers.
+"""Counts registers, memory, instructions and barriers of the CUDA kernels, without a device.
 
     python benchmarks/kernels.py [--archs 80 90 120] [--all] [--write]
 
 Prints a table of the kernels for bfloat16 features (`--all`: for all types), one row each; a cell
-has a number for each architecture, or one where they are equal. Shared memory is what a batch of 32
-images of 2304 patches takes on an H200. `--write` puts the table into docs/performance.md.
+has a number for each architecture, or one if they are equal. Shared memory is that of a batch of 32
+images of 2304 patches on an H200. `--write` puts the table into docs/cuda.md.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from machine_code import Kernel, resident_blocks
 import selfment
 from selfment.core.graph import build
 
-PAGE = sass.ROOT / "docs/performance.md"
-HOPPER = (132, 227 << 10)  # multiprocessors, and the bytes of shared memory of a block
+PAGE = sass.ROOT / "docs/cuda.md"
+HOPPER = (132, 227 << 10)  # multiprocessors, and bytes of shared memory of a block
 OTHERS = re.compile(r"<(Float16|float|double|false)>")
 
 
 def shared_memory(kernels: Sequence[Kernel], folder: Path) -> dict[str, int]:
-    """Bytes of dynamic shared memory by the names that `cuda_plan` gives the kernels."""
+    """Returns bytes of dynamic shared memory by kernel, with the names of `cuda_plan`."""
     registers = {kernel.name.partition(": ")[2]: kernel.registers for kernel in kernels}
 
     def occupancy(kernel: str, threads: int, shared: int) -> int:
@@ -50,7 +50,7 @@ def shared_memory(kernels: Sequence[Kernel], folder: Path) -> dict[str, int]:
 
 
 def number(kernel: Kernel, *, loads: bool, space: str, widths: Sequence[int]) -> int:
-    """How many loads or stores of a space and of these widths a kernel has."""
+    """Returns the number of loads or stores of a space and of these widths in a kernel."""
     kind = "load" if loads else "store"
     return sum(
         n for (k, s, w), n in kernel.memory().items() if (k, s) == (kind, space) and w in widths
@@ -58,12 +58,12 @@ def number(kernel: Kernel, *, loads: bool, space: str, widths: Sequence[int]) ->
 
 
 def barriers(kernel: Kernel) -> int:
-    """The block's barriers in the code."""
+    """Returns the number of block barriers in the code."""
     return sum(i.name == "BAR" for i in kernel.instructions)
 
 
 def fences(kernel: Kernel) -> int:
-    """The fences in the code."""
+    """Returns the number of fences in the code."""
     return sum(i.name == "MEMBAR" for i in kernel.instructions)
 
 
@@ -85,21 +85,21 @@ COLUMNS: dict[str, Callable[[Kernel], int]] = {
 
 
 def write(script: str, text: str) -> None:
-    """Puts what a script has made between its two lines of docs/performance.md."""
+    """Replaces the text between the two markers of a script in docs/cuda.md."""
     begin, end = f"<!-- made by benchmarks/{script} -->", f"<!-- end of benchmarks/{script} -->"
-    before, found, rest = PAGE.read_text().partition(begin)
-    if not found or end not in rest:
+    before, marker, rest = PAGE.read_text().partition(begin)
+    if not marker or end not in rest:
         sys.exit(f"{PAGE} has no lines {begin} and {end}")
     PAGE.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
 
 
 def cell(values: Sequence[int]) -> str:
-    """One number where all are equal."""
+    """Formats one number if all are equal, otherwise all of them."""
     return str(values[0]) if len(set(values)) == 1 else " / ".join(map(str, values))
 
 
 def table(archs: Sequence[str], every_type: bool) -> str:
-    """The table, in Markdown."""
+    """Returns the table in Markdown."""
     rows: dict[str, list[Kernel]] = {}
     for arch in archs:
         for source in sass.SOURCES:

@@ -1,4 +1,4 @@
-"""Machine code of CUDA kernels taken apart: instructions, the memory they touch, and loops."""
+"""Analyses machine code of CUDA kernels: instructions, the memory they access, and loops."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 _TARGET = re.compile(r"`\((\.L_\w+)\)")
 
-# What reads and writes memory, by the space of its addresses.
+# Opcodes that access memory, by the space of the address.
 _SPACES = {
     "LD": "generic",
     "ST": "generic",
@@ -34,7 +34,7 @@ _SPACES = {
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction; ``target`` is the label of a branch or the name of what is called."""
+    """One instruction; ``target`` is the label of a branch or the name of a called function."""
 
     address: int
     predicate: str
@@ -48,22 +48,22 @@ class Instruction:
 
     @property
     def space(self) -> str:
-        """Of the memory that it reads or writes; empty for others, and for what waits by a load."""
+        """The memory space that it accesses; empty for others, and for loads that only wait."""
         return "" if self.operands == "RZ, [RZ]" else _SPACES.get(self.name, "")
 
     @property
     def loads(self) -> bool:
-        """Whether it reads memory into registers."""
+        """True if it reads memory into registers."""
         return bool(self.space) and self.name in ("LD", "LDG", "LDS", "LDSM", "LDL")
 
     @property
     def stores(self) -> bool:
-        """Whether it writes registers to memory."""
+        """True if it writes registers to memory."""
         return self.name in ("ST", "STG", "STS", "STL")
 
     @property
     def width(self) -> int:
-        """Bytes that a thread reads or writes."""
+        """The bytes that a thread reads or writes."""
         parts = self.opcode.split(".")
         if self.name == "LDSM":
             return 4 * int(parts[-1])
@@ -73,29 +73,29 @@ class Instruction:
 
 @dataclass
 class Loop:
-    """A natural loop: its instructions, and how many loops of its function it lies in."""
+    """A natural loop: its instructions, and its depth in nested loops of the function."""
 
     instructions: list[Instruction]
     depth: int
     innermost: bool
-    usual: list[Instruction]  # without the way of rows that are not aligned, and what fills
+    usual: list[Instruction]  # without the path for unaligned rows, and without padding
 
     def count(self, *names: str) -> int:
-        """The instructions whose opcode starts with one of the names."""
+        """Returns the number of instructions with one of the names."""
         return sum(i.name in names for i in self.instructions)
 
 
 @dataclass
 class Function:
-    """A kernel's own code, or that of a function that it calls."""
+    """The code of a kernel, or of a function that it calls."""
 
     name: str
     instructions: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)  # the index of what comes after
+    labels: dict[str, int] = field(default_factory=dict)  # the index of the next instruction
 
     @cached_property
     def loops(self) -> list[Loop]:
-        """The natural loops, those with the same head as one."""
+        """Returns the natural loops; loops with the same head count as one."""
         starts, successors = self._blocks()
         bodies = _natural_loops(successors)
         loops = []
@@ -110,11 +110,11 @@ class Function:
     def _usual(
         self, starts: list[int], successors: list[list[int]], head: int, body: set[int]
     ) -> list[Instruction]:
-        """A loop's code without the blocks of rare cases, and what is reached by them alone.
+        """Returns a loop's code without rare cases, and without blocks reached only from those.
 
-        Those are calls (slow paths of divisions and roots) and, where pieces of 16 bytes are read,
-        rows that are not aligned, whose elements are read one by one, and divisions, which a
-        rounding needs once in a million.
+        Rare cases are calls (slow paths of divisions and roots) and, in loops that read pieces of
+        16 bytes, the element-wise reads of unaligned rows, and divisions, which rounding needs once
+        in a million.
         """
         code = {block: self._block(starts, block) for block in body}
         wide = any(i.width == 16 and i.name in ("LDG", "LD") for b in body for i in code[b])
@@ -140,7 +140,7 @@ class Function:
         return self.instructions[starts[block] : (*starts, len(self.instructions))[block + 1]]
 
     def _blocks(self) -> tuple[list[int], list[list[int]]]:
-        """The first instruction of each basic block, and the blocks that may follow it."""
+        """Returns the first instruction and the successors of each basic block."""
         ends = {"BRA", "EXIT", "RET", "BRX", "JMP"}
         starts = {0, *self.labels.values()}
         starts |= {i + 1 for i, code in enumerate(self.instructions) if code.name in ends}
@@ -152,7 +152,7 @@ class Function:
             after = [block + 1] if block + 1 < len(first) else []
             if last.name in ("EXIT", "RET", "JMP", "BRX") and not last.predicate:
                 after = []
-            # BRA.DIV leads to what only a warp that has diverged executes.
+            # Only a diverged warp executes the target of BRA.DIV.
             if last.name == "BRA" and "DIV" not in last.opcode:
                 named = _TARGET.search(last.operands)
                 always = not last.predicate and last.operands.startswith("`")
@@ -164,7 +164,7 @@ class Function:
 
 @dataclass
 class Kernel:
-    """A kernel for an architecture: what ptxas says of it, and its code."""
+    """A kernel for an architecture: its resources as ptxas reports them, and its code."""
 
     source: str
     arch: str
@@ -178,21 +178,21 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """Readable: ``affinity: prepare<float>``."""
+        """The demangled name: ``affinity: prepare<float>``."""
         return f"{Path(self.source).stem}: {readable(self.symbol)}"
 
     @property
     def instructions(self) -> list[Instruction]:
-        """Of all functions, without what fills the section."""
+        """The instructions of all functions, without padding."""
         code = [i for function in self.functions for i in function.instructions]
         return [i for i in code if i.name != "NOP"]
 
     def function(self, name: str) -> Function:
-        """The function of this name."""
+        """Returns the function of this name."""
         return next(f for f in self.functions if f.name == name)
 
     def memory(self) -> Counter[tuple[str, str, int]]:
-        """How many loads and stores of each space and width there are."""
+        """Returns the numbers of loads and stores by space and width."""
         found: Counter[tuple[str, str, int]] = Counter()
         for i in self.instructions:
             if i.loads or i.stores:
@@ -201,7 +201,7 @@ class Kernel:
 
 
 def readable(symbol: str) -> str:
-    """The name of a function or kernel, with its template arguments, from its mangled one."""
+    """Demangles the name of a function or kernel, with its template arguments."""
     rest = symbol.rpartition("$")[2]
     if not rest.startswith("_Z"):
         return rest
@@ -216,7 +216,7 @@ def readable(symbol: str) -> str:
 
 
 def _template_arguments(rest: str) -> tuple[list[str], str]:
-    """Those that kernels here have, up to their end, and what comes after it."""
+    """Parses the template arguments of these kernels; returns them and the rest of the name."""
     known = {"f": "float", "d": "double", "Lb1E": "true", "Lb0E": "false"}
     found: list[str] = []
     while rest and not rest.startswith("E"):
@@ -230,10 +230,10 @@ def _template_arguments(rest: str) -> tuple[list[str], str]:
 
 
 def resident_blocks(registers: int, threads: int, shared: int) -> int:
-    """Blocks of a kernel that a multiprocessor of sm_90 holds at a time.
+    """Returns the number of blocks of a kernel that fit on a multiprocessor of sm_90.
 
-    ``registers``: of a thread; ``shared``: bytes of a block. A multiprocessor has 65,536 registers,
-    228 KiB of shared memory, of which a block takes 1 KiB more than it asks for, and room for 2048
+    ``registers`` are per thread, ``shared`` bytes per block. A multiprocessor has 65,536 registers,
+    228 KiB of shared memory, of which a block uses 1 KiB more than it requests, and can run 2048
     threads and 32 blocks.
     """
     each = -(-registers // 8) * 8 * threads
@@ -244,7 +244,7 @@ def resident_blocks(registers: int, threads: int, shared: int) -> int:
 
 
 def _reached(start: Sequence[int], after: Callable[[int], Sequence[int]]) -> set[int]:
-    """All blocks that one gets to."""
+    """Returns all blocks that are reachable from one."""
     found, left = set(start), list(start)
     while left:
         for block in after(left.pop()):
@@ -255,7 +255,7 @@ def _reached(start: Sequence[int], after: Callable[[int], Sequence[int]]) -> set
 
 
 def _natural_loops(successors: list[list[int]]) -> dict[int, set[int]]:
-    """The blocks of each loop by its head, from those that may follow a block; it starts at 0."""
+    """Returns the blocks of each loop by its head, from the successors of all blocks."""
     order: list[int] = []
     seen = {0}
     stack = [(0, iter(successors[0]))]

@@ -1,8 +1,8 @@
-"""The peak of the resident memory while something runs; here, a cut through 50 frames at once.
+"""Measures the peak resident memory of a function; here, of a cut through 50 frames at once.
 
     python benchmarks/memory.py [PHOTO] [--frames 50] [--side 32]
 
-The frames are what a window of half its size sees as it goes along the diagonal of a photograph.
+The frames are views of a window of half a photograph's size that moves along its diagonal.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 
 def peak_mib(run: Callable[[], T]) -> tuple[T, float | None]:
-    """What ``run`` returns, and by how many MiB memory grew at its peak; None but on Linux."""
+    """Returns the result of ``run``, and how many MiB memory grew (None except on Linux)."""
     gc.collect()
     try:
-        # What was freed but kept for later would hide what is taken again.
+        # Freed memory that the allocator keeps would hide new allocations.
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _resident("VmRSS")
     except (AttributeError, OSError):
         return run(), None
@@ -49,7 +49,7 @@ def _resident(name: str) -> int:
 
 
 def panning(photo: Path, frames: int, side: int) -> Tensor:
-    """(frames, side * side, 384) float32: `statistics` features of a window that moves."""
+    """Returns (frames, side * side, 384) float32 `statistics` features of a moving window."""
     backbone = load_backbone("statistics")
     image, _ = load_image(photo)
     w, h = image.size
@@ -64,7 +64,7 @@ def panning(photo: Path, frames: int, side: int) -> Tensor:
 
 
 def main() -> None:
-    """Cuts the frames jointly; prints time and memory, and how good the answer is."""
+    """Cuts the frames jointly; prints time, memory and the quality of the result."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

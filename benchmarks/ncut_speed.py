@@ -1,9 +1,10 @@
-"""How long a pseudo-label takes: selfment, the dense reference, and the solvers people use.
+"""Times a pseudo-label: selfment, the dense reference, and other solvers.
 
-Two tables for each size. The first goes from features to the final mask; the second has the
-eigenvector alone, each solver with the graph or matrix that it takes given. All in one process, on
-the same photographs and threads; every result is compared with selfment's before anything is timed.
-Each size has a share of the time budget; a peer is left out where its predicted time does not fit.
+It prints two tables for each size. The first is from features to the final mask; the second is for
+the eigenvector alone, with each solver's graph or matrix computed before. Everything runs in one
+process, on the same photographs and threads; every result is compared with selfment's before
+anything is timed. Each size has a share of the time budget; a program is left out if its predicted
+time exceeds it.
 
 `--device cuda` prints one table for each size instead: see cuda_speed.py.
 """
@@ -44,7 +45,7 @@ WARM_UP = 0.1  # seconds; OpenBLAS's idle threads spin for somewhat less
 
 @dataclass
 class Problem:
-    """One photograph's features, and the matrices that solvers are given."""
+    """The features of one photograph, and the matrices for the solvers."""
 
     features: Tensor  # (N, d) float32
     grid: tuple[int, int]
@@ -55,7 +56,7 @@ class Problem:
 
     @classmethod
     def of(cls, features: Tensor, side: int) -> Problem:
-        """The problem of (side * side, d) features, in binary mode."""
+        """Returns the problem of (side * side, d) features, in binary mode."""
         A = reference.affinity(features)
         scale = A.sum(1).rsqrt()
         M = scale[:, None] * A * scale
@@ -64,7 +65,7 @@ class Problem:
 
 
 def official(problem: Problem) -> Tensor:
-    """The official recipe: dense numpy, LAPACK's generalised solver, IPO in float32 torch."""
+    """Runs the official recipe: dense numpy, LAPACK's generalised solver, IPO in float32 torch."""
     f = torch.nn.functional.normalize(problem.features, dim=1)
     similarity = (f @ f.T).numpy()
     A = np.where(similarity > TAU, 1.0, EPS)
@@ -85,84 +86,84 @@ def official(problem: Problem) -> Tensor:
 
 
 def lapack(problem: Problem) -> Tensor:
-    """`scipy.linalg.eigh`, one pair of the generalised problem."""
+    """Runs `scipy.linalg.eigh` for one pair of the generalised problem."""
     A = problem.A.numpy()
     D = np.diag(A.sum(1))
     return torch.from_numpy(scipy.linalg.eigh(D - A, D, subset_by_index=[1, 1])[1][:, 0])
 
 
 def arpack(problem: Problem) -> Tensor:
-    """`scipy.sparse.linalg.eigsh` on the dense normalised matrix."""
+    """Runs `scipy.sparse.linalg.eigsh` on the dense normalised matrix."""
     values, vectors = scipy.sparse.linalg.eigsh(problem.M.numpy(), k=2, which="LA")
     return unscaled(torch.from_numpy(vectors[:, np.argmin(values)]), problem)
 
 
 def lobpcg(problem: Problem) -> Tensor:
-    """`torch.lobpcg` on the dense normalised matrix."""
+    """Runs `torch.lobpcg` on the dense normalised matrix."""
     start = torch.randn(len(problem.M), 2, generator=torch.Generator().manual_seed(0)).double()
     _, vectors = torch.lobpcg(problem.M, k=2, X=start, niter=200, tol=1e-8, largest=True)
     return unscaled(vectors[:, 1], problem)
 
 
 def torch_eigh(problem: Problem) -> Tensor:
-    """`torch.linalg.eigh`, the whole spectrum."""
+    """Runs `torch.linalg.eigh` for the whole spectrum."""
     return unscaled(torch.linalg.eigh(problem.M)[1][:, -2], problem)
 
 
 def unscaled(y: Tensor, problem: Problem) -> Tensor:
-    """D^-1/2 y."""
+    """Returns D^-1/2 y."""
     return y * problem.A.sum(1).rsqrt()
 
 
 def label(problem: Problem) -> Tensor:
-    """Selfment, (N,) bool."""
+    """Runs selfment; returns (N,) bool."""
     mask: Tensor = selfment.pseudo_label(problem.features, problem.grid).mask
     return mask.flatten()
 
 
 def degrees(problem: Problem) -> Tensor:
-    """Selfment's graph alone; its degrees."""
+    """Computes selfment's graph only; returns its degrees."""
     result: Tensor = selfment.affinity(problem.features).degrees
     return result
 
 
 def optimized(problem: Problem) -> Tensor:
-    """Selfment's IPO alone, (N,) bool."""
+    """Runs selfment's IPO only; returns (N,) bool."""
     result: Tensor = selfment.ipo(problem.features, problem.initial)
     return result
 
 
 def reference_label(problem: Problem) -> Tensor:
-    """The reference, (N,) bool."""
+    """Runs the reference; returns (N,) bool."""
     mask: Tensor = reference.pseudo_label(problem.features, problem.grid).mask
     return mask.flatten()
 
 
 def product(problem: Problem) -> Tensor:
-    """One float32 product F F^T, what everybody starts with; no label."""
+    """Computes one float32 product F F^T, with which all others start; no label."""
     return problem.features @ problem.features.T
 
 
 def vector(problem: Problem) -> Tensor:
-    """Selfment's Fiedler vector, the bit graph given."""
+    """Computes selfment's Fiedler vector from the bit graph."""
     vectors: Tensor = selfment.ncut(problem.graph)[1]
     return vectors[:, 0]
 
 
 @dataclass
 class Entry:
-    """One contestant in one table, and how it fared at one size."""
+    """One contestant in one table, and its results at one size."""
 
     table: str
     name: str
     run: Callable[[Problem], Tensor]
-    times: dict[int, list[float]] = field(default_factory=dict)  # of each photograph, seconds
+    times: dict[int, list[float]] = field(default_factory=dict)  # seconds, for each photograph
     agreement: str = ""
-    memory: float | None = None  # MiB at the peak, beyond what was there
+    memory: float | None = None  # MiB at the peak, more than before
 
     @property
     def median(self) -> float:
-        """Seconds."""
+        """The median time in seconds."""
         return statistics.median(t for times in self.times.values() for t in times)
 
     @property
@@ -175,7 +176,7 @@ class Entry:
         return (high - low) / 2 / self.median
 
     def ratio(self, own: Entry) -> float:
-        """How many times selfment's time this took, on the photographs that both were timed on."""
+        """The time as a multiple of selfment's, on the photographs for which both were timed."""
         return statistics.median(
             statistics.median(times) / statistics.median(own.times[image])
             for image, times in self.times.items()
@@ -184,7 +185,7 @@ class Entry:
 
 
 def contestants() -> list[Entry]:
-    """Selfment comes first in each table."""
+    """Returns the contestants of each table; selfment is first."""
     return [
         Entry(FULL, "selfment", label),
         Entry(FULL, "  of that, the graph", degrees),
@@ -201,7 +202,7 @@ def contestants() -> list[Entry]:
 
 
 class Budget:
-    """The time there is, shared by the sizes as N, and what each peer takes: N^3 at the most."""
+    """The available time, divided between the sizes in proportion to N, and the times so far."""
 
     def __init__(self, seconds: float, sizes: list[int]) -> None:
         """Starts the clock."""
@@ -211,18 +212,18 @@ class Budget:
         self.known_sizes: set[int] = set()
 
     def next_size(self) -> None:
-        """Gives the next size its share of what is left."""
+        """Allots the next size its share of the remaining time."""
         now = time.perf_counter()
         self.end = now + (self.total - now) * self.sizes[0] / sum(self.sizes)
         self.sizes = self.sizes[1:]
 
     def note(self, entry: Entry, patches: int, seconds: float) -> None:
-        """Remembers what the entry took."""
+        """Remembers the time of an entry."""
         self.known[entry.table, entry.name] = patches, seconds
         self.known_sizes.add(patches)
 
     def allows(self, entry: Entry, patches: int) -> bool:
-        """Whether one more run is likely to end in time. What is compared with always is run."""
+        """Returns whether one more run is likely to end in time; the first two always run."""
         if entry.run in (label, degrees, optimized, vector, product):
             return True
         if (entry.table, entry.name) not in self.known and self.known_sizes - {patches}:
@@ -232,7 +233,7 @@ class Budget:
 
 
 def verify(entry: Entry, result: Tensor, expected: Tensor, problem: Problem) -> None:
-    """Fills in the agreement with selfment's result; of the graph, with the dense matrix."""
+    """Stores the agreement with selfment's result; for the graph, with the dense matrix."""
     if entry.run is product:
         return
     if entry.run is degrees:
@@ -255,7 +256,7 @@ def measure(side: int, dim: int, photos: list[Path], rounds: int, budget: Budget
     """Verifies every contestant on the first photograph, then times all, round by round."""
     patches = side * side
     entries = contestants()
-    # The dense matrices are what limits the number of photographs.
+    # The dense matrices limit the number of photographs.
     count = len(photos) if patches <= 2304 else 1
     problems = [Problem.of(photo_features(path, side, dim), side) for path in photos[:count]]
     expected: dict[str, Tensor] = {}
@@ -276,14 +277,14 @@ def measure(side: int, dim: int, photos: list[Path], rounds: int, budget: Budget
         for image, problem in enumerate(problems):
             for entry in entries:
                 cost = costs.get((entry.table, entry.name), math.inf)
-                # What is slow is run less often: its time varies less, too.
+                # Slow programs run less often; their times also vary less.
                 wanted = rounds * count if cost < 0.3 else 3
                 done = turn * count + image
                 over = cost > 5 or done >= wanted
                 if over or (entry.times and not budget.allows(entry, patches)):
                     continue
                 if cost < 0.3:
-                    # The caches are the last contestant's, and its idle threads still spin.
+                    # The caches have the last contestant's data, and its idle threads still spin.
                     warm = time.perf_counter() + WARM_UP
                     while time.perf_counter() < warm:
                         entry.run(problem)

@@ -1,6 +1,6 @@
-"""What a run over many images costs before and beside the labels: listing, planning, records.
+"""Measures the cost of many images besides the labels: listing, planning, records.
 
-Empty files stand in for images and masks; no image is labelled. The second run finds all done.
+Empty files replace images and masks; no image is labelled. In the second run everything is done.
 
     python benchmarks/planning.py --count 200000
 """
@@ -18,23 +18,24 @@ from inputs import machine
 
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
-from selfment.jobs.label import _Run
+from selfment.jobs.folder import OutputFolder
+from selfment.jobs.label import LabelJob
 
 IN_A_FOLDER = 1000
 
 
 def resident() -> float:
-    """MiB of this process."""
+    """Returns the resident memory of this process in MiB."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition("VmRSS:")[2].split()[0]) / 1024
 
 
 def run(folder: Path, resumed: bool) -> None:
-    """Lists and plans, and records every image unless it is recorded already; prints a table."""
+    """Lists, plans and records every image that is not yet recorded; prints a table."""
     out = folder / "out"
     count = 0
 
-    def tell(what: str, since: float, before: float) -> None:
+    def report(what: str, since: float, before: float) -> None:
         seconds, mib = time.perf_counter() - since, resident() - before
         print(f"| {what} | {1e6 * seconds / count:.1f} us | {mib * 2**20 / count:.0f} B |")
 
@@ -44,38 +45,37 @@ def run(folder: Path, resumed: bool) -> None:
     start, before = time.perf_counter(), resident()
     entries = find_images([folder / "photos"], out=out)
     count = len(entries)
-    tell("list (find_images)", start, before)
+    report("list (find_images)", start, before)
     start, before = time.perf_counter(), resident()
-    unrefined = {"method": None, "fill_holes": False, "largest_component": False}
-    pipeline = _Run(out, PseudoLabeler(), False, ("png",), unrefined, (0, 1))
-    tell("read the records", start, before)
+    results = OutputFolder(out, LabelJob(PseudoLabeler()))
+    report("read the records", start, before)
     start, before = time.perf_counter(), resident()
-    jobs = pipeline._plan(entries)
-    tell("plan", start, before)
-    assert len(jobs) == (0 if resumed else count)
+    tasks = results.plan(entries)
+    report("plan", start, before)
+    assert len(tasks) == (0 if resumed else count)
     start, before = time.perf_counter(), resident()
     numbers = {"eigenvalue": 0.9876543210123456, "gap": 0.0123456789012345, "foreground": 0.25}
     steps = {"residual": 1.23456789012345e-12, "lanczos_iters": 14, "ipo_iters": 9}
-    for job in jobs:
-        job.stat()
-        (out / job.name).parent.mkdir(exist_ok=True)
-        (out / job.name).write_bytes(b"mask")
-        pipeline._begin(job)
-        record = {**pipeline._record(job), **numbers, **steps, "seconds": 0.1234}
-        pipeline.records.add({**record, "mask": job.name})
-    if jobs:
-        tell("record", start, before)
+    for task in tasks:
+        task.read_stat()
+        (out / task.name).parent.mkdir(exist_ok=True)
+        (out / task.name).write_bytes(b"mask")
+        results.start(task)
+        task.seconds = 0.1234
+        results.finish(task, {**numbers, **steps})
+    if tasks:
+        report("record", start, before)
         size = (out / "labels.jsonl").stat().st_size / count
         print(f"| labels.jsonl while it runs | {size:.0f} B on disk | |")
     start, before = time.perf_counter(), resident()
-    pipeline.records.close()
-    tell("merge the records", start, before)
+    results.records.close()
+    report("merge the records", start, before)
     size = (out / "labels.jsonl").stat().st_size / count
     print(f"| labels.jsonl | {size:.0f} B on disk | |")
 
 
 def main() -> None:
-    """Runs it twice, each in a process of its own."""
+    """Runs twice, each time in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=200_000, help="images (%(default)s)")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -1,6 +1,7 @@
-"""The machine code of the CUDA kernels: compiled and disassembled.
+"""Compiles and disassembles the CUDA kernels.
 
-Needs nvcc, and nvdisasm, which the toolkit or the package nvidia-cuda-nvdisasm brings; no device.
+Needs nvcc and nvdisasm, which is part of the toolkit and of the package nvidia-cuda-nvdisasm, but
+no device.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _SECTION = re.compile(r"\s+\.section\s+\.text\.(\S+?),")
 
 
 def find_nvcc() -> str | None:
-    """As setup.py finds it."""
+    """Finds nvcc as setup.py does."""
     home = os.environ.get("CUDA_HOME")
     places = [os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", "nvcc"]
     places.append("/usr/local/cuda/bin/nvcc")
@@ -37,7 +38,7 @@ def find_nvcc() -> str | None:
 
 
 def find_nvdisasm() -> str | None:
-    """On the PATH, beside nvcc, or in the package of that name."""
+    """Finds nvdisasm on the PATH, beside nvcc, or in the package of that name."""
     nvcc = find_nvcc()
     places = ["nvdisasm", *([str(Path(nvcc).resolve().with_name("nvdisasm"))] if nvcc else [])]
     places.append("/usr/local/cuda/bin/nvdisasm")
@@ -48,7 +49,7 @@ def find_nvdisasm() -> str | None:
 
 
 def obstacle() -> str:
-    """Why the kernels cannot be disassembled here; empty where they can."""
+    """Returns why the kernels cannot be disassembled here; empty if they can."""
     if find_nvcc() is None:
         return "no nvcc: neither at $CUDACXX, in $CUDA_HOME/bin nor on the PATH"
     if find_nvdisasm() is None:
@@ -57,7 +58,7 @@ def obstacle() -> str:
 
 
 def _nvcc_flags() -> list[str]:
-    """Those of setup.py, but for the host compiler's."""
+    """Returns the flags of setup.py, without those of the host compiler."""
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "NVCC_FLAGS":
             flags: list[str] = eval(ast.unparse(node.value))
@@ -73,9 +74,9 @@ def _run(*command: str | Path) -> tuple[str, str]:
 
 
 def compiled(source: Path, arch: str) -> list[Kernel]:
-    """The kernels of a .cu file for an architecture, such as "90".
+    """Compiles a .cu file for an architecture, such as "90", and returns its kernels.
 
-    Raises ``RuntimeError`` with what nvcc or nvdisasm has said.
+    Raises ``RuntimeError`` with the message of nvcc or nvdisasm.
     """
     nvcc, nvdisasm = find_nvcc(), find_nvdisasm()
     if nvcc is None or nvdisasm is None:
@@ -92,7 +93,7 @@ def compiled(source: Path, arch: str) -> list[Kernel]:
 
 
 def _resources(said: str, source: str, arch: str) -> Iterator[Kernel]:
-    """What `ptxas -v` says of each kernel, the functions that it calls included."""
+    """Parses the output of `ptxas -v` for each kernel, including the functions that it calls."""
     for part in re.split(r"Compiling entry function '", said)[1:]:
         kernel = Kernel(source, arch, part.partition("'")[0])
         stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+)", part)
@@ -109,7 +110,7 @@ def _resources(said: str, source: str, arch: str) -> Iterator[Kernel]:
 
 
 def _parsed(text: str) -> Iterator[tuple[str, list[Function]]]:
-    """The functions of each kernel, from what nvdisasm prints."""
+    """Parses the functions of each kernel from the output of nvdisasm."""
     symbol, functions = "", list[Function]()
     for line in text.splitlines():
         if section := _SECTION.match(line):
@@ -119,7 +120,7 @@ def _parsed(text: str) -> Iterator[tuple[str, list[Function]]]:
         elif named := _FUNCTION.match(line):
             functions.append(Function(readable(named[1])))
         elif label := _LABEL.match(line):
-            # A label before the next function's name is still of the section's code.
+            # A label before the next function's name still belongs to the section.
             functions[-1].labels[label[1]] = len(functions[-1].instructions)
         elif code := _INSTRUCTION.match(line):
             address, predicate, opcode, operands = code.groups()

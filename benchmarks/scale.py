@@ -1,16 +1,16 @@
-"""How labelling scales: images per second with more processes, and what a label costs in stages.
+"""Measures how labelling scales: images per second with more processes, and the cost of each stage.
 
     python benchmarks/scale.py photos/ --count 100      # one process, torchrun, Ray
     python benchmarks/scale.py photos/ --stages         # the table of docs/scale.md
 
 The first runs `selfment label` with one process and as many threads as cores, `torchrun` with one
-process of one thread for each core, and examples/ray_label.py likewise, on links to the same
-photographs; masks are compared before anything is printed. The rate is that of the files that
-appear, first to last; the wall time has the start of the processes in it.
+process of one thread for each core, and examples/ray_label.py in the same way, on links to the same
+photographs; masks are compared before anything is printed. The rate is that of the result files,
+first to last; the wall time includes the start of the processes.
 
-`--stages` times the stages of one image on one thread, measures what is stored of it, and extends
-that to 10 million and 1 billion images. `--vit` adds the forward pass of a timm model with random
-weights. `--price` is that of an hour of one core, in any currency.
+`--stages` times the stages of one image on one thread, measures the bytes that are stored, and
+extrapolates to 10 million and 1 billion images. `--vit` adds the forward pass of a timm model with
+random weights. `--price` is the price of a core-hour, in any currency.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from selfment.images.load import load_image
 
 T = TypeVar("T")
 
-# With "-m", Python in the source tree would take the folder for the package.
+# With "-m", Python in the source tree would import the folder instead of the package.
 SELFMENT = str(Path(sys.executable).with_name("selfment"))
 RAY_LABEL = Path(__file__).resolve().parent.parent / "examples" / "ray_label.py"
 MANY = (10_000_000, 1_000_000_000)
 
 
 def links(photos: Sequence[Path], folder: Path, count: int) -> Path:
-    """A folder with so many names for the photographs."""
+    """Makes a folder with ``count`` links to the photographs."""
     folder.mkdir()
     for index, photo in enumerate(islice(cycle(photos), count)):
         (folder / f"{index:06}{photo.suffix}").symlink_to(photo.resolve())
@@ -53,12 +53,12 @@ def links(photos: Sequence[Path], folder: Path, count: int) -> Path:
 
 
 def masks_of(out: Path) -> dict[str, Path]:
-    """The masks under a folder of results, by name."""
+    """Returns the masks under a folder of results, by name."""
     return {path.name: path for path in out.rglob("[!.]*.png")}
 
 
 def throughput(photos: Sequence[Path], count: int, size: int, rounds: int) -> None:
-    """Prints images per second of the three ways, by turns."""
+    """Prints images per second for the three engines, measured in turns."""
     cores = os.cpu_count() or 1
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += ["--nproc-per-node", str(cores), "--no-python"]
@@ -105,25 +105,25 @@ def throughput(photos: Sequence[Path], count: int, size: int, rounds: int) -> No
 
 
 class Stages:
-    """Seconds that a core spends on named stages of several images; waiting is not counted."""
+    """CPU seconds of named stages, for several images; waiting is not counted."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, list[float]] = {}
 
     def __call__(self, name: str, run: Callable[[], T]) -> T:
-        """What ``run`` returns; its time is noted."""
+        """Returns the result of ``run``, and stores its time."""
         start = time.process_time()
         value = run()
         self.seconds.setdefault(name, []).append(time.process_time() - start)
         return value
 
     def medians(self) -> dict[str, float]:
-        """Of each stage."""
+        """Returns the median of each stage."""
         return {name: statistics.median(times) for name, times in self.seconds.items()}
 
 
 def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | None) -> None:
-    """Prints the times and bytes of an image, and those of many."""
+    """Prints the times and bytes of one image, and of many."""
     torch.set_num_threads(1)
     labeler = PseudoLabeler(size=size)
     timed = Stages()
@@ -200,7 +200,7 @@ def _label_all(photos: Sequence[Path], out: Path, size: int) -> None:
 
 
 def main() -> None:
-    """Prints what was asked for."""
+    """Prints the tables that the arguments select."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument

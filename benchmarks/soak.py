@@ -1,18 +1,17 @@
-"""Labels random features and images for a long time, and looks at masks and memory.
+"""Labels random features and images for a long time, and checks masks and memory.
 
     python benchmarks/soak.py [--minutes 60] [--threads-at-once 1] [--every 20] [--seed 0]
 
-A share of the labels of features is compared with the dense reference in float64. Where they
-differ, that is wrong unless the cut is not determined: entries of the vector that rounding, over
-the gap, could move across its mean, or make its peak.
+A share of the labels of features is compared with the dense reference in float64. A difference is
+an error unless the cut is not determined: some entries of the vector could cross its mean, or
+become its peak, by an error of rounding divided by the gap.
 
-Every few seconds all threads stop, so that no label is under way, and the memory is looked at:
-what is allocated and not freed, as malloc counts it, Python's objects included; and what is
-resident, which adds what malloc keeps in pieces that it cannot give back, and what does not come
-from it. Growth is the slope over the calls after the warm-up, which is half of them and 2000 at
-least. The exit code is 1 for a wrong mask or an error, and for a growth that is more than 4
-standard errors from none and above 10 bytes per call of what is allocated, or 100 of what is
-resident.
+Every few seconds all threads stop, so that no label is in progress, and the memory is sampled:
+allocated memory as malloc counts it, Python's objects included, and resident memory, which adds
+fragments that malloc cannot return and memory from other sources. Growth is the slope over the
+calls after the warm-up, which is half of them and at least 2000. The exit code is 1 for a wrong
+mask, an error, or a growth that is more than 4 standard errors from zero and above 10 bytes per
+call for allocated memory, or 100 for resident memory.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from torch import Tensor
 import selfment
 
 BOUNDS = {"allocated": 10.0, "resident": 100.0}  # bytes per call
-# MKL, which solves the reference's eigenproblems for torch, would keep the largest buffers that
-# each thread has asked it for, and Python would take small objects from the system itself.
+# MKL, which solves the reference's eigenproblems for torch, would keep each thread's largest
+# buffers, and Python would allocate small objects without malloc.
 ENVIRONMENT = {"MKL_DISABLE_FAST_MM": "1", "PYTHONMALLOC": "malloc"}
 WARM_UP = 2000  # calls, at least
 SAMPLE_EVERY = 5.0  # seconds
@@ -70,7 +69,7 @@ class MallocInfo(ctypes.Structure):
 
 @dataclass
 class Record:
-    """What has happened so far, in all threads."""
+    """The counts and samples so far, of all threads."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     calls: int = 0
@@ -79,7 +78,7 @@ class Record:
     undetermined: int = 0
     wrong: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    # Calls, bytes allocated, bytes resident, and so on: plain numbers, which take little memory.
+    # Calls, bytes allocated, bytes resident, and so on: plain numbers, which need little memory.
     samples: array[int] = field(default_factory=lambda: array("q"))
 
 
@@ -88,7 +87,7 @@ LIBC.mallinfo2.restype = MallocInfo
 
 
 def memory() -> tuple[int, int]:
-    """Bytes that are allocated now, and resident without what malloc can give back."""
+    """Returns the allocated bytes, and the resident bytes without what malloc can return."""
     gc.collect()
     LIBC.malloc_trim(0)
     info = LIBC.mallinfo2()
@@ -98,7 +97,7 @@ def memory() -> tuple[int, int]:
 
 
 def contents(random: np.random.Generator) -> tuple[Tensor, tuple[int, int]]:
-    """(N, d) features of a random kind, size and dtype, and their grid."""
+    """Returns (N, d) features of a random kind, size and dtype, and their grid."""
     h, w = (int(side) for side in random.integers(*SIDES, size=2))
     n, d = h * w, int(random.choice(DIMS))
     kind = random.integers(5)
@@ -120,7 +119,7 @@ def contents(random: np.random.Generator) -> tuple[Tensor, tuple[int, int]]:
 
 
 def determined(ours: selfment.PseudoLabels, theirs: selfment.PseudoLabels, graph: str) -> bool:
-    """Whether no mask of the reference hangs on rounding, of the field, the solver or weights."""
+    """Returns whether no rounding of rows, solver or weights can change the reference's masks."""
     x = theirs.fiedler.double().flatten()
     rounding = 1e-6 if graph == "weighted" else 1e-9
     moved = (1e-6 + rounding / max(theirs.gap.item(), 1e-30)) * x.abs().max()
@@ -129,7 +128,7 @@ def determined(ours: selfment.PseudoLabels, theirs: selfment.PseudoLabels, graph
 
 
 def verdict(features: Tensor, copies: int, grid: tuple[int, int], graph: str) -> str:
-    """Of the masks of a batch of copies: equal to the reference's, wrong, or not determined."""
+    """Returns whether masks of a batch of copies are correct, wrong, or not determined."""
     ours = selfment.pseudo_label(features.expand(copies, -1, -1), grid, graph=graph)
     if (ours.mask != ours.mask[0]).any() or (ours.ncut_mask != ours.ncut_mask[0]).any():
         return "wrong"
@@ -141,7 +140,7 @@ def verdict(features: Tensor, copies: int, grid: tuple[int, int], graph: str) ->
 
 
 class Worker:
-    """What one of the threads does, always in the same order."""
+    """The work of one of the threads, always in the same order."""
 
     def __init__(self, record: Record, seed: int, every: int) -> None:
         self.record, self.seed, self.every = record, seed, every
@@ -150,7 +149,7 @@ class Worker:
         self.count = 0
 
     def run(self, until: float) -> None:
-        """Labels until then, or until something is raised."""
+        """Labels until the end of the time, or until an error."""
         while time.monotonic() < until and not self.record.errors:
             self.count += 1
             where = f"seed {self.seed}, call {self.count}"
@@ -175,7 +174,7 @@ class Worker:
         return []
 
     def features(self, where: str) -> list[str]:
-        """Cuts or labels features, and names them if it was checked and is wrong."""
+        """Cuts or labels features; returns a description if they were checked and are wrong."""
         features, grid = contents(self.random)
         graph = "weighted" if self.random.random() < 0.4 else "binary"
         which, copies = self.random.integers(4), int(self.random.integers(1, 4))
@@ -195,7 +194,7 @@ class Worker:
 
 
 def warm(record: Record) -> Samples:
-    """(M, 3) int64, those after the warm-up: calls, bytes allocated, bytes resident."""
+    """Returns (M, 3) int64 samples after the warm-up: calls, bytes allocated, bytes resident."""
     samples = np.array(record.samples, dtype=np.int64).reshape(-1, 3)
     calls = samples[:, 0]
     after: Samples = samples[calls >= max(WARM_UP, calls.max(initial=0) // 2)]
@@ -203,7 +202,7 @@ def warm(record: Record) -> Samples:
 
 
 def growth(calls: Samples, sizes: Samples) -> tuple[float, float]:
-    """Bytes per call and its standard error; NaN if the samples are few."""
+    """Returns bytes per call and the standard error; NaN if there are few samples."""
     if len(calls) < 10:
         return float("nan"), float("nan")
     x, y = calls - calls.mean(), sizes - sizes.mean()
@@ -213,7 +212,7 @@ def growth(calls: Samples, sizes: Samples) -> tuple[float, float]:
 
 
 def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
-    """Labels in so many threads, and looks at the memory whenever all of them have stopped."""
+    """Labels in ``threads`` threads, and samples the memory whenever all of them have stopped."""
     record = Record()
     workers = [Worker(record, seed * 1000 + number, every) for number in range(at_once)]
     until = time.monotonic() + 60 * minutes
@@ -226,7 +225,7 @@ def soak(minutes: float, at_once: int, every: int, seed: int) -> Record:
 
 
 def rows(record: Record, minutes: float, at_once: int) -> Iterator[tuple[str, str]]:
-    """The table."""
+    """Returns the rows of the table."""
     yield "minutes, threads at once", f"{minutes:g}, {at_once}"
     yield "calls, of them images", f"{record.calls}, {record.images}"
     yield "masks checked, wrong", f"{record.checked}, {len(record.wrong)}"
@@ -241,7 +240,7 @@ def rows(record: Record, minutes: float, at_once: int) -> Iterator[tuple[str, st
 
 
 def main() -> None:
-    """Prints the table; exit code 1 where something is wrong."""
+    """Prints the table; the exit code is 1 if something is wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,10 +1,10 @@
-"""How long a training step of the head takes, and what surrounds it.
+"""Times a training step of the head, and related work.
 
-- A step (loss forward and backward, optimiser) against the official way, which labels the image
-  anew in each step (scipy's `eigh`) and loops over rows for the contrastive loss. Losses and
+- A step (loss forward and backward, optimiser) against the official code, which labels the image
+  again in each step (scipy's `eigh`) and loops over rows for the contrastive loss. Losses and
   gradients are compared before anything is timed.
 - The memory of the contrastive loss at N = 25,600.
-- The head's share of inference, next to a ViT-S with random weights.
+- The head's share of inference, compared with a ViT-S with random weights.
 - A run of 1000 images and 3 epochs from cached features, projected from the measured steps.
 """
 
@@ -36,7 +36,7 @@ from selfment.training.losses import (
 
 
 def contrastive_by_rows(embedding: Tensor, labels: Tensor) -> Tensor:
-    """The contrastive loss, row by row."""
+    """Computes the contrastive loss row by row."""
     rows = functional.normalize(embedding, dim=1)
     log_p = functional.log_softmax(rows @ rows.T / TEMPERATURE, dim=1)
     total = embedding.new_zeros(())
@@ -48,7 +48,7 @@ def contrastive_by_rows(embedding: Tensor, labels: Tensor) -> Tensor:
 
 
 def official_loss(head: selfment.PatchHead, features: Tensor, labels: Tensor) -> Tensor:
-    """The loss as the official code computes it."""
+    """Computes the loss as the official code does."""
     logits, embedding = head(features)
     target = labels.float()
     bce = functional.binary_cross_entropy_with_logits(logits[:, 1], target)
@@ -57,7 +57,7 @@ def official_loss(head: selfment.PatchHead, features: Tensor, labels: Tensor) ->
 
 
 def timed(name: str, run: Callable[[], object], rounds: int) -> float:
-    """Prints and returns the median of ``rounds`` runs, in seconds, after one that warms up."""
+    """Prints and returns the median of ``rounds`` runs in seconds, after a warm-up run."""
     run()
     times = []
     for _ in range(rounds):
@@ -73,13 +73,15 @@ def timed(name: str, run: Callable[[], object], rounds: int) -> float:
 
 
 def steps(photo: Path, side: int, dim: int, rounds: int) -> None:
-    """A training step of selfment and of the official way."""
+    """Times a training step of selfment and of the official code."""
     problem = Problem.of(photo_features(photo, side, dim), side)
     features = problem.features
     labels = selfment.pseudo_label(features, (side, side)).mask.flatten()
     assert torch.equal(official(problem), labels)
     head = selfment.PatchHead(dim)
-    adam = torch.optim.Adam(head.parameters(), lr=0.0, weight_decay=1e-5)  # the head stays
+    adam = torch.optim.Adam(
+        head.parameters(), lr=0.0, weight_decay=1e-5
+    )  # the head does not change
     gradients = []
     losses = []
     logits, embedding = head(features)
@@ -127,7 +129,7 @@ def steps(photo: Path, side: int, dim: int, rounds: int) -> None:
 
 
 def memory(patches: int) -> None:
-    """The peak of the contrastive loss, forward and backward."""
+    """Measures the peak memory of the contrastive loss, forward and backward."""
     embedding = torch.randn(patches, 128, requires_grad=True)
     labels = torch.rand(patches) < 0.3
     start = time.perf_counter()
@@ -139,7 +141,7 @@ def memory(patches: int) -> None:
 
 
 def inference(size: int, rounds: int) -> None:
-    """The head's share of a forward pass of a ViT-S."""
+    """Measures the head's share of a forward pass of a ViT-S."""
     model: Any = timm.create_model(
         "vit_small_patch16_224", pretrained=False, num_classes=0, dynamic_img_size=True
     ).eval()
@@ -154,7 +156,7 @@ def inference(size: int, rounds: int) -> None:
 
 
 def main() -> None:
-    """Runs and prints all of it."""
+    """Runs and prints everything."""
     raw = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("images", nargs="*", help="files, folders, globs (default: samples)")

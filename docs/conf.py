@@ -1,7 +1,7 @@
-"""Sphinx: the pages of this folder and the docstrings of every public module.
+"""Configures Sphinx for the pages of this folder and the docstrings of every public module.
 
-``sphinx-build -W docs build/docs`` fails at a reference into selfment that leads nowhere, and at a
-public name that is not on a page, as it is where it lacks a docstring.
+``sphinx-build -W docs build/docs`` fails for a broken reference into selfment, and for a public
+name that is not on a page, for example because it lacks a docstring.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ html_theme = "furo"
 
 extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
-# A page for each module whose name has no underscore in front.
+# There is a page for each module whose name does not start with an underscore.
 apidoc_modules = [{"path": str(Path(selfment.__file__).parent), "destination": "api"}]
 apidoc_separate_modules = True
 apidoc_module_first = True
-apidoc_automodule_options = {"members", "show-inheritance"}  # and nothing without a docstring
+apidoc_automodule_options = {"members", "show-inheritance"}  # only names with a docstring
 autodoc_member_order = "bysource"
 
-# A class that the package names has two pages, and annotations name it without its module.
+# A class in the package's namespace is on two pages, and annotations name it without its module.
 suppress_warnings = ["ref.python"]
 
-# Those of other libraries, and of modules without a page, are left as text.
+# References to other libraries, and to modules without a page, remain text.
 nitpicky = True
-_TYPE_VARIABLE = r"selfment\.jobs\.pipeline\.Result"
+_TYPE_VARIABLE = r"selfment\.jobs\.spec\.Result"
 nitpick_ignore_regex = [("py:.*", rf"(?!selfment\b).*|selfment\._.*|{_TYPE_VARIABLE}")]
 
 
 def escape_bars(
     app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]
 ) -> None:
-    """Outside literals, | is part of a norm, and starts no substitution."""
+    """Escapes each | outside of literals: it is part of a norm and starts no substitution."""
     for index, line in enumerate(lines):
         parts = line.split("``")
         parts[::2] = [part.replace("|", r"\|") for part in parts[::2]]
@@ -51,12 +51,12 @@ def escape_bars(
 
 
 def public_names() -> set[str]:
-    """Of what callers may use: all that the package names, and what each public module defines."""
+    """Returns the names in the package's namespace and the definitions of each public module."""
     names = {f"selfment.{name}" for name in selfment.__all__ if name != "reference"}
-    for found in pkgutil.walk_packages(selfment.__path__, "selfment."):
-        if any(part.startswith("_") for part in found.name.split(".")):
+    for info in pkgutil.walk_packages(selfment.__path__, "selfment."):
+        if any(part.startswith("_") for part in info.name.split(".")):
             continue
-        module = importlib.import_module(found.name)
+        module = importlib.import_module(info.name)
         for name, value in vars(module).items():
             ours = inspect.isclass(value) or inspect.isroutine(value)
             if ours and not name.startswith("_") and value.__module__ == module.__name__:
@@ -65,7 +65,7 @@ def public_names() -> set[str]:
 
 
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warns of every public name that is on no page."""
+    """Warns of every public name that is not on a page."""
     for name in sorted(public_names() - set(env.get_domain("py").objects)):
         getLogger(__name__).warning("%s is on no page: it needs a docstring", name)
 

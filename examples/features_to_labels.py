@@ -1,4 +1,4 @@
-"""Pseudo-labels in two ways: from your own patch features, and from images."""
+"""Makes pseudo-labels in two ways: from your own patch features, and from images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selfment.images.load import sample_images
 
 
 def own_features() -> None:
-    """Features of any backbone: (B, N, d) with the patch grid, or (B, d, h, w)."""
+    """Labels features of any backbone: (B, N, d) with the patch grid, or (B, d, h, w)."""
     generator = torch.Generator().manual_seed(0)
     ground, thing = torch.randn(2, 384, generator=generator)
     features = ground + torch.randn(2, 24, 24, 384, generator=generator)
@@ -19,7 +19,7 @@ def own_features() -> None:
 
 
 def images() -> None:
-    """Images: paths, PIL images or uint8 arrays. Any timm ViT instead of "classic"."""
+    """Labels paths, PIL images or uint8 arrays; any timm ViT can replace "classic"."""
     labeler = PseudoLabeler("classic", size=768)
     paths = [entry.path for entry in sample_images()]
     labels = labeler(paths)

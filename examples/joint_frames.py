@@ -1,9 +1,9 @@
-"""One cut through the frames of a clip: the same foreground in all of them.
+"""Labels the frames of a clip by one cut, with the same foreground in all of them.
 
     python examples/joint_frames.py [FRAME ...] [--backbone classic] [--out FOLDER]
 
-Without frames it makes a clip: a disc comes closer until it fills most of the picture. The cut of
-the last frame alone then takes what is left of the ground for the object.
+Without frames it generates a clip: a disc grows until it fills most of the picture. In the last
+frame alone, the cut then selects the remaining background as the object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from selfment.images.load import load_image
 
 
 def clip(frames: int = 5, side: int = 320) -> list[Image.Image]:
-    """A noisy disc on noisy ground; its radius grows from 3/16 of the side to 7/16."""
+    """Generates a noisy disc on noisy ground; its radius grows from 3/16 of the side to 7/16."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:side, :side] - side / 2
     ground = np.array([60, 110, 60]) + rng.normal(0, 12, (side, side, 3))

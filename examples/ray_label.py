@@ -1,18 +1,18 @@
-"""Labels images on a Ray cluster, or on the workers of a local Ray; can be killed and run again.
+"""Labels images on a Ray cluster or a local Ray; the job can be killed and run again.
 
     python examples/ray_label.py photos/ --out labels/ --workers 2
     python examples/ray_label.py /mnt/photos --out /mnt/labels --address auto --workers 64 --gpus 1
 
-All nodes must see images and ``--out`` under the same paths. A worker labels a block of images,
-writes its masks and then one file ``records/<hash>.parquet`` for it. Each file is written beside
-its place and moved, and an image is done when a record says so: whatever is killed and started
-again, no mask is wrong, and at most the blocks that were being labelled are labelled once more.
-Masks are those of ``selfment label``: PNG files under ``masks/``, or with ``--format parquet`` the
-same bytes in the records' column ``png``. ``read_images`` is not used, for it ignores EXIF
-rotation and ends the run at the first broken image.
+All nodes must have images and ``--out`` under the same paths. A worker labels a block of images,
+writes its masks and then one file ``records/<hash>.parquet``. Each file is written under a
+temporary name and moved into place, and an image is done when it has a record. So after a kill and
+a restart no mask is wrong, and at most the blocks in progress are labelled again. The masks are
+those of ``selfment label``: PNG files under ``masks/``, or with ``--format parquet`` the same bytes
+in the column ``png`` of the records. ``read_images`` is not used, because it ignores EXIF rotation
+and ends the run at the first broken image.
 
-Exit code 1: images failed; the errors are on stderr and in the records, and the next run tries
-again.
+The exit code is 1 if images failed; the errors are on stderr and in the records, and the next run
+tries these images again.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SCHEMA = pa.schema(
 
 
 class BlockLabeler(PseudoLabeler):
-    """A PseudoLabeler that labels a batch of files, writes what it found, and counts."""
+    """A PseudoLabeler that labels a block of files, and writes masks and records."""
 
     def __init__(self, out: str, form: str, settings: str, threads: int, **options: Any) -> None:
         super().__init__(**options)
@@ -71,7 +71,7 @@ class BlockLabeler(PseudoLabeler):
         self.digest = settings
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """The columns ``path`` and ``mask`` to one row: how many, and the errors, as JSON."""
+        """Labels the columns ``path`` and ``mask``; returns the count, and the errors as JSON."""
         names = zip(map(str, batch["path"]), map(str, batch["mask"]), strict=True)
         rows = [self._read(path, mask) for path, mask in names]
         good = [row for row in rows if row["error"] is None]
@@ -80,7 +80,7 @@ class BlockLabeler(PseudoLabeler):
         rows = [{name: row.get(name) for name in SCHEMA.names} for row in rows]
         key = hashlib.sha256("\0".join([self.digest, *batch["path"]]).encode()).hexdigest()[:32]
         table = pa.Table.from_pylist(rows, SCHEMA)
-        # The masks are there: from here on they are done.
+        # All masks are written: with their records the images are done.
         place(self.out / f"records/{key}.parquet", lambda file: pq.write_table(table, file))
         errors = [row["error"] for row in rows if row["error"] is not None]
         return {"labelled": [len(rows) - len(errors)], "errors": [json.dumps(errors)]}
@@ -102,7 +102,7 @@ class BlockLabeler(PseudoLabeler):
         try:
             labels = self.label_batch(torch.stack([row["pixels"] for row in rows]))
         except Exception as error:
-            # The other images of the batch must not pay for one: each again, by itself.
+            # One image must not fail the others of its batch: label each by itself.
             if len(rows) == 1:
                 self._fail(rows[0], error)
             else:
@@ -136,7 +136,7 @@ class BlockLabeler(PseudoLabeler):
 
 
 def place(path: Path, write: Callable[[Any], object]) -> None:
-    """Lets ``write`` fill a file beside ``path``, then moves it there in one step."""
+    """Lets ``write`` fill a temporary file, then moves it to ``path`` in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -149,13 +149,13 @@ def place(path: Path, write: Callable[[Any], object]) -> None:
 
 
 def read_records(out: Path, columns: Sequence[str] | None = None) -> dict[str, Row]:
-    """The latest record of each image, by its path; ``columns`` besides image and time."""
+    """Returns the latest record of each image; ``columns`` are read besides image and time."""
     wanted = None if columns is None else sorted({"image", "time", *columns})
     latest: dict[str, Row] = {}
     for file in sorted((out / "records").glob("*.parquet")):
         try:
             rows = pq.read_table(file, columns=wanted).to_pylist()
-        except pa.ArrowInvalid:  # cut off, as by a power failure
+        except pa.ArrowInvalid:  # truncated, for example by a power failure
             print(f"{file} cannot be read: its images are labelled again", file=sys.stderr)
             continue
         for row in rows:
@@ -167,11 +167,11 @@ def read_records(out: Path, columns: Sequence[str] | None = None) -> dict[str, R
 def plan(
     images: Sequence[ImageEntry], out: Path, form: str, settings: str
 ) -> tuple[list[tuple[str, str]], int]:
-    """The path and the mask's name of all images that are left to do; and how many are done."""
+    """Returns path and mask name of the images that are left to do, and the number of done ones."""
     columns = ("mask", "settings", "error", "bytes", "mtime_ns", *(["png"] * (form == "parquet")))
     known = read_records(out, columns)
     if any(row["settings"] != settings for row in known.values()):
-        # A run that is killed would leave masks of one kind beside records of the other.
+        # A killed run would leave masks of one kind beside records of the other.
         raise ValueError(
             f"`--out` must be used with the same settings: {out} has records of others"
         )
@@ -184,7 +184,9 @@ def plan(
         path = str(entry.path)
         row = known.get(path)
         name = entry.mask_name if row is None else row["mask"]
-        if owners.setdefault(name, path) != path:  # of an earlier run, from another folder
+        if (
+            owners.setdefault(name, path) != path
+        ):  # the name belongs to an image of an earlier run, from another folder
             name = f"{name[:-4]}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}.png"
         if row is not None and _is_done(row, path, out, form):
             done += 1
@@ -206,21 +208,21 @@ def _is_done(row: Row, path: str, out: Path, form: str) -> bool:
 
 
 def blocks(jobs: Sequence[tuple[str, str]], size: int) -> Iterator[pa.Table]:
-    """Tables of ``size`` jobs each."""
+    """Yields tables of ``size`` jobs each."""
     for start in range(0, len(jobs), size):
         paths, masks = zip(*jobs[start : start + size], strict=True)
         yield pa.table({"path": list(paths), "mask": list(masks)})
 
 
 def label(jobs: Sequence[tuple[str, str]], arguments: argparse.Namespace, **fixed: Any) -> Row:
-    """Labels all jobs on Ray: how many, and the sentences of those that failed."""
+    """Labels all jobs on Ray; returns the number of labels, and the errors of failed images."""
     local = arguments.address is None
     ray.init(
         address=arguments.address,
         include_dashboard=False if local else None,
         log_to_driver=False,
         **({"num_cpus": arguments.workers * arguments.threads} if local else {}),
-        **({"object_store_memory": 128 << 20} if local else {}),  # there are only paths in it
+        **({"object_store_memory": 128 << 20} if local else {}),  # it stores only paths
     )
     try:
         DataContext.get_current().enable_progress_bars = False
@@ -233,13 +235,13 @@ def label(jobs: Sequence[tuple[str, str]], arguments: argparse.Namespace, **fixe
             num_cpus=arguments.threads,
             num_gpus=arguments.gpus,
         )
-        found: Row = {"labelled": 0, "errors": []}
+        total: Row = {"labelled": 0, "errors": []}
         for row in results.iter_rows():
-            found["labelled"] += row["labelled"]
-            found["errors"] += json.loads(row["errors"])
+            total["labelled"] += row["labelled"]
+            total["errors"] += json.loads(row["errors"])
             for sentence in json.loads(row["errors"]):
                 print(sentence, file=sys.stderr)
-        return found
+        return total
     finally:
         ray.shutdown()
 
@@ -253,11 +255,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("inputs", nargs="+", metavar="INPUT", help="images, folders, globs")
     add("--out", required=True, metavar="DIR", help="folder for masks and records")
     add("--format", default="png", choices=("png", "parquet"), help="(%(default)s)")
-    add("--address", help="of a Ray cluster: auto, ray://... (a local Ray of its own)")
+    add("--address", help="address of a Ray cluster: auto, ray://... (default: start a local Ray)")
     add("--workers", type=int, default=2, metavar="N", help="(%(default)s)")
-    add("--threads", type=int, default=1, metavar="N", help="of a worker (%(default)s)")
-    add("--gpus", type=float, default=0, metavar="X", help="of a worker, e.g. 0.5 (%(default)s)")
-    add("--block", type=int, default=256, metavar="N", help="images of a record (%(default)s)")
+    add("--threads", type=int, default=1, metavar="N", help="per worker (%(default)s)")
+    add("--gpus", type=float, default=0, metavar="X", help="per worker, e.g. 0.5 (%(default)s)")
+    add("--block", type=int, default=256, metavar="N", help="images per record file (%(default)s)")
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
     add("--backbone", default="classic", metavar="NAME", help="(%(default)s)")
     add("--weights", metavar="FILE", help="a local checkpoint of the ViT")
@@ -279,12 +281,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"ray_label: {error}", file=sys.stderr)
         return 2
-    found: Row = {"labelled": 0, "errors": []}
+    total: Row = {"labelled": 0, "errors": []}
     if jobs:
         fixed = {"out": str(out), "form": arguments.format, "settings": digest}
-        found = label(jobs, arguments, **fixed, threads=arguments.threads, **options)
-    failed = len(found["errors"])
-    counts = f"{found['labelled']} labelled, {done} already done, {failed} failed"
+        total = label(jobs, arguments, **fixed, threads=arguments.threads, **options)
+    failed = len(total["errors"])
+    counts = f"{total['labelled']} labelled, {done} already done, {failed} failed"
     print(f"{counts}; see {arguments.out}/records", file=sys.stderr)
     return 1 if failed else 0
 

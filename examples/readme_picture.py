@@ -1,8 +1,8 @@
-"""Makes docs/overlay.jpg for the README: labels of photographs that scikit-image ships.
+"""Makes docs/overlay.jpg for the README: labels of the sample photographs of scikit-image.
 
-The features are those of the classic backbone, hand-made and embedded, at the defaults of
-`selfment label --samples`; nothing is retouched. Four of its five photographs are shown: of the
-fifth, a motorcycle of many colours, these features take the red parts alone.
+The features are those of the hand-made `classic` backbone, at the defaults of
+`selfment label --samples`; nothing is retouched. Four of the five photographs are shown; in the
+fifth, a motorcycle of many colours, these features select the red parts only.
 """
 
 from __future__ import annotations

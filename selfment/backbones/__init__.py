@@ -1,7 +1,7 @@
-"""Backbones: any timm ViT by its timm name, and two that need no weights.
+"""Backbones: any timm ViT by its timm name, and two embedded ones that need no weights.
 
-``classic`` knows an object from its surroundings, for one mask; ``statistics`` describes every
-patch alike, for several objects.
+``classic`` distinguishes an object from its surroundings, for one mask; ``statistics`` describes
+every patch alike, for several objects.
 """
 
 from __future__ import annotations
@@ -50,26 +50,33 @@ def load_backbone(
     positions: str = "authors",
     device: str | torch.device = "cpu",
 ) -> Backbone:
-    """The backbone ``name`` on ``device``: one of ``EMBEDDED`` or the name of a ViT in timm.
-
-    ``features``: the final normalised patch tokens, or the keys of the last attention block.
-    ``weights``: a checkpoint file, or a folder of the Hugging Face hub, instead of timm's download.
-    ``dtype``: autocast to ``float16`` or ``bfloat16``; None and ``float32`` do not. ``positions``:
-    resample position embeddings as the model's ``"authors"`` do, or as ``"timm"`` does; see
-    :mod:`selfment.backbones.position_embeddings`.
+    """Loads a backbone.
 
     The caller's default dtype, default device and autocast change neither the backbone nor its
-    features. ``torch.set_float32_matmul_precision`` does hold: it says how exact products of
-    float32 matrices are. Raises ``ValueError`` for a wrong argument and :class:`WeightsError` when
-    the weights cannot be had or do not fit.
+    features. ``torch.set_float32_matmul_precision`` does apply: it sets the precision of products
+    of float32 matrices.
+
+    Args:
+        name: one of ``EMBEDDED``, or the name of a ViT in timm.
+        features: ``"tokens"``, the final normalised patch tokens, or ``"keys"``, the keys of the
+            last attention block.
+        weights: a checkpoint file, or a folder of the Hugging Face hub, instead of timm's download.
+        dtype: ``float16`` or ``bfloat16`` for autocast; None and ``float32`` use none.
+        positions: resample position embeddings as the model's ``"authors"`` do, or as ``"timm"``
+            does; see :mod:`selfment.backbones.position_embeddings`.
+        device: the device that computes the features.
+
+    Raises:
+        ValueError: a wrong argument.
+        WeightsError: the weights cannot be downloaded or read, or do not fit the model.
     """
     choice("features", features, FEATURES)
     choice("positions", positions, POSITIONS)
     autocast = as_dtype(dtype)
     where = as_device(device)
     if name in EMBEDDED:
-        given: dict[str, Any] = {"weights": weights, "dtype": autocast}
-        wrong = [f"{key}={value}" for key, value in given.items() if value is not None]
+        options: dict[str, Any] = {"weights": weights, "dtype": autocast}
+        wrong = [f"{key}={value}" for key, value in options.items() if value is not None]
         wrong += [f"features={features!r}"] if features != "tokens" else []
         wrong += [f"positions={positions!r}"] if positions != "authors" else []
         if wrong:
@@ -90,12 +97,15 @@ def load_backbone(
 
 
 def backbone_class(name: str) -> type[Backbone]:
-    """The class whose attributes say what is known of the backbone ``name`` before it is loaded."""
+    """Returns the class of the backbone ``name``; it need not be loaded to read its attributes."""
     return _CLASSES.get(name, Backbone)
 
 
 def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The autocast dtype, None for float32; raises ``ValueError`` for what is not in ``DTYPES``."""
+    """Returns the autocast dtype, None for float32.
+
+    Raises ``ValueError`` for a dtype that is not in ``DTYPES``.
+    """
     if dtype is None:
         return None
     name = str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""What a backbone is, and what all of them share."""
+"""The class of all backbones, and the resizing of images that they share."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from torch import Tensor
 from torch.nn import functional
 
 _MOST_BETWEEN = 1 << 24  # pixels between the two steps of a resize, in 192 MiB
-_STRIP = 1 << 21  # pixels of a photograph that are floats at a time
-_ODDITY = 1 << 26  # bytes that a tensor may say it holds without having them in its file
+_STRIP = 1 << 21  # pixels of a photograph that are converted to floats at a time
+_EXPANDED = 1 << 26  # bytes that a tensor's shape may need if its file contains fewer
 
 
 class WeightsError(RuntimeError):
-    """Weights that cannot be had, read or used: one sentence with the model and the way out."""
+    """Weights are missing, unreadable or unusable: one sentence with the model and a remedy."""
 
 
 @dataclass(frozen=True)
 class Attended:
-    """The patch features of B images with what their CLS tokens know, float32, on one device."""
+    """Patch features of B images, their CLS tokens and attention, float32, on one device."""
 
-    features: Tensor  #: (B, N, d), what the backbone gives when it is called
+    features: Tensor  #: (B, N, d), the result of calling the backbone
     cls: Tensor  #: (B, d), the CLS token's feature of the same kind
-    attention: Tensor  #: (B, heads, N), of the CLS token to the patches in the last block
-    by_head: bool  #: whether a feature is the heads' features side by side, as a key is
+    attention: Tensor  #: (B, heads, N), from the CLS token to the patches in the last block
+    by_head: bool  #: True if a feature is a concatenation of the heads' features, as a key is
 
     @property
     def is_cuda(self) -> bool:
-        """Whether they lie on a CUDA device."""
+        """True if the tensors are on a CUDA device."""
         return self.features.is_cuda
 
     def cpu(self) -> Attended:
-        """The same on the CPU."""
+        """Returns a copy on the CPU."""
         return Attended(self.features.cpu(), self.cls.cpu(), self.attention.cpu(), self.by_head)
 
 
 class Backbone(ABC):
     """From images to patch features."""
 
-    name: str  #: what :func:`load_backbone` was asked for
+    name: str  #: the name passed to :func:`load_backbone`
     patch_size: int  #: side of a patch in pixels
     dim: int  #: d, the length of a patch feature
     orient: str = "seed"  #: the orientation rule that suits the features
-    attends: bool = True  #: whether it has a CLS token that attends: see :meth:`attend`
-    note: str | None = None  #: one line that its user should know
+    attends: bool = True  #: True if it has a CLS token with attention: see :meth:`attend`
+    note: str | None = None  #: one line for the user of this backbone
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  #: of the RGB input in [0, 1]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)  #: of the RGB input in [0, 1]
 
     def grid(self, height: int, width: int | None = None) -> tuple[int, int]:
-        """The patch grid (h, w) of a ``height`` x ``width`` input; a square without ``width``.
+        """Returns the patch grid (h, w) of a ``height`` x ``width`` input; square by default.
 
         Raises ``ValueError`` unless both are positive multiples of the patch size.
         """
@@ -71,15 +71,19 @@ class Backbone(ABC):
         return height // patch, (height if width is None else width) // patch
 
     def preprocess(self, image: Image.Image, size: int) -> Tensor:
-        """(3, size, size) float32 of an RGB image: see :func:`resize`; then mean and std."""
+        """Resizes an RGB image (see :func:`resize`) and standardises it by mean and std.
+
+        Returns (3, size, size) float32.
+        """
         self.grid(size)
         return self._standardised(resize(image, (size, size)))
 
     def preprocess_whole(self, image: Image.Image, size: int) -> tuple[Tensor, tuple[int, int]]:
-        """(3, H, W) float32 of an RGB image in its aspect ratio, and how much of it is image.
+        """Resizes an RGB image in its aspect ratio, pads and standardises it.
 
         The longer side becomes ``size``; the shorter is padded to a multiple of the patch size by
-        repeating its last row or column. The image itself is the first (height, width) of it.
+        repeating its last row or column. Returns (3, H, W) float32, and the (height, width) of the
+        image without the padding, which is at its bottom or right.
         """
         self.grid(size)
         patch = self.patch_size
@@ -95,33 +99,33 @@ class Backbone(ABC):
 
     @abstractmethod
     def __call__(self, batch: Tensor) -> Tensor:
-        """(B, N, d) float32 features of a (B, 3, H, W) float32 batch, on the backbone's device.
+        """Returns (B, N, d) float32 features of a (B, 3, H, W) float32 batch.
 
-        The batch may lie on any device. Patches run row by row over ``grid(H, W)``. Threads that
-        share a labeler or a segmenter call this at the same time: nothing of a call may be kept in
-        an attribute.
+        The batch may be on any device; the features are on the backbone's. Patches run row by row
+        over ``grid(H, W)``. Threads that share a labeler or a segmenter call this at the same time:
+        a call must not store anything in an attribute.
         """
 
     def attend(self, batch: Tensor) -> Attended:
-        """The features of a batch, as a call gives them, with CLS tokens and their attention.
+        """Returns the features of a batch with CLS tokens and their attention, in one pass.
 
-        One pass. Raises ``ValueError`` for a backbone that does not ``attends``.
+        The features equal those of a call. Raises ``ValueError`` unless ``attends``.
         """
         raise ValueError(f"the backbone must be a ViT with a CLS token: got {self.name!r}")
 
 
 def _of_colours(stat: tuple[float, float, float]) -> Tensor:
-    """(3, 1, 1) float32 on the CPU, whatever torch's default dtype and device are."""
+    """Returns (3, 1, 1) float32 on the CPU, whatever torch's default dtype and device are."""
     return torch.tensor(stat, dtype=torch.float32, device="cpu")[:, None, None]
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """(3, height, width) float32 in [0, 1] of an RGB image: bilinear and antialiased.
+    """Resizes an RGB image, bilinear and antialiased, to (3, height, width) float32 in [0, 1].
 
-    As the official code does, to the bit for any photograph: pixels become floats first, so that
-    nothing is rounded to 8 bits. torch changes the width of all rows first, and then the height;
-    strips of rows can so be taken one after another, and a large photograph never lies in memory as
-    floats.
+    The result equals the official code's, to the bit for any photograph: pixels become floats
+    first, so that nothing is rounded to 8 bits. torch resizes the width of all rows first, then the
+    height. So strips of rows can be resized one after another, and a large photograph is never in
+    memory as floats.
 
     Args:
         image: RGB.
@@ -131,7 +135,8 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Tensor:
     pixels = np.array(image)
     between = image.height * width, image.width * height  # pixels after the first of two steps
     if between[0] > _MOST_BETWEEN and between[1] < between[0]:
-        # Tall and narrow: the height goes first, column by column, and rounding differs by a bit.
+        # A tall and narrow image: the height is resized first, in strips of columns, and some
+        # values are rounded differently in the last bit.
         columns = max(1, _STRIP // image.height)
         parts = [
             _interpolated(part, height, part.shape[2])
@@ -147,23 +152,23 @@ def resize(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
 
 def _floats(pixels: npt.NDArray[np.uint8]) -> Tensor:
-    """(3, h, w) float32 in [0, 1] of (h, w, 3)."""
+    """Converts (h, w, 3) pixels to (3, h, w) float32 in [0, 1]."""
     planes = torch.from_numpy(pixels).permute(2, 0, 1)
     return planes.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
 
 
 def _interpolated(pixels: Tensor, height: int, width: int) -> Tensor:
-    found: Tensor = functional.interpolate(
+    resized: Tensor = functional.interpolate(
         pixels[None], (height, width), mode="bilinear", align_corners=False, antialias=True
     )
-    return found[0]
+    return resized[0]
 
 
 def check_memory(state: dict[str, Any]) -> None:
-    """Raises ``ValueError`` for a tensor that is not dense, or larger than what its file holds.
+    """Raises ``ValueError`` for a tensor that is not dense, or larger than its data in the file.
 
-    One number can stand for all of any shape, and a shape with a side of 0 needs none; what is
-    computed from such a tensor takes the memory and the time that its shape says.
+    A file can represent a tensor of any shape by one number, and a shape with a side of 0 by none.
+    Computing with such a tensor takes as much memory and time as its shape requires.
     """
     for key, value in state.items():
         if isinstance(value, dict):
@@ -171,7 +176,7 @@ def check_memory(state: dict[str, Any]) -> None:
         elif isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_nested:
                 raise ValueError(f"{key} is not a dense tensor")
-            held = value.untyped_storage().nbytes()
-            if math.prod(filter(None, value.shape)) * value.element_size() > max(held, _ODDITY):
+            stored = value.untyped_storage().nbytes()
+            if math.prod(filter(None, value.shape)) * value.element_size() > max(stored, _EXPANDED):
                 shape = tuple(value.shape)
-                raise ValueError(f"{key} has the shape {shape}, and {held} bytes in the file")
+                raise ValueError(f"{key} has the shape {shape}, and {stored} bytes in the file")

@@ -1,6 +1,6 @@
-"""Checkpoint files of backbones: what lies at a path, and the state of the ViT in it.
+"""Reads checkpoints of backbones: finds the files at a path and the state dict of the ViT in them.
 
-Files are read without running anything that they contain.
+Nothing that the files contain is executed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from .transformers_keys import FIRST_KEYS, from_transformers
 _INDEX = ".index.json"  # after the name of a checkpoint that is split into several files
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 _FIRST_KEYS = ("patch_embed.proj.weight", *FIRST_KEYS)
-_DEPTH = 4  # of dictionaries in dictionaries; one may hold itself
-#: Of several ViTs in one file, the one whose path has the first of these parts is taken.
+_DEPTH = 4  # levels of nested dictionaries that are searched; a dictionary may contain itself
+#: If a file contains several ViTs, the one whose path has the first of these parts is used.
 _PREFERRED = (r"teacher", r".*_ema|ema", r"encoder")
 
 
 def files_of(path: str) -> list[str]:
-    """The files that the weights at ``path`` consist of; none where there is no checkpoint.
+    """Returns the files that the weights at ``path`` consist of; none if there is no checkpoint.
 
     Args:
         path: a file, or a folder of the Hugging Face hub: with ``model.safetensors`` or
             ``pytorch_model.bin``, or with the index and the parts of one of them.
 
     Raises:
-        WeightsError: an index that cannot be read.
+        WeightsError: an index cannot be read.
     """
     if os.path.isfile(path):
         return [path]
@@ -49,20 +49,19 @@ def files_of(path: str) -> list[str]:
 
 
 def read_vit(path: str, name: str) -> dict[str, Any]:
-    """The state dict of the ViT at ``path``, with the keys of timm or of the authors' code.
+    """Returns the state dict of the ViT at ``path``, with the keys of timm or the authors' code.
 
-    Full checkpoints of a training are looked through: of a student and a teacher the teacher is
-    taken, of weights and their moving average the average. What a wrapper puts before the keys
-    (``module.``, ``backbone.``, ``model.``) goes, and keys of the library transformers are
-    converted.
+    Full training checkpoints are searched for the ViT: the teacher is preferred to the student, and
+    the moving average to the weights. Prefixes that a wrapper adds to the keys (``module.``,
+    ``backbone.``, ``model.``) are removed, and keys of the library transformers are converted.
 
     Args:
         path: as in :func:`files_of`.
         name: the model whose weights these should be, for error messages.
 
     Raises:
-        WeightsError: a path without a checkpoint, a file that cannot be read or holds several ViTs
-            of equal rank, or one whose tensors are larger than their file.
+        WeightsError: the path has no checkpoint, or a file cannot be read, contains several ViTs of
+            equal rank, or has tensors that are larger than their data.
     """
     files = files_of(path)
     if not files:
@@ -87,10 +86,10 @@ def read_vit(path: str, name: str) -> dict[str, Any]:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """What ``config.json`` of a folder of the Hugging Face hub says; nothing where there is none.
+    """Reads the ``config.json`` of a folder of the Hugging Face hub; empty if there is none.
 
     Raises:
-        WeightsError: a file that is not JSON.
+        WeightsError: the file is not JSON.
     """
     file = os.path.join(path, "config.json")
     if not os.path.isfile(file):
@@ -106,7 +105,7 @@ def read_config(path: str) -> dict[str, Any]:
 
 
 def describe(state: dict[str, Any]) -> str:
-    """What a state dict holds, in a few words: the shape of its ViT, or its first keys."""
+    """Describes a state dict in a few words: the size of its ViT, or its first keys."""
     weight = state.get(_FIRST_KEYS[0])
     patch = patch_of(state)
     if patch is None or not isinstance(weight, Tensor):
@@ -121,8 +120,8 @@ def describe(state: dict[str, Any]) -> str:
 
 
 def patch_of(state: dict[str, Any]) -> int | None:
-    """Side in pixels of the patches of RGB that a ViT's state dict is for, if it says one."""
-    # CLIP's encoder of images keeps its own names until timm converts them.
+    """Returns the patch side in pixels of a ViT's state dict, or None if it is unknown."""
+    # The image encoder of CLIP has its own names until timm converts them.
     keys = [_FIRST_KEYS[0], "visual.conv1.weight", "module.visual.conv1.weight"]
     keys += ["conv1.weight"] if "positional_embedding" in state else []
     weight = next((state[key] for key in keys if key in state), None)
@@ -130,29 +129,29 @@ def patch_of(state: dict[str, Any]) -> int | None:
         return None
     if weight.ndim == 4:
         return int(weight.shape[-1])
-    return round(math.sqrt(weight.shape[1] / 3))  # a linear layer, of old releases of timm
+    return round(math.sqrt(weight.shape[1] / 3))  # a linear layer in old releases of timm
 
 
 def read_inert(file: str) -> Any:
-    """What a torch file holds; objects of unknown classes are kept as inert placeholders.
+    """Loads a torch file; objects of unknown classes become inert placeholders.
 
-    Whatever a training script saved beside the weights, such as its command line, is not run.
-    Raises errors of torch, of pickle and of zip.
+    Objects that a training script saved beside the weights, such as its command line, are not
+    executed. Raises errors of torch, pickle and zip.
     """
     with SETTINGS.held():  # the list of safe classes belongs to the process
         unknown = []
         if zipfile.is_zipfile(file):  # torch's format since 1.6
             unknown = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        # Opened here, as torch would go by the name.
+        # The file is opened here because torch would interpret its name.
         with (
-            torch.serialization.safe_globals([(_Inert, kind) for kind in unknown]),
+            torch.serialization.safe_globals([(_Inert, name) for name in unknown]),
             open(file, "rb") as stream,
         ):
             return torch.load(stream, map_location="cpu", weights_only=True)
 
 
 class _Inert:
-    """Stands for an object of a class that is not loaded: takes any state, does nothing."""
+    """Replaces an object of a class that is not loaded: accepts any state and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
         return super().__new__(cls)
@@ -165,7 +164,7 @@ class _Inert:
 
 
 def _parts(index: str) -> list[str]:
-    """The files that an index names, all in its folder."""
+    """Returns the files that an index names, all of them in its folder."""
     try:
         with open(index, encoding="utf-8") as file:
             names = sorted(set(json.load(file)["weight_map"].values()))
@@ -183,7 +182,7 @@ def _parts(index: str) -> list[str]:
 
 
 def _is_safetensors(file: str) -> bool:
-    """Whether a file is of the format of safetensors, whatever its name: JSON after a length."""
+    """Returns whether a file has the format of safetensors: JSON after a length of 8 bytes."""
     with open(file, "rb") as stream:
         return stream.read(9)[8:] == b"{"
 
@@ -209,27 +208,27 @@ def _read(file: str) -> dict[str, Any]:
 
 
 def _choose(content: dict[str, Any]) -> dict[str, Any]:
-    """The state dict of the only ViT in a file, or of the preferred one."""
-    found = {path: (state, prefix) for state, prefix, path in _vits(content)}
-    if not found:  # of a family that timm knows by other keys
+    """Returns the state dict of the only ViT in a file, or of the preferred one."""
+    vits = {path: (state, prefix) for state, prefix, path in _vits(content)}
+    if not vits:  # it may be of a family with other keys, which timm converts
         for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
             if isinstance(inner := content.get(key), dict):
                 return inner
         return content
-    ranks = {path: _rank(path) for path in found}
+    ranks = {path: _rank(path) for path in vits}
     best = [path for path, rank in ranks.items() if rank == min(ranks.values())]
     if len(best) > 1:
         names = " and ".join(repr(path.rstrip(".") or "the keys themselves") for path in best[:4])
         raise ValueError(f"it holds {len(best)} ViTs, {names}: keep the one that you mean")
-    state, prefix = found[best[0]]
+    state, prefix = vits[best[0]]
     if not prefix:
         return state
     return {k[len(prefix) :]: v for k, v in state.items() if str(k).startswith(prefix)}
 
 
 def _vits(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
-    """The dictionary, the prefix of its keys and the path of each ViT in a file's content."""
-    seen: set[int] = set()  # a dictionary can hold itself, or another many times
+    """Yields the dictionary, the prefix of its keys and the path of each ViT in a file."""
+    seen: set[int] = set()  # a dictionary can contain itself, or another many times
     level = [("", content)]
     for _ in range(_DEPTH):
         inner = []
@@ -249,6 +248,7 @@ def _vits(content: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, str]]:
 
 
 def _rank(path: str) -> int:
+    """Returns the rank of a ViT by its path; the lowest is preferred."""
     parts = path.split(".")
     for rank, wanted in enumerate(_PREFERRED):
         if any(re.fullmatch(wanted, part) for part in parts):
@@ -257,10 +257,10 @@ def _rank(path: str) -> int:
 
 
 def _conventional(state: dict[str, Any]) -> dict[str, Any]:
-    """The same with converted keys, where they are those of transformers or of a training."""
+    """Converts keys of the library transformers, and of training code of DINOv2 or DINOv3."""
     if any(key in state for key in FIRST_KEYS):
         return from_transformers(state)
-    # Trainings of DINOv2 and DINOv3 keep their blocks in chunks, whose number goes.
+    # Training code of DINOv2 and DINOv3 stores blocks in chunks; remove the chunk's number.
     return {
         re.sub(r"^blocks\.\d+\.(?=\d+\.)", "blocks.", key) if isinstance(key, str) else key: value
         for key, value in state.items()

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is that of a timm model, and of which model it is instead."""
+"""Compares checkpoints with timm models, and loads them: the model that fits is named in errors."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from torch.overrides import TorchFunctionMode
 from .checkpoints import describe, patch_of
 
 MODULES = ("vision_transformer", "deit", "eva")
-_TRIES = 24  # models that a checkpoint is compared with at most: each takes up to 0.3 s
-_PERIODS = "rope_embed.periods"  # of DINOv3, in the authors' checkpoints
-_REGISTERS = ("register_tokens", "storage_tokens", "reg_token")  # of DINOv2, DINOv3 and timm
-# The word for a width in the names of models: those with another one need not be tried.
+_TRIES = 24  # a checkpoint is compared with at most so many models: each takes up to 0.3 s
+_PERIODS = "rope_embed.periods"  # a key of DINOv3, in the authors' checkpoints
+_REGISTERS = ("register_tokens", "storage_tokens", "reg_token")  # keys of DINOv2, DINOv3 and timm
+# The word for a width in the names of models: models with another word are not compared.
 _WORDS = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge", 4096: "7b"}
 
 
 def create(name: str, **kwargs: Any) -> Any:
-    """The timm model ``name`` without a classifier, for images of any size."""
+    """Creates the timm model ``name`` without a classifier, for images of any size."""
     return timm.create_model(name, num_classes=0, dynamic_img_size=True, **kwargs)
 
 
 def load(name: str, state: dict[str, Any], config: dict[str, Any]) -> Any:
-    """The timm model ``name`` with the weights of a checkpoint.
+    """Creates the timm model ``name`` and loads the weights of a checkpoint.
 
-    The model keeps the grid of position embeddings that the file has, so that they are resampled
-    once, to the input; rotary embeddings have the periods that the file has.
+    The model keeps the file's grid of position embeddings, so that they are resampled only once, to
+    the input; rotary embeddings have the file's periods.
 
     Args:
         name: a name in timm.
         state: as :func:`selfment.backbones.checkpoints.read_vit` returns it.
-        config: as :func:`selfment.backbones.checkpoints.read_config` returns it: what the shapes
-            of weights do not tell.
+        config: as :func:`selfment.backbones.checkpoints.read_config` returns it, for the
+            properties that the shapes of weights do not determine.
 
     Raises:
-        ValueError: the checkpoint is not one of this model. The sentence says why not, and of
-            which model it is, where one is found.
+        ValueError: the checkpoint does not fit this model. The sentence says why, and names a model
+            that fits, if there is one.
     """
     state = _without_classifier(name, state)
     plan = _plan(name)
@@ -50,12 +50,12 @@ def load(name: str, state: dict[str, Any], config: dict[str, Any]) -> Any:
     if problem is None and (difference := _difference(plan, config)):
         raise ValueError(difference)
     if problem is not None:
-        found = _fitting(name, state)
-        holds = f"it holds {describe(state)}" if found is None else f"it fits {found}"
-        raise ValueError(f"{problem}; {holds}")
+        other = _fitting(name, state)
+        instead = f"it holds {describe(state)}" if other is None else f"it fits {other}"
+        raise ValueError(f"{problem}; {instead}")
     model = _load(name, plan, state)
     for key, weight in model.named_parameters():
-        # The sum is quick; where it is not finite, it may have left the range of its type.
+        # The sum is quick; if it is not finite, that may be an overflow of the sum alone.
         if not weight.sum().isfinite() and not weight.isfinite().all():
             raise ValueError(f"{key} holds NaN or infinity")
     if _PERIODS in state:
@@ -64,9 +64,9 @@ def load(name: str, state: dict[str, Any], config: dict[str, Any]) -> Any:
 
 
 class _RatesOnCPU(TorchFunctionMode):
-    """Leaves the one thing on the CPU whose values releases of timm need to build a model.
+    """Creates the drop-path rates on the CPU.
 
-    These are the rates of dropped paths, which are numbers of the constructor.
+    timm reads their values while it builds a model, which is impossible on the meta device.
     """
 
     def __torch_function__(
@@ -83,13 +83,13 @@ class _RatesOnCPU(TorchFunctionMode):
 
 
 def _plan(name: str) -> Any:
-    """The model without memory for its weights."""
+    """Creates the model on the meta device, without memory for its weights."""
     with torch.device("meta"), _RatesOnCPU():
         return create(name)
 
 
 def _without_classifier(name: str, state: dict[str, Any]) -> dict[str, Any]:
-    # A classifier would make timm load the rest without comparing names, so it goes first.
+    # With a classifier in the file timm would load the rest without comparing names.
     config: Any = timm.get_pretrained_cfg(name)
     heads = (config and config.classifier) or ()
     prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
@@ -98,26 +98,26 @@ def _without_classifier(name: str, state: dict[str, Any]) -> dict[str, Any]:
 
 def _load(name: str, plan: Any, state: dict[str, Any], device: str = "cpu") -> Any:
     if not _has_qkv_bias(plan) and "storage_tokens" in state:
-        # All zero, as _problem has seen to; timm would print that it leaves them out.
+        # They are all zero, as _problem has checked; timm would print that it ignores them.
         state = {key: value for key, value in state.items() if not key.endswith("qkv.bias")}
     options = _image_size(plan, state)
     if isinstance(plan, VisionTransformer):
-        options["weight_init"] = "skip"  # random numbers, which the file's would replace
+        options["weight_init"] = "skip"  # no random numbers: the file's weights replace them
     source = {"state_dict": state, "num_classes": 0, "custom_load": False, "source": ""}
     with torch.device(device), _RatesOnCPU():
         model = create(name, pretrained=True, pretrained_cfg_overlay=source, **options)
-    del model.pretrained_cfg["state_dict"]  # timm would keep this second copy of the weights
+    del model.pretrained_cfg["state_dict"]  # otherwise timm keeps this copy of the weights
     return model
 
 
 def _image_size(plan: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """The image size whose patch grid is that of the file's position embeddings."""
+    """Returns timm's option for the image size with the grid of the file's position embeddings."""
     positions = state.get("pos_embed")
     if not isinstance(plan, VisionTransformer) or plan.pos_embed is None:
         return {}
     if not isinstance(positions, Tensor) or positions.ndim != 3:
         return {}
-    # DINOv2 with registers has the CLS token's position in the file and not in the model.
+    # DINOv2 with registers has the CLS token's position in the file but not in the model.
     prefix = 0 if plan.no_embed_class else plan.num_prefix_tokens
     prefix = 1 if "register_tokens" in state else prefix
     patches = positions.shape[1] - prefix
@@ -128,8 +128,8 @@ def _image_size(plan: Any, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _problem(name: str, plan: Any, state: dict[str, Any]) -> str | None:
-    """Why the checkpoint is not one of the model, None where it is; no weights are copied."""
-    if not state:  # with nothing to load timm would download the weights of the name
+    """Returns why the checkpoint does not fit the model, or None; no weights are copied."""
+    if not state:  # timm would download the weights of this name
         return "no weights are left without a classifier"
     patch, own = patch_of(state), plan.patch_embed.patch_size[0]
     if patch is not None and patch != own:
@@ -139,7 +139,7 @@ def _problem(name: str, plan: Any, state: dict[str, Any]) -> str | None:
     shapes = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in state.items()}
     try:
         _load(name, plan, shapes, "meta")
-    except Exception as error:  # timm's checkpoint filters meet any key and shape
+    except Exception as error:  # timm's filters can raise anything
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         detail = lines[1] if len(lines) > 1 else (lines or [type(error).__name__])[0]
         return detail if len(detail) <= 160 else detail[:157] + "..."
@@ -147,7 +147,7 @@ def _problem(name: str, plan: Any, state: dict[str, Any]) -> str | None:
 
 
 def _shape_problem(plan: Any, state: dict[str, Any]) -> str | None:
-    """What timm would say of shapes alone: another width, or another number of registers."""
+    """Returns a problem of shapes, or None: another width, or another number of registers."""
     weight = state.get("patch_embed.proj.weight")
     if isinstance(weight, Tensor) and weight.ndim > 0 and weight.shape[0] != plan.embed_dim:
         return f"its features have the width {weight.shape[0]}, those of the model {plan.embed_dim}"
@@ -161,7 +161,7 @@ def _shape_problem(plan: Any, state: dict[str, Any]) -> str | None:
 
 
 def _difference(plan: Any, config: dict[str, Any]) -> str | None:
-    """What a configuration of transformers says that the model is not."""
+    """Returns how the model differs from a configuration of transformers, or None."""
     attention, rope = getattr(plan.blocks[0], "attn", None), getattr(plan, "rope", None)
     own = {
         "num_attention_heads": getattr(attention, "num_heads", None),
@@ -174,7 +174,7 @@ def _difference(plan: Any, config: dict[str, Any]) -> str | None:
 
 
 def _dinov3_problem(plan: Any, state: dict[str, Any]) -> str | None:
-    """What timm would leave out of a checkpoint of DINOv3 without a word."""
+    """Returns a problem of a DINOv3 checkpoint that timm would ignore silently, or None."""
     if "storage_tokens" not in state:
         return None
     without = not _has_qkv_bias(plan)
@@ -183,7 +183,7 @@ def _dinov3_problem(plan: Any, state: dict[str, Any]) -> str | None:
             queries, keys, values = bias.tensor_split(3)
             mask = state.get(f"{key}_mask")
             if isinstance(mask, Tensor) and mask.shape == bias.shape:
-                # What is no number counts as 0: timm has no biases of keys in any case.
+                # NaN counts as 0: timm has no biases of keys in any case.
                 keys = (bias * mask.nan_to_num()).tensor_split(3)[1]
             if keys.any():
                 return f"{key} is not zero for keys, of which the model has no bias"
@@ -200,12 +200,12 @@ def _dinov3_problem(plan: Any, state: dict[str, Any]) -> str | None:
 
 
 def _has_qkv_bias(plan: Any) -> bool:
-    """Whether an Eva has biases of queries and values; other families are not asked."""
+    """Returns whether an Eva has biases of queries and values; False for other families."""
     return any(key.endswith("attn.q_bias") for key, _ in plan.named_parameters())
 
 
 def _fitting(name: str, state: dict[str, Any]) -> str | None:
-    """A model that the checkpoint is one of, most like the one named; None if none is found."""
+    """Returns the model with the most similar name that the checkpoint fits, or None."""
     patch, weight = patch_of(state), state.get("patch_embed.proj.weight")
     if patch is None or not isinstance(weight, Tensor):
         return None
@@ -221,11 +221,11 @@ def _fitting(name: str, state: dict[str, Any]) -> str | None:
         and timm.models.is_model_in_modules(other, MODULES)
     ]
     names.sort(key=lambda other: -difflib.SequenceMatcher(None, wanted, other).ratio())
-    found = next(
+    fitting = next(
         (other for other in names[:_TRIES] if _problem(other, _plan(other), state) is None), None
     )
-    if found is None:
+    if fitting is None:
         return None
-    tags = timm.list_pretrained(f"{found}.*")
-    likely = (f"{found}.{tag}", f"{found}.dino" if "dino" in name else "")
-    return next((other for other in likely if other in tags), found)
+    tags = timm.list_pretrained(f"{fitting}.*")
+    likely = (f"{fitting}.{tag}", f"{fitting}.dino" if "dino" in name else "")
+    return next((other for other in likely if other in tags), fitting)

@@ -1,4 +1,4 @@
-"""What the embedded backbones share: patches of 16 pixels, 384 random Fourier features or less."""
+"""The base class of the embedded backbones: patches of 16 pixels, random Fourier features."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..core.torch_state import as_documented
 from .base import Backbone
 from .pixels import product
 
-ROWS = 4096  # patches that are computed with at a time, for the sake of memory
+ROWS = 4096  # patches that are computed at a time, to limit memory
 _SEED = 0
 
 
 class HandMade(Backbone):
-    """A backbone with nothing to learn or download, the same to the bit in any batch."""
+    """A backbone without weights, whose features are the same to the bit in any batch."""
 
     patch_size = 16
     dim = 384
@@ -26,16 +26,16 @@ class HandMade(Backbone):
     attends = False
 
     def __init_subclass__(cls) -> None:
-        """Says in ``note`` what its user should know."""
+        """Sets the ``note`` for the user of the backbone."""
         cls.note = (
             f"note: the {cls.name} backbone is hand-made and needs no weights; for the paper's "
             "quality use a DINO backbone, such as --backbone vit_small_patch16_dinov3.lvd1689m"
         )
 
     def __init__(self, device: str | torch.device, statistics: int, size: int) -> None:
-        """A map of ``statistics`` numbers to ``size`` random Fourier features.
+        """Draws the random map from ``statistics`` numbers to ``size`` Fourier features.
 
-        It comes from ``numpy.random.RandomState``, whose stream never changes.
+        The numbers come from ``numpy.random.RandomState``, whose stream never changes.
         """
         self.device = torch.device(device)
         stream = np.random.RandomState(_SEED)
@@ -46,18 +46,18 @@ class HandMade(Backbone):
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
-        """(B, N, 384) float32 of a (B, 3, H, W) batch of sRGB values in [0, 1]."""
+        """Returns (B, N, 384) float32 features of a (B, 3, H, W) batch of sRGB values in [0, 1]."""
         self.grid(*batch.shape[-2:])
-        # One image at a time: the shapes, and so the rounding, do not depend on the batch.
+        # One image at a time, so that the shapes, and with them the rounding, ignore the batch.
         with as_documented(self.device):
             return torch.stack([self.features(image[None]) for image in batch.to(self.device)])
 
     @abstractmethod
     def features(self, image: Tensor) -> Tensor:
-        """(N, 384) of a (1, 3, H, W) image on the backbone's device."""
+        """Returns (N, 384) features of a (1, 3, H, W) image on the backbone's device."""
 
     def mapped(self, rows: Tensor) -> Tensor:
-        """(N, size) random Fourier features of (N, statistics) rows.
+        """Returns (N, size) random Fourier features of (N, statistics) rows.
 
         Their inner products fall with the distance of the rows (Rahimi and Recht, Random features
         for large-scale kernel machines, NIPS 2007).

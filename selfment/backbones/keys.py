@@ -1,4 +1,4 @@
-"""A ViT that ends in the keys of its last attention."""
+"""A view of a ViT that returns the keys of its last attention."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from torch.nn import functional
 def with_keys(
     name: str, model: Any, weight: Tensor, bias: Tensor | None, *, attends: bool = False
 ) -> Any:
-    """A view of ``model`` whose ``forward_features`` gives keys, (B, tokens, d).
+    """Returns a view of ``model`` whose ``forward_features`` returns keys, (B, tokens, d).
 
-    It shares all weights, and the model stays as it is. Nothing of a call is kept, so that threads
-    may share it.
+    The view shares all weights, and the model is not changed. A call stores nothing, so that
+    threads may share the view.
 
     Args:
-        name: of the model, for errors.
+        name: the model's name, for errors.
         model: a ViT of timm.
-        weight: (d, C), of the projection to keys.
-        bias: (d,), or None.
-        attends: whether the last attention is computed, too, for those who look on; its result is
-            not used.
+        weight: (d, C), the weight of the projection to keys.
+        bias: (d,), its bias, or None.
+        attends: compute the last attention, too, so that a torch function mode can observe it; its
+            result is not used.
 
     Raises:
-        ValueError: the last block is none whose attention's input is known.
+        ValueError: the last block is of a class whose attention input is not known.
     """
     block = model.blocks[-1]
     if isinstance(block, Block | EvaBlock):
         norm = block.norm1
     elif isinstance(block, ResPostBlock | EvaBlockPostNorm):
-        norm = nn.Identity()  # it normalises what the attention gives
+        norm = nn.Identity()  # such a block normalises the result of the attention
     else:
         raise ValueError(f"`features` must be 'tokens' with {name}, whose last block has no keys")
     blocks = _view(model.blocks)
     blocks[-1] = _Keys(norm, weight, bias, block.attn if attends else None)
-    found = _view(model)
-    found.blocks, found.norm, found.fc_norm = blocks, nn.Identity(), nn.Identity()
-    return found
+    view = _view(model)
+    view.blocks, view.norm, view.fc_norm = blocks, nn.Identity(), nn.Identity()
+    return view
 
 
 def _view(module: Any) -> Any:
-    """A module with the same parts, of which others can take the place."""
+    """Returns a copy of a module with the same submodules, which can be replaced in the copy."""
     view = copy.copy(module)
     view._modules = dict(module._modules)
     return view
 
 
 class _Keys(nn.Module):
-    """The keys (B, tokens, d) of the last block's input (B, tokens, C)."""
+    """Maps the input (B, tokens, C) of the last block to keys (B, tokens, d)."""
 
     def __init__(
         self, norm: nn.Module, weight: Tensor, bias: Tensor | None, attention: nn.Module | None
@@ -60,7 +60,7 @@ class _Keys(nn.Module):
         super().__init__()
         self.norm = norm
         self.attention = attention
-        # No parameters of the module, as they are parts of another's.
+        # In a tuple they are not registered as parameters: they belong to another module.
         self._projection = weight, bias
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:

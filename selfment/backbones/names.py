@@ -1,8 +1,8 @@
-"""Names of backbones: of those embedded here, and of timm's models on other hubs."""
+"""Names of the embedded backbones, and the names of timm's models on other hubs."""
 
 from __future__ import annotations
 
-#: Made by hand: they need no weights, and have no options.
+#: The hand-made backbones: they need no weights, and have no options.
 EMBEDDED = ("classic", "statistics")
 
 _SIZES = {"s": "small", "b": "base", "l": "large", "g": "giant"}
@@ -18,6 +18,7 @@ _DINOV3 = {
 
 
 def _table() -> dict[str, str]:
+    """Maps names on torch hub and the Hugging Face hub to timm's names."""
     table = {}
     for letter, size in _SIZES.items():
         for patch in (8, 16):
@@ -39,10 +40,10 @@ _TABLE = _table()
 
 
 def timm_name(name: str) -> str | None:
-    """The name in timm of the model that torch hub or the Hugging Face hub calls ``name``.
+    """Returns timm's name of a model of torch hub or the Hugging Face hub; None if unknown.
 
     ``dinov2_vits14``, ``facebook/dinov2-small`` and ``timm/vit_small_patch14_dinov2.lvd142m`` are
-    ``vit_small_patch14_dinov2.lvd142m``. None for a name that is not known.
+    ``vit_small_patch14_dinov2.lvd142m``.
     """
     for prefix in ("hf_hub:", "hf-hub:"):
         name = name.removeprefix(prefix)

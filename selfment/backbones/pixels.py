@@ -1,7 +1,8 @@
-"""Colours, gradients and products for the backbones that are made by hand.
+"""Colours, gradients and matrix products for the hand-made backbones.
 
-Nothing here depends on the number of threads. In torch, powers do: it computes the ends of a
-thread's share by another function. So do products of matrices: the order of their sums changes.
+Nothing here depends on the number of threads. In torch, powers do, because the ends of each
+thread's share are computed by another function, and so do matrix products, because the order of
+their sums changes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-BINS = 8  # directions of gradients, of the double angle: an edge and its reverse are one
+BINS = 8  # directions of gradients by the double angle, for which an edge equals its reverse
 _LUMA = (0.299, 0.587, 0.114)
 # Linear sRGB to CIE XYZ, relative to the white point D65.
 _XYZ = (
@@ -23,7 +24,7 @@ _XYZ = (
 
 
 def lab(rgb: Tensor) -> Tensor:
-    """(B, 3, H, W) CIE Lab, in hundredths, of sRGB values in [0, 1]."""
+    """Converts (B, 3, H, W) sRGB values in [0, 1] to CIE Lab, in hundredths."""
     linear = torch.where(rgb <= 0.04045, rgb / 12.92, _power((rgb + 0.055) / 1.055, 2.4))
     xyz = _mixed(_constant(_XYZ, rgb), linear)
     root = _power(xyz.clamp(min=1e-8), 1 / 3)
@@ -32,7 +33,7 @@ def lab(rgb: Tensor) -> Tensor:
 
 
 def gradients(rgb: Tensor) -> Tensor:
-    """(B, BINS + 1, H, W): the gradient's magnitude along each direction, and its magnitude."""
+    """Returns (B, BINS + 1, H, W): the gradient's part in each direction, and its magnitude."""
     luma = _mixed(_constant(_LUMA, rgb)[None], rgb)
     luma = functional.pad(luma, (1, 1, 1, 1), "replicate")
     dx = luma[:, :, 1:-1, 2:] - luma[:, :, 1:-1, :-2]
@@ -46,27 +47,27 @@ def gradients(rgb: Tensor) -> Tensor:
 
 
 def halved(maps: Tensor) -> Tensor:
-    """The means of 2 x 2 pixels of maps (..., H, W) with even sides."""
+    """Returns the means of 2 x 2 pixels of maps (..., H, W) with even sides."""
     rows = maps[..., ::2, :] + maps[..., 1::2, :]
     return (rows[..., ::2] + rows[..., 1::2]) / 4
 
 
 def rounded(values: Tensor) -> Tensor:
-    """float64: the nearest multiples of 2^-12."""
+    """Rounds to the nearest multiples of 2^-12, in float64."""
     return (values.double() * 2**12).round() / 2**12
 
 
 def product(rows: Tensor, others: Tensor) -> Tensor:
-    """(n, m) float32: the inner products of the rounded (n, k) and (m, k) rows.
+    """Returns the inner products, (n, m) float32, of the rounded (n, k) and (m, k) rows.
 
-    Those of multiples of 2^-12 are exact in float64, in whatever order they are added, while all
-    magnitudes are below 2^11 and k is at most 64.
+    In float64 they are exact in any order of summation, while all magnitudes are below 2^11 and k
+    is at most 64, because the entries are multiples of 2^-12.
     """
     return (rounded(rows) @ rounded(others).T).float()
 
 
 def _mixed(weights: Tensor, maps: Tensor) -> Tensor:
-    """(B, k, H, W): the sums of the maps (B, c, H, W) with (k, c) weights, channel by channel."""
+    """Returns sums (B, k, H, W) of the maps (B, c, H, W) by (k, c) weights, channel by channel."""
     total = weights[:, 0, None, None] * maps[:, :1]
     for channel in range(1, maps.shape[1]):
         total += weights[:, channel, None, None] * maps[:, channel : channel + 1]
@@ -74,7 +75,7 @@ def _mixed(weights: Tensor, maps: Tensor) -> Tensor:
 
 
 def _power(values: Tensor, exponent: float) -> Tensor:
-    """Of positive values."""
+    """Returns the power of positive values."""
     return (values.log() * exponent).exp()
 
 

@@ -1,9 +1,9 @@
-"""How a ViT's learned position embeddings are resampled to the patch grid of an input.
+"""Resamples a ViT's learned position embeddings to the patch grid of an input.
 
-timm resamples all of them to the size, bicubic and antialiased. The authors of DINO and of DINOv2
-without registers resample by scale factors and without antialiasing, so that the same weights give
-other features at every size but that of the training. DINOv2 with registers is resampled as timm
-does it; DINOv3 has rotary embeddings and nothing to resample.
+timm resamples all of them by the size, bicubic and antialiased. The authors of DINO and of DINOv2
+without registers resample by scale factors and without antialiasing, so the same weights give
+different features at every size except that of the training. DINOv2 with registers is resampled as
+timm does; DINOv3 has rotary embeddings, which are not resampled.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from .names import EMBEDDED
 
-#: Whose resampling is used: that of the model's authors, by the family in its name, or timm's.
+#: The resampling of the model's authors, chosen by the family in its name, or timm's.
 POSITIONS = ("authors", "timm")
 
-# Of vit_small_patch8_224 there are no weights but DINO's.
+# The only weights of vit_small_patch8_224 are DINO's.
 _SCALED = re.compile(
     r"vit_small_patch8_224|vit_[a-z0-9]+_patch\d+_224\.dino|vit_[a-z0-9]+_patch14_dinov2(\..+)?"
 )
@@ -29,15 +29,15 @@ _OFFSET = 0.1  # in patches: keeps the product of size and scale from falling be
 
 
 def resampling(name: str, positions: str) -> str | None:
-    """What ``positions`` means for the backbone ``name``, as settings and records say it.
+    """Returns how ``positions`` resamples for the backbone ``name``, for settings and records.
 
     Args:
-        name: one of ``EMBEDDED`` or a name in timm, whose tag may say the family, as in
+        name: one of ``EMBEDDED`` or a name in timm, whose tag may name the family, as in
             ``vit_small_patch16_224.dino``.
         positions: one of ``POSITIONS``.
 
     Returns:
-        ``"scaled"`` for :func:`scaled`, ``"timm"``, or None for a backbone that has no position
+        ``"scaled"`` for :func:`scaled`, ``"timm"``, or None for a backbone without learned position
         embeddings.
     """
     if name in EMBEDDED or "_dinov3" in name:
@@ -46,18 +46,17 @@ def resampling(name: str, positions: str) -> str | None:
 
 
 def scaled(embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Position embeddings of DINO, and of DINOv2 without registers, at another patch grid.
+    """Resamples position embeddings as DINO, and DINOv2 without registers, to a patch grid.
 
-    Bicubic and without antialiasing. The coordinates follow from the scale factors
+    It is bicubic without antialiasing. The coordinates follow from the scale factors
     ((h + 0.1) / s, (w + 0.1) / s), not from the ratio of the sizes.
 
     Args:
-        embeddings: (1, 1 + s * s, d), of the CLS token and of a square grid.
+        embeddings: (1, 1 + s * s, d), for the CLS token and a square grid.
         grid: the patch grid (h, w).
 
     Returns:
-        (1, 1 + h * w, d) in the dtype of ``embeddings``, which itself is returned at the grid
-        (s, s).
+        (1, 1 + h * w, d) in the dtype of ``embeddings``; ``embeddings`` itself for the grid (s, s).
     """
     h, w = grid
     side = math.isqrt(embeddings.shape[1] - 1)
@@ -71,10 +70,10 @@ def scaled(embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def use_scaled(model: Any) -> None:
-    """Lets a timm ``VisionTransformer`` with one CLS token resample by :func:`scaled`."""
+    """Makes a timm ``VisionTransformer`` with one CLS token resample by :func:`scaled`."""
 
     def add_positions(patches: Tensor) -> Tensor:
-        """(B, 1 + h * w, d) of the (B, h, w, d) that ``patch_embed`` returns."""
+        """Adds CLS token and positions to (B, h, w, d) patches; returns (B, 1 + h * w, d)."""
         batch, h, w, _ = patches.shape
         tokens = torch.cat([model.cls_token.expand(batch, -1, -1), patches.flatten(1, 2)], dim=1)
         placed: Tensor = model.pos_drop(tokens + scaled(model.pos_embed, (h, w)))

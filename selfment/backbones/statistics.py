@@ -1,4 +1,4 @@
-"""``statistics``: colour and texture of each patch, embedded, with nothing to download."""
+"""``statistics``: hand-made features of the colour and texture of each patch."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch.nn import functional
 from .hand_made import HandMade
 from .pixels import BINS, gradients, lab
 
-_SCALES = (1, 3, 7)  # sides, in patches, of the windows that statistics are taken over
-_GAIN = 0.3  # of the random map: larger values make similarity fall faster with distance
-_CENTRING = 0.5  # share of the mean feature that is taken away
+_SCALES = (1, 3, 7)  # sides, in patches, of the windows of the statistics
+_GAIN = 0.3  # gain of the random map: if larger, similarity falls faster with distance
+_CENTRING = 0.5  # share of the mean feature that is subtracted
 
 
 class Statistics(HandMade):
     """Colour and gradient statistics of each patch and its surroundings, d = 384, patch 16.
 
-    Over windows of 1, 3 and 7 patches: mean and deviation of Lab colour, gradient magnitude and
-    direction histogram. Each statistic is standardised over the image; random Fourier features
-    turn distance into cosine similarity. Half of their mean is taken away: with none of it gone the
-    cut picks outliers, with all of it gone it halves the image.
+    The statistics are mean and standard deviation of Lab colour, gradient magnitude and direction
+    histogram, over windows of 1, 3 and 7 patches. Each is standardised over the image; random
+    Fourier features convert distance to cosine similarity. Half of their mean is subtracted:
+    without that the cut selects outliers, and with all of the mean subtracted it halves the image.
     """
 
     name = "statistics"
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
-        """The device is where it computes."""
+        """``device``: the device that computes the features."""
         super().__init__(device, len(_SCALES) * (3 + 3 + BINS + 1), self.dim)
 
     def features(self, image: Tensor) -> Tensor:
-        """(N, 384) of a (1, 3, H, W) image."""
+        """Returns (N, 384) features of a (1, 3, H, W) image."""
         colour = lab(functional.avg_pool2d(image, 4))
         means = functional.avg_pool2d(torch.cat([colour, colour * colour], dim=1), 4)
         edges = functional.avg_pool2d(gradients(functional.avg_pool2d(image, 2)), 8)
@@ -47,13 +47,15 @@ class Statistics(HandMade):
 
 
 def _window(statistics: Tensor, side: int) -> Tensor:
-    """Means over ``side`` x ``side`` patches, fewer at the border."""
+    """Returns means over ``side`` x ``side`` patches, fewer at the border."""
     return functional.avg_pool2d(statistics, side, 1, side // 2, count_include_pad=False)
 
 
 def _standardised(statistics: Tensor) -> Tensor:
-    """(N, C) with zero mean over the patches and deviation 1 / sqrt(C), so that all kinds of
-    statistic weigh the same; what hardly varies stays near zero.
+    """Standardises the statistics to mean zero and standard deviation 1 / sqrt(C) over the patches.
+
+    All kinds of statistics then have the same weight; those that hardly vary stay near zero.
+    Returns (N, C).
     """
     rows = statistics.flatten(2)[0].T
     deviation, mean = torch.std_mean(rows, dim=0, correction=0)

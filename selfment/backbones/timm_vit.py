@@ -1,4 +1,4 @@
-"""Any ViT of timm: final normalised patch tokens, or the keys of its last attention block."""
+"""timm's ViTs as backbones: final normalised patch tokens, or keys of the last attention block."""
 
 from __future__ import annotations
 
@@ -40,7 +40,16 @@ class TimmViT(Backbone):
         positions: str = "authors",
         device: str | torch.device = "cpu",
     ) -> None:
-        """See :func:`selfment.backbones.load_backbone`; ``dtype`` None computes in float32."""
+        """Loads the model.
+
+        Args:
+            name: the name in timm.
+            features: see :func:`selfment.backbones.load_backbone`.
+            weights: see :func:`selfment.backbones.load_backbone`.
+            dtype: the autocast dtype; None computes in float32.
+            positions: see :func:`selfment.backbones.load_backbone`.
+            device: the device that computes the features.
+        """
         _check_name(name)
         self.name = name
         self.device = torch.device(device)
@@ -56,7 +65,7 @@ class TimmViT(Backbone):
         attention = _last_attention(self.model)
         self.attends = self.model.cls_token is not None and _is_plain(attention)
         if self.attends:
-            attention.fused_attn = True  # whatever TIMM_FUSED_ATTN says: see _LastAttention
+            attention.fused_attn = True  # whatever TIMM_FUSED_ATTN is set to: see _LastAttention
         self._by_head = features == "keys"
         self._featuring = self._attending = self.model
         if self._by_head:
@@ -66,14 +75,12 @@ class TimmViT(Backbone):
             self._attending = with_keys(name, self.model, weight, bias, attends=True)
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """(B, N, d) float32 of a (B, 3, H, W) batch; prefix and register tokens are left out."""
-        patches: Tensor = self._tokens(self._featuring, batch)[
-            :, self.model.num_prefix_tokens :
-        ].float()
-        return patches
+        """Returns (B, N, d) float32 of a (B, 3, H, W) batch, without prefix and register tokens."""
+        tokens = self._tokens(self._featuring, batch)
+        return tokens[:, self.model.num_prefix_tokens :].float()
 
     def attend(self, batch: Tensor) -> Attended:
-        """See :meth:`Backbone.attend`: float32 softmax of the last block's queries and keys."""
+        """See :meth:`Backbone.attend`; the attention is a float32 softmax of queries and keys."""
         if not self.attends:
             return super().attend(batch)
         with _LastAttention() as last:
@@ -86,9 +93,9 @@ class TimmViT(Backbone):
 
     @torch.no_grad()
     def _tokens(self, model: Any, batch: Tensor) -> Tensor:
-        """(B, prefix + N, d) of all tokens, the CLS token first where there is one.
+        """Returns all tokens (B, prefix + N, d), the CLS token first if there is one.
 
-        ``model``: the ViT, or a view of it that ends in keys.
+        ``model``: the ViT, or a view of it that returns keys.
         """
         self.grid(*batch.shape[-2:])
         pixels, kind = batch.to(self.device), self.device.type
@@ -96,16 +103,16 @@ class TimmViT(Backbone):
             as_documented(self.device),
             torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
         ):
-            # Models that pool before their norm keep it in `fc_norm`; the other of the two is void.
+            # Models that pool before their norm have it in `fc_norm`, others an identity.
             tokens: Tensor = model.fc_norm(model.forward_features(pixels))
         return tokens
 
 
 class _LastAttention(TorchFunctionMode):
-    """Keeps the queries and keys of the last fused attention that runs under it.
+    """Stores the queries and keys of the last fused attention that runs under this mode.
 
-    They have been normalised and rotated by then, and the tokens stay what they are without it:
-    asking the module for its weights would make it attend by other kernels.
+    They are already normalised and rotated. The tokens are the same as without this mode, whereas a
+    module that returns its attention weights would use other kernels.
     """
 
     def __torch_function__(
@@ -120,13 +127,14 @@ class _LastAttention(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
     def of_cls(self) -> Tensor:
-        """(B, heads, tokens) float32: the attention of the first token."""
+        """Returns the attention of the first token, (B, heads, tokens) float32."""
         query, keys = self._queries[:, :, :1].float(), self._keys.float()
         scores = query @ keys.transpose(-2, -1) / math.sqrt(query.shape[-1])
         return torch.softmax(scores[:, :, 0], dim=-1)
 
 
 def _check_name(name: str) -> None:
+    """Raises ``ValueError`` unless ``name`` is a plain ViT of timm, with an existing tag if any."""
     known_as = timm_name(name)
     if known_as is not None:
         raise ValueError(
@@ -152,6 +160,7 @@ def _check_kind(name: str, model: Any) -> None:
 
 
 def _download(name: str) -> Any:
+    """Creates the timm model ``name`` with its own weights, downloaded or cached."""
     config: Any = timm.get_pretrained_cfg(name)
     if config is None or not (config.hf_hub_id or config.url or config.file):
         raise WeightsError(
@@ -159,11 +168,11 @@ def _download(name: str) -> Any:
             "--backbone classic, which needs none"
         )
     try:
-        if config.hf_hub_id:  # the files first: a model of 7 billion parameters takes minutes
+        if config.hf_hub_id:  # files first: building a model of 7 billion parameters takes minutes
             file = config.hf_hub_filename
             _fetch(config.hf_hub_id, [file] if file else ["model.safetensors", "pytorch_model.bin"])
         return fitting.create(name, pretrained=True)
-    except Exception as error:  # every release of the hub library raises errors of its own
+    except Exception as error:  # every release of the hub library raises different errors
         raise WeightsError(
             f"the weights of {name} cannot be downloaded ({type(error).__name__}): get online or "
             "fill the Hugging Face cache (HF_HOME), pass a checkpoint with --weights FILE, or use "
@@ -172,14 +181,14 @@ def _download(name: str) -> Any:
 
 
 def _fetch(repository: str, names: list[str]) -> None:
-    """Gets the first file that there is into the cache of the Hugging Face hub, or raises."""
+    """Downloads the first of the files that exists to the cache of the Hugging Face hub."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
     identity, _, revision = repository.partition("@")
     try:
         hf_hub_download(identity, names[0], revision=revision or None)
-    except EntryNotFoundError:  # also where it is not in the cache, and there is no network
+    except EntryNotFoundError:  # also if it is not in the cache and there is no network
         if len(names) == 1:
             raise
         _fetch(repository, names[1:])
@@ -189,7 +198,7 @@ def _from_file(name: str, path: str) -> Any:
     state, config = read_vit(path, name), read_config(path)
     try:
         return fitting.load(name, state, config)
-    except Exception as error:  # timm's checkpoint filters meet any key and shape
+    except Exception as error:  # timm's filters can raise anything
         raise WeightsError(
             f"`weights` must be a checkpoint of {name}: {path!r} does not fit ({error})"
         ) from error
@@ -200,16 +209,16 @@ def _last_attention(model: Any) -> Any:
 
 
 def _is_plain(attention: Any) -> bool:
-    """Whether the module is one softmax of queries and keys, with as many heads of each."""
+    """Returns whether the module is one softmax of queries and keys with equally many heads."""
     if not isinstance(attention, Attention | AttentionRope | EvaAttention):
         return False
     return getattr(attention, "num_kv_heads", attention.num_heads) == attention.num_heads
 
 
 def _key_projection(name: str, attention: Any) -> tuple[Tensor, Tensor | None]:
-    """Weight (d, C) and bias (d,) of the keys, before key norm and rotary embedding.
+    """Returns the weight (d, C) and bias (d,) of the keys, before key norm and rotary embedding.
 
-    Heads follow one another along d.
+    The heads are concatenated along d.
     """
     separate = getattr(attention, "k_proj", None)
     if isinstance(separate, nn.Linear):
@@ -217,7 +226,7 @@ def _key_projection(name: str, attention: Any) -> tuple[Tensor, Tensor | None]:
     fused = getattr(attention, "qkv", None)
     if not isinstance(fused, nn.Linear):
         raise ValueError(f"`features` must be 'tokens' with {name}, whose last block has no keys")
-    # Where timm's Eva keeps the biases beside the layer, that of the keys is zero by design.
+    # If timm's Eva has its biases outside of the layer, the bias of the keys is zero by design.
     _, weight, _ = fused.weight.chunk(3)
     bias = None if fused.bias is None else fused.bias.chunk(3)[1]
     return weight, bias

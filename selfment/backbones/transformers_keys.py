@@ -1,4 +1,4 @@
-"""Checkpoints of the library transformers: ViT (DINO), DINOv2 and DINOv3 with its keys.
+"""Converts checkpoints of the library transformers: ViT (DINO), DINOv2 and DINOv3.
 
 They become checkpoints with the keys of the authors' code, which timm can load.
 """
@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: The key of the patch projection: of DINOv3, and of the others.
+#: The key of the patch projection in DINOv3, and in the other models.
 FIRST_KEYS = ("embeddings.patch_embeddings.weight", "embeddings.patch_embeddings.projection.weight")
 
 _ATTENTION = r"((?:encoder\.)?layer\.\d+)\.attention\.(?:attention\.)?"
 _PARTS = {"query": 0, "q_proj": 0, "key": 1, "k_proj": 1, "value": 2, "v_proj": 2}
 _PART = re.compile(_ATTENTION + rf"({'|'.join(_PARTS)})\.(weight|bias)")
-# The first that matches the whole key counts.
+# The first pattern that matches the whole key is used.
 _COMMON = (
     (r"embeddings\.cls_token", r"cls_token"),
     (r"embeddings\.position_embeddings", r"pos_embed"),
@@ -44,15 +44,15 @@ _PLAIN = (
     (r"layer\.(\d+)\.mlp\.up_proj\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
     (r"layer\.(\d+)\.mlp\.down_proj\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
 )
-# The first is of the training only; the pooler comes after the features.
+# The mask token is for training only; the pooler comes after the features.
 _UNUSED = re.compile(r"embeddings\.mask_token|pooler\..*|rope_embeddings\..*")
 
 
 def from_transformers(state: dict[str, Any]) -> dict[str, Any]:
-    """The state dict with the keys of the authors' code.
+    """Returns the state dict with the keys of the authors' code.
 
-    Queries, keys and values are joined, with zeros for a bias that one of them lacks. A key that
-    is not known stays as it is, for the model to refuse.
+    Queries, keys and values are concatenated, with zeros for a missing bias. An unknown key is not
+    changed, so that the model will refuse it.
     """
     rotary = FIRST_KEYS[0] in state  # DINOv3
     gated = any(".mlp.gate_proj." in str(key) for key in state)
@@ -77,13 +77,14 @@ def from_transformers(state: dict[str, Any]) -> dict[str, Any]:
             }
         converted[f"{block}.{kind}"] = torch.cat([parts[i] for i in sorted(parts)])
     if registers in converted or rotary or any(key.endswith("ls1.gamma") for key in converted):
-        # The sign of DINOv2 and DINOv3, by which timm knows them.
+        # timm recognises DINOv2 and DINOv3 by this key.
         mask = state.get("embeddings.mask_token")
         converted["mask_token"] = torch.zeros(1) if mask is None else mask
     return converted
 
 
 def _renamed(key: str, table: tuple[tuple[str, str], ...]) -> str:
+    """Returns the name of a key by the first pattern that matches, or the key itself."""
     for pattern, name in table:
         if match := re.fullmatch(pattern, key):
             return match.expand(name)

@@ -1,4 +1,4 @@
-"""What the drop-ins share: checked arguments, the Fiedler vector, the seed, upsampling."""
+"""Functions shared by the drop-ins: argument checks, Fiedler vector, seed, upsampling."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ Array = NDArray[np.float64]
 
 
 def sizes(name: str, value: Any, axes: str) -> tuple[int, ...]:
-    """``value`` as positive ints, one for each of the ``axes``; raises ``ValueError``."""
+    """Converts ``value`` to positive ints, one for each of the ``axes``; raises ``ValueError``."""
     count = len(axes.split(","))
     try:
-        found = tuple(int(size) for size in value)
-        good = len(found) == count and min(found) >= 1 and found == tuple(value)
+        result = tuple(int(size) for size in value)
+        good = len(result) == count and min(result) >= 1 and result == tuple(value)
     except (TypeError, ValueError):
         good = False
     if not good:
         raise ValueError(f"`{name}` must be {count} positive integers ({axes}): got {value!r}")
-    return found
+    return result
 
 
 def as_dims(value: Any, *, least: int = 2) -> Grid:
-    """``dims`` as (h, w) with ``least`` patches or more; raises ``ValueError``."""
+    """Converts ``dims`` to (h, w) with at least ``least`` patches; raises ``ValueError``."""
     h, w = sizes("dims", value, "h, w")
     params.require("dims", (h, w), f"a grid of {least} patches or more", h * w >= least)
     return h, w
 
 
 def from_tokens(feats: Any, grid: Grid) -> Tensor:
-    """(hw, C) rows of (1, 1 + hw, C) tokens, the CLS token first."""
+    """Returns the (hw, C) rows of (1, 1 + hw, C) tokens without the CLS token, which is first."""
     return _checked(feats, (1, 1 + math.prod(grid), None), "(1, 1 + h*w, C), CLS first")[0, 1:]
 
 
 def from_columns(feats: Any, grid: Grid) -> Tensor:
-    """(hw, C) rows of (C, hw) features."""
+    """Returns the (hw, C) rows of (C, hw) features."""
     return _checked(feats, (None, math.prod(grid)), "(C, h*w)").T
 
 
 def from_rows(feats: Any, grid: Grid) -> Tensor:
-    """(hw, C) rows, checked."""
+    """Checks (hw, C) rows and returns them as a tensor."""
     return _checked(feats, (math.prod(grid), None), "(h*w, C)")
 
 
 def _checked(feats: Any, shape: tuple[int | None, ...], axes: str) -> Tensor:
-    """``feats`` as a tensor of ``shape``, None being the channels; ``axes`` is its name."""
+    """Returns ``feats`` as a tensor of ``shape``, with None for channels; errors print ``axes``."""
     tensor, _ = as_tensor(feats, "feats")
     if tensor.dtype not in FEATURE_DTYPES:
         raise TypeError(
@@ -103,28 +103,28 @@ def fiedler_of(graph: Graph) -> Array:
 
 
 def first_peak(values: Array) -> int:
-    """Index of the maximum; the first of those that only rounding tells apart."""
+    """Returns the index of the maximum; the first of those that differ by rounding only."""
     peak = values.max()
     return int(np.argmax(values >= peak - params.SEED_TIE * abs(peak)))
 
 
 def above_mean(x: Array) -> NDArray[np.bool_]:
-    """The side x > mean(x) of the cut."""
+    """Returns the side x > mean(x) of the cut."""
     return np.asarray(x > np.sum(x) / len(x))
 
 
 def bipartition(x: Array) -> tuple[NDArray[np.bool_], int, Array]:
-    """TokenCut's side (N,) of a Fiedler vector, its seed, and the vector or its negative.
+    """Returns TokenCut's foreground side (N,), its seed, and the vector or its negative.
 
-    The seed is where |x| peaks. Where it is not above the mean, the side is the complement and the
-    vector is negated.
+    The seed is the peak of |x|. If x is not above the mean there, the side is the complement and
+    the vector is negated.
     """
     side, seed = above_mean(x), first_peak(np.abs(x))
     return (side, seed, x) if side[seed] else (~side, seed, -x)
 
 
 def upsample(grid: Array, size: tuple[int, ...]) -> Array:
-    """(h, w) to (H, W) float64: each pixel has its nearest patch's value, as torch rounds."""
+    """Upsamples (h, w) to (H, W) float64; each pixel has the value of torch's nearest patch."""
     image = torch.nn.functional.interpolate(
         torch.from_numpy(grid)[None, None], size=size, mode="nearest"
     )

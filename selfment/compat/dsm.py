@@ -1,16 +1,16 @@
 """Deep Spectral Segmentation's eigenvectors, masks and boxes (Melas-Kyriazi et al., CVPR 2022).
 
-In a program that calls scipy's ``eigsh`` on D - W, and their helpers, one line changes::
+A program that calls scipy's ``eigsh`` on D - W, and their helpers, changes one line::
 
     from selfment.compat.dsm import box, eigs, knn_affinity, mask
 
-``eigs`` is what ``extract_eigs`` does with the features of one image, between loading and saving;
-``knn_affinity`` is theirs, without pymatting; ``mask`` is their single region, and ``box`` their
-``get_largest_cc_box``, which also knows the patch size.
+``eigs`` replaces the part of ``extract_eigs`` between loading and saving, for the features of one
+image; ``knn_affinity`` is theirs, without pymatting; ``mask`` is their single region; ``box`` is
+their ``get_largest_cc_box`` with the patch size as an argument.
 
-Features may be on the CPU or a CUDA device, where the cut is then made, but for that with colours.
-Where eigenvalues repeat, and where the rule for the sign leaves it open, the vectors are one
-deterministic choice; row 0 is always the trivial pair unless no patch has an edge.
+Features may be on the CPU or a CUDA device, which then computes the cut, except with colours. If
+eigenvalues repeat, or the rule for the sign does not determine it, the vectors are one
+deterministic choice. Row 0 is always the trivial pair unless no patch has an edge.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from ..core.ncut import ncut
 from . import _shared as _cut
 from ._shared import Array
 
-_TAU = sys.float_info.min  # the least one: every positive similarity is an edge
+_TAU = sys.float_info.min  # the least tau: every positive similarity is an edge
 _NO_EDGE = 1e-30  # the least affinity that a graph may have; it is below rounding
 _LEAST_DEGREE = 1e-12
-_DENSE = 64  # up to so many patches LAPACK is quicker
-_REPEATED = 1e-9  # eigenvalues closer than this count as copies of one
+_DENSE = 64  # up to so many patches LAPACK is faster
+_REPEATED = 1e-9  # eigenvalues closer than this count as equal
 _TOLERANCE = 1e-12
 
 Pairs = tuple[Array, Array]  # (k,) eigenvalues, ascending, and (k, N) vectors
@@ -49,24 +49,26 @@ Pairs = tuple[Array, Array]  # (k,) eigenvalues, ascending, and (k, N) vectors
 
 def eigs(
     feats: Any,
-    K: int = 20,  # noqa: N803, theirs
+    K: int = 20,  # noqa: N803, the original name
     image_color_lambda: float = 0.0,
     image: Any = None,
 ) -> tuple[Tensor, Tensor]:
-    """The K smallest generalised eigenpairs of (D - W, D).
+    """Returns the K smallest generalised eigenpairs of (D - W, D).
 
     W = max(cos, 0) / max + ``image_color_lambda`` * ``knn_affinity(image)``, without a threshold
-    and with the diagonal; D its row sums, of which those below 1e-12 are 1: a patch without edges
-    is an eigenvector of eigenvalue 1. x^T D x = 1. A vector is negated if the share of its positive
-    entries is above 0.5 and below 1; before, the entry of largest magnitude is positive.
+    and with the diagonal. D are its row sums, with 1 in place of those below 1e-12, so that a patch
+    without edges is an eigenvector of eigenvalue 1. x^T D x = 1. The entry of largest magnitude is
+    made positive; then a vector is negated if the share of its positive entries is above 0.5 and
+    below 1.
 
     Args:
-        feats: (N, C) features, without CLS token; any float type. They need not be normalised.
-        K: pairs, the trivial one included, at most N.
+        feats: (N, C) features without the CLS token, any float type, normalised or not.
+        K: the number of pairs, including the trivial one, at most N.
         image_color_lambda: the weight of the colours, >= 0.
-        image: (h, w, 3) colours of the patches, h * w = N, needed if the weight is > 0. Theirs are
-            ``np.array(image.resize((w, h), Image.BILINEAR)) / 255``, in [0, 1]. Before February
-            2023 they divided by 255 once more, so that colours hardly counted against positions.
+        image: (h, w, 3) colours of the patches, h * w = N, needed if the weight is > 0. The
+            original code passes ``np.array(image.resize((w, h), Image.BILINEAR)) / 255``, in
+            [0, 1]. Before February 2023 it divided by 255 once more, so that colours hardly
+            mattered beside positions.
 
     Returns:
         Eigenvalues (K,), ascending, and eigenvectors (K, N), both float32 on the CPU; row 0 is the
@@ -89,7 +91,15 @@ def eigs(
     if weight > 0:
         colour = weight * _colours(image, n)
         rows = rows.cpu()
-    rows = _scaled(rows)
+    values, vectors = _smallest_pairs(_scaled(rows), colour, K)
+    share = (vectors > 0).mean(axis=1)
+    vectors[(share > 0.5) & (share < 1)] *= -1
+    return torch.from_numpy(values).float(), torch.from_numpy(vectors).float()
+
+
+def _smallest_pairs(rows: Tensor, colour: scipy.sparse.csr_array, k: int) -> Pairs:
+    """Returns the k smallest pairs; each patch without edges is a pair with the eigenvalue 1."""
+    n = len(rows)
     graph = _graph(rows)
     degree = _degree(graph, colour)
     linked = np.flatnonzero(degree >= _LEAST_DEGREE)
@@ -97,19 +107,16 @@ def eigs(
         graph = _graph(rows[torch.from_numpy(linked).to(rows.device)])
         colour = colour[linked][:, linked]
         degree = _degree(graph, colour)
-    lone = np.setdiff1d(np.arange(n), linked)[:K]
+    lone = np.setdiff1d(np.arange(n), linked)[:k]
     values, vectors = np.ones(len(lone)), np.zeros((len(lone), n))
     vectors[np.arange(len(lone)), lone] = 1
     if len(linked):
-        found, entries = _pairs(graph, colour, degree, min(K, len(linked)))
-        padded = np.zeros((len(found), n))
+        linked_values, entries = _linked_pairs(graph, colour, degree, min(k, len(linked)))
+        padded = np.zeros((len(linked_values), n))
         padded[:, linked] = entries
-        values, vectors = np.append(found, values), np.concatenate([padded, vectors])
-    first = np.argsort(values, kind="stable")[:K]
-    values, vectors = values[first], vectors[first]
-    share = (vectors > 0).mean(axis=1)
-    vectors[(share > 0.5) & (share < 1)] *= -1
-    return torch.from_numpy(values).float(), torch.from_numpy(vectors).float()
+        values, vectors = np.append(linked_values, values), np.concatenate([padded, vectors])
+    first = np.argsort(values, kind="stable")[:k]
+    return values[first], vectors[first]
 
 
 def knn_affinity(
@@ -117,17 +124,18 @@ def knn_affinity(
     n_neighbors: Sequence[int] = (20, 10),
     distance_weights: Sequence[float] = (2.0, 0.1),
 ) -> scipy.sparse.csr_matrix:
-    """The colour affinity: how often two patches are among each other's nearest neighbours.
+    """Returns the colour affinity: how often two patches are nearest neighbours of each other.
 
-    For each number k of neighbours and weight w, every patch i names the k patches j nearest to it
-    in (r, g, b, w*x, w*y), Euclidean and in float32, x and y going from 0 to 1; it names itself,
-    too. Each naming adds 1 to the entries (i, j) and (j, i). Which of equally distant patches are
-    named is up to the tree, here and in theirs. After KNN matting (Chen, Li and Tang, TPAMI 2013).
+    For each number k of neighbours and weight w, every patch i selects the k patches j nearest to
+    it, itself included, in (r, g, b, w*x, w*y), Euclidean and in float32, with x and y from 0 to 1.
+    Each selection adds 1 to the entries (i, j) and (j, i). Which of equally distant patches are
+    selected depends on the k-d tree, as in the original. After KNN matting (Chen, Li and Tang,
+    TPAMI 2013).
 
     Args:
-        image: (h, w, 3) colours, used as they are.
+        image: (h, w, 3) colours, not scaled here.
         n_neighbors: numbers of neighbours, each from 1 to h * w.
-        distance_weights: as many weights of the position.
+        distance_weights: equally many weights of the position.
 
     Returns:
         (h * w, h * w) float64, symmetric.
@@ -154,17 +162,17 @@ def knn_affinity(
         )
     y, x = np.meshgrid(np.linspace(0, 1, h), np.linspace(0, 1, w), indexing="ij")
     places = np.stack([x.ravel(), y.ravel()], axis=1)
-    named = scipy.sparse.csr_matrix((n, n))
+    selected = scipy.sparse.csr_matrix((n, n))
     for k, weight in zip(n_neighbors, distance_weights, strict=True):
         points = np.concatenate([colours, weight * places], axis=1).astype(np.float32)
         nearest = scipy.spatial.cKDTree(points).query(points, k=np.arange(1, k + 1))[1]
         ends = np.arange(0, n * k + 1, k)
-        named += scipy.sparse.csr_matrix((np.ones(n * k), nearest.ravel(), ends), (n, n))
-    return (named + named.T).tocsr()
+        selected += scipy.sparse.csr_matrix((np.ones(n * k), nearest.ravel(), ends), (n, n))
+    return (selected + selected.T).tocsr()
 
 
 def mask(eigenvectors: Any, dims: Any) -> NDArray[np.bool_]:
-    """The foreground (h, w) bool: where the first nontrivial of eigenvectors (K, h*w) is positive.
+    """Returns the foreground (h, w) bool: the first nontrivial eigenvector of (K, h*w) is positive.
 
     Raises ``TypeError`` for a wrong kind of array, ``ValueError`` for a wrong shape.
     """
@@ -180,11 +188,11 @@ def mask(eigenvectors: Any, dims: Any) -> NDArray[np.bool_]:
 
 
 def box(mask: Any, patch_size: int = 1) -> list[int]:
-    """The box of the largest 8-connected component; the first in reading order of equally large.
+    """Returns the box of the largest 8-connected component, the first of equally large ones.
 
     Args:
-        mask: (h, w), the foreground nonzero. An empty one counts as full, as theirs does.
-        patch_size: pixels to a patch.
+        mask: (h, w), nonzero in the foreground. An empty mask counts as full, as in the original.
+        patch_size: the side of a patch in pixels.
 
     Returns:
         [x1, y1, x2, y2] in pixels, x2 and y2 exclusive.
@@ -209,6 +217,7 @@ def box(mask: Any, patch_size: int = 1) -> list[int]:
 
 
 def _colours(image: Any, n: int) -> scipy.sparse.csr_array:
+    """Checks the image of n patches, and returns its colour affinity."""
     if image is None:
         raise ValueError("`image` is needed with image_color_lambda > 0: got None")
     colour = scipy.sparse.csr_array(knn_affinity(image))
@@ -220,9 +229,9 @@ def _colours(image: Any, n: int) -> scipy.sparse.csr_array:
 
 
 def _scaled(rows: Tensor) -> Tensor:
-    """The rows, so long that one has the norm 1 after normalisation: the largest of W is then 1.
+    """Scales the rows so that one has norm 1 after normalisation, and the largest entry of W is 1.
 
-    That differs where every norm is below 1e-12, at which the normalisation is clamped.
+    This changes only rows whose norms are all below 1e-12, at which the normalisation is clamped.
     """
     longest = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).max().item()
     return rows.double() * (1e-12 / longest) if 0 < longest < 1e-12 else rows
@@ -237,21 +246,21 @@ def _degree(graph: Graph, colour: scipy.sparse.csr_array) -> Array:
     return degree
 
 
-def _pairs(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k: int) -> Pairs:
-    """The k smallest pairs of a graph in which every patch has an edge."""
+def _linked_pairs(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k: int) -> Pairs:
+    """Returns the k smallest pairs of a graph in which every patch has an edge."""
     values, vectors = np.empty(0), np.empty((0, graph.n))
     if k > 1 and colour.nnz == 0:
-        found = ncut(graph, k=k - 1)
-        values, vectors = found[0].cpu().numpy(), found[1].T.cpu().numpy()
+        values, vectors = (result.cpu().numpy() for result in ncut(graph, k=k - 1))
+        vectors = vectors.T
     elif k > 1:
         values, vectors = _with_colours(graph, colour, degree, k - 1)
     constant = np.full((1, graph.n), degree.sum() ** -0.5)
-    # None is negative, but by rounding: the trivial pair stays the first of equal ones.
+    # Eigenvalues are negative by rounding only; clamped, the trivial pair is first among equals.
     return np.append(0.0, np.maximum(values, 0)), np.concatenate([constant, vectors])
 
 
 def _with_colours(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k: int) -> Pairs:
-    """The k < N smallest nontrivial pairs: the largest theta = 1 - lambda of D^-1/2 W D^-1/2."""
+    """Returns the k < N smallest nontrivial pairs, from the largest of D^-1/2 W D^-1/2."""
     n = graph.n
     scale = degree**-0.5
     trivial = 1 / scale / np.sqrt(degree.sum())
@@ -263,7 +272,7 @@ def _with_colours(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k
     start = np.random.default_rng(0).standard_normal(n)
 
     def largest(known: Array, count: int) -> Pairs:
-        """The ``count`` pairs orthogonal to the columns of ``known``, which go to theta - 3."""
+        """Returns the ``count`` largest pairs orthogonal to ``known``, whose theta moves by -3."""
 
         def product(y: Array) -> Array:
             x = scale * y.ravel()
@@ -276,7 +285,7 @@ def _with_colours(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k
         return theta, y
 
     theta, y = largest(trivial[:, None], k)
-    # Of a repeated eigenvalue a Krylov space holds one vector; the others are orthogonal to it.
+    # A Krylov space contains one vector of a repeated eigenvalue; the others are orthogonal to it.
     while k + 1 < n:
         missed, more = largest(np.column_stack([trivial, y]), 1)
         if missed[0] <= theta.min() + _REPEATED:
@@ -287,6 +296,7 @@ def _with_colours(graph: Graph, colour: scipy.sparse.csr_array, degree: Array, k
 
 
 def _oriented(theta: Array, y: Array, scale: Array) -> Pairs:
+    """Converts (theta, y) to ascending (lambda, x), with the peak of each vector positive."""
     order = np.argsort(-theta, kind="stable")
     x = (scale[:, None] * y).T[order]
     peaks = [row[_cut.first_peak(np.abs(row))] for row in x]

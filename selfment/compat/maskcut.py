@@ -1,11 +1,11 @@
 """MaskCut's functions (Wang et al., *Cut and Learn*, CVPR 2023), on any grid, square or not.
 
-One line changes in a program that imports them from ``maskcut``::
+A program that imports them from ``maskcut`` changes one line::
 
     from selfment.compat.maskcut import maskcut_forward
 
-Features may be on the CPU or a CUDA device, where the cuts are then made. Ties of the seed: see
-:mod:`selfment.compat`.
+Features may be on the CPU or a CUDA device, which then computes the cuts. :mod:`selfment.compat`
+describes ties of the seed.
 """
 
 from __future__ import annotations
@@ -37,29 +37,27 @@ def maskcut_forward(
     N: int = 3,  # noqa: N803, theirs
     cpu: bool = False,
 ) -> tuple[int, list[Array], list[Array]]:
-    """N rounds of the cut, each on the features that earlier masks have painted over with zeros.
+    """Computes N rounds of the cut, each on features with zeros in the patches of earlier masks.
 
-    In each round the foreground is the side x > mean(x), or the other one if that side holds three
-    corners of the grid or more, or does not hold the peak of |x|; the seed is the patch deepest in
-    the foreground, and the mask its 4-connected component. The sign of x, which decides which side
-    is asked for its corners, is LAPACK's. From the second round on a mask is emptied
-    if its intersection over union with the previous round's is > 0.5, or if it covers 1 % of the
-    grid or less. What earlier masks cover is taken from a mask at the image's size.
+    The foreground is the side x > mean(x), for LAPACK's sign of x, or the other side if that one
+    has three or more corners of the grid, or lacks the peak of |x|. The seed is the patch deepest
+    in the foreground, and the mask its 4-connected component. From the second round on, a mask is
+    emptied if its intersection over union with the previous one is > 0.5, or if it covers at most
+    1 % of the grid. Earlier masks are subtracted from a mask at the image's size.
 
     Args:
-        feats: (C, h*w) features, without CLS token; any float type.
+        feats: (C, h*w) features without the CLS token, any float type.
         dims: (h, w), in patches.
         scales: not used.
         init_image_size: (H, W) of the image.
         tau: an edge needs a similarity > tau.
-        N: rounds.
-        cpu: whether features on another device are cut on the CPU; otherwise the cut is made where
-            they are.
+        N: number of rounds.
+        cpu: compute the cut on the CPU, not on the device of the features.
 
     Returns:
         The last round's seed, a flat index; N masks (H, W) float64 of 0 and 1, empty ones included;
-        N Fiedler vectors (H, W) float64, with the signs that LAPACK gives them. Pixels have the
-        value of the nearest patch.
+        N Fiedler vectors (H, W) float64, with LAPACK's signs. Pixels have the value of the nearest
+        patch.
 
     Raises:
         TypeError: a wrong kind of array or dtype.
@@ -78,15 +76,14 @@ def maskcut_forward(
     masks: list[Array] = []
     vectors: list[Array] = []
     for turn in range(N):
-        # An empty mask paints nothing: the graph, and so the vector, is the last round's.
+        # An empty mask paints nothing: the graph and its vector are those of the last round.
         if mask.any():
             graph = graph.paint(torch.from_numpy(mask).to(rows.device))
             x = _cut.fiedler_of(graph)
         side, seed = _foreground(x, grid)
-        found = component(side.reshape(grid), seed)
-        if turn > 0 and (_iou(mask, found) > 0.5 or 100 * found.sum() <= found.size):
-            found[:] = 0
-        mask = found
+        previous, mask = mask, component(side.reshape(grid), seed)
+        if turn > 0 and (_iou(previous, mask) > 0.5 or 100 * mask.sum() <= mask.size):
+            mask[:] = 0
         masks.append(np.maximum(_cut.upsample(mask, size) - covered, 0))
         covered += masks[-1]
         vectors.append(_cut.upsample(x.reshape(grid), size))
@@ -94,7 +91,7 @@ def maskcut_forward(
 
 
 def get_affinity_matrix(feats: Any, tau: float, eps: float = 1e-5) -> tuple[Array, Array]:
-    """The dense binary A and D (N, N) float64 of (C, N) features: A = 1 where similarity > tau.
+    """Returns the dense A and D (N, N) float64 of (C, N) features; A = 1 where similarity > tau.
 
     Raises ``TypeError`` and ``ValueError`` as :func:`selfment.affinity` does.
     """
@@ -107,18 +104,18 @@ def get_affinity_matrix(feats: Any, tau: float, eps: float = 1e-5) -> tuple[Arra
 
 
 def second_smallest_eigenvector(A: Array, D: Array) -> tuple[Array, Array]:
-    """The Fiedler vector (N,) float64 of dense A and D (N, N), N >= 2, and a copy of it first.
+    """Returns the Fiedler vector (N,) float64 of dense A and D (N, N), N >= 2, after a copy of it.
 
-    By LAPACK, for any symmetric A and its diagonal D > 0: :func:`maskcut_forward` does without.
-    x^T D x = 1; the sign is that of ``scipy.linalg.eigh(D - A, D, subset_by_index=[1, 2])``. Raises
-    ``ValueError`` for other shapes.
+    LAPACK computes it, for any symmetric A and its diagonal D > 0; :func:`maskcut_forward` does not
+    need it. x^T D x = 1; the sign is that of
+    ``scipy.linalg.eigh(D - A, D, subset_by_index=[1, 2])``. Raises ``ValueError`` for other shapes.
     """
     if np.ndim(A) != 2 or len(A) < 2 or np.shape(A) != (len(A),) * 2 or np.shape(D) != np.shape(A):
         raise ValueError(
             f"`A` and `D` must be (N, N) with N >= 2: got shapes {np.shape(A)} and {np.shape(D)}"
         )
-    # What xSYGVX makes of the generalised problem, and the driver that it then calls; only the
-    # Cholesky factor, which is known of a diagonal matrix, is not computed.
+    # The same reduction of the generalised problem and the same driver as in xSYGVX, without the
+    # Cholesky factorisation, which is trivial for a diagonal matrix.
     scale = 1 / np.sqrt(np.diag(D))
     standard = scale[:, None] * (D - A) * scale
     y = scipy.linalg.eigh(standard, subset_by_index=[1, 1], driver="evx")[1][:, 0]
@@ -127,14 +124,14 @@ def second_smallest_eigenvector(A: Array, D: Array) -> tuple[Array, Array]:
 
 
 def get_salient_areas(second_smallest_vec: Array) -> NDArray[np.bool_]:
-    """The side (N,) bool of the vector (N,) above its mean."""
+    """Returns the side (N,) bool of the vector (N,) above its mean."""
     return _cut.above_mean(second_smallest_vec)
 
 
 def check_num_fg_corners(bipartition: NDArray[Any], dims: Any) -> int:
-    """How many corners of the (h, w) grid are foreground, 0 to 4; in one row they count twice.
+    """Returns the number of foreground corners of the (h, w) grid, 0 to 4; in one row, each twice.
 
-    Raises ``ValueError`` where ``dims`` does not fit the bipartition (h*w,).
+    Raises ``ValueError`` if ``dims`` does not fit the bipartition (h*w,).
     """
     h, w = _cut.as_dims(dims, least=1)
     if np.size(bipartition) != h * w:
@@ -146,17 +143,20 @@ def check_num_fg_corners(bipartition: NDArray[Any], dims: Any) -> int:
 def get_masked_affinity_matrix(
     painting: Tensor, feats: Tensor, mask: Tensor, ps: int
 ) -> tuple[Tensor, Tensor]:
-    """Features (C, N) with zeros where ``painting`` or ``mask`` is > 0, and the new painting.
+    """Sets features to zero where ``painting`` or ``mask`` is > 0; also returns the new painting.
 
     Args:
-        painting: (h, w) or (1, h, w), what earlier masks cover.
+        painting: (h, w) or (1, h, w), > 0 in the patches of earlier masks.
         feats: (C, N) with N = h*w, on the same device.
         mask: (h, w), 0 or 1.
         ps: not used: the grid is the mask's.
 
     Returns:
-        The features (C, N), and the painting (1, h, w) of 0 and 1. Dtypes are as torch promotes
-        those given. Raises ``ValueError`` where the shapes do not fit.
+        The features (C, N), and the painting (1, h, w) of 0 and 1, in the dtypes that torch
+        promotes the arguments to.
+
+    Raises:
+        ValueError: the shapes do not fit.
     """
     fits = mask.ndim == 2 and feats.ndim == 2 and feats.shape[1] == mask.numel()
     if not fits or painting.shape not in (mask.shape, (1, *mask.shape)):
@@ -170,7 +170,7 @@ def get_masked_affinity_matrix(
 
 
 def _foreground(x: Array, grid: tuple[int, int]) -> tuple[NDArray[np.bool_], int]:
-    """The foreground (N,) of a vector with LAPACK's sign, and the seed, deepest in it."""
+    """Returns the foreground (N,) of a vector with LAPACK's sign, and its deepest patch."""
     side = _cut.above_mean(x)
     if check_num_fg_corners(side, grid) >= 3 or not side[_cut.first_peak(np.abs(x))]:
         return ~side, _cut.first_peak(-x)
@@ -178,5 +178,5 @@ def _foreground(x: Array, grid: tuple[int, int]) -> tuple[NDArray[np.bool_], int
 
 
 def _iou(a: Array, b: Array) -> float:
-    """Intersection over union of two masks of 0 and 1, one of them not empty."""
+    """Returns the intersection over union of two masks of 0 and 1, one of them not empty."""
     return float((a * b).sum() / np.maximum(a, b).sum())

@@ -1,7 +1,7 @@
 """The pseudo-label function of Selfment's official code (You, Wu, Jiang, ECCV 2026).
 
-Its training and inference code has no import that could be changed. There, this import takes the
-place of the function's own definition::
+Its training and inference code defines this function itself. There, this import replaces the
+definition::
 
     from selfment.compat.selfment import unsupervised_saliency_labels
 """
@@ -27,17 +27,17 @@ def unsupervised_saliency_labels(
     tau: float = 0.2,
     no_binary_graph: bool = False,
 ) -> Tensor:
-    """Affinity graph, normalised cut, the seed's component, and IPO.
+    """Computes labels by affinity graph, normalised cut, the seed's component, and IPO.
 
     Args:
         feats: (h*w, C) patch features, any float type; on the CPU or a CUDA device.
         h: rows of patches.
         w: columns of patches.
-        n_iter: IPO steps at most.
-        sample_size: IPO stops while a side has fewer patches than this.
+        n_iter: the largest number of IPO steps.
+        sample_size: IPO stops if a side has fewer patches than this.
         tau: an edge needs a similarity > tau, or >= tau with ``no_binary_graph``, where
             tau must be >= 0.
-        no_binary_graph: whether edges weigh what their similarity is, not 1.
+        no_binary_graph: weight edges by their similarity, not by 1.
 
     Returns:
         (h*w,) int64 of 0 and 1, on the device of the features. A single patch is foreground.

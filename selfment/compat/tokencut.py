@@ -1,17 +1,17 @@
 """TokenCut's functions (Wang et al., CVPR 2022), without their N x N matrices.
 
-One line changes in a program that imports them from an ``object_discovery`` module::
+A program that imports them from an ``object_discovery`` module changes one line::
 
     from selfment.compat.tokencut import ncut, detect_box            # object discovery
     from selfment.compat.tokencut import saliency_ncut as ncut       # unsupervised saliency
     from selfment.compat.tokencut import wsol_ncut as ncut           # weakly supervised detection
 
-Features may be on the CPU or a CUDA device, where the cut is then made; results are numpy arrays.
-Ties of the seed, and the weighted graph at tau = 0: see :mod:`selfment.compat`.
+Features may be on the CPU or a CUDA device, which then computes the cut; results are numpy arrays.
+:mod:`selfment.compat` describes ties of the seed, and the weighted graph at tau = 0.
 
-Raises, for all three: ``TypeError`` for a wrong kind of array or dtype; ``ValueError`` for a wrong
-shape, size, tau or eps, or features that are not finite; ``ImportError`` when the native module for
-the device is missing.
+All three raise ``TypeError`` for a wrong kind of array or dtype; ``ValueError`` for a wrong shape,
+size, tau or eps, or features that are not finite; ``ImportError`` if the native module for the
+device is missing.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def ncut(
     im_name: str = "",
     no_binary_graph: bool = False,
 ) -> tuple[NDArray[np.int64], NDArray[np.int32], Array, int, None, Array]:
-    """Object discovery: the box around the seed's component of the cut.
+    """Object discovery: returns the box around the seed's component of the cut.
 
     Args:
-        feats: (1, 1 + h*w, C) tokens, the CLS token first, which is left out; any float type.
+        feats: (1, 1 + h*w, C) tokens, any float type; the first is the CLS token and not used.
         dims: (h, w), in patches.
         scales: (height, width) of a patch in pixels.
         init_image_size: (C, H, W) of the image, to which the box is clipped.
         tau: an edge needs a similarity > tau, or >= tau with ``no_binary_graph``, where
             tau must be >= 0.
-        eps: the affinity without an edge.
+        eps: the affinity of pairs without an edge.
         im_name: not used.
-        no_binary_graph: whether edges weigh what their similarity is, not 1.
+        no_binary_graph: weight edges by their similarity, not by 1.
 
     Returns:
         The box (4,) int64, x1 y1 x2 y2 in pixels, x2 and y2 exclusive; component labels (h, w)
@@ -78,23 +78,23 @@ def detect_box(
     scales: Any = None,
     principle_object: bool = True,
 ) -> tuple[Box, list[int], NDArray[np.int32], Indices]:
-    """The box of the seed's 4-connected component.
+    """Returns the box of the seed's 4-connected component.
 
     Args:
-        bipartition: (h, w), the foreground nonzero.
+        bipartition: (h, w), nonzero in the foreground.
         seed: flat index of a patch.
         dims: (h, w), in patches.
         initial_im_size: (H, W) of the image, to which x2 and y2 are clipped; None does not clip.
         scales: (height, width) of a patch in pixels; needed.
-        principle_object: there is no other mode.
+        principle_object: must be True.
 
     Returns:
         The box [x1, y1, x2, y2] in pixels and [y1, x1, y2, x2] in patches, ends exclusive;
-        component labels (h, w) int32, 0 the background; the indices (rows, columns) of the
+        component labels (h, w) int32, 0 in the background; the indices (rows, columns) of the
         component. A seed in the background selects all of the background.
 
     Raises:
-        NotImplementedError: ``principle_object=False``, as theirs does.
+        NotImplementedError: ``principle_object=False``, as in TokenCut.
         ValueError: a wrong shape, seed or size.
     """
     if not principle_object:
@@ -128,10 +128,10 @@ def saliency_ncut(
     im_name: str = "",
     no_binary_graph: bool = False,
 ) -> tuple[int, Array, Array]:
-    """Unsupervised saliency: the seed's component and the vector, in the image's size.
+    """Unsupervised saliency: returns the seed's component and the vector at the image's size.
 
     Args:
-        feats: (C, h*w) features, without CLS token; any float type.
+        feats: (C, h*w) features without the CLS token, any float type.
         dims: (h, w), in patches.
         scales: not used.
         init_image_size: (H, W) of the image.
@@ -142,7 +142,7 @@ def saliency_ncut(
 
     Returns:
         The seed, a flat index; the mask (H, W) float64 of 0 and 1; the Fiedler vector (H, W)
-        float64, with the sign that LAPACK gives it. Pixels have the value of the nearest patch.
+        float64, with the sign that LAPACK returns. Pixels have the value of the nearest patch.
     """
     grid = _cut.as_dims(dims)
     size = _cut.sizes("init_image_size", init_image_size, "H, W")
@@ -160,19 +160,21 @@ def wsol_ncut(
     eps: float = 1e-5,
     tau: float = 0.05,
 ) -> tuple[NDArray[np.int64], Array, int, Array]:
-    """Weakly supervised detection: the box, and the whole foreground. ``eps`` comes before ``tau``.
+    """Weakly supervised detection: returns the box and the whole foreground.
+
+    Note that ``eps`` comes before ``tau``.
 
     Args:
-        feats: (1, 1 + h*w, C) tokens, the CLS token first, which is left out; any float type.
+        feats: (1, 1 + h*w, C) tokens, any float type; the first is the CLS token and not used.
         dims: (h, w), in patches.
         scales: (height, width) of a patch in pixels.
         init_image_size: (H, W) of the image, to which the box is clipped.
-        eps: the affinity without an edge.
+        eps: the affinity of pairs without an edge.
         tau: an edge needs a similarity > tau.
 
     Returns:
         The box (4,) int64, x1 y1 x2 y2 in pixels, around the seed's component; the foreground
-        (h, w) float64 of 0 and 1, all of its components; the seed, a flat index; the Fiedler
+        (h, w) float64 of 0 and 1 with all its components; the seed, a flat index; the Fiedler
         vector (h, w) float64, with the sign that puts the seed above the mean.
     """
     grid = _cut.as_dims(dims)
@@ -184,7 +186,7 @@ def wsol_ncut(
 
 
 def component(side: NDArray[np.bool_], seed: int) -> Array:
-    """The seed's 4-connected component of ``side`` (h, w), float64 of 0 and 1."""
+    """Returns the seed's 4-connected component of ``side`` (h, w), float64 of 0 and 1."""
     objects, _ = scipy.ndimage.label(side)
     mask: Array = (objects == objects.flat[seed]).astype(np.float64)
     return mask

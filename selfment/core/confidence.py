@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .arrays import Grid
 
-#: Rejects flat images and noise, and hardly any photograph: measured in docs/design.md.
+#: Rejects flat images and noise, and hardly any photograph: measured in docs/confidence.md.
 RECOMMENDED_MIN_CONFIDENCE = 0.25
 
 

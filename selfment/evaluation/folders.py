@@ -52,7 +52,7 @@ def evaluate(
     Args:
         pred: The folder of predictions.
         gt: The folder of ground truths.
-        protocol: See :data:`selfment.evaluation.PROTOCOLS`.
+        protocol: See :data:`selfment.evaluation.scores.PROTOCOLS`.
         metrics: Only these scores of the protocol.
         workers: The number of processes that share the work, this one included. The others start
             afresh where there is enough to do, so that a script that asks for them needs the usual

@@ -24,8 +24,8 @@ from ..models.labeler import PseudoLabeler
 from ..models.segmenter import Segmenter
 from ..training.run import train
 from ..util import distributed as _distributed
-from ..util.files import RealPaths, content_of, write_atomically
-from ..util.lines import unsealed
+from ..util.files import RealPaths, sha256_of, write_atomically
+from ..util.lines import without_checksum
 from .recipes import FOLDER, Recipe
 
 _COLUMNS = ("data set", "images", "metric", "ours", "paper", "difference")
@@ -193,7 +193,7 @@ def _train(
         **{f"train.{key}": value for key, value in asdict(recipe.train).items()},
         "weights": labeler.settings["weights"],
         "number of images": len(images),
-        "digest of images": _digest([(path.name, content_of(path)) for path in images]),
+        "digest of images": _digest([(path.name, sha256_of(path)) for path in images]),
     }
     file = folder / "settings.json"
     if (folder / "train" / "settings.json").exists():
@@ -240,7 +240,7 @@ def _predict(test: _TestSet, folder: Path, segmenter: Segmenter, progress: bool)
     # By the records, for a name can be taken by an image of the same stem from elsewhere.
     names, real = {}, RealPaths()
     for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines():
-        if content := unsealed(line):
+        if content := without_checksum(line):
             record = json.loads(content)
             names[record["path"]] = record["saliency"]
     return [folder / names[real(os.fspath(path))] for path in images]

@@ -15,7 +15,7 @@ from .load import ImageLike, load_image
 
 TINT = (255, 56, 92)  # sRGB, over the foreground
 TINT_SHARE = 0.55
-GAP = 8  # pixels between two panels
+GAP = 8  # pixels between panels
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -24,12 +24,12 @@ Floats = npt.NDArray[np.float64]
 def overlay(
     image: ImageLike, labels: PseudoLabels, *, mask: Any = None, max_side: int = 768
 ) -> Image.Image:
-    """Four RGB panels in a row: image, Fiedler vector, initial mask and IPO mask on the image.
+    """Draws four RGB panels: the image, the Fiedler vector, the initial mask and the final mask.
 
-    ``mask``: (H, W) bool, shown in place of the IPO mask, as what became of it at the image's size.
-    ``labels``: those of this one image, without a batch axis. The Fiedler vector runs from dark
-    blue (its minimum) to light yellow (its maximum); where there is none, its panel is dark. Panels
-    are the image's size, or smaller so that no side exceeds ``max_side`` pixels. Raises
+    The Fiedler vector runs from dark blue (its minimum) to light yellow (its maximum); its panel is
+    dark if it is constant or NaN. Panels have the size of the image, or are smaller so that no side
+    exceeds ``max_side`` pixels. ``labels`` are those of this image, without a batch axis. ``mask``
+    (H, W) bool is drawn in place of the mask after IPO, for a mask that was refined. Raises
     ``ValueError`` for batched labels.
     """
     fiedler = np.nan_to_num(as_array(labels.fiedler, "labels").astype(np.float64))
@@ -51,10 +51,10 @@ def overlay(
 
 
 def overlay_instances(image: ImageLike, instances: Any, *, max_side: int = 768) -> Image.Image:
-    """Two RGB panels in a row: the image, and on it each of the (h, w) ``instances`` in a colour.
+    """Draws two RGB panels: the image, and the image with each of the ``instances`` in a colour.
 
-    ``instances``: 0 for the background, which is darkened, and 1 on for objects; neighbouring
-    numbers have hues far apart. Panels are as large as those of :func:`overlay`.
+    ``instances`` (h, w) are 0 in the background, which is darkened, and numbers from 1 in objects;
+    consecutive numbers have very different hues. Panels are as large as those of :func:`overlay`.
     """
     picture = _shrunk(image, max_side)
     numbers = as_array(instances, "instances")
@@ -67,29 +67,30 @@ def overlay_instances(image: ImageLike, instances: Any, *, max_side: int = 768) 
 
 
 def tint(image: Image.Image, mask: Any) -> Image.Image:
-    """The RGB ``image`` with :data:`TINT` over the (h, w) bool ``mask``, the rest darkened."""
+    """Tints the RGB ``image`` with :data:`TINT` in a (h, w) bool ``mask``, darkens the rest."""
     return _composite(image, mask_image(mask, image.size))
 
 
 def tint_saliency(image: Image.Image, saliency: Any) -> Image.Image:
-    """The RGB ``image`` with :data:`TINT` as far as the (h, w) ``saliency`` in [0, 1] goes.
+    """Tints the RGB ``image`` with :data:`TINT` in proportion to a (h, w) ``saliency`` in [0, 1].
 
-    Where it is 0 the image is darkened, as outside a mask of :func:`tint`; resized bilinearly.
+    Where it is 0 the image is darkened as in :func:`tint`. The saliency is resized bilinearly.
     """
     weights = saliency_image(saliency).resize(image.size, Image.Resampling.BILINEAR)
     return _composite(image, weights)
 
 
 def saliency_image(saliency: Any) -> Image.Image:
-    """An 8-bit image of an (h, w) saliency in [0, 1]: 255 times it, cut to whole numbers.
+    """Converts an (h, w) saliency in [0, 1] to an 8-bit image: 255 times its value, truncated.
 
-    The official code cuts, too: white is 1 alone.
+    The official code truncates, too: only 1 becomes white.
     """
     values = as_array(saliency, "saliency").astype(np.float32)
     return Image.fromarray((255 * values).astype(np.uint8))
 
 
 def _shrunk(image: ImageLike, max_side: int) -> Image.Image:
+    """Loads an image and shrinks it so that no side exceeds ``max_side``."""
     picture = load_image(image)[0]
     shrink = min(1.0, max_side / max(picture.size))
     width, height = (max(1, round(side * shrink)) for side in picture.size)
@@ -97,6 +98,7 @@ def _shrunk(image: ImageLike, max_side: int) -> Image.Image:
 
 
 def _row(panels: Sequence[Image.Image]) -> Image.Image:
+    """Places panels of equal size side by side."""
     width, height = panels[0].size
     row = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
     for index, panel in enumerate(panels):
@@ -107,6 +109,7 @@ def _row(panels: Sequence[Image.Image]) -> Image.Image:
 def _composite(
     image: Image.Image, weights: Image.Image, colour: Image.Image | None = None
 ) -> Image.Image:
+    """Blends an image with ``colour`` where the weights are 255, with black where they are 0."""
     colour = colour or Image.new("RGB", image.size, TINT)
     inside = Image.blend(image, colour, TINT_SHARE)
     outside = Image.blend(image, Image.new("RGB", image.size), 0.35)
@@ -114,27 +117,27 @@ def _composite(
 
 
 def mask_image(mask: Any, size: tuple[int, int]) -> Image.Image:
-    """An 8-bit image, 0 or 255, of a (h, w) bool mask, at ``size`` (W, H) by nearest neighbour."""
+    """Converts an (h, w) bool mask to 0 and 255, at ``size`` (W, H) by nearest neighbour."""
     pixels = as_array(mask, "mask").astype(np.uint8) * np.uint8(255)
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
 def _color_ramp() -> Pixels:
-    """(256, 3) sRGB colours whose Oklab lightness rises evenly while the hue turns."""
+    """Returns (256, 3) sRGB colours whose Oklab lightness rises evenly while the hue turns."""
     t = np.linspace(0, 1, 256)
     return _from_oklab(0.18 + 0.77 * t, 0.05 + 0.11 * np.sin(np.pi * t), 285 - 180 * t)
 
 
 def _instance_colors(count: int) -> Pixels:
-    """(count, 3) sRGB colours whose hues are the golden angle apart; the first is that of none."""
+    """Returns (count, 3) sRGB colours with hues a golden angle apart; the first is not used."""
     numbers = np.arange(count, dtype=np.float64)
     return _from_oklab(np.full(count, 0.72), np.full(count, 0.17), 15.0 + 137.508 * (numbers - 1.0))
 
 
 def _from_oklab(lightness: Floats, chroma: Floats, degrees: Floats) -> Pixels:
-    """(n, 3) sRGB colours of Oklab's lightness, chroma and hue.
+    """Converts Oklab's lightness, chroma and hue to (n, 3) sRGB colours.
 
-    Oklab and its matrices: B. Ottosson, *A perceptual color space for image processing*, 2020.
+    Source: B. Ottosson, *A perceptual color space for image processing*, 2020.
     """
     hue = np.radians(degrees)
     a, b = chroma * np.cos(hue), chroma * np.sin(hue)

@@ -16,17 +16,26 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Lattice:
-    """V vertices that n points lie on."""
+    """A lattice of V vertices, and the weights of n points on them."""
 
-    splat: Any  #: (V, n) sparse, the weight of a point at a vertex; its transpose slices
-    links: tuple[Any, ...]  #: (V, V) sparse and symmetric, 1 between neighbours, per direction
+    splat: Any  #: (V, n) sparse, the weight of each point at each vertex; its transpose slices
+    links: tuple[Any, ...]  #: (V, V) sparse and symmetric, 1 between neighbours; one per direction
+
+    def blurred(self, values: Floats) -> Floats:
+        """Splats (n, ...) values, blurs them by 1 + links[j] / 2, for each j, and slices them."""
+        at_vertices = self.splat @ values
+        for link in self.links:
+            at_vertices = at_vertices + 0.5 * (link @ at_vertices)
+        sliced: Floats = self.splat.T @ at_vertices
+        return sliced
 
 
 def bilateral_grid(features: Floats) -> Lattice:
-    """The grid of unit cells whose vertices are the occupied cells; each point lies on its nearest.
+    """Returns a grid of unit cells whose vertices are the occupied cells.
 
-    ``features``: (n, d), in cells; a link per axis. Source: J. T. Barron, B. Poole, *The Fast
-    Bilateral Solver*, 2016, section 3.
+    Each point has the weight 1 at its nearest cell. ``features`` are (n, d), in cells; there is one
+    matrix of links per axis. Source: J. T. Barron, B. Poole, *The Fast Bilateral Solver*, 2016,
+    section 3.
     """
     cells = np.rint(features).astype(np.int64)
     keys, vertex, strides = _vertices(cells, margin=1)
@@ -36,27 +45,29 @@ def bilateral_grid(features: Floats) -> Lattice:
 
 
 def permutohedral_lattice(features: Floats) -> Lattice:
-    """The lattice of simplices: a point lies on d + 1 vertices, by barycentric weights.
+    """Returns the permutohedral lattice: a point has barycentric weights at d + 1 vertices.
 
-    ``features``: (n, d), in standard deviations; a link per each of d + 1 directions. With
-    B_j = 1 + links[j] / 2, the product splat^T B_d ... B_0 splat is about proportional to the
-    (n, n) matrix of exp(-|f_i - f_j|^2 / 2). Source: A. Adams, J. Baek, M. A. Davis, *Fast
+    ``features`` are (n, d), in standard deviations; there is one matrix of links for each of d + 1
+    directions. :meth:`Lattice.blurred` is approximately proportional to the product with the (n, n)
+    matrix of exp(-|f_i - f_j|^2 / 2). Source: A. Adams, J. Baek, M. A. Davis, *Fast
     High-Dimensional Filtering Using the Permutohedral Lattice*, 2010.
     """
     n, d = features.shape
     k = np.arange(d)
     # An orthogonal basis of the hyperplane in R^(d + 1) of coordinates that sum to 0. At this scale
-    # splatting, blurring and slicing have a variance of 1 together.
+    # splatting, blurring and slicing together have a variance of 1.
     basis = np.tri(d, d + 1).T - np.diag(k + 1.0, -1)[:, :d]
     basis *= math.sqrt(2 / 3) * (d + 1) / np.sqrt((k + 1) * (k + 2))
     points = features @ basis.T
-    # The nearest vertex of remainder 0, whose coordinates are multiples of d + 1; then the simplex,
-    # which is the order of the coordinates' distances to it.
+    # First the nearest vertex of remainder 0, whose coordinates are multiples of d + 1, then the
+    # simplex, which is given by the order of the coordinates' distances to that vertex.
     multiples = np.rint(points / (d + 1)).astype(np.int64)
     order = np.argsort(multiples * (d + 1) - points, axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(d + 1)[None], axis=1)
-    rank += multiples.sum(1, keepdims=True)  # rounding may leave the hyperplane: step back
+    rank += multiples.sum(
+        1, keepdims=True
+    )  # rounding may leave the hyperplane; it is corrected next
     low, high = rank < 0, rank > d
     multiples += low.astype(np.int64) - high
     rank += (d + 1) * (low.astype(np.int64) - high)
@@ -66,8 +77,8 @@ def permutohedral_lattice(features: Floats) -> Lattice:
     np.put_along_axis(by_rank, rank, share, axis=1)
     weights[:, 1:] = by_rank[:, d - 1 :: -1] - by_rank[:, :0:-1]
     weights[:, 0] = 1 - weights[:, 1:].sum(1)
-    # The vertex of remainder r adds r to each coordinate, less d + 1 to the r of highest rank. The
-    # last coordinate follows from the others.
+    # The vertex of remainder r adds r to each coordinate and subtracts d + 1 from the r coordinates
+    # of highest rank. The last coordinate follows from the others.
     remainder = np.arange(d + 1)[:, None]
     corners = (multiples * (d + 1))[:, None] + remainder - (d + 1) * (rank[:, None] > d - remainder)
     keys, vertex, strides = _vertices(corners[..., :d].reshape(-1, d), margin=d + 1)
@@ -79,7 +90,7 @@ def permutohedral_lattice(features: Floats) -> Lattice:
 
 
 def _vertices(coordinates: Integers, margin: int) -> tuple[Integers, Integers, Integers]:
-    """Sorted keys of the distinct rows, the row of keys for each row, and a key's step per axis.
+    """Returns sorted keys of the distinct rows, the key index of each row, and key steps per axis.
 
     Steps of up to ``margin`` along any axes do not wrap around.
     """
@@ -96,7 +107,7 @@ def _vertices(coordinates: Integers, margin: int) -> tuple[Integers, Integers, I
 
 
 def _links(keys: Integers, step: int) -> Any:
-    """1 between the vertices whose keys differ by ``step``."""
+    """Returns a symmetric matrix with 1 between vertices whose keys differ by ``step``."""
     at = np.searchsorted(keys, keys + step).clip(max=len(keys) - 1)
     here = np.flatnonzero(keys[at] == keys + step)
     up = sparse.csr_array((np.ones(len(here)), (here, at[here])), shape=(len(keys),) * 2)

@@ -1,4 +1,4 @@
-"""From paths, PIL images and uint8 arrays to 8-bit RGB, and from inputs to a list of files."""
+"""Loads paths, PIL images and uint8 arrays as 8-bit RGB, and lists the images of inputs."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _DEPTHS = (8, 10, 12, 14, 16)
 _MAX_SAMPLE_VALUE = 281  # the number of the TIFF tag
-_LEAST_WHITE = 16.0  # a float image whose largest value is less is not one of 0..255
-_LEAST_COLOUR = 17  # of the upper 8 of 16 bits: 12 bits leave 15, or 16 rounded, 10 bits 3
+_LEAST_WHITE = 16.0  # a float image whose largest value is less does not have the range 0..255
+_LEAST_COLOUR = 17  # in the upper 8 of 16 bits: 12-bit colours reach 15, or 16 rounded, 10-bit 3
 _ROUNDING = 1e-6
 
-#: Changes whenever the same file would give other pixels to a backbone; part of all settings.
+#: The version of the decoding: changes whenever a file is decoded to other pixels. In all settings.
 DECODING = 2
-_BOX = 1 << 20  # pixels that are converted at a time, in up to 32 MiB
+_BOX = 1 << 20  # pixels that are converted at a time, with up to 32 MiB
 
 
 class ImageError(ValueError):
-    """An image that cannot be read: one sentence with its name and the reason."""
+    """An image cannot be read: one sentence with its name and the reason."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class ImageEntry:
     """One image of a set."""
 
     path: Path  #: the file, absolute
-    mask_name: str  #: relative output path of its mask, ``/`` between the parts, unique in the set
-    #: the image's relative path, ``/`` between the parts, unique in the set: what records call it,
-    #: wherever the set lies. By default the file's name, in the folder of the mask's.
+    mask_name: str  #: relative output path of its mask, with ``/``, unique in the set
+    #: the image's relative path, with ``/``, unique in the set; records identify the image by it,
+    #: wherever the set is. By default the file's name, in the same folder as the mask.
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class ImageEntry:
 
 
 class ImageEntries(list[ImageEntry]):
-    """The images of a search, and what kept it from being whole."""
+    """The images of a search, and the folders that could not be searched."""
 
     def __init__(self, entries: Iterable[ImageEntry] = (), unlisted: Iterable[str] = ()) -> None:
         super().__init__(entries)
@@ -68,21 +68,29 @@ def find_images(
     suffixes: Collection[str] | None = None,
     results: bool = False,
 ) -> ImageEntries:
-    """The images that files, folders (recursive) and globs name, each once, in order.
+    """Lists the images in files, folders (recursively) and globs, each image once, in order.
 
-    ``inputs``: one, or several. Names are relative to the common parent of all inputs, where a
-    folder is its own parent: one folder gives names relative to it. Folders and globs yield the
-    files that end in one of ``suffixes`` (in lower case; by default, what Pillow and those of its
-    plug-ins that are installed can decode), hidden ones left out; a file that is named is taken as
-    it is. The mask of ``sub/a.jpg`` is ``sub/a.png``; images that would share a mask keep their
-    suffix, ``a.jpg.png``. ``out``: a folder of results, left out where it lies in a folder that is
-    searched.
+    Names are relative to the common parent of all inputs, where a folder counts as its own parent:
+    the names in a single folder are relative to it. In folders and globs, files match by their
+    suffix, and hidden ones are left out; a file that is itself an input needs no suffix. The mask
+    of ``sub/a.jpg`` is ``sub/a.png``; images that would share a mask keep their suffix,
+    ``a.jpg.png``.
 
-    Unless ``results``, folders in which a run has left its records are left out, too, and of one
-    that is itself an input, or lies above one, the files that its records name. What is left out is
-    said on stderr, by suffix and reason, and so is a folder that may not be listed, which the
-    result names as ``unlisted``. Raises ``ValueError`` for a missing path, an empty folder, a glob
-    without a match, and an ``out`` that is itself searched.
+    The number of files left out is printed on stderr, by suffix and reason, and so is the name of a
+    folder that may not be listed, which is also in ``unlisted`` of the result.
+
+    Args:
+        inputs: one input, or several.
+        out: a folder of results, which is left out if it is in a searched folder.
+        suffixes: file name endings, in lower case; by default those that Pillow and its installed
+            plug-ins can decode.
+        results: also list the results of earlier runs. By default, folders with the records of a
+            run are left out. In a folder that is itself an input, or above one, the files that its
+            records name are left out.
+
+    Raises:
+        ValueError: a missing path, an empty folder, a glob without a match, or an ``out`` that is
+            itself searched.
     """
     search = Search(image_suffixes() if suffixes is None else suffixes, out, results)
     for value in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
@@ -90,7 +98,7 @@ def find_images(
     if not search.files:
         raise ValueError("`inputs` must name at least one image: got none")
     if not results:
-        search.tell()
+        search.report()
     base = os.path.commonpath(search.roots)
     names = [os.path.relpath(path, base).replace(os.sep, "/") for path in search.files]
     entries = zip(search.files, mask_names(names), names, strict=True)
@@ -100,33 +108,40 @@ def find_images(
 
 
 def sample_images() -> ImageEntries:
-    """The colour photographs inside the scikit-image package; nothing is downloaded.
+    """Lists the colour photographs inside the scikit-image package; nothing is downloaded.
 
-    Raises ``ValueError`` when the installed scikit-image does not hold them.
+    Raises ``ValueError`` if the installed scikit-image does not contain them.
     """
     spec = importlib.util.find_spec("skimage")
     folder = Path(spec.origin).parent / "data" if spec and spec.origin else Path()
-    found = [folder / name for name in SAMPLES if spec and (folder / name).is_file()]
-    if not found:
+    samples = [folder / name for name in SAMPLES if spec and (folder / name).is_file()]
+    if not samples:
         raise ValueError(
             f"the sample photographs need scikit-image, which is {'empty' if spec else 'missing'} "
             'here: pip install "selfment[samples]"'
         )
-    return find_images(found)
+    return find_images(samples)
 
 
 def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
-    """An 8-bit RGB image, upright after its EXIF rotation, and notes on what was changed.
+    """Loads an image as 8-bit RGB, rotated as its EXIF data says; also returns notes on changes.
 
-    ``image``: a path, a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4). Transparency is
-    composited on white; an animation gives its first frame. A single channel of more than 8 bits
-    is scaled so that white is, in this order: what a TIFF file says in MaxSampleValue; 1, for
-    floats from 0 to 1; the largest number of 8, 10, 12, 14 or 16 bits, of the fewest that hold all
-    values; otherwise the largest value, with the smallest as black. A note tells unless it is 1 or
-    16 bits. The bytes say what format a file has, not its name, and what follows the image in it is
-    ignored. Refused are files of more than 178,956,970 pixels, twice
-    ``PIL.Image.MAX_IMAGE_PIXELS``, which one may set, pipes, sockets and devices, and PostScript.
-    Raises :class:`ImageError`, and ``TypeError`` for anything else.
+    Transparency is composited on white, and only the first frame of an animation is read. A single
+    channel of more than 8 bits is scaled. White is the first of these that applies: the
+    MaxSampleValue of a TIFF file; 1, for floats from 0 to 1; the largest number of 8, 10, 12, 14 or
+    16 bits, for the least depth that all values fit; otherwise the largest value, and black is then
+    the smallest. There is a note unless white is 1 or of 16 bits.
+
+    The format is that of the bytes, whatever the file's name, and bytes after the image are
+    ignored. Images of more than 178,956,970 pixels (twice ``PIL.Image.MAX_IMAGE_PIXELS``, which can
+    be set), pipes, sockets, devices and PostScript are refused.
+
+    Args:
+        image: a path, a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+
+    Raises:
+        ImageError: the image cannot be read.
+        TypeError: an argument of another type.
     """
     if isinstance(image, np.ndarray):
         return _from_array(image), []
@@ -150,9 +165,9 @@ def load_image(image: ImageLike) -> tuple[Image.Image, list[str]]:
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Pillow's image of a file, whose pixels are not yet read. Raises whatever Pillow raises.
+    """Opens a file as Pillow's image, without reading its pixels; raises whatever Pillow raises.
 
-    Also ``OSError`` for what is no file, and for PostScript, which Pillow would have run.
+    Raises ``OSError`` for pipes, sockets and devices, and for PostScript, which Pillow would run.
     """
     check_file(path)
     register_plug_ins()
@@ -193,9 +208,9 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
             notes.append(f"{frame} of {frames}")
         cut = any(map(_is_cut, getattr(image, "tile", ())))
         image.load()
-        if cut and image.mode not in _DEEP_MODES:  # Pillow has no colours of 16 bits
+        if cut and image.mode not in _DEEP_MODES:  # Pillow has no 16-bit colours
             extrema: Any = image.getextrema()
-            # Transparency, the last channel of some modes, is no colour.
+            # Transparency, the last channel of some modes, is not a colour.
             colours = [extrema] if isinstance(extrema[0], int) else extrema
             most = max(high for _, high in colours[: len(colours) - image.mode.endswith("A")])
             if most < _LEAST_COLOUR:
@@ -212,7 +227,7 @@ def _decode(image: Image.Image, name: str) -> tuple[Image.Image, list[str]]:
 
 
 def upright(image: Image.Image, notes: list[str]) -> Image.Image:
-    """The image rotated as its EXIF data says; adds to the notes where there is anything to say."""
+    """Rotates an image as its EXIF data says, and adds a note if it did."""
     try:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
         rotated = ImageOps.exif_transpose(image) if turned else image
@@ -225,7 +240,7 @@ def upright(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _is_cut(tile: Any) -> bool:
-    """Whether Pillow reads a part of an image from 16 bits to 8: a tile of its ``tile``."""
+    """Returns whether Pillow reduces one of an image's ``tile`` entries from 16 bits to 8."""
     codec, arguments = tile[0], tile[3]
     if codec in ("ppm", "ppm_plain") and isinstance(arguments, tuple):
         return any(isinstance(white, int) and white > 255 for white in arguments)
@@ -233,6 +248,7 @@ def _is_cut(tile: Any) -> bool:
 
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Converts an image of any mode to RGB, and adds notes on what was changed."""
     if image.mode in _DEEP_MODES:
         return _by_boxes(image, _to_8bit(image, notes))
     if image.has_transparency_data:
@@ -242,7 +258,7 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _boxes(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of up to ``_BOX`` pixels, side by side, that make up an image of the size."""
+    """Yields boxes of up to ``_BOX`` pixels that cover an image of the given size."""
     width, height = size
     across = max(1, min(width, _BOX))
     down = _BOX // across
@@ -252,11 +268,11 @@ def _boxes(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _by_boxes(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The RGB image of what ``convert`` makes of each box: its memory is that of a box."""
-    made = Image.new("RGB", image.size)
+    """Converts an image to RGB box by box, so that ``convert`` needs memory for one box only."""
+    converted = Image.new("RGB", image.size)
     for box in _boxes(image.size):
-        made.paste(convert(image.crop(box)).convert("RGB"), box)
-    return made
+        converted.paste(convert(image.crop(box)).convert("RGB"), box)
+    return converted
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -265,7 +281,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _to_8bit(image: Image.Image, notes: list[str]) -> Callable[[Image.Image], Image.Image]:
-    """How the single channel of an image of more than 8 bits, or of a box of it, becomes 0..255."""
+    """Returns a function that scales boxes of a single channel of more than 8 bits to 0..255."""
     extremes = [
         (values.min(), values.max())
         for values in (_finite(image.crop(box)) for box in _boxes(image.size))
@@ -292,15 +308,15 @@ def _to_8bit(image: Image.Image, notes: list[str]) -> Callable[[Image.Image], Im
 
 
 def _full_scale(image: Image.Image, low: float, high: float) -> tuple[float | None, str | None]:
-    """The value that is white in a channel of more than 8 bits, and a note unless it is the usual.
+    """Returns the white value of a channel of more than 8 bits, and a note unless it is usual.
 
-    The first that applies:
+    It is the first of these that applies:
 
-    - The largest value that a TIFF file says it may hold (MaxSampleValue), if it holds none larger.
-    - 1 for floats from 0 to 1, one of which is 1 / 16 or more.
-    - The largest number of 8, 10, 12, 14 or 16 bits, of the fewest that hold all values: cameras,
-      scanners and microscopes store fewer bits in 16, and programs 8 in 32. Floats count if one of
-      them is 16 or more.
+    - the MaxSampleValue of a TIFF file, if no value is larger;
+    - 1, for floats from 0 to 1 of which one is at least 1 / 16;
+    - the largest number of 8, 10, 12, 14 or 16 bits, for the least depth that all values fit:
+      cameras, scanners and microscopes store fewer bits in 16, and programs 8 in 32; for floats
+      only if one is at least 16;
     - None: white is the largest value and black the smallest.
     """
     stated = getattr(image, "tag_v2", {}).get(_MAX_SAMPLE_VALUE)
@@ -323,6 +339,7 @@ def _finite(image: Image.Image) -> npt.NDArray[np.float64]:
 
 
 def _reason(error: Exception) -> str:
+    """Explains in a few words why an image cannot be read."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image that Pillow knows"
     if isinstance(error, FileNotFoundError):

@@ -1,24 +1,22 @@
-"""Saliency maps and ground truth from files.
+"""Reads saliency maps and ground truth from files.
 
-They are no photographs: a number in them is a probability, a mask's 0 or 1, or the number of an
-object, and none is made brighter because a picture would look better. What a file of ground truth
-means is decided by what it holds:
+These are not photographs: a value is a probability, the 0 or 1 of a mask, or the number of an
+object, and is never brightened. The values in a file of ground truth decide what they mean:
 
-- **Palettes** (VOC, DAVIS): if all colours in use are grey, they are the levels; otherwise the
-  numbers count, 0 is the background, and any other an object. 255 beside other numbers is VOC's
-  border of unknown pixels, and counts as background.
-- **Two values**, 0 and any other: a mask, whatever the other is.
-- **More values** with one of at least half of white, or nine tenths of it in 16 bits: grey levels,
-  as an antialiased mask has them. Files of more bits whose values end at 255 are as those of 8.
+- **Palettes** (VOC, DAVIS): if all colours in use are grey, they are grey levels. Otherwise the
+  indices are numbers of objects, and 0 is the background. 255 beside other numbers is VOC's border
+  of unknown pixels, and counts as background.
+- **Two values**, 0 and any other: a mask.
+- **More values**, of which one is at least half of white (nine tenths in 16 bits): grey levels, as
+  in an antialiased mask. Files of more bits with the largest value 255 are read as 8 bits.
 - **More values below a quarter of white**, or other integers of more than 8 bits: numbers of
-  objects. Whether 1023, 4095 or 16383 is white or a number cannot be told.
-- **Colours**: a map of coloured objects on black, but not in JPEG, whose losses hide what is black.
-  Bright colours that differ from grey by no more than what JPEG does are grey.
-- **Transparency**: the mask, if the colours are all the same; ignored, if it agrees with the
-  colours.
+  objects. It is ambiguous whether 1023, 4095 or 16383 is white or a number.
+- **Colours**: a map of coloured objects on black, except in JPEG, whose losses hide what is black.
+  Bright colours that differ from grey by no more than JPEG's losses are grey.
+- **Transparency**: the mask, if all colours are the same; ignored, if it agrees with the colours.
 
-Whatever else there is could mean several things, and is refused. All that is not plain black and
-white is noted.
+Everything else is ambiguous, and refused. There is a note on every file that is not plain black and
+white.
 """
 
 from __future__ import annotations
@@ -35,50 +33,50 @@ from .load import ImageError, _reason, open_image, upright
 
 Levels = npt.NDArray[np.uint8]
 
-ROUNDING = 1e-6  #: by which interpolation may leave [0, 1]
+ROUNDING = 1e-6  #: values may leave [0, 1] by so much, by interpolation
 
-_VOID = 255  # VOC's border of what belongs to no class
-_NEARLY_GREY = 24  # by how much JPEG may make the channels of a grey image differ
-_WHITES = {1023: 10, 4095: 12, 16383: 14}  # the largest numbers of so many bits
+_VOID = 255  # VOC's border, which belongs to no class
+_NEARLY_GREY = 24  # largest difference of the channels of a grey image in JPEG
+_WHITES = {1023: 10, 4095: 12, 16383: 14}  # the largest number of a depth -> the depth in bits
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class _UnclearError(ValueError):
-    """What the file holds could mean several things."""
+    """The content of the file is ambiguous."""
 
 
 def read_saliency(path: str | os.PathLike[str]) -> tuple[Levels, list[str]]:
-    """The levels (H, W) uint8 of a saliency map or a predicted mask, 255 for 1, and notes.
+    """Reads a saliency map or predicted mask: levels (H, W) uint8, 255 for 1, and notes.
 
-    8-bit files are taken as they are, colour as its luminance, transparency only where the colours
-    are all the same; integers of more bits are of 65,535, with a note where none exceeds 255, and
-    floats of 1. In a palette with colours 0 is the background, and any other number the foreground.
-    Raises :class:`selfment.images.ImageError`.
+    8-bit files are not changed; colours become their luminance, and transparency counts only if all
+    colours are the same. White is 65,535 for integers of more bits, with a note if no value exceeds
+    255, and 1 for floats. In a palette with colours, 0 is the background and any other number the
+    foreground. Raises :class:`selfment.images.ImageError`.
     """
     return _read(path, _saliency)
 
 
 def read_truth(path: str | os.PathLike[str]) -> tuple[Levels, list[str]]:
-    """The levels (H, W) uint8 of a file of ground truth, 255 for foreground, and notes.
+    """Reads ground truth: levels (H, W) uint8, 255 for foreground, and notes.
 
-    Raises :class:`selfment.images.ImageError`, also for a file that could mean several things.
+    Raises :class:`selfment.images.ImageError`, also for an ambiguous file.
     """
     return _read(path, _truth)
 
 
-def truth_of(given: Image.Image | Levels) -> tuple[Levels, list[str]]:
-    """The same of Pillow's image or of one channel (H, W) uint8.
+def truth_of(image: Image.Image | Levels) -> tuple[Levels, list[str]]:
+    """As :func:`read_truth`, for Pillow's image or one channel (H, W) uint8.
 
-    Raises ``ValueError`` where it could mean several things.
+    Raises ``ValueError`` if it is ambiguous.
     """
     notes: list[str] = []
-    if isinstance(given, Image.Image):
-        return _truth(upright(given, notes), notes), notes
-    return _levels(given, 255, notes), notes
+    if isinstance(image, Image.Image):
+        return _truth(upright(image, notes), notes), notes
+    return _levels(image, 255, notes), notes
 
 
 def saliency_of(picture: Image.Image) -> tuple[Levels, list[str]]:
-    """As :func:`read_saliency` of Pillow's image; raises ``ValueError``."""
+    """As :func:`read_saliency`, for Pillow's image; raises ``ValueError``."""
     notes: list[str] = []
     return _saliency(upright(picture, notes), notes), notes
 
@@ -129,17 +127,17 @@ def _truth(picture: Image.Image, notes: list[str]) -> Levels:
         notes.append("ground truth in the transparency, its colours are all the same")
         return _levels(alpha, 255, notes)
     inner: list[str] = []
-    found = _colours(opaque, inner)
-    if not np.array_equal(found > 127, alpha > 127):
+    levels = _colours(opaque, inner)
+    if not np.array_equal(levels > 127, alpha > 127):
         raise _UnclearError(
             "its colours and its transparency are different masks: save the one that counts alone"
         )
     notes.extend(inner)
-    return found
+    return levels
 
 
 def _colours(picture: Image.Image, notes: list[str]) -> Levels:
-    """Ground truth without transparency."""
+    """Decodes ground truth without transparency."""
     if picture.mode in _DEEP:
         white = 1 if picture.mode == "F" else 65535
         return _levels(np.asarray(picture), white, notes)
@@ -164,51 +162,53 @@ def _colours(picture: Image.Image, notes: list[str]) -> Levels:
 
 
 def _levels(values: npt.NDArray[Any], white: int, notes: list[str]) -> Levels:
-    """The levels of one channel, whose largest possible value is ``white``."""
-    found = _distinct(values)
-    if not (found[0] >= 0 and np.isfinite(found[-1])):
-        raise _UnclearError(f"it holds values from {found[0]:.9g} to {found[-1]:.9g}")
-    objects = found[found > 0]
+    """Decodes one channel of ground truth, whose largest possible value is ``white``."""
+    distinct = _distinct(values)
+    largest = distinct[-1]
+    if not (distinct[0] >= 0 and np.isfinite(largest)):
+        raise _UnclearError(f"it holds values from {distinct[0]:.9g} to {largest:.9g}")
+    objects = distinct[distinct > 0]
     if len(objects) <= 1:
         if len(objects) and objects[0] != white:
             notes.append(f"ground truth of 0 and {objects[0]:.9g}, scaled to 0 and 255")
         return _binary(values > 0)
-    whole = bool((found == np.rint(found)).all())
-    if white != 255 and whole and found[-1] == 255:
+    whole = bool((distinct == np.rint(distinct)).all())
+    if white != 255 and whole and largest == 255:
         return _levels(values.astype(np.uint8), 255, notes)
-    if white == 65535 and found[-1] in _WHITES:
+    if white == 65535 and largest in _WHITES:
         raise _UnclearError(
-            f"its largest value is {found[-1]:g}, which can be white in {_WHITES[int(found[-1])]} "
+            f"its largest value is {largest:g}, which can be white in {_WHITES[int(largest)]} "
             "bits or the number of an object: save the foreground as 255 in 8 bits"
         )
-    # Numbers of classes and objects in one, such as 24,001, may exceed half of 65,535.
+    # Combined numbers of class and object, such as 24,001, may exceed half of 65,535.
     least = 0.9 * white if white == 65535 else white / 2
-    if least <= found[-1] <= white and not _is_numbered(objects, white):
+    if least <= largest <= white and not _is_numbered(objects, white):
         return np.rint(values / white * 255).astype(np.uint8)
-    if white != 255 or found[-1] == _VOID or found[-1] < 64:
+    if white != 255 or largest == _VOID or largest < 64:
         if not whole:
             raise _UnclearError(
-                f"its floats lie between 0 and {found[-1]:.9g}, which are neither levels of 1 nor "
+                f"its floats lie between 0 and {largest:.9g}, which are neither levels of 1 nor "
                 "numbers of objects"
             )
-        if found[-1] == _VOID and (objects < 64).sum() == len(objects) - 1:
+        if largest == _VOID and (objects < 64).sum() == len(objects) - 1:
             raise _UnclearError(
                 f"its values are 0 to {objects[-2]:g} and 255, which can be the numbers of classes "
                 "with VOC's border, or grey levels: save the foreground as 255"
             )
         return _numbers(values, notes)
     raise _UnclearError(
-        f"its largest value is {found[-1]:.9g} of 255, which is neither white nor the number of an "
+        f"its largest value is {largest:.9g} of 255, which is neither white nor the number of an "
         "object: save the foreground as 255"
     )
 
 
 def _is_numbered(objects: npt.NDArray[Any], white: int) -> bool:
-    """Whether 255 of 255 may be VOC's border beside the numbers of classes."""
+    """Returns whether the 255 may be VOC's border beside the numbers of classes."""
     return white == 255 and objects[-1] == _VOID and objects[-2] < 64
 
 
 def _numbers(values: npt.NDArray[Any], notes: list[str]) -> Levels:
+    """Decodes the numbers of objects, with a note."""
     numbers = _distinct(values)
     objects = numbers[numbers > 0]
     void = len(objects) > 1 and objects[-1] == _VOID
@@ -224,7 +224,7 @@ def _numbers(values: npt.NDArray[Any], notes: list[str]) -> Levels:
 
 
 def _alpha(picture: Image.Image) -> Levels | None:
-    """The transparency, 255 where nothing shines through; None where that is everywhere."""
+    """Returns the alpha channel, 255 where the picture is opaque; None if it is everywhere."""
     if not picture.has_transparency_data:
         return None
     alpha: Levels = np.asarray(picture.convert("RGBA"))[..., 3]
@@ -232,13 +232,13 @@ def _alpha(picture: Image.Image) -> Levels | None:
 
 
 def _is_plain(picture: Image.Image) -> bool:
-    """Whether all pixels are of one colour."""
+    """Returns whether all pixels have the same colour."""
     pixels = np.asarray(picture.convert("RGB"))
     return bool((pixels == pixels[0, 0]).all())
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """The picture without its transparency."""
+    """Returns the picture without its transparency."""
     if picture.mode in ("LA", "La"):
         return picture.getchannel(0)
     if picture.mode in ("RGBA", "RGBa", "PA"):
@@ -247,7 +247,7 @@ def _opaque(picture: Image.Image) -> Image.Image:
 
 
 def _grey_palette(picture: Image.Image) -> bool:
-    """Whether all colours that a palette image uses are grey."""
+    """Returns whether all colours that a palette image uses are grey."""
     used = _distinct(np.asarray(picture))
     palette = np.zeros((256, 3), np.int16)
     entries = np.array(picture.getpalette("RGB") or [], np.int16).reshape(-1, 3)
@@ -257,7 +257,7 @@ def _grey_palette(picture: Image.Image) -> bool:
 
 
 def _distinct(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The values that occur, in order."""
+    """Returns the distinct values, in ascending order."""
     if values.dtype == np.uint8:
         return np.flatnonzero(np.bincount(values.ravel(), minlength=256))
     return np.unique(values)

@@ -1,4 +1,4 @@
-"""Masks that follow the edges of their image: bilateral solver, guided filter, dense CRF."""
+"""Refines masks along the edges of their image: bilateral solver, guided filter, dense CRF."""
 
 from __future__ import annotations
 
@@ -34,32 +34,34 @@ def refine_mask(
     max_side: int = 768,
     **options: Any,
 ) -> Bools:
-    """An (H, W) bool mask at the size of the upright ``image``, from one on a grid of patches.
+    """Refines a mask on a grid of patches to an (H, W) bool mask at the size of the ``image``.
 
-    In this order: the mask is brought to the image's size; ``method`` lets it follow the image's
-    edges; what exceeds 1/2 is foreground; holes are filled; all but the largest component is
-    dropped. Without any of them a bool mask is resized by nearest neighbour, as
-    :func:`selfment.jobs.label.label_images` writes it, and a soft one bilinearly.
+    The steps, in this order: the mask is resized to the image's size; ``method`` aligns it with the
+    image's edges; values above 1/2 become foreground; holes are filled; all components except the
+    largest are removed. Without any of these options a bool mask is resized by nearest neighbour,
+    as :func:`selfment.jobs.label.label_images` writes it, and a soft one bilinearly.
 
     Args:
         mask: (h, w) of any size, bool or numbers in [0, 1].
-        image: what :func:`selfment.images.load_image` takes.
+        image: an input of :func:`selfment.images.load_image`; it is rotated as its EXIF data says.
         method: None, "bilateral" (:func:`bilateral_solver`), "guided" (:func:`guided_filter`) or
             "crf" (:func:`dense_crf`).
-        fill_holes: fill background that 4-connected paths cannot leave.
-        largest_component: keep the largest 4-connected component, the first of equal ones.
-        max_side: the method works on the image at this many pixels of its longer side at most; the
-            lengths among its options are in these pixels.
-        options: the method's, by name.
+        fill_holes: fill background from which no 4-connected path leads to the border.
+        largest_component: keep only the largest 4-connected component, the first of equal ones.
+        max_side: the method works on the image reduced to at most this many pixels on its longer
+            side; lengths among its options are in these pixels.
+        options: keyword arguments of the method.
 
-    Raises ``ValueError`` and ``TypeError`` for arguments, :class:`selfment.images.ImageError` for
-    the image and ``ImportError`` for a method whose library is missing.
+    Raises:
+        ValueError, TypeError: a wrong argument.
+        selfment.images.ImageError: the image cannot be read.
+        ImportError: the library of the method is missing.
     """
     values = as_mask(mask)
     picture = load_image(image)[0]
     check_method(method, options)
     if method is None:
-        found = resize(values, picture.size) > 0.5
+        refined = resize(values, picture.size) > 0.5
     else:
         params.require("max_side", max_side, "an integer >= 1", _whole(max_side) and max_side >= 1)
         shrink = min(1.0, max_side / max(picture.size))
@@ -67,10 +69,10 @@ def refine_mask(
         small = picture.resize((width, height), Image.Resampling.BOX)
         target = resize(values.astype(np.float64), small.size)
         soft = _FILTERS[method](target, np.asarray(small), **options)
-        found = resize(soft, picture.size) > 0.5
+        refined = resize(soft, picture.size) > 0.5
     if fill_holes:
-        found = without_holes(found)
-    return largest(found) if largest_component else found
+        refined = without_holes(refined)
+    return largest(refined) if largest_component else refined
 
 
 def bilateral_solver(
@@ -82,25 +84,27 @@ def bilateral_solver(
     sigma_chroma: float = 8,
     smoothness: float = 64,
 ) -> Floats:
-    """The map that is close to ``target`` and smooth wherever the image is.
+    """Returns the map (H, W) in [0, 1] that is close to ``target``, and smooth where the image is.
 
     Minimises smoothness / 2 * sum_ij W_ij (x_i - x_j)^2 + sum_i (x_i - t_i)^2 with bistochastic
     bilateral affinities W on a grid of cells. Source: J. T. Barron, B. Poole, *The Fast Bilateral
     Solver*, 2016.
 
-    ``target``: (H, W) in [0, 1]. ``image``: (H, W, 3) RGB. A cell has ``sigma_space`` pixels a
-    side, ``sigma_luma`` levels of Y and ``sigma_chroma`` of U and V (BT.601, 0 to 255). Returns
-    (H, W) in [0, 1]. Raises ``ValueError``.
+    Args:
+        target: (H, W) in [0, 1].
+        image: (H, W, 3) RGB.
+        sigma_space: side of a cell in pixels, > 0.
+        sigma_luma: size of a cell in Y (BT.601, 0 to 255), > 0.
+        sigma_chroma: size of a cell in U and V, > 0.
+        smoothness: the weight of the smoothness term, >= 0.
+
+    Raises:
+        ValueError: a wrong parameter.
     """
     from scipy import sparse
 
-    for name, value in (
-        ("sigma_space", sigma_space),
-        ("sigma_luma", sigma_luma),
-        ("sigma_chroma", sigma_chroma),
-    ):
-        params.require(name, value, "> 0", value > 0)
-    params.require("smoothness", smoothness, ">= 0", smoothness >= 0)
+    _check_positive(sigma_space=sigma_space, sigma_luma=sigma_luma, sigma_chroma=sigma_chroma)
+    _check_not_negative(smoothness=smoothness)
     colours = image.reshape(-1, 3) @ _YUV.T / (sigma_luma, sigma_chroma, sigma_chroma)
     grid = bilateral_grid(np.hstack([_positions(target.shape) / sigma_space, colours]))
     blur = sum(grid.links) + 2 * len(grid.links) * sparse.eye_array(grid.splat.shape[0])
@@ -108,12 +112,13 @@ def bilateral_solver(
     scale = np.ones_like(mass)
     for _ in range(10):
         scale = np.sqrt(scale * mass / (blur @ scale))
-    # The degrees of what was scaled, rather than the masses it approaches: constants stay.
+    # The diagonal has the exact degrees of the scaled matrix, not the masses that they approach, so
+    # that a constant target is a solution.
     affinity = blur.multiply(scale[:, None]).multiply(scale).tocsr()
     diagonal = smoothness * affinity.sum(1) + mass
     system = sparse.diags_array(diagonal) - smoothness * affinity
     right = grid.splat @ target.ravel()
-    found, _ = sparse.linalg.cg(
+    solution, _ = sparse.linalg.cg(
         system,
         right,
         x0=right / mass,
@@ -121,36 +126,45 @@ def bilateral_solver(
         maxiter=200,
         M=sparse.diags_array(1 / system.diagonal()),
     )
-    values: Floats = (grid.splat.T @ found).reshape(target.shape).clip(0, 1)
+    values: Floats = (grid.splat.T @ solution).reshape(target.shape).clip(0, 1)
     return values
 
 
 def guided_filter(
     target: Floats, image: npt.NDArray[np.uint8], *, radius: int = 16, eps: float = 1e-4
 ) -> Floats:
-    """``target`` as a linear function of the colours in each window; needs kornia.
+    """Approximates ``target`` by a linear function of the colours in each window; needs kornia.
 
     Source: K. He, J. Sun, X. Tang, *Guided Image Filtering*, 2010, and K. He, J. Sun, *Fast Guided
     Filter*, 2015.
 
-    ``target``: (H, W) in [0, 1]. ``image``: (H, W, 3) RGB. ``radius``: of the square window, in
-    pixels, cut to half a side of the image; windows are sampled about every quarter of it. ``eps``:
-    the variance, of colours in [0, 1], below which a window counts as flat. Returns (H, W) in
-    [0, 1]. Raises ``ValueError`` and ``ImportError``.
+    Args:
+        target: (H, W) in [0, 1].
+        image: (H, W, 3) RGB.
+        radius: radius of the square window in pixels, at most half a side of the image; windows are
+            sampled about every quarter of it.
+        eps: the variance of colours in [0, 1] below which a window counts as flat.
+
+    Returns:
+        (H, W) in [0, 1].
+
+    Raises:
+        ValueError: a wrong parameter.
+        ImportError: kornia is missing.
     """
     params.require("radius", radius, "an integer >= 1", _whole(radius) and radius >= 1)
     params.require("eps", eps, "> 0", eps > 0)
     guided_blur = load_guided_blur()
     step = max(1, min(radius, *target.shape) // 4)
-    # Multiples of the step: a window of an even number of samples would lie off its centre.
+    # Multiples of the step: a window with an even number of samples would not be centred.
     kernel = tuple(2 * (min(radius, side // 2) // step * step) + 1 for side in target.shape)
-    # Releases before 0.9 take whole steps only.
+    # Releases of kornia before 0.9 need sides that are multiples of the step.
     height, width = target.shape
     both = np.dstack([image / 255.0, target])
     both = np.pad(both, ((0, -height % step), (0, -width % step), (0, 0)), mode="edge")
     guide, values = torch.from_numpy(both).permute(2, 0, 1)[None].split([3, 1], dim=1)
-    found = guided_blur(guide, values, kernel, eps, subsample=step)
-    filtered: Floats = found[0, 0, :height, :width].clamp(0, 1).numpy()
+    blurred = guided_blur(guide, values, kernel, eps, subsample=step)
+    filtered: Floats = blurred[0, 0, :height, :width].clamp(0, 1).numpy()
     return filtered
 
 
@@ -166,28 +180,31 @@ def dense_crf(
     certainty: float = 1,
     steps: int = 10,
 ) -> Floats:
-    """Foreground probabilities of a fully connected CRF with two labels, by mean field.
+    """Returns foreground probabilities (H, W) of a fully connected CRF with two labels.
 
-    Each pair of pixels is drawn to the same label (Potts), by a kernel of position and one of
-    position and colour, both normalised symmetrically. Source: P. Kraehenbuehl, V. Koltun,
-    *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials*, 2011. The colour
-    kernel is that of the permutohedral lattice.
+    They are computed by mean field; raises ``ValueError`` for a wrong parameter.
 
-    ``target``: (H, W) in [0, 1]; the log-odds of a pixel start at ``certainty`` * (2 * target - 1).
-    ``image``: (H, W, 3) RGB. Standard deviations are in pixels and, of colour, in 8-bit levels.
-    ``steps``: of mean field. Returns (H, W) in [0, 1]. Raises ``ValueError``.
+    A Potts potential favours equal labels of each pair of pixels, by a kernel of position and a
+    kernel of position and colour, both normalised symmetrically. Source: P. Kraehenbuehl, V.
+    Koltun, *Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials*, 2011. The
+    colour kernel is computed on the permutohedral lattice.
+
+    Args:
+        target: (H, W) in [0, 1].
+        image: (H, W, 3) RGB.
+        sigma_smooth: standard deviation of the position kernel, in pixels, > 0.
+        weight_smooth: weight of the position kernel, >= 0.
+        sigma_space: standard deviation of the colour kernel in position, in pixels, > 0.
+        sigma_colour: standard deviation of the colour kernel in colour, in 8-bit levels, > 0.
+        weight: weight of the colour kernel, >= 0.
+        certainty: the unary log-odds of a pixel are ``certainty`` * (2 * target - 1), > 0.
+        steps: steps of mean field, >= 1.
     """
     from scipy.ndimage import gaussian_filter
 
-    for name, value in (
-        ("sigma_smooth", sigma_smooth),
-        ("sigma_space", sigma_space),
-        ("sigma_colour", sigma_colour),
-        ("certainty", certainty),
-    ):
-        params.require(name, value, "> 0", value > 0)
-    for name, value in (("weight_smooth", weight_smooth), ("weight", weight)):
-        params.require(name, value, ">= 0", value >= 0)
+    _check_positive(sigma_smooth=sigma_smooth, sigma_space=sigma_space, sigma_colour=sigma_colour)
+    _check_positive(certainty=certainty)
+    _check_not_negative(weight_smooth=weight_smooth, weight=weight)
     params.require("steps", steps, "an integer >= 1", _whole(steps) and steps >= 1)
     shape = target.shape
     colours = image.reshape(-1, 3) / sigma_colour
@@ -198,11 +215,7 @@ def dense_crf(
         return smooth
 
     def alike(values: Floats) -> Floats:
-        at = lattice.splat @ values.ravel()
-        for link in lattice.links:
-            at = at + 0.5 * (link @ at)
-        similar: Floats = (lattice.splat.T @ at).reshape(shape)
-        return similar
+        return lattice.blurred(values.ravel()).reshape(shape)
 
     kernels = []
     for kernel, strength in ((near, weight_smooth), (alike, weight)):
@@ -210,7 +223,7 @@ def dense_crf(
     unary = certainty * (2 * target - 1)
     odds = unary
     for _ in range(steps):
-        surplus = np.tanh(odds / 2)  # of the foreground's probability over the background's
+        surplus = np.tanh(odds / 2)  # probability of the foreground less that of the background
         odds = unary + sum(
             strength * scale * kernel(scale * surplus) for kernel, strength, scale in kernels
         )
@@ -218,7 +231,7 @@ def dense_crf(
 
 
 def without_holes(mask: Bools) -> Bools:
-    """The (H, W) mask and the background in it that 4-connected paths cannot leave."""
+    """Fills the background of an (H, W) mask from which no 4-connected path leads to the border."""
     from scipy.ndimage import binary_fill_holes
 
     filled: Bools = binary_fill_holes(mask)
@@ -226,7 +239,7 @@ def without_holes(mask: Bools) -> Bools:
 
 
 def largest(mask: Bools) -> Bools:
-    """The largest 4-connected component of the (H, W) mask, the first of equal ones."""
+    """Returns the largest 4-connected component of an (H, W) mask, the first of equal ones."""
     from scipy.ndimage import label
 
     labels, count = label(mask)
@@ -237,10 +250,10 @@ def largest(mask: Bools) -> Bools:
 
 
 def as_mask(mask: Any) -> npt.NDArray[Any]:
-    """``mask`` as an (h, w) array, bool or float64 in [0, 1].
+    """Converts ``mask`` to an (h, w) array, bool or float64 in [0, 1].
 
-    Values that leave [0, 1] by rounding alone are moved to its ends. Raises ``TypeError`` for a
-    kind of tensor or array that is not dense, and ``ValueError``.
+    Values outside [0, 1] by rounding only are clipped. Raises ``TypeError`` for a tensor or array
+    that is not dense, and ``ValueError``.
     """
     values = as_array(mask, "mask")
     if values.ndim != 2 or values.size == 0:
@@ -258,7 +271,7 @@ def as_mask(mask: Any) -> npt.NDArray[Any]:
 def check_method(method: str | None, options: Iterable[str] = ()) -> None:
     """Checks a method and the names of its options.
 
-    Raises ``ValueError``, and ``ImportError`` for a method whose library is missing.
+    Raises ``ValueError``, and ``ImportError`` if the library of the method is missing.
     """
     known = []
     if method is not None:
@@ -273,7 +286,7 @@ def check_method(method: str | None, options: Iterable[str] = ()) -> None:
 
 
 def resize(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
-    """(h, w) values at ``size`` (W, H): bool ones by nearest neighbour, others bilinearly."""
+    """Resizes (h, w) values to ``size`` (W, H): bool by nearest neighbour, others bilinearly."""
     if values.dtype == np.bool_:
         image = Image.fromarray(values.astype(np.uint8))
         return np.asarray(image.resize(size, Image.Resampling.NEAREST), dtype=np.bool_)
@@ -282,20 +295,30 @@ def resize(values: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[Any]:
 
 
 def load_guided_blur() -> Any:
-    """The guided filter of kornia; raises ``ImportError`` where kornia is missing."""
+    """Returns the guided filter of kornia; raises ``ImportError`` if kornia is missing."""
     return load_extra("kornia.filters", "kornia", "refine", 'method "guided"').guided_blur
 
 
 def _positions(shape: tuple[int, ...]) -> Floats:
-    """(H W, 2) rows and columns."""
+    """Returns (H W, 2) row and column indices."""
     return np.indices(shape).reshape(2, -1).T.astype(np.float64)
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        params.require(name, value, "> 0", value > 0)
+
+
+def _check_not_negative(**values: float) -> None:
+    for name, value in values.items():
+        params.require(name, value, ">= 0", value >= 0)
 
 
 def _whole(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-# RGB to Y, U and V as JPEG has them, without the offset: ITU-R BT.601.
+# RGB to Y, U and V as in JPEG, without the offset: ITU-R BT.601.
 _YUV = np.array(
     [
         [0.299, 0.587, 0.114],

@@ -1,4 +1,4 @@
-"""The search for files: what folders and globs hold, what is left out, and what is said of it."""
+"""Searches folders and globs for files, and reports which files were left out, and why."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from ..util.files import RealPaths, printable
 from ..util.results import record_file, recorded_files
 from .suffixes import is_taken, left_out
 
-_SHOWN = 3  # names in a sentence
+_SHOWN = 3  # at most so many names in a sentence
 
 
 class Search:
-    """What several inputs hold; the files are absolute paths, in order, each once."""
+    """A search through several inputs; its files are absolute paths, in order, each once."""
 
     def __init__(
         self, suffixes: Collection[str], out: str | os.PathLike[str] | None, results: bool
     ) -> None:
-        """``out``: a folder that is left out. ``results``: take results of runs, too."""
+        """``out``: a folder that is left out. ``results``: also find results of earlier runs."""
         self.suffixes = suffixes
         self.roots: list[str] = []  #: the folders that names are relative to
         self.files: dict[str, None] = {}
         self.unlisted: list[str] = []  #: folders that may not be listed
         self._skip = None if out is None else os.path.realpath(out)
-        self._takes_results = results
-        self._left: dict[str, None] = {}
-        self._folders: dict[str, None] = {}  # that hold records
-        self._results: dict[str, None] = {}  # files that records name
+        self._includes_results = results
+        self._left_out: dict[str, None] = {}
+        self._folders: dict[str, None] = {}  # folders with records, not searched
+        self._results: dict[str, None] = {}  # files that records name, left out
         self._real = RealPaths()
 
     def add(self, value: str) -> None:
-        """Searches one input. Raises ``ValueError`` where it names nothing."""
+        """Searches one input; raises ``ValueError`` if it has no files."""
         if os.path.isfile(value):
             path = os.path.abspath(value)
-            self._keep([os.path.dirname(path)], [path])
+            self._add_files([os.path.dirname(path)], [path])
         elif os.path.isdir(value):
             folder = os.path.abspath(value)
-            files = list(self._walk(folder, self._recorded(folder)))
+            files = list(self._walk(folder, self._recorded_results(folder)))
             if not files:
-                raise ValueError(f"the folder {value!r} holds no image{self._why()}")
-            self._keep([folder], files)
+                raise ValueError(f"the folder {value!r} holds no image{self._explanation()}")
+            self._add_files([folder], files)
         elif glob.has_magic(value):
             self._glob(value)
         elif os.path.exists(value):
@@ -52,8 +52,8 @@ class Search:
         else:
             raise ValueError(f"no such file or folder: {value!r}")
 
-    def tell(self) -> None:
-        """Says on stderr what was left out, and why; under torchrun the first process does."""
+    def report(self) -> None:
+        """Prints on stderr what was left out, and why; under torchrun in the first process only."""
         if world()[0] > 0:
             return
         sentences = []
@@ -62,23 +62,25 @@ class Search:
             folders = f"{len(self._folders):,} folders" if many else "1 folder"
             sentences.append(
                 f"{folders} with results of selfment {'were' if many else 'was'} not searched: "
-                f"{_some(self._folders)}"
+                f"{_first_names(self._folders)}"
             )
         if self._results:
             many = len(self._results) > 1
             files = f"{len(self._results):,} files were" if many else "1 file was"
             sentences.append(
                 f"{files} left out, which records beside them name as results: "
-                f"{_some(self._results)}"
+                f"{_first_names(self._results)}"
             )
-        if sentence := left_out((p for p in self._left if p not in self.files), self.suffixes):
+        not_found = (path for path in self._left_out if path not in self.files)
+        if sentence := left_out(not_found, self.suffixes):
             sentences.append(sentence)
         if self.unlisted:
-            sentences.append(f"cannot list {_some(self.unlisted)}: what is in there is left out")
+            folders = _first_names(self.unlisted)
+            sentences.append(f"cannot list {folders}: what is in there is left out")
         for sentence in sentences:
             print(printable(sentence), file=sys.stderr)
 
-    def _keep(self, roots: Sequence[str], files: Sequence[str]) -> None:
+    def _add_files(self, roots: Sequence[str], files: Sequence[str]) -> None:
         self.roots += roots
         self.files |= dict.fromkeys(files)
 
@@ -87,7 +89,7 @@ class Search:
         while glob.has_magic(base):
             base = os.path.dirname(base)
         self._check_searched(base)
-        recorded = self._recorded(base)
+        recorded = self._recorded_results(base)
         roots, files = [], []
         for path in sorted({os.path.abspath(match) for match in self._matches(value)}):
             if self._skip is not None and _inside(os.path.realpath(path), self._skip):
@@ -98,15 +100,15 @@ class Search:
                 inside = list(self._walk(path, recorded))
                 files += inside
                 roots += [path] if inside else []
-            elif os.path.isfile(path) and self._takes(path, recorded):
+            elif os.path.isfile(path) and self._accepts(path, recorded):
                 files.append(path)
                 roots.append(os.path.dirname(path))
         if not files:
-            raise ValueError(f"no image matches {value!r}{self._why()}")
-        self._keep(roots, files)
+            raise ValueError(f"no image matches {value!r}{self._explanation()}")
+        self._add_files(roots, files)
 
     def _matches(self, pattern: str) -> Iterator[str]:
-        """What a glob matches; ``**`` does not follow links, which may lead in circles."""
+        """Yields the matches of a glob; ``**`` does not follow links, which may form circles."""
         parts = pattern.split(os.sep)
         if "**" not in parts:
             yield from glob.iglob(pattern)
@@ -114,7 +116,7 @@ class Search:
         place = parts.index("**")
         rest = parts[place + 1 :]
         for root in glob.iglob(os.sep.join([*parts[:place], ""]) if place else os.curdir + os.sep):
-            if not rest:  # folders are searched whole
+            if not rest:  # the caller searches folders recursively
                 yield root
                 continue
             for parent, folders, _ in os.walk(root, onerror=self._cannot_list):
@@ -122,7 +124,7 @@ class Search:
                 yield from self._matches(os.path.join(glob.escape(parent), *rest))
 
     def _walk(self, folder: str, recorded: Collection[str]) -> Iterator[str]:
-        """The files under a folder; ``recorded``: the results among them, by their real paths."""
+        """Yields the files under a folder; ``recorded`` are real paths of results to leave out."""
         self._check_searched(folder)
         for parent, folders, files in os.walk(folder, onerror=self._cannot_list):
             if parent != folder and self._holds_results(parent, files):
@@ -138,26 +140,28 @@ class Search:
                 path = os.path.join(parent, name)
                 if name.startswith(".") or not os.path.isfile(path):
                     continue
-                if self._takes(path, recorded):
+                if self._accepts(path, recorded):
                     yield path
 
-    def _takes(self, path: str, recorded: Collection[str]) -> bool:
+    def _accepts(self, path: str, recorded: Collection[str]) -> bool:
+        """Returns whether a file is in the search; otherwise remembers it for the report."""
         if recorded and self._real(path) in recorded:
             self._results[path] = None
             return False
         if is_taken(path, self.suffixes):
             return True
-        self._left[path] = None
+        self._left_out[path] = None
         return False
 
     def _holds_results(self, folder: str, files: Collection[str]) -> bool:
-        if self._takes_results or record_file(folder, files) is None:
+        """Returns whether a folder has records of a run, and remembers it for the report."""
+        if self._includes_results or record_file(folder, files) is None:
             return False
         self._folders[folder] = None
         return True
 
     def _in_results(self, path: str, base: str) -> bool:
-        """Whether a folder with records lies between a folder and what a glob has found in it."""
+        """Returns whether a folder with records is between ``base`` and a match of a glob in it."""
         folder = path if os.path.isdir(path) else os.path.dirname(path)
         while folder != base and _inside(folder, base):
             try:
@@ -168,18 +172,18 @@ class Search:
             folder = os.path.dirname(folder)
         return False
 
-    def _recorded(self, folder: str) -> set[str]:
-        """The real paths of the results that records in a folder, and in those above it, name."""
-        found: set[str] = set()
-        if self._takes_results:
-            return found
+    def _recorded_results(self, folder: str) -> set[str]:
+        """Returns the real paths of the results named by records in a folder and all above it."""
+        results: set[str] = set()
+        if self._includes_results:
+            return results
         real, above = os.path.realpath(folder), ""
         while real != above:
             above = real
             files = (os.path.join(above, *name.split("/")) for name in recorded_files(above))
-            found |= {self._real(file) for file in files}
+            results |= {self._real(file) for file in files}
             real = os.path.dirname(above)
-        return found
+        return results
 
     def _check_searched(self, folder: str) -> None:
         if os.path.realpath(folder) == self._skip:
@@ -192,20 +196,20 @@ class Search:
         if folder not in self.unlisted:
             self.unlisted.append(folder)
 
-    def _why(self) -> str:
-        """What to add to a sentence which says that nothing was found."""
+    def _explanation(self) -> str:
+        """Returns the end of a sentence on an input without images: the reason, if known."""
         if self.unlisted:
-            return f": {_some(self.unlisted)} may not be listed"
+            return f": {_first_names(self.unlisted)} may not be listed"
         if self._folders or self._results:
             return ": results of selfment are not taken for images"
-        sentence = left_out(self._left, self.suffixes)
+        sentence = left_out(self._left_out, self.suffixes)
         return f": {sentence}" if sentence else ""
 
 
 def mask_names(names: Sequence[str]) -> list[str]:
-    """A unique ``.png`` path for each of the unique relative ``names``."""
+    """Returns a unique ``.png`` path for each of the unique relative ``names``."""
     masks = [f"{os.path.splitext(name)[0]}.png" for name in names]
-    # A suffix that is kept may meet another image's short name, "a.jpg.gif": repeat until it ends.
+    # A name with its suffix, "a.jpg.png", may equal the mask of "a.jpg.gif": repeat until unique.
     while True:
         counts = Counter(masks)
         unique = [
@@ -217,8 +221,8 @@ def mask_names(names: Sequence[str]) -> list[str]:
         masks = unique
 
 
-def _some(names: Collection[str]) -> str:
-    """The first names, and how many there are besides."""
+def _first_names(names: Collection[str]) -> str:
+    """Returns the first names, and the number of the others."""
     shown = ", ".join(list(names)[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"
 

@@ -1,4 +1,4 @@
-"""Which files a search takes, by the ends of their names, and why it leaves out the others."""
+"""The file name suffixes that a search accepts, and the reasons why it leaves out other files."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from importlib.util import find_spec
 
 from PIL import Image, ImageFile
 
-#: File name endings, in lower case, of what is taken for a video.
+#: Suffixes of videos, in lower case.
 VIDEO_SUFFIXES = (
     *(".3g2", ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4"),
     *(".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
 )
 
-# Plug-ins of Pillow, with what registers them, and the suffixes that they read.
+# Plug-ins of Pillow: module -> the function that registers it, the project, and its suffixes.
 _PLUG_INS = {
     "pillow_heif": ("register_heif_opener", "pillow-heif", (".heic", ".heif", ".hif")),
     "pillow_jxl": (None, "pillow-jxl-plugin", (".jxl",)),
@@ -30,13 +30,13 @@ _RAW = (
 # Pillow does not run PostScript here, and reads only the heads of MPEG videos.
 _NOT_READ = ("EPS", "MPEG")
 _TRANSPORT = (".m2ts", ".mts", ".ts")  # the last two are also those of TypeScript
-_PACKETS = ((0, 188), (4, 192))  # offset and distance of the first bytes of their packets
+_PACKETS = ((0, 188), (4, 192))  # offset of the first packet, and length of a packet, in bytes
 _SYNC = 0x47
 
 
 @cache
 def register_plug_ins() -> None:
-    """Lets Pillow read what those of its plug-ins that are installed can read."""
+    """Registers the installed plug-ins of Pillow, so that it can read their formats."""
     Image.init()
     for module, (register, _, _) in _PLUG_INS.items():
         if find_spec(module) is None:
@@ -45,12 +45,12 @@ def register_plug_ins() -> None:
             plug_in = importlib.import_module(module)
             if register is not None:
                 getattr(plug_in, register)()
-        except Exception:  # a broken plug-in must not stop those who do not need it
+        except Exception:  # a broken plug-in must not stop users who do not need it
             continue
 
 
 def image_suffixes() -> frozenset[str]:
-    """The endings, in lower case, of the files that Pillow can decode with its plug-ins."""
+    """Returns the suffixes, in lower case, of the files that Pillow and its plug-ins can decode."""
     register_plug_ins()
     return frozenset(
         suffix
@@ -60,18 +60,18 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_taken(path: str, suffixes: Iterable[str]) -> bool:
-    """Whether a file that a search has met has one of the suffixes, and may be what that says."""
+    """Returns whether a file has one of the suffixes, and its content does not contradict it."""
     suffix = suffix_of(path)
     return suffix in suffixes and (suffix not in _TRANSPORT or _is_transport_stream(path))
 
 
 def suffix_of(path: str) -> str:
-    """The ending of a file's name, in lower case."""
+    """Returns the suffix of a file's name, in lower case."""
     return os.path.splitext(path)[1].lower()
 
 
 def left_out(paths: Iterable[str], suffixes: Iterable[str]) -> str | None:
-    """A sentence on the files that a search has left out, by suffix and reason; None for none."""
+    """Returns a sentence on the files that a search left out, by suffix and reason, or None."""
     counts = Counter(map(suffix_of, paths))
     if not counts:
         return None
@@ -92,7 +92,7 @@ def left_out(paths: Iterable[str], suffixes: Iterable[str]) -> str | None:
 
 
 def missing_reader(path: str | os.PathLike[str]) -> str | None:
-    """What a file of this name, or only its suffix, needs to be read; None where nothing helps."""
+    """Returns what a file of this name or suffix needs to be read; None if nothing is known."""
     suffix = suffix_of("x" + os.path.basename(path))
     for _, project, read in _PLUG_INS.values():
         if suffix in read:
@@ -103,7 +103,7 @@ def missing_reader(path: str | os.PathLike[str]) -> str | None:
 
 
 def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
-    """Why a file that looks like a picture was left out; None for one that does not."""
+    """Returns why a file with the suffix of a picture was left out; None for other suffixes."""
     if suffix in suffixes:
         return "not an MPEG stream"
     missing = missing_reader(suffix)
@@ -117,17 +117,17 @@ def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
 
 
 def _is_stub(factory: object) -> bool:
-    """Whether Pillow knows a format only by name: it takes another program to decode it."""
+    """Returns whether Pillow only recognises a format, and needs another program to decode it."""
     return isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
 
 
 def _is_transport_stream(path: str) -> bool:
-    """Whether a file begins with two packets of an MPEG transport stream."""
+    """Returns whether a file begins with two packets of an MPEG transport stream."""
     try:
         with open(path, "rb") as file:
             head = file.read(_PACKETS[-1][0] + _PACKETS[-1][1] + 1)
     except OSError:
-        return True  # what is wrong with it is said when it is opened
+        return True  # the error is reported when the file is opened
     return any(
         len(head) > start + step and head[start] == head[start + step] == _SYNC
         for start, step in _PACKETS

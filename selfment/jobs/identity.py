@@ -1,4 +1,4 @@
-"""Which image of the records an input is, wherever it lies now."""
+"""Which image of the records an input file is, wherever the file lies now."""
 
 from __future__ import annotations
 
@@ -12,72 +12,73 @@ from pathlib import Path, PurePosixPath
 from ..images.load import ImageEntry
 from ..util.files import RealPaths
 from ..util.lines import Record
-from .job import Job
 from .records import Records
+from .task import Task
 
 
 def identify(
-    entries: Sequence[ImageEntry], records: Records, real: RealPaths
-) -> Iterator[tuple[Job, str]]:
-    """A job for each entry, as yet without a name, and a tag that tells its image from others.
+    entries: Sequence[ImageEntry], records: Records, real_path: RealPaths
+) -> Iterator[tuple[Task, str]]:
+    """A task without file names for each entry, and a tag that tells its image from others.
 
-    An image is what the records call by its relative name, if it lies where it did, or has the
-    same content, or lies in a folder from which another image was found again: that folder has
-    moved, and the image has changed. Otherwise it is what the records say lay at this very place,
-    under another name, or an image of the same content that has been told apart before. What is
-    left is new: where its name is that of another image, with a tag of its content.
+    An entry is the image that the records call by its relative name if it lies at the recorded path
+    or has the recorded content. It is also that image, but changed, if it lies where the whole
+    recorded folder has moved to, in which another image was recognised by its content.
+
+    Otherwise it is the image whose recorded path it has, under another name, or one with the same
+    content among those whose name another image uses. If none fits, the image is new; if another
+    image has its name in the records, it is called by that name with a tag of its content.
     """
-    jobs = [Job("", "", path) for path in map(real, _absolute(entries))]
+    tasks = [Task("", path) for path in map(real_path, _absolute(entries))]
     used: set[str] = set()
-    moved: set[tuple[str, str]] = set()
+    moves: set[tuple[str, str]] = set()  # recorded folders, and where they are now
     left = []
-    for job, entry in zip(jobs, entries, strict=True):
+    for task, entry in zip(tasks, entries, strict=True):
         with suppress(OSError):
-            job.stat()
+            task.read_stat()
         record = records.get(entry.name)
-        here = record and record.get("path") == job.path
-        if entry.name not in used and (here or (record and job.is_of(record))):
-            job.image, job.twin = entry.name, record.get("twin")
+        is_at_path = record and record.get("path") == task.path
+        if entry.name not in used and (is_at_path or (record and task.matches(record))):
+            task.image, task.twin = entry.name, record.get("twin")
             used.add(entry.name)
-            moved.add((_root(record.get("path"), entry.name), _root(job.path, entry.name)))
+            moves.add(
+                (_base_folder(record.get("path"), entry.name), _base_folder(task.path, entry.name))
+            )
         else:
-            left.append((job, entry))
+            left.append((task, entry))
     if left:
-        known = _Known(records)
-        for job, entry in left:
-            job.image = known.find(job, entry.name, moved, used)
-            if not job.image:
-                job.image, job.twin = _twin(job, entry.name, records, used), entry.name
+        matcher = _Matcher(records, moves, used)
+        for task, entry in left:
+            task.image = matcher.match(task, entry.name)
+            if not task.image:
+                task.image, task.twin = _unused_name(task, entry.name, records, used), entry.name
             else:
-                job.twin = records.get(job.image).get("twin")
-            used.add(job.image)
-    for job in jobs:
-        yield job, _tag(job)
+                task.twin = records.get(task.image).get("twin")
+            used.add(task.image)
+    for task in tasks:
+        yield task, _tag(task)
 
 
 def names_in_one_folder(records: Iterable[Record]) -> dict[str, str]:
     """A relative name for each image, such that the images exist in one folder under these names.
 
-    This is the common parent of the folders that the names in the records are relative to. So an
-    image has the same name whether it was labelled alone, in a part of a folder or in the whole,
-    and images of two folders are told apart by the folders' names.
-
-    Args:
-        records: Of images that exist, each with "image", "path" and, for an image whose name the
-            records use for another one, "twin".
+    The folder is the common parent of the folders that the names in the records are relative to.
+    So an image has the same name whether it was labelled alone, with a part of a folder or with the
+    whole, and images of two folders are told apart by the folders' names. ``records``: of images
+    that exist, each with "image", "path" and, if another image has its name in the records, "twin".
     """
-    places = [(r["image"], r["path"], r.get("twin") or r["image"]) for r in records]
-    roots = dict.fromkeys(_root(path, name) for _, path, name in places)
-    roots.pop("", None)
+    locations = [(r["image"], r["path"], r.get("twin") or r["image"]) for r in records]
+    bases = dict.fromkeys(_base_folder(path, name) for _, path, name in locations)
+    bases.pop("", None)
     files = {}
-    for image, path, name in places:
+    for image, path, name in locations:
         files[image] = path
-        if not _root(path, name):  # a part of the name is a link to another folder
-            under = [f"{root}/{name}" for root in roots]
-            files[image] = next(filter(os.path.exists, under), path)
+        if not _base_folder(path, name):  # a part of the name is a link to another folder
+            candidates = [f"{base}/{name}" for base in bases]
+            files[image] = next(filter(os.path.exists, candidates), path)
             if files[image] == path:
-                roots[os.path.dirname(path)] = None
-    parent = os.path.commonpath(roots) if roots else ""
+                bases[os.path.dirname(path)] = None
+    parent = os.path.commonpath(bases) if bases else ""
     return {image: file[len(parent) :].lstrip("/") for image, file in files.items()}
 
 
@@ -85,46 +86,49 @@ def _absolute(entries: Iterable[ImageEntry]) -> Iterator[str]:
     return (os.path.abspath(entry.path) for entry in entries)
 
 
-class _Known:
-    """The images of the records by what else than their names tells of them."""
+class _Matcher:
+    """Recognises images of the records by more than their name and content."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, moves: set[tuple[str, str]], used: set[str]) -> None:
+        """``moves``: pairs of a recorded folder and where it is now; ``used``: matched images."""
         self._records = records
+        self._moves = moves
+        self._used = used
         self._by_path: dict[str, str] = {}
-        self._twins: defaultdict[str, list[str]] = defaultdict(list)
-        for image, path, twin in records.places():
+        self._twins: defaultdict[str, list[str]] = defaultdict(list)  # by the name they share
+        for image, path, twin in records.locations():
             self._by_path[path] = image
             if twin is not None:
                 self._twins[twin].append(image)
 
-    def find(self, job: Job, name: str, moved: set[tuple[str, str]], used: set[str]) -> str:
-        """The image that a job is of; empty where the name is that of another image."""
-        image = self._by_path.get(job.path)
-        if image is not None and image not in used:
+    def match(self, task: Task, name: str) -> str:
+        """The image of a task with this relative name; empty if another image has the name."""
+        image = self._by_path.get(task.path)
+        if image is not None and image not in self._used:
             return image
-        twins = [image for image in self._twins.get(name, ()) if image not in used]
+        twins = [image for image in self._twins.get(name, ()) if image not in self._used]
         for image in twins:
-            if job.is_of(self._records.get(image)):
+            if task.matches(self._records.get(image)):
                 return image
         record = self._records.get(name)
-        if name not in used and (not record or not self._records.has_files(record)):
+        if name not in self._used and (not record or not self._records.names_a_file(record)):
             return name
-        place = _root(job.path, name)
+        base = _base_folder(task.path, name)
         for image in (name, *twins):
-            before = _root(self._records.get(image).get("path"), name)
-            if image not in used and (before, place) in moved:
+            recorded_base = _base_folder(self._records.get(image).get("path"), name)
+            if image not in self._used and (recorded_base, base) in self._moves:
                 return image
         return ""
 
 
-def _root(path: str | None, name: str) -> str:
-    """The folder that a relative name is of; empty where the path does not end in the name."""
+def _base_folder(path: str | None, name: str) -> str:
+    """The folder that a relative name starts from; empty if the path does not end in the name."""
     return path[: -len(name) - 1] if path and path.endswith(f"/{name}") else ""
 
 
-def _twin(job: Job, name: str, records: Records, used: set[str]) -> str:
-    """A name for another image than that which the records call by this name."""
-    digest = job.digest() or hashlib.sha256(os.fsencode(job.path)).hexdigest()
+def _unused_name(task: Task, name: str, records: Records, used: set[str]) -> str:
+    """A relative name with a tag of the content, which no image of the records has."""
+    digest = task.compute_checksum() or hashlib.sha256(os.fsencode(task.path)).hexdigest()
     path = PurePosixPath(name)
     for length in range(8, len(digest) + 1):
         image = str(path.with_name(f"{path.stem}-{digest[:length]}{path.suffix}"))
@@ -133,8 +137,8 @@ def _twin(job: Job, name: str, records: Records, used: set[str]) -> str:
     return image
 
 
-def _tag(job: Job) -> str:
-    """What tells the files of an image from those of another: the same wherever it lies."""
-    if job.twin is not None:
-        return Path(job.image).stem.rpartition("-")[2]
-    return hashlib.sha256(os.fsencode(job.image)).hexdigest()[:8]
+def _tag(task: Task) -> str:
+    """A text that tells the output files of an image from others', wherever the image lies."""
+    if task.twin is not None:
+        return Path(task.image).stem.rpartition("-")[2]
+    return hashlib.sha256(os.fsencode(task.image)).hexdigest()[:8]

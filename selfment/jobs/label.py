@@ -1,4 +1,23 @@
-"""The folder job: from image files to mask files, one record per image."""
+"""The label job: from image files to masks, boxes and annotations.
+
+The files in the output folder, for ``sub/a.jpg``:
+
+- ``sub/a.png``, the mask: 8-bit, 0 or 255, at the upright image's own size (nearest neighbour), and
+  all 0 if the record has ``rejected``. If the labeler looks for several objects, the 8-bit or
+  16-bit numbers of the objects instead, 0 for none, which :func:`selfment.evaluate` does not score.
+- ``labels/sub/a.txt``, the boxes as YOLO reads them: a line "0 cx cy w h" for each object, in
+  shares of the image's size, and no line if there are no objects. If the names of images differ in
+  their suffix alone, it belongs to the first.
+- ``annotations/sub/a.json``, the annotations, and ``annotations.json``, a COCO file composed at the
+  end of each run from those of all images of the folder, sorted by path. A run that makes no
+  annotations composes an existing file again, too, unless it is intact and no record has changed.
+- ``overlays/sub/a.jpg``, see :mod:`selfment.images.draw`.
+- ``labels.jsonl``, the records.
+
+A single mask counts as one object. The score of an object is 1 minus its eigenvalue, at least 0,
+and 0 if its method has no eigenvalue. Records and annotations end with the CRC-32 of the rest, by
+which damage is noticed.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +28,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import IO, Any
 
 from PIL import Image
@@ -23,20 +43,20 @@ from ..images.draw import mask_image, overlay, overlay_instances
 from ..images.load import ImageEntry
 from ..models.labeler import PseudoLabeler
 from ..util.files import printable, reason, write_atomically
-from ..util.lines import Record, sealed
-from . import exports
-from .identity import names_in_one_folder
-from .job import Job
-from .pipeline import Pipeline
+from ..util.lines import Record, with_checksum
+from . import coco, exports
+from .folder import OutputFolder
+from .runner import run_job
+from .task import Task
 
 Result = PseudoLabels | Objects
 
-_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes"}  # of records, by format
+_FORMAT_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes"}  # of records
 
 
 @dataclass
-class Summary:
-    """How many images a run labelled, found already done, and could not label."""
+class LabelSummary:
+    """Counts the images that a run labelled, skipped as already done, and failed to label."""
 
     labelled: int = 0
     skipped: int = 0
@@ -55,242 +75,190 @@ def label_images(
     largest_component: bool = False,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
-) -> Summary:
-    """Writes a mask for each image under ``out``, and a line for each in ``out/labels.jsonl``.
-
-    ``images``: from :func:`selfment.images.find_images`. Masks are 8-bit PNG files, 0 or 255, at
-    the upright image's own size (nearest neighbour), and all 0 where the record has ``rejected``;
-    ``overlays`` adds a JPEG file of :func:`selfment.images.draw.overlay` under ``out/overlays``. Of
-    a labeler with ``objects`` they are 8-bit or 16-bit PNG files of the objects' numbers, 0 for
-    none, not to be scored by :func:`selfment.evaluate`, and those of
-    :func:`selfment.images.draw.overlay_instances`.
-
-    ``refine``, ``fill_holes`` and ``largest_component``: what :func:`selfment.refine_mask` does to
-    each mask, or to each object's, the earlier of which keeps the pixels that two claim.
-    ``formats``: "png", the masks; "yolo", a text file for each image under ``out/labels`` with a
-    line for each object, "0 cx cy w h" as shares of the image's size, and none for an image without
-    objects, ``labels/a.txt`` for the first of images whose names differ in their suffix alone;
-    "coco", ``out/annotations.json`` with all images of the folder that have annotations, sorted
-    by their paths, composed at the end of each run from a file for each image under
-    ``out/annotations``. The mask of a labeler without ``objects`` counts as one object. The
-    score of an object is 1 less its eigenvalue, or 0, also where its method has none.
+) -> LabelSummary:
+    """Writes a mask for each image under ``out``, and a record for each in ``out/labels.jsonl``.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
-    changed since; failed ones are tried again. What earlier runs made of an image stays where it is
-    of the same label, and goes where an image is labelled otherwise; ``out/annotations.json`` is
-    composed again by runs without "coco", too, but by none that finds it whole and all records
-    unchanged. An image keeps the name it has in ``labels.jsonl``,
-    and never gets that of another image, or of a file that no run has written. What fails is
-    reported on stderr and in ``labels.jsonl``, and the run goes on; broken files of annotations
-    count as failed, too, and the next run with "coco" makes them again. Lines and files of
-    annotations end with the CRC-32 of the rest, by which damage is noticed.
-    ``progress``: a bar on stderr. ``shard``: the rank of this process and how many there are; each
-    takes its share of the images and counts that, and the last to end merges the records that
-    they kept in ``out/labels-rank<r>.jsonl``. Raises ``ValueError`` when ``out`` cannot be written
-    or a file would replace an input, ``ImportError`` where a format or ``refine`` needs a library
-    that is missing, and whatever the backbone raises when it cannot be loaded.
+    changed since. Files that earlier runs made of the same label stay; if an image is labelled
+    otherwise, they are removed. A new image never gets the name of another image's file, or of a
+    file that no run has written. What fails is reported on stderr and in the records; the run goes
+    on, and the next one tries again.
+
+    Args:
+        images: From :func:`selfment.images.find_images`.
+        out: The output folder; it is made if it is missing.
+        labeler: Labels the images.
+        overlays: Also write the images with their labels drawn on them.
+        formats: What to write: "png" for masks, "yolo" for boxes, "coco" for annotations.
+        refine: A method of :func:`selfment.refine_mask` for each mask, or for the mask of each
+            object; where these overlap, the earlier object counts.
+        fill_holes: Fill the holes of each mask.
+        largest_component: Keep the largest component of each mask.
+        progress: Show a bar on stderr.
+        shard: The rank of this process and the number of processes. Each labels and counts its
+            share of the images; the last to end merges their records.
+
+    Raises:
+        ValueError: If ``out`` cannot be written, or a file would replace an input.
+        ImportError: If a format or ``refine`` needs a library that is missing.
+        Exception: Whatever the backbone raises when it cannot be loaded.
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
-    run = _Run(out, labeler, overlays, formats, steps, shard)
-    run(images, progress)
-    return Summary(run.done, run.skipped, run.failed)
+    job = LabelJob(labeler, overlays, formats, steps)
+    composed = Path(out) / coco.COMPOSED_FILE
+    if "coco" in job.formats:
+        coco.load_coco_masks()
+        coco.check_coco(composed)
+    folder = OutputFolder(out, job, shard)
+
+    def compose(records: Iterable[Record]) -> None:
+        if "coco" in job.formats or coco.is_coco(composed):
+            coco.compose_annotations(folder, records)
+
+    run_job(job, folder, images, progress, compose)
+    return LabelSummary(folder.done, folder.skipped, folder.failed)
 
 
-class _Run(Pipeline[Result]):
-    file, key, verb = "labels.jsonl", "name", "label"
-    fields = (*_FIELDS.values(), "overlay")
+class LabelJob:
+    """Labels images; a :class:`selfment.jobs.spec.JobSpec`."""
+
+    records_file = "labels.jsonl"
+    key = "name"
+    verb = "label"
+    unit = "image"
+    file_fields: tuple[str, ...] = (*_FORMAT_FIELDS.values(), "overlay")
+    file_settings: Mapping[str, tuple[str, Any]] = {}
 
     def __init__(
         self,
-        out: str | os.PathLike[str],
         labeler: PseudoLabeler,
-        overlays: bool,
-        formats: Sequence[str],
-        steps: Mapping[str, Any],
-        shard: tuple[int, int],
+        overlays: bool = False,
+        formats: Sequence[str] = ("png",),
+        steps: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
+        """``steps``: the arguments of :func:`selfment.refine_mask`; raises ``ValueError``."""
         params.require("formats", formats, "one format at least", len(formats) > 0)
         self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
-        self.steps = steps if any(steps.values()) else None
-        if steps["method"] is not None:
-            params.choice("refine", steps["method"], refinement.METHODS)
-        refinement.check_method(steps["method"])
-        if "coco" in self.formats:
-            exports.load_coco_masks()
-            exports.check_coco(Path(out) / "annotations.json")
-        settings = {**labeler.settings, "refinement": self.steps}
-        wanted = [_FIELDS[name] for name in self.formats] + (["overlay"] if overlays else [])
-        super().__init__(out, settings, wanted, labeler.batch_size, shard)
-        self.labeler = labeler
-        self.overlays = overlays
-        self._boxes: dict[str, str] = {}  # by mask: files of boxes that are not named after it
-        self._late: list[tuple[str, str]] = []  # images whose boxes have another name than theirs
+        method = steps.get("method")
+        if method is not None:
+            params.choice("refine", method, refinement.METHODS)
+        refinement.check_method(method)
+        self._labeler = labeler
+        self._steps = steps if any(steps.values()) else None
+        self.settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
+        self.batch_size = labeler.batch_size
+        wanted = {_FORMAT_FIELDS[name] for name in self.formats}
+        self.wanted = frozenset(wanted | ({"overlay"} if overlays else set()))
 
-    def _load(self) -> None:
-        _ = self.labeler.backbone
+    def main_file(self, entry: ImageEntry) -> str:
+        """The usual name of an image's mask."""
+        return entry.mask_name
 
-    def _prepare(self, job: Job, picture: Image.Image) -> None:
-        job.picture = picture if self.overlays or self.steps else None
-        job.pixels = self.labeler.preprocess(picture)
+    def tagged(self, name: str, tag: str) -> str:
+        """Another name for a mask."""
+        stem, dot, suffix = name.rpartition(".")
+        return f"{stem}-{tag}{dot}{suffix}"
 
-    def _compute(self, batch: Tensor) -> Sequence[Result]:
-        if self.labeler.objects is not None:
-            return self.labeler.objects_batch(batch)
-        labels = self.labeler.label_batch(batch)
+    def output_files(self, name: str) -> dict[str, str]:
+        """The names of all files of an image, each in a folder of its own but for the masks.
+
+        The masks' names end in .png, so that no other file takes the place of a mask.
+        """
+        path = PurePosixPath(name)
+        return {
+            "mask": name,
+            "overlay": str("overlays" / path.with_suffix(".jpg")),
+            "annotations": coco.annotation_file(name),
+            "boxes": str("labels" / path.with_suffix(".txt")),
+        }
+
+    def alternative_names(
+        self, image: str, files: Mapping[str, str]
+    ) -> Mapping[str, Sequence[str]]:
+        """Names of the boxes: programs look for those of sub/a.jpg in labels/sub/a.txt."""
+        expected = str("labels" / PurePosixPath(image).with_suffix(".txt"))
+        return {"boxes": (expected, files["boxes"], f"labels/{image}.txt")}
+
+    def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
+        """True if the files can be read; only boxes may be empty, if there are no objects."""
+        for field, file in files.items():
+            # A power failure can leave an empty file under the name of a new one.
+            is_empty = os.path.getsize(file) == 0
+            if is_empty and (field != "boxes" or record.get("instances") != 0):
+                return False
+        if "annotations" in files:
+            try:
+                coco.read_record(Path(files["annotations"]))
+            except ValueError as error:
+                sentence = f"{printable(reason(error))}; the image is labelled again"
+                tqdm.write(sentence, file=sys.stderr)
+                return False
+        return True
+
+    def load(self, tasks: Sequence[Task]) -> None:
+        """Loads the backbone."""
+        del tasks
+        _ = self._labeler.backbone
+
+    def prepare(self, task: Task, picture: Image.Image) -> None:
+        """Resizes and normalises an image."""
+        task.picture = picture if self._steps or "overlay" in self.wanted else None
+        task.pixels = self._labeler.preprocess(picture)
+
+    def compute(self, batch: Tensor) -> Sequence[Result]:
+        """The label of each image of a batch."""
+        if self._labeler.objects is not None:
+            return self._labeler.objects_batch(batch)
+        labels = self._labeler.label_batch(batch)
         return [
             PseudoLabels(**{field.name: getattr(labels, field.name)[i] for field in fields(labels)})
             for i in range(len(batch))
         ]
 
-    def _save(self, job: Job, result: Result) -> Record:
+    def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
+        """Writes the mask, the boxes, the annotations and the overlay of an image."""
         if isinstance(result, Objects):
             masks, values = result.masks, result.eigenvalues
         else:
             masks, values = result.mask[None], result.eigenvalue[None]
-        instances = exports.as_instances((self._at_size(mask, job) for mask in masks), job.size)
-        files = self._named(job.name)
-        made: dict[str, Callable[[IO[bytes]], object]] = {}
-        if "png" in self.formats:
+        instances = exports.as_instances((self._at_size(mask, task) for mask in masks), task.size)
+        contents: dict[str, Callable[[IO[bytes]], object]] = {}
+        if "mask" in files:
             if isinstance(result, Objects):
                 picture = exports.label_image(instances)
             else:
-                picture = mask_image(instances, job.size)
-            made["mask"] = lambda file: picture.save(file, "PNG")
-        if "yolo" in self.formats:
+                picture = mask_image(instances, task.size)
+            contents["mask"] = lambda file: picture.save(file, "PNG")
+        if "boxes" in files:
             text = exports.yolo_lines(instances).encode()
-            made["boxes"] = lambda file: file.write(text)
-        if "coco" in self.formats:
+            contents["boxes"] = lambda file: file.write(text)
+        if "annotations" in files:
             scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
-            line = sealed(json.dumps(exports.coco_record(instances, scores))).encode()
-            made["annotations"] = lambda file: file.write(line)
-        if self.overlays and job.picture is not None:
+            line = with_checksum(json.dumps(coco.coco_record(instances, scores))).encode()
+            contents["annotations"] = lambda file: file.write(line)
+        if "overlay" in files and task.picture is not None:
             if isinstance(result, Objects):
-                panels = overlay_instances(job.picture, instances)
+                panels = overlay_instances(task.picture, instances)
             else:
-                panels = overlay(job.picture, result, mask=instances > 0)
-            made["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
-        for field, write in made.items():
-            write_atomically(self.folder / files[field], write)
-        new = {field: files[field] for field in made}
-        count = {"instances": len(exports.boxes(instances))}
-        return new | count | _figures(result)
+                panels = overlay(task.picture, result, mask=instances > 0)
+            contents["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
+        for field, write in contents.items():
+            write_atomically(files[field], write)
+        return {"instances": len(exports.boxes(instances)), **_statistics(result)}
 
-    def _at_size(self, mask: Tensor, job: Job) -> refinement.Bools:
-        if self.steps is None or job.picture is None:
-            return refinement.resize(mask.numpy(), job.size)
-        return refinement.refine_mask(mask, job.picture, **self.steps)
+    def unbatched(self, task: Task) -> None:
+        """None: every task is an image."""
+        del task
 
-    def _may_be_empty(self, record: Record, file: str) -> bool:
-        return file == record.get("boxes") and record.get("instances") == 0
-
-    def _named(self, name: str) -> dict[str, str]:
-        path = PurePosixPath(name)  # of PNG files, so that no other file can take a mask's place
-        return {
-            "mask": name,
-            "overlay": str("overlays" / path.with_suffix(".jpg")),
-            "annotations": str("annotations" / path.with_suffix(".json")),
-            "boxes": self._boxes.get(name) or str("labels" / path.with_suffix(".txt")),
-        }
-
-    def _choose(self, job: Job, record: Record) -> None:
-        # What trains on boxes looks for those of sub/a.jpg in labels/sub/a.txt.
-        usual = self._named(job.name)["boxes"]
-        known = record.get("boxes") or (record.get("last") or {}).get("boxes")
-        sought = str("labels" / PurePosixPath(job.image).with_suffix(".txt"))
-        names = dict.fromkeys((sought, usual, f"labels/{job.image}.txt"))
-        if known in names:
-            self.records.claim(known, job.image)
-            chosen = known
-        elif "yolo" in self.formats:
-            free = (f for f in names if f == usual or self._is_free(f, job.image))
-            chosen = next((f for f in free if self.records.claim(f, job.image) == job.image), usual)
-        else:
-            return
-        if chosen != usual:
-            self._boxes[job.name] = chosen
-        if chosen != sought and "yolo" in self.formats:
-            self._late.append((job.image, chosen))
-
-    def _is_free(self, file: str, image: str) -> bool:
-        return self.records.owns(file, image) or not os.path.lexists(self.folder / file)
-
-    def _tell(self) -> None:
-        if self._late:
-            image, file = self._late[0]
-            more = f" and {len(self._late) - 1:,} more" if len(self._late) > 1 else ""
-            sentence = (
-                f"the boxes of {image} are in {file}{more}, where programs do not look for them: "
-                "rename images that differ in their suffix alone"
-            )
-            print(printable(sentence), file=sys.stderr)
-
-    def _is_done(self, job: Job, record: Record) -> bool:
-        if not super()._is_done(job, record):
-            return False
-        if "coco" not in self.formats:
-            return True
-        try:
-            exports.read_record(self.folder / record["annotations"])
-        except (OSError, ValueError) as error:
-            tqdm.write(f"{printable(reason(error))}; the image is labelled again", file=sys.stderr)
-            return False
-        return True
-
-    def _finish(self, records: Iterable[Record]) -> None:
-        composed = self.folder / "annotations.json"
-        if "coco" not in self.formats and not exports.is_coco(composed):
-            return
-        found, gone = [], []
-        for record in map(_whole, records):
-            name = record.get("name")
-            if not name or record.get("annotations") != self._named(name)["annotations"]:
-                continue
-            if record["image"] not in self._images and not os.path.exists(record.get("path") or ""):
-                gone.append(record["image"])
-            elif (self.folder / record["annotations"]).is_file():
-                found.append(record)
-        # Images of other folders with the same names come last: ids of the rest stay.
-        found.sort(key=lambda record: ("twin" in record, record["image"]))
-        names = names_in_one_folder(found)
-        sources = [(names[r["image"]], _label(r), self.folder / r["annotations"]) for r in found]
-        if not self.records.changed and exports.is_composed(composed, sources):
-            return
-        self._tidy()
-        broken = exports.write_coco(composed, sources)
-        if gone:
-            images = "an image that is" if len(gone) == 1 else f"{len(gone):,} images that are"
-            sentence = f"{composed.name} is without {images} gone, as {min(gone)}"
-            print(printable(sentence), file=sys.stderr)
-        for record in found:
-            file = self.folder / record["annotations"]
-            if file in broken:
-                rest = f"{composed.name} is without it, and the next run makes it again"
-                print(printable(f"{broken[file]}; {rest}"), file=sys.stderr)
-                file.unlink(missing_ok=True)
-                self.records.add({**self.records.get(record["image"]), "annotations": None})
-                self.failed += 1
+    def _at_size(self, mask: Tensor, task: Task) -> refinement.Bools:
+        """(H, W) bools at the image's size from a mask on the patch grid, refined if wanted."""
+        if self._steps is None or task.picture is None:
+            return refinement.resize(mask.numpy(), task.size)
+        return refinement.refine_mask(mask, task.picture, **self._steps)
 
 
-def _label(record: Record) -> str:
-    """What the annotations of a record are of: settings, and the image's bytes."""
-    return f"{record.get('settings')} {record.get('bytes')}"
-
-
-def _whole(record: Record) -> Record:
-    """The record; after an error, with the annotations of a label that still holds."""
-    if record.get("error") is None:
-        return record
-    last = record.get("last") or {}
-    holds = last.get("settings") and all(
-        last.get(name) == record.get(name) for name in ("bytes", "mtime_ns")
-    )
-    if not holds:
-        return {**record, "annotations": None}
-    return {**record, "annotations": last.get("annotations"), "settings": last["settings"]}
-
-
-def _figures(result: Result) -> Record:
-    """What a record says of a result."""
+def _statistics(result: Result) -> Record:
+    """The fields of a record with the numbers of a label; None where one is not finite."""
     if isinstance(result, Objects):
         return {
             "objects": len(result.masks),

@@ -1,11 +1,12 @@
-"""The prediction job: from image and video files to saliency files, one record per file."""
+"""The prediction job: from image and video files to saliency files."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,16 +19,17 @@ from ..images.suffixes import VIDEO_SUFFIXES, image_suffixes
 from ..models.segmenter import Segmenter
 from ..util.files import write_atomically
 from ..util.lines import Record
-from .job import Job
-from .pipeline import Pipeline
+from .folder import OutputFolder
+from .runner import run_job
+from .task import Task
 from .video import load_av, segment_video
 
-_OVERLAY_SIDE = 1536  # pixels, of an overlay's longer side at most
+_OVERLAY_SIDE = 1536  # pixels: the most that an overlay's longer side has
 
 
 @dataclass
-class Summary:
-    """How many files a run segmented, found already done, and could not segment."""
+class PredictionSummary:
+    """Counts the files that a run segmented, skipped as already done, and failed to segment."""
 
     predicted: int = 0
     skipped: int = 0
@@ -41,7 +43,7 @@ def find_inputs(
 ) -> ImageEntries:
     """The images and videos that files, folders and globs name.
 
-    As :func:`selfment.images.find_images`, of which it also has the errors.
+    Arguments and errors are those of :func:`selfment.images.find_images`.
     """
     return find_images(inputs, out=out, suffixes=image_suffixes().union(VIDEO_SUFFIXES))
 
@@ -55,131 +57,76 @@ def predict_images(
     binary: float | None = None,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
-) -> Summary:
+) -> PredictionSummary:
     """Writes saliency for each image and video under ``out``, and a line in ``predictions.jsonl``.
 
-    ``images``: from :func:`find_inputs`. The saliency of ``sub/a.jpg`` is ``sub/a_saliency.png``,
-    8-bit grey at the upright image's own size, 255 for 1; that of a video is
-    ``sub/a_saliency.mp4``, see :func:`selfment.jobs.video.segment_video`. ``binary``: a threshold T
-    in [0, 1) that adds ``sub/a_mask.png`` (or ``.mp4``), 255 where the saliency exceeds T and 0
-    elsewhere. ``overlays`` adds ``overlays/sub/a_overlay.jpg`` (or ``.mp4``). What an earlier run
-    made with the same settings, the head's weights among them, is skipped unless the file has
-    changed since. Where a file is segmented otherwise, what earlier runs made of it goes if it is
-    not made again, and so does a mask whose threshold an interrupt has left unknown. Names,
-    failures, ``progress`` and ``shard`` are as in :func:`selfment.jobs.label.label_images`. Raises
-    ``ValueError`` when ``out`` cannot be written or a result would replace an input,
-    ``ImportError`` for videos without PyAV, and whatever backbone and head raise when they cannot
-    be loaded.
+    The saliency of ``sub/a.jpg`` is ``sub/a_saliency.png``, 8-bit grey at the upright image's own
+    size, 255 for 1. That of a video is ``sub/a_saliency.mp4``, see
+    :func:`selfment.jobs.video.segment_video`.
+
+    Inputs that an earlier run segmented with the same settings, among them the weights of the head,
+    are skipped unless the file has changed since. If an input is segmented otherwise, files of
+    earlier runs that are not made again are removed; so is a mask whose threshold is unknown after
+    an interrupt. Names and failures are as in :func:`selfment.jobs.label.label_images`.
+
+    Args:
+        images: From :func:`find_inputs`.
+        out: The output folder; it is made if it is missing.
+        segmenter: Computes the saliency.
+        overlays: Also write ``overlays/sub/a_overlay.jpg``, or ``.mp4``.
+        binary: A threshold in [0, 1): also write ``sub/a_mask.png``, or ``.mp4``, 255 where the
+            saliency exceeds it and 0 elsewhere.
+        progress: Show a bar on stderr.
+        shard: The rank of this process and the number of processes that share the work.
+
+    Raises:
+        ValueError: If ``out`` cannot be written, or a result would replace an input.
+        ImportError: If there are videos, but PyAV is missing.
+        Exception: Whatever backbone and head raise when they cannot be loaded.
     """
-    run = _Run(out, segmenter, overlays, binary, shard)
-    run(images, progress)
-    return Summary(run.done, run.skipped, run.failed)
+    job = _PredictionJob(segmenter, overlays, binary, progress)
+    folder = OutputFolder(out, job, shard)
+    run_job(job, folder, images, progress)
+    return PredictionSummary(folder.done, folder.skipped, folder.failed)
 
 
-class _Run(Pipeline[Tensor]):
-    file, key, verb, unit = "predictions.jsonl", "saliency", "segment", "file"
-    fields, about = ("saliency", "mask", "overlay"), ("binary",)
+class _PredictionJob:
+    """Segments images and videos; a :class:`selfment.jobs.spec.JobSpec`."""
+
+    records_file = "predictions.jsonl"
+    key = "saliency"
+    verb = "segment"
+    unit = "file"
+    file_fields: tuple[str, ...] = ("saliency", "mask", "overlay")
 
     def __init__(
-        self,
-        out: str | os.PathLike[str],
-        segmenter: Segmenter,
-        overlays: bool,
-        binary: float | None,
-        shard: tuple[int, int],
+        self, segmenter: Segmenter, overlays: bool, binary: float | None, progress: bool
     ) -> None:
+        """``progress``: show a bar for each video."""
         if binary is not None:
             params.require("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
-        wanted = ["saliency"]
-        if binary is not None:
-            wanted.append("mask")
-        if overlays:
-            wanted.append("overlay")
-        super().__init__(out, segmenter.settings, wanted, segmenter.batch_size, shard)
-        self.segmenter = segmenter
-        self.overlays = overlays
-        self.binary = binary
-        self.progress = False
+        self._segmenter = segmenter
+        self._binary = binary
+        self._progress = progress
+        self.settings: Mapping[str, Any] = segmenter.settings
+        self.batch_size = segmenter.batch_size
+        self.file_settings: Mapping[str, tuple[str, Any]] = {"mask": ("binary", binary)}
+        fields = {"saliency": True, "mask": binary is not None, "overlay": overlays}
+        self.wanted = frozenset(field for field, is_wanted in fields.items() if is_wanted)
 
-    def __call__(self, entries: Sequence[ImageEntry], progress: bool) -> None:
-        self.progress = progress
-        super().__call__(entries, progress)
-
-    def _load(self) -> None:
-        self.segmenter.load()
-
-    def _run(self, jobs: Sequence[Job]) -> None:
-        videos = [job for job in jobs if _is_video(job.path)]
-        if videos:
-            load_av()
-        super()._run([job for job in jobs if not _is_video(job.path)])
-        for job in videos:
-            self._alone(job, self._video)
-
-    def _prepare(self, job: Job, picture: Image.Image) -> None:
-        job.pixels, job.content = self.segmenter.preprocess(picture)
-        if self.overlays:
-            picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)
-            job.picture = picture
-
-    def _compute(self, batch: Tensor) -> Sequence[Tensor]:
-        return list(self.segmenter.saliency_batch(batch))
-
-    def _save(self, job: Job, result: Tensor) -> Record:
-        saliency = self.segmenter.to_image(result, job.content, job.size).numpy()
-        record = self._fields(job)
-        self._write_image(job.name, saliency_image(saliency), "PNG")
-        if self.binary is not None:
-            mask = mask_image(saliency > self.binary, job.size)
-            self._write_image(record["mask"], mask, "PNG")
-        if job.picture is not None:
-            self._write_image(record["overlay"], tint_saliency(job.picture, saliency), "JPEG")
-        record["mean_saliency"] = float(np.mean(saliency, dtype=np.float64))
-        return record
-
-    def _video(self, job: Job) -> Record:
-        record = self._fields(job)
-        summary = segment_video(
-            job.path,
-            self.folder / job.name,
-            self.segmenter,
-            mask=None if self.binary is None else self.folder / record["mask"],
-            threshold=self.binary or 0.0,
-            overlay=self.folder / record["overlay"] if self.overlays else None,
-            progress=self.progress,
-        )
-        notes = ["rotated as its metadata says"] if summary.rotation else []
-        return {**record, "notes": notes, "frames": summary.frames, "fps": summary.rate}
-
-    def _fields(self, job: Job) -> Record:
-        made: Record = dict(self._made(job.name))
-        return made if self.binary is None else {**made, "binary": self.binary}
-
-    def _others(self, job: Job) -> Record:
-        kept = super()._others(job)
-        return {**kept, "binary": job.last["binary"]} if "mask" in kept else kept
-
-    def _holds(self, record: Record, field: str) -> bool:
-        # A mask is of its own threshold, which is unknown where a run was interrupted.
-        binary = record.get("binary")
-        if field != "mask" or self.binary is None:
-            return field != "mask" or binary is not None
-        return bool(binary == self.binary)
-
-    def _write_image(self, name: str, image: Image.Image, kind: str) -> None:
-        write_atomically(self.folder / name, lambda file: image.save(file, kind, quality=90))
-
-    def _name(self, entry: ImageEntry) -> str:
-        suffix = ".mp4" if _is_video(str(entry.path)) else ".png"
+    def main_file(self, entry: ImageEntry) -> str:
+        """The usual name of the saliency of an image or a video."""
+        suffix = ".mp4" if _is_video(entry.path) else ".png"
         return f"{entry.mask_name.removesuffix('.png')}_saliency{suffix}"
 
-    def _tagged(self, name: str, tag: str) -> str:
-        stem, suffix = _split(name)
-        return f"{stem}-{tag}_saliency{suffix}"
+    def tagged(self, name: str, tag: str) -> str:
+        """Another name for a saliency."""
+        stem, ending, suffix = name.rpartition("_saliency")
+        return f"{stem}-{tag}{ending}{suffix}"
 
-    def _named(self, name: str) -> dict[str, str]:
-        stem, suffix = _split(name)
-        # No overlay can take another file's place: their endings differ.
+    def output_files(self, name: str) -> dict[str, str]:
+        """The names of all files of an input; their endings differ, so that none collide."""
+        stem, _, suffix = name.rpartition("_saliency")
         overlay = f"{stem}_overlay{'.jpg' if suffix == '.png' else suffix}"
         return {
             "saliency": name,
@@ -187,12 +134,67 @@ class _Run(Pipeline[Tensor]):
             "overlay": str(PurePosixPath("overlays") / overlay),
         }
 
+    def alternative_names(
+        self, image: str, files: Mapping[str, str]
+    ) -> Mapping[str, Sequence[str]]:
+        """None: all names follow from that of the saliency."""
+        del image, files
+        return {}
 
-def _split(name: str) -> tuple[str, str]:
-    """The stem and the suffix of a saliency file's name."""
-    stem, _, suffix = name.rpartition("_saliency")
-    return stem, suffix
+    def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
+        """True if no file is empty: a power failure can leave one under the name of a new one."""
+        del record
+        return all(map(os.path.getsize, files.values()))
+
+    def load(self, tasks: Sequence[Task]) -> None:
+        """Loads backbone and head, and PyAV for videos."""
+        self._segmenter.load()
+        if any(_is_video(task.path) for task in tasks):
+            load_av()
+
+    def prepare(self, task: Task, picture: Image.Image) -> None:
+        """Resizes and normalises an image."""
+        task.pixels, task.content = self._segmenter.preprocess(picture)
+        if "overlay" in self.wanted:
+            picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)
+            task.picture = picture
+
+    def compute(self, batch: Tensor) -> Sequence[Tensor]:
+        """The saliency of each image of a batch, on the patch grid."""
+        return list(self._segmenter.saliency_batch(batch))
+
+    def save(self, task: Task, result: Tensor, files: Mapping[str, Path]) -> Record:
+        """Writes the saliency, the mask and the overlay of an image."""
+        saliency = self._segmenter.to_image(result, task.content, task.size).numpy()
+        _write_image(files["saliency"], saliency_image(saliency), "PNG")
+        if self._binary is not None:
+            mask = mask_image(saliency > self._binary, task.size)
+            _write_image(files["mask"], mask, "PNG")
+        if task.picture is not None:
+            _write_image(files["overlay"], tint_saliency(task.picture, saliency), "JPEG")
+        return {"mean_saliency": float(np.mean(saliency, dtype=np.float64))}
+
+    def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
+        """The function that segments a video; None for an image."""
+        return self._segment_video if _is_video(task.path) else None
+
+    def _segment_video(self, task: Task, files: Mapping[str, Path]) -> Record:
+        summary = segment_video(
+            task.path,
+            files["saliency"],
+            self._segmenter,
+            mask=files.get("mask"),
+            threshold=self._binary or 0.0,
+            overlay=files.get("overlay"),
+            progress=self._progress,
+        )
+        notes = ["rotated as its metadata says"] if summary.rotation else []
+        return {"notes": notes, "frames": summary.frames, "fps": summary.rate}
 
 
-def _is_video(path: str) -> bool:
-    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+def _write_image(path: Path, image: Image.Image, kind: str) -> None:
+    write_atomically(path, lambda file: image.save(file, kind, quality=90))
+
+
+def _is_video(path: str | os.PathLike[str]) -> bool:
+    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES

@@ -17,10 +17,9 @@ from tqdm import tqdm
 
 from ..backbones import WeightsError
 from ..core import native as _native
-from ..jobs.records import lock
 from ..models.head import HeadInfo, PatchHead, read_checkpoint
 from ..util.extras import load_extra
-from ..util.files import atomic_file, remove_stale, write_atomically
+from ..util.files import atomic_file, lock, remove_abandoned, write_atomically
 from .loop import LOSSES, Step
 
 
@@ -125,7 +124,7 @@ class RunFolder:
                 f"got {os.fspath(self.folder)!r} ({error.strerror or error})"
             ) from error
         lock(self._lock, self.folder)
-        remove_stale(self.folder)
+        remove_abandoned(self.folder)
 
     def _check_same(self, settings: dict[str, Any], images: dict[str, str]) -> None:
         """Raises ``ValueError`` where the checkpoint has other settings or images."""

@@ -21,7 +21,7 @@ from ..core.torch_state import as_documented
 from ..images.load import ImageEntry, ImageError, load_image
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
-from ..util.files import content_of, printable, reason
+from ..util.files import printable, reason, sha256_of
 from .cache import TensorCache, key_of
 
 
@@ -73,7 +73,7 @@ class LabelledImages:
         return features.clone(), self.labels[index]
 
     def prepare(self, progress: bool) -> list[str]:
-        """Labels all images; leaves out those that fail, and returns a sentence for each of them."""
+        """Labels all images; those that fail are left out. Returns a sentence for each of these."""
         rank, world = _distributed.world()
         own = range(rank, len(self.paths), world)
         self._done: dict[int, tuple[str, Tensor | None]] = {}  # key and labels, or error and None
@@ -148,7 +148,7 @@ class LabelledImages:
         return key, pixels
 
     def _key(self, path: Path) -> str:
-        return key_of(content=content_of(path), **self._of_features)
+        return key_of(content=sha256_of(path), **self._of_features)
 
     def _key_of_labels(self, key: str) -> str:
         return key_of(features=key, **self._of_labels)

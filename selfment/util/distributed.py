@@ -1,4 +1,4 @@
-"""The processes of a run that ``torchrun`` starts; a single one without it."""
+"""The processes of a run: those started by ``torchrun``, or a single one without it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
-# One may label for long while the others wait; torchrun ends all if one fails.
+# Processes may wait long for one that still labels; torchrun ends all of them if one fails.
 _PATIENCE = timedelta(days=7)
 
 
 def world() -> tuple[int, int]:
-    """The rank of this process and how many there are."""
+    """Returns the rank of this process and the number of processes."""
     if distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -28,7 +28,7 @@ def world() -> tuple[int, int]:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins the other processes, if there are any, and leaves them at the end."""
+    """Joins the process group of the run, if there is one, and leaves it at the end."""
     if world()[1] == 1 or distributed.is_initialized():
         yield
         return
@@ -46,17 +46,17 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def _own_store() -> tuple[Any, int, int]:
-    """Keys and values that the processes of this start share, the rank, and how many there are."""
+    """Returns a key-value store for the processes of this start, the rank and the world size."""
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
-    return distributed.PrefixStore(_agreed(store, rank, size), store), rank, size
+    return distributed.PrefixStore(_agreed_name(store, rank, size), store), rank, size
 
 
-def _agreed(store: Any, rank: int, size: int) -> str:
-    """A name that the processes of this start share, and those of an earlier one never had.
+def _agreed_name(store: Any, rank: int, size: int) -> str:
+    """Returns a name shared by the processes of this start and by no earlier ones.
 
-    The store of ``torchrun`` outlives a restart, and nodes count their restarts differently:
-    without such a name a process may take the address of one that was killed for its peer's.
-    The first process lists who is there until all have seen the same list, themselves on it.
+    The store of ``torchrun`` outlives a restart, and nodes count their restarts differently.
+    Without such a name a process may connect to the address of a killed process. The first process
+    publishes a list of the processes until every process has seen the same list with itself on it.
     """
     own = uuid.uuid4().hex
     store.set(f"here/{rank}", own)
@@ -75,31 +75,32 @@ def _agreed(store: Any, rank: int, size: int) -> str:
 
 
 def _read(store: Any, key: str) -> str:
-    """The value of a key; empty if there is none."""
+    """Returns the value of a key, or an empty string if the store lacks it."""
     return store.get(key).decode() if store.check([key]) else ""
 
 
 def restarted() -> bool:
-    """Whether ``torchrun`` has started the processes again, after one of them had failed."""
+    """Returns whether ``torchrun`` restarted the processes after one of them failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def any_failed(count: int) -> bool:
-    """Whether the ``count`` of any process is positive.
+    """Returns whether the ``count`` of any process is positive.
 
-    ``torchrun`` ends all processes when one ends with an error: each waits here for the others, so
-    that a broken image does not end their work. Other launchers do not, and nothing waits.
+    ``torchrun`` ends all processes when one ends with an error. Therefore each process waits here
+    for the others, so that a broken image does not end their work. Under other launchers a process
+    does not wait, and considers its own ``count`` only.
     """
     if not distributed.is_torchelastic_launched():
         return count > 0
-    # Through torchrun's store alone: to leave a process group of gloo can hang (torch 2.6).
+    # This uses torchrun's store only: leaving a process group of gloo can hang (torch 2.6).
     store, rank, size = _own_store()
     store.set(f"failed/{rank}", str(count))
     return any(int(store.get(f"failed/{other}")) > 0 for other in range(size))
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every process passed, by rank; waits for all of them."""
+    """Waits for all processes and returns the values that they passed, by rank."""
     if not distributed.is_initialized():
         return [value]
     values: list[Any] = [None] * distributed.get_world_size()
@@ -108,7 +109,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def mean(values: torch.Tensor) -> torch.Tensor:
-    """The mean of ``values`` over the processes."""
+    """Returns the mean of ``values`` over the processes; it may be computed in place."""
     if distributed.is_initialized():
         distributed.all_reduce(values)
         values /= distributed.get_world_size()

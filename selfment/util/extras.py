@@ -1,4 +1,4 @@
-"""Optional libraries: where one is missing, one sentence says which extra brings it."""
+"""Optional libraries: if one is missing, one sentence names the extra that installs it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 
 def load_extra(module: str, library: str, extra: str, what: str) -> Any:
-    """The module of an optional library.
+    """Imports and returns the module of an optional library.
 
     Args:
-        module: its name, as in an import statement.
-        library: what people call it.
-        extra: the extra of selfment that brings it.
-        what: what needs it, as the subject of a sentence.
+        module: the module's name, as in an import statement.
+        library: the library's usual name.
+        extra: the extra of selfment that installs it.
+        what: the feature that needs it, as the subject of a sentence.
 
     Raises:
-        ImportError: it is missing.
+        ImportError: the library is missing.
     """
     try:
         return import_module(module)

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read without waiting, and sentences on what goes wrong."""
+"""Files: atomic writes, locks, checksums, and sentences that say what went wrong."""
 
 from __future__ import annotations
 
@@ -16,42 +16,42 @@ from pathlib import Path
 from typing import IO
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
-_YOUNG = 60.0  # seconds for which a temporary file may not have been locked yet
+_LOCK_DELAY = 60.0  # seconds: a temporary file that is younger may not have been locked yet
 
 
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
-    """A temporary file beside ``path``, moved there in one step unless the block raises.
+    """Opens a temporary file beside ``path`` and moves it there unless the block raises.
 
-    ``durable``: on the disk before it is moved, so that not even a power failure leaves anything
-    but the old file or the new one. It is for what nothing checks when it is read, or what takes
-    long to make again: records, heads, checkpoints, reports. A result that the records name is made
-    again where it is empty, and a cached tensor where its checksum is wrong. Raises ``OSError``,
-    also for a ``path`` that is a pipe, a socket or a device.
+    ``durable``: flush it to the disk before it is moved, so that even after a power failure
+    ``path`` is the old file or the new one. Needed for files that are not checked when they are
+    read, or that take long to make again: records, heads, checkpoints, reports. Not needed for a
+    result in the records, which is made again if it is empty, or for a cached tensor, which has a
+    checksum. Raises ``OSError``, also if ``path`` is a pipe, a socket or a device.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
-        check_file(path)  # a device would be replaced, not written
+        check_file(path)  # the move would replace a device instead of writing to it
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    held = None
+    lock_file = None
     try:
         with temporary.open("xb") as file:
-            held = os.dup(file.fileno())  # keeps the lock until the file has its name
-            with suppress(OSError):  # not every file system has locks: see remove_stale
-                fcntl.flock(held, fcntl.LOCK_SH)
+            lock_file = os.dup(file.fileno())  # keeps the lock until the file is moved
+            with suppress(OSError):  # not every file system has locks: see remove_abandoned
+                fcntl.flock(lock_file, fcntl.LOCK_SH)
             yield file
             if durable:
                 file.flush()
-                os.fsync(held)
+                os.fsync(lock_file)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
-        if held is not None:
-            os.close(held)
+        if lock_file is not None:
+            os.close(lock_file)
     if durable:
-        # Not every folder can be read, and some file systems keep names in another way.
+        # The name is flushed with the folder, if the folder and the file system allow it.
         with suppress(OSError):
             folder = os.open(path.parent, os.O_RDONLY)
             try:
@@ -71,37 +71,52 @@ def write_atomically(
         write(file)
 
 
-def remove_stale(folder: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
     """Removes the temporary files of killed processes under ``folder``.
 
-    A process locks those that it writes, and the system takes the locks of a killed one. Where the
-    file system has no such locks, nothing is removed. Links are not followed.
+    A process locks the files that it writes; when it is killed, the system releases the locks.
+    On a file system without locks nothing is removed. Symbolic links are not followed.
     """
     for parent, _, names in os.walk(folder):
         for name in filter(_TEMPORARY.fullmatch, names):
             path = os.path.join(parent, name)
             try:
                 check_file(path)
-                if time.time() - os.stat(path).st_mtime < _YOUNG:
+                if time.time() - os.stat(path).st_mtime < _LOCK_DELAY:
                     continue
                 with open(path, "rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(path)
-            except OSError:  # at work, or not ours to remove
+            except OSError:  # its process is still writing, or this one lacks the rights
                 continue
 
 
+def lock(file: IO[str], path: Path, *, shared: bool = False) -> None:
+    """Locks a file of an output folder until it is closed, if the file system has locks.
+
+    ``shared``: other processes may lock it too, if they share it. Raises ``ValueError`` and closes
+    the file if another run has locked it.
+    """
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ValueError(f"`out` must be used by one run at a time: another holds {path}") from None
+    except OSError:  # a file system without locks
+        pass
+
+
 def reason(error: BaseException) -> str:
-    """One line that says what went wrong, with the name of the file that it went wrong with."""
+    """One line that says what went wrong, with the name of the file in an ``OSError``."""
     if isinstance(error, OSError) and error.strerror:
-        # The second name, where there are two, is that under which a file was to appear.
+        # If there are two names, the second is the target of a move.
         name = error.filename2 or error.filename
         return error.strerror if name is None else f"{error.strerror}: {os.fspath(name)}"
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def printable(text: str) -> str:
-    """``text`` on one line, with escapes for what a terminal would obey or cannot show."""
+    """``text`` on one line, with escapes for characters that a terminal obeys or cannot show."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -112,7 +127,7 @@ def check_file(path: str | os.PathLike[str]) -> None:
         raise OSError(errno.EINVAL, "it is a pipe, a socket or a device")
 
 
-def content_of(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a file; raises ``OSError``."""
     check_file(path)
     with path.open("rb") as file:
@@ -123,16 +138,16 @@ def content_of(path: Path) -> str:
 
 
 class RealPaths:
-    """Paths without the links on the way to them; each folder is looked up once.
+    """Resolves the symbolic links in the folders of paths; each folder is looked up once.
 
-    A link that is itself the last part stays: a result takes its place, not that of its target.
+    A link that is itself the last part stays: a new file would replace the link, not its target.
     """
 
     def __init__(self) -> None:
         self._folders: dict[str, str] = {}
 
     def __call__(self, path: str) -> str:
-        """The same path with the real folder."""
+        """The path with its folder resolved."""
         folder, name = os.path.split(path)
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)

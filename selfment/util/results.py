@@ -1,4 +1,4 @@
-"""What the records in a folder say of the files there: which of them are results, and of what."""
+"""Finds out from the records in a folder which of its files are results of selfment."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import re
 from collections.abc import Iterable, Iterator
 
 from .files import check_file
-from .lines import Record, unsealed
+from .lines import Record, without_checksum
 
 _FILE = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")
-_TRAINING = {"settings.json", "steps.jsonl"}  # of a run of `selfment train`
+_TRAINING = {"settings.json", "steps.jsonl"}  # files of a run of `selfment train`
 _FIELDS = ("name", "mask", "overlay", "annotations", "boxes", "saliency")
-_LONGEST = 1 << 20  # characters of a line: a file of one long line is not read whole
+_LONGEST = 1 << 20  # characters read of a line: a file of one long line is not read whole
 
 
 def record_file(folder: str, names: Iterable[str]) -> str | None:
-    """The name of a file with records of selfment, of those in a folder; None where none has."""
+    """Returns the name of the file with records among the ``names`` in a folder, or None."""
     names = list(names)
     if _TRAINING.issubset(names):
         return "steps.jsonl"
@@ -28,32 +28,33 @@ def record_file(folder: str, names: Iterable[str]) -> str | None:
 
 
 def recorded_files(folder: str) -> dict[str, tuple[str, str]]:
-    """The results that the records in a folder name, by their relative paths.
+    """Returns the results that the records in a folder name.
 
-    Of each, whether it is of ``"labels"`` or of ``"predictions"``, and the record's field.
+    The keys are their relative paths. A value is ``"labels"`` or ``"predictions"``, and the name of
+    the record's field.
     """
-    found: dict[str, tuple[str, str]] = {}
+    results: dict[str, tuple[str, str]] = {}
     try:
         names = sorted(filter(_FILE.fullmatch, os.listdir(folder)))
     except OSError:
-        return found
+        return results
     for name in names:
         for record in _records(os.path.join(folder, name)):
-            for one in (record.get("last"), record):
-                fields = one if isinstance(one, dict) else {}
+            for entry in (record.get("last"), record):
+                fields = entry if isinstance(entry, dict) else {}
                 for field in _FIELDS:
                     if isinstance(file := fields.get(field), str):
-                        found[file] = name.partition(".")[0].partition("-")[0], field
-    return found
+                        results[file] = name.partition(".")[0].partition("-")[0], field
+    return results
 
 
 def _records(path: str) -> Iterator[Record]:
-    """The whole records of a file; nothing of a file of another kind, as one of captions."""
+    """Yields the undamaged records of a file; none if it contains no records of selfment."""
     try:
         check_file(path)
         with open(path, encoding="utf-8", errors="replace") as file:
             while line := file.readline(_LONGEST):
-                content = unsealed(line.rstrip("\n"))
+                content = without_checksum(line.rstrip("\n"))
                 if content is None:
                     continue
                 record = json.loads(content)

@@ -30,7 +30,7 @@ from selfment.images.load import ImageError, load_image
 from selfment.jobs.records import Records
 from selfment.models.head import CONFIG_NAME, WEIGHTS_NAME, PatchHead, load_head
 from selfment.training.cache import TensorCache
-from selfment.util.lines import sealed
+from selfment.util.lines import with_checksum
 
 Image.init()  # all plugins
 Image.MAX_IMAGE_PIXELS = 1 << 19  # what is refused beyond it is tested without a fuzzer
@@ -209,12 +209,12 @@ def _check_cache(data: bytes) -> None:
 
 def _lines() -> Iterator[bytes]:
     record = {"image": "/a\nb.png", "name": "a.png", "error": None, "time": 1.5, "bytes": 7}
-    whole = sealed(json.dumps(record)) + "\n"
+    whole = with_checksum(json.dumps(record)) + "\n"
     yield whole.encode()
     yield (whole + whole.replace("a.png", "c.png") + whole[:30]).encode()
     yield (json.dumps(record) + "\n").encode()
     for name in ("../a.png", "/a.png", 3):
-        yield (sealed(json.dumps({**record, "name": name})) + "\n").encode()
+        yield (with_checksum(json.dumps({**record, "name": name})) + "\n").encode()
 
 
 def _check_records(data: bytes) -> None:

@@ -18,8 +18,10 @@ from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
 from selfment.images.draw import overlay_instances
 from selfment.images.load import find_images, sample_images
 from selfment.jobs import label as labeling
-from selfment.jobs.exports import as_instances, coco_record, label_image, write_coco, yolo_lines
-from selfment.jobs.label import Summary, label_images
+from selfment.jobs.coco import coco_record, write_coco
+from selfment.jobs.exports import as_instances, label_image, yolo_lines
+from selfment.jobs.label import LabelSummary, label_images
+from selfment.jobs.runner import Runner
 from selfment.training.run import train
 
 SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
@@ -48,7 +50,7 @@ def labeler(**options) -> PseudoLabeler:
     return PseudoLabeler(size=160, batch_size=2, **{"objects": 3, **options})
 
 
-def run(inputs, out: Path, model=None, **options) -> Summary:
+def run(inputs, out: Path, model=None, **options) -> LabelSummary:
     model = model or labeler()
     return label_images(find_images(inputs, out=out), out, model, progress=False, **options)
 
@@ -63,7 +65,7 @@ def coco_of(path: Path):
     return coco.COCO(str(path))
 
 
-def test_earlier_masks_keep_the_pixels_that_two_claim():
+def test_where_masks_overlap_the_earlier_one_counts():
     masks = np.zeros((4, 5, 6), dtype=bool)
     masks[0, 1:3, 1:4] = True
     masks[1, 1:3, 1:3] = True  # nothing is left of it
@@ -89,11 +91,11 @@ def test_earlier_masks_keep_the_pixels_that_two_claim():
 
 
 @pytest.mark.parametrize(("count", "bits"), [(0, 8), (255, 8), (256, 16), (700, 16)])
-def test_label_images_hold_any_number(count, bits, tmp_path):
+def test_label_images_have_any_number_of_objects(count, bits, tmp_path):
     instances = np.arange(30 * 40).reshape(30, 40).astype(np.uint16)
     instances[instances > count] = 0
     label_image(instances).save(tmp_path / "labels.png")
-    # Of the header: bits of a sample, and that these are grey.
+    # The header states the bits of a sample, and that the image is grey.
     assert (tmp_path / "labels.png").read_bytes()[24:26] == bytes([bits, 0])
     read = Image.open(tmp_path / "labels.png")
     assert np.array_equal(np.asarray(read), instances)
@@ -107,7 +109,7 @@ def test_too_many_masks():
 
 def test_all_formats_say_the_same(scenes, tmp_path):
     out = tmp_path / "out"
-    assert run([scenes], out, formats=("png", "coco", "yolo")) == Summary(labelled=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo")) == LabelSummary(labelled=3)
     coco = coco_of(out / "annotations.json")
     assert [image["file_name"] for image in coco.dataset["images"]] == sorted(SIZES)
     assert [image["id"] for image in coco.dataset["images"]] == [1, 2, 3]
@@ -206,12 +208,12 @@ def test_images_without_objects(scenes, tmp_path):
     assert (len(coco.dataset["images"]), coco.dataset["annotations"]) == (3, [])
     assert (out / "labels/a.txt").read_bytes() == b""
     assert not np.asarray(Image.open(out / "a.png")).any()
-    assert run([scenes], out, blind, formats=["yolo"]) == Summary(skipped=3)
+    assert run([scenes], out, blind, formats=["yolo"]) == LabelSummary(skipped=3)
     (out / "labels/a.txt").unlink()
     (out / "sub/b.png").write_bytes(b"")
-    assert run([scenes], out, blind, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, blind, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "labels/a.txt").read_bytes() == b""
-    assert run([scenes], out, blind, formats=["png"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, blind, formats=["png"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "sub/b.png").stat().st_size > 0
 
 
@@ -242,12 +244,12 @@ def test_an_interrupted_run_composes_what_is_done_and_the_next_one_the_rest(scen
         run([scenes], out, model, formats=["coco"])
     names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
     assert names == ["a.png"]
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=2, skipped=1)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=2, skipped=1)
     run([scenes], tmp_path / "whole", formats=["coco"])
     expected = (tmp_path / "whole/annotations.json").read_bytes()
     assert (out / "annotations.json").read_bytes() == expected
     (out / "annotations.json").unlink()
-    assert run([scenes], out, formats=["coco"]) == Summary(skipped=3)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(skipped=3)
     assert (out / "annotations.json").read_bytes() == expected
 
 
@@ -257,11 +259,11 @@ def test_the_last_process_of_a_sharded_run_composes(scenes, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     other = Records(out / "labels.jsonl", "name", (2, 3))  # another process, at work
-    assert run([scenes], out, formats=["coco"], shard=(0, 3)) == Summary(labelled=1)
-    assert run([scenes], out, formats=["coco"], shard=(1, 3)) == Summary(labelled=1)
+    assert run([scenes], out, formats=["coco"], shard=(0, 3)) == LabelSummary(labelled=1)
+    assert run([scenes], out, formats=["coco"], shard=(1, 3)) == LabelSummary(labelled=1)
     assert not (out / "annotations.json").exists()
     other.close()
-    assert run([scenes], out, formats=["coco"], shard=(2, 3)) == Summary(labelled=1)
+    assert run([scenes], out, formats=["coco"], shard=(2, 3)) == LabelSummary(labelled=1)
     run([scenes], tmp_path / "whole", formats=["coco"])
     expected = (tmp_path / "whole/annotations.json").read_bytes()
     assert (out / "annotations.json").read_bytes() == expected
@@ -270,34 +272,36 @@ def test_the_last_process_of_a_sharded_run_composes(scenes, tmp_path):
 def test_what_is_wanted_anew_is_done_and_the_rest_skipped(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out)
-    assert run([scenes], out) == Summary(skipped=3)
-    assert run([scenes], out, formats=("png", "yolo")) == Summary(labelled=3)
-    assert run([scenes], out, formats=["yolo"]) == Summary(skipped=3)
+    assert run([scenes], out) == LabelSummary(skipped=3)
+    assert run([scenes], out, formats=("png", "yolo")) == LabelSummary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(skipped=3)
     (out / "labels/a.txt").unlink()
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     for option in ({"fill_holes": True}, {"largest_component": True}, {"refine": "bilateral"}):
-        assert run([scenes], out, **option) == Summary(labelled=3)
-        assert run([scenes], out, **option) == Summary(skipped=3)
-    assert run([scenes], out, labeler(objects=2), refine="bilateral") == Summary(labelled=3)
-    assert run([scenes], out, labeler(objects=None), refine="bilateral") == Summary(labelled=3)
+        assert run([scenes], out, **option) == LabelSummary(labelled=3)
+        assert run([scenes], out, **option) == LabelSummary(skipped=3)
+    assert run([scenes], out, labeler(objects=2), refine="bilateral") == LabelSummary(labelled=3)
+    assert run([scenes], out, labeler(objects=None), refine="bilateral") == LabelSummary(labelled=3)
 
 
 def test_files_of_the_same_label_stay_done(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, overlays=True)
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=3)
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
-    assert run([scenes], out, formats=("png", "coco", "yolo"), overlays=True) == Summary(skipped=3)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo"), overlays=True) == LabelSummary(
+        skipped=3
+    )
     fields = ("mask", "annotations", "boxes", "overlay")
     files = ["sub/b.png", "annotations/sub/b.json", "labels/sub/b.txt", "overlays/sub/b.jpg"]
     assert [records(out)["b.jpg"][field] for field in fields] == files
     # Not those that are lost, nor those of what the image was before.
     (out / "sub/b.png").unlink()
     (out / "labels/sub/b.txt").unlink()
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     assert [records(out)["b.jpg"][field] for field in fields] == [None, *files[1:]]
     scene(scenes / "a.png", (70, 70), 5)
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     expected = [None, None, "labels/a.txt", None]
     assert [records(out)["a.png"][field] for field in fields] == expected
 
@@ -306,17 +310,17 @@ def files_in(out: Path) -> list[str]:
     return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
 
 
-def test_no_file_speaks_of_another_label(scenes, tmp_path):
+def test_no_file_of_another_label_stays(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
     other = labeler(objects=None, tau="auto", min_confidence=0.25)
-    assert run([scenes / "sub"], out, other) == Summary(labelled=2)
+    assert run([scenes / "sub"], out, other) == LabelSummary(labelled=2)
     of_a = ["a.png", "annotations/a.json", "labels/a.txt", "overlays/a.jpg"]
     both = ["annotations.json", "labels.jsonl", "sub/b.png", "sub/c.png"]
     assert files_in(out) == sorted([*of_a, *both])
     images = coco_of(out / "annotations.json").dataset["images"]
     assert [one["file_name"] for one in images] == ["a.png"]
-    assert run([scenes], out, other, formats=["coco"]) == Summary(labelled=3)
+    assert run([scenes], out, other, formats=["coco"]) == LabelSummary(labelled=3)
     run([scenes], tmp_path / "new", other, formats=["coco"])
     expected = (tmp_path / "new/annotations.json").read_bytes()
     assert (out / "annotations.json").read_bytes() == expected
@@ -324,13 +328,13 @@ def test_no_file_speaks_of_another_label(scenes, tmp_path):
     assert (out / "sub/b.png").exists()
 
 
-def test_no_file_speaks_of_a_label_that_a_killed_run_left(scenes, tmp_path, monkeypatch):
+def test_no_file_of_a_label_that_a_killed_run_left_stays(scenes, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
+        patch.setattr(Runner, "_record_written", lambda self, most: None)
         run([scenes], out, labeler(tau=0.4), formats=["coco", "yolo"])
     assert len(files_in(out)) == 3 * 2 + 2
-    assert run([scenes], out) == Summary(labelled=3)
+    assert run([scenes], out) == LabelSummary(labelled=3)
     masks = ["a.png", "sub/b.png", "sub/c.png"]
     assert files_in(out) == sorted([*masks, "annotations.json", "labels.jsonl"])
 
@@ -341,7 +345,7 @@ def test_files_of_others_are_never_removed(scenes, tmp_path):
     for name in ("labels/a.txt", "overlays"):
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text("mine")
-    assert run([scenes], out, labeler(tau=0.4)) == Summary(labelled=3)
+    assert run([scenes], out, labeler(tau=0.4)) == LabelSummary(labelled=3)
     assert (out / "labels/a.txt").read_text() == (out / "overlays").read_text() == "mine"
 
 
@@ -350,11 +354,11 @@ def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
     run([scenes], out, formats=["coco"])
     good = (scenes / "a.png").read_bytes()
     (scenes / "a.png").write_bytes(good[:100])
-    assert run([scenes], out, formats=["coco"]) == Summary(skipped=2, failed=1)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(skipped=2, failed=1)
     names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
     assert names == ["sub/b.jpg", "sub/c.png"]
     (scenes / "a.png").write_bytes(good)
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=1, skipped=2)
     assert records(out)["a.png"]["annotations"] == "annotations/a.json"
 
 
@@ -369,7 +373,7 @@ def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(labeling, "write_atomically", full)
-        assert run([scenes], out, formats=["yolo"]) == Summary(failed=3)
+        assert run([scenes], out, formats=["yolo"]) == LabelSummary(failed=3)
     assert (out / "annotations.json").read_bytes() == whole
     away = (scenes / "a.png").rename(tmp_path / "a.png")
     entries = find_images([scenes], out=out)
@@ -379,10 +383,10 @@ def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch)
     away = (scenes / "a.png").rename(tmp_path / "a.png")
     assert label_images(found, out, labeler(), formats=["png"], progress=False).failed == 1
     away.rename(scenes / "a.png")
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=3)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=3)
     assert all(file.exists() for file in files)
     assert (out / "annotations.json").read_bytes() == whole
-    assert run([scenes], out, formats=("png", "coco", "yolo")) == Summary(skipped=3)
+    assert run([scenes], out, formats=("png", "coco", "yolo")) == LabelSummary(skipped=3)
 
 
 def test_files_of_others_are_neither_written_over_nor_removed(scenes, tmp_path, capsys):
@@ -391,9 +395,9 @@ def test_files_of_others_are_neither_written_over_nor_removed(scenes, tmp_path, 
     (out / "labels").mkdir()
     own = out / "labels/a.txt"
     own.write_text("by hand")
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=2, failed=1)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=2, failed=1)
     assert "must hold no labels/a.txt of another program" in capsys.readouterr().err
-    assert run([scenes], out, labeler(tau=0.3), formats=["png"]) == Summary(labelled=3)
+    assert run([scenes], out, labeler(tau=0.3), formats=["png"]) == LabelSummary(labelled=3)
     assert own.read_text() == "by hand"
     assert not (out / "labels/sub/b.txt").exists()
 
@@ -403,14 +407,14 @@ def test_a_file_of_boxes_that_was_cut_off_is_made_again(scenes, tmp_path):
     run([scenes], out, formats=["yolo"])
     assert (out / "labels/a.txt").read_text()
     (out / "labels/a.txt").write_text("")
-    assert run([scenes], out, formats=["yolo"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["yolo"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "labels/a.txt").read_text()
 
 
 def test_annotations_that_a_killed_run_left_are_not_in_the_set(scenes, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run([scenes], out, formats=["coco"])
-    monkeypatch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
+    monkeypatch.setattr(Runner, "_record_written", lambda self, most: None)
     run([scenes], out, labeler(tau=0.4), formats=["coco"])
     assert coco_of(out / "annotations.json").dataset["images"] == []
 
@@ -481,7 +485,7 @@ def test_broken_annotations_are_left_out_and_made_again(scenes, tmp_path, capsys
     assert [records(out)["a.png"][field] for field in ("annotations", "mask")] == [None, "a.png"]
     assert len((out / "labels.jsonl").read_text().splitlines()) == 3
     assert cli.main(arguments) == 0
-    assert run([scenes], out, formats=["coco"]) == Summary(labelled=1, skipped=2)
+    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=1, skipped=2)
     assert (out / "annotations.json").read_bytes() == whole
     assert records(out)["a.png"]["mask"] == "a.png"
 
@@ -526,7 +530,7 @@ def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
     with pytest.raises(ValueError, match=r"`out` must hold no file annotations\.json of another"):
         run([scenes], tmp_path / "out", formats=["coco"])
     assert file.read_text() == '{"images": []}'
-    assert run([scenes], tmp_path / "out") == Summary(labelled=3)
+    assert run([scenes], tmp_path / "out") == LabelSummary(labelled=3)
     assert file.read_text() == '{"images": []}'
 
 

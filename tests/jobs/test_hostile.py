@@ -33,8 +33,8 @@ from selfment.images.load import ImageError, find_images, load_image
 from selfment.jobs.records import Records
 from selfment.models.head import HeadInfo, load_head, save_head
 from selfment.training.cache import TensorCache
-from selfment.util.files import atomic_file, remove_stale, write_atomically
-from selfment.util.lines import sealed, unsealed
+from selfment.util.files import atomic_file, remove_abandoned, write_atomically
+from selfment.util.lines import with_checksum, without_checksum
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), **options) -> Path:
@@ -132,7 +132,7 @@ def test_bytes_say_what_a_file_is(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "png", "webp", "tiff"])
-def test_an_animation_gives_its_first_frame(suffix, tmp_path):
+def test_the_first_frame_of_an_animation_is_read(suffix, tmp_path):
     frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue", "lime")]
     path = tmp_path / f"a.{suffix}"
     options = {"lossless": True} if suffix == "webp" else {}
@@ -167,7 +167,7 @@ def test_every_truncation_is_an_error_or_an_image(tmp_path):
                 assert str(path) in str(error)  # noqa: PT017 - most lengths raise, not all
 
 
-# What is no file.
+# Inputs that are no regular files.
 
 
 @pytest.fixture
@@ -390,16 +390,16 @@ def test_recipes_that_are_none(tmp_path):
 
 def test_lines_are_sealed():
     line = json.dumps({"image": "/a/é\n.png", "n": None})
-    whole = sealed(line)
+    whole = with_checksum(line)
     assert json.loads(whole) == {**json.loads(line), "crc32": f"{zlib.crc32(line.encode()):08x}"}
-    assert unsealed(whole) == line
-    assert unsealed(line) is None
+    assert without_checksum(whole) == line
+    assert without_checksum(line) is None
     for place in range(len(whole)):
         for bit in range(7):
             changed = whole[:place] + chr(ord(whole[place]) ^ 1 << bit) + whole[place + 1 :]
-            assert unsealed(changed) is None
+            assert without_checksum(changed) is None
     for place in range(len(whole)):
-        assert unsealed(whole[:place]) is None
+        assert without_checksum(whole[:place]) is None
 
 
 def test_damaged_records_are_reported_and_done_again(photos_in, tmp_path, capsys):
@@ -426,14 +426,14 @@ def test_damaged_records_are_reported_and_done_again(photos_in, tmp_path, capsys
 
 
 def test_an_earlier_record_does_not_stand_in_for_a_damaged_one(tmp_path):
-    first = sealed(json.dumps({"image": "/a", "name": "a.png", "error": None}))
-    later = sealed(json.dumps({"image": "/a", "name": "a.png", "error": "interrupted"}))
+    first = with_checksum(json.dumps({"image": "/a", "name": "a.png", "error": None}))
+    later = with_checksum(json.dumps({"image": "/a", "name": "a.png", "error": "interrupted"}))
     path = tmp_path / "labels.jsonl"
     path.write_text(f'{first}\n{later[:-3]}0"}}\n')
     records = Records(path, "name")
     assert records.get("/a") == {}
-    assert records.owns("a.png", "/a")
-    assert records.claim("a.png", "/b") == "/a"
+    assert records.is_recorded("a.png", "/a")
+    assert not records.reserve("a.png", "/b")
     records.close()
     assert path.read_text() == f'{later[:-3]}0"}}\n'  # until the image is done again
 
@@ -446,8 +446,8 @@ def test_no_name_in_the_records_leads_outside(photos_in, tmp_path, capsys):
     for name in ("../victim.png", str(victim), "x/../../victim.png"):
         lines = []
         for line in (out / "labels.jsonl").read_text().splitlines():
-            record = json.loads(unsealed(line))
-            lines.append(sealed(json.dumps({**record, "name": name, "error": "again"})))
+            record = json.loads(without_checksum(line))
+            lines.append(with_checksum(json.dumps({**record, "name": name, "error": "again"})))
         (out / "labels.jsonl").write_text("\n".join(lines[:1]) + "\n")
         label(capsys, photos_in, out)
         assert victim.read_bytes() == b"precious"
@@ -645,7 +645,7 @@ def test_a_file_that_vanishes(photos_in, tmp_path, capsys, monkeypatch):
     assert "2 labelled, 0 already done, 1 failed" in err
 
 
-# What a killed process leaves.
+# Files that a killed process leaves.
 
 
 def test_only_what_nobody_writes_is_removed(tmp_path):
@@ -662,7 +662,7 @@ def test_only_what_nobody_writes_is_removed(tmp_path):
         file.flush()
         (at_work,) = (path for path in tmp_path.glob(".*.tmp") if path not in others)
         os.utime(at_work, (old, old))
-        remove_stale(tmp_path)
+        remove_abandoned(tmp_path)
         assert at_work.exists()
     assert (tmp_path / "result").read_bytes() == b"slow"
     assert not stale.exists()
@@ -679,7 +679,7 @@ def test_a_file_system_without_locks(number, tmp_path, monkeypatch):
     stale.write_bytes(b"half")
     os.utime(stale, (1, 1))
     write_atomically(tmp_path / "result", lambda file: file.write(b"whole"), durable=True)
-    remove_stale(tmp_path)
+    remove_abandoned(tmp_path)
     assert (tmp_path / "result").read_bytes() == b"whole"
     assert stale.exists()  # it could be at work
     path = tmp_path / "labels.jsonl"

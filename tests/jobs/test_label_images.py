@@ -13,7 +13,8 @@ from PIL import Image
 
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
-from selfment.jobs.label import Summary, label_images
+from selfment.jobs.label import LabelSummary, label_images
+from selfment.jobs.runner import Runner
 
 
 def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path:
@@ -32,7 +33,7 @@ def records(out: Path) -> dict[str, dict]:
     return found
 
 
-def run(inputs, out: Path, labeler=None, **options) -> Summary:
+def run(inputs, out: Path, labeler=None, **options) -> LabelSummary:
     labeler = labeler or PseudoLabeler(size=96, batch_size=2)
     return label_images(find_images(inputs, out=out), out, labeler, progress=False, **options)
 
@@ -47,7 +48,7 @@ def photos_in(tmp_path):
 
 def test_masks_and_records(photos_in, tmp_path):
     out = tmp_path / "new/out"
-    assert run([photos_in], out, overlays=True) == Summary(labelled=3)
+    assert run([photos_in], out, overlays=True) == LabelSummary(labelled=3)
     labels = PseudoLabeler(size=96)(photos_in / "sub/b.png")
     mask = Image.open(out / "sub/b.png")
     assert (mask.mode, mask.size) == ("L", (51, 30))
@@ -78,14 +79,14 @@ def test_a_second_run_skips_and_changes_are_redone(photos_in, tmp_path):
     out = tmp_path / "out"
     run([photos_in], out)
     before = (out / "sub/c.png").stat().st_mtime_ns
-    assert run([photos_in], out) == Summary(skipped=3)
-    assert run([photos_in], out, overlays=True) == Summary(labelled=3)
-    assert run([photos_in], out) == Summary(skipped=3)
+    assert run([photos_in], out) == LabelSummary(skipped=3)
+    assert run([photos_in], out, overlays=True) == LabelSummary(labelled=3)
+    assert run([photos_in], out) == LabelSummary(skipped=3)
     (out / "a.png").unlink()
     picture(photos_in / "sub/b.png", (51, 30), 9)
     os.utime(photos_in / "sub/b.png", ns=(1, 1))
-    assert run([photos_in], out) == Summary(labelled=2, skipped=1)
-    assert run([photos_in], out, PseudoLabeler(size=96, tau=0.25)) == Summary(labelled=3)
+    assert run([photos_in], out) == LabelSummary(labelled=2, skipped=1)
+    assert run([photos_in], out, PseudoLabeler(size=96, tau=0.25)) == LabelSummary(labelled=3)
     assert (out / "sub/c.png").stat().st_mtime_ns > before
     assert len(records(out)) == 3
 
@@ -100,7 +101,7 @@ def test_a_skipping_run_does_not_load_the_backbone(photos_in, tmp_path, monkeypa
 def test_unreadable_images_are_reported_and_tried_again(photos_in, tmp_path, capsys):
     out = tmp_path / "out"
     (photos_in / "sub/c.png").write_bytes((photos_in / "sub/b.png").read_bytes()[:400])
-    assert run([photos_in], out) == Summary(labelled=2, failed=1)
+    assert run([photos_in], out) == LabelSummary(labelled=2, failed=1)
     sentence = f"cannot read {photos_in}/sub/c.png: "
     assert capsys.readouterr().err.startswith(sentence)
     record = records(out)["c.png"]
@@ -108,7 +109,7 @@ def test_unreadable_images_are_reported_and_tried_again(photos_in, tmp_path, cap
     assert record["mask"] is None
     assert not (out / "sub/c.png").exists()
     picture(photos_in / "sub/c.png")
-    assert run([photos_in], out) == Summary(labelled=1, skipped=2)
+    assert run([photos_in], out) == LabelSummary(labelled=1, skipped=2)
     assert records(out)["c.png"]["error"] is None
 
 
@@ -124,7 +125,7 @@ class Picky(PseudoLabeler):
 def test_one_bad_image_does_not_cost_its_batch(photos_in, tmp_path):
     Image.new("RGB", (20, 20), (0, 255, 0)).save(photos_in / "sub/bad.png")
     labeler = Picky(size=96, batch_size=4)
-    assert run([photos_in], tmp_path / "out", labeler) == Summary(labelled=3, failed=1)
+    assert run([photos_in], tmp_path / "out", labeler) == LabelSummary(labelled=3, failed=1)
     error = records(tmp_path / "out")["bad.png"]["error"]
     assert error == f"cannot label {photos_in}/sub/bad.png: it is green"
 
@@ -133,7 +134,7 @@ def test_a_mask_that_cannot_be_written_is_reported(photos_in, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "sub").write_text("in the way")
-    assert run([photos_in], out) == Summary(labelled=1, failed=2)
+    assert run([photos_in], out) == LabelSummary(labelled=1, failed=2)
     assert "cannot label" in records(out)["b.png"]["error"]
 
 
@@ -142,14 +143,14 @@ def test_another_images_mask_is_never_replaced(photos_in, tmp_path):
     run([photos_in], out)
     first = (out / "a.png").read_bytes()
     other = picture(tmp_path / "other/a.jpg", (40, 40), 5)
-    assert run([other], out) == Summary(labelled=1)
+    assert run([other], out) == LabelSummary(labelled=1)
     assert (out / "a.png").read_bytes() == first
     lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
     masks = {line["path"]: line["mask"] for line in lines}
     assert masks[str(photos_in / "a.jpg")] == "a.png"
     assert masks[str(other)].startswith("a-")
     assert Image.open(out / masks[str(other)]).size == (40, 40)
-    assert run([other], out) == Summary(skipped=1)
+    assert run([other], out) == LabelSummary(skipped=1)
 
 
 def test_inputs_are_never_replaced(tmp_path):
@@ -174,12 +175,12 @@ def test_files_of_others_are_never_replaced(photos_in, tmp_path):
     out = tmp_path / "out"
     foreign = picture(out / "a.png")
     before = foreign.read_bytes()
-    assert run([photos_in], out) == Summary(labelled=3)
+    assert run([photos_in], out) == LabelSummary(labelled=3)
     assert foreign.read_bytes() == before
     name = records(out)["a.jpg"]["mask"]
     assert name != "a.png"
     assert (out / name).is_file()
-    assert run([photos_in], out) == Summary(skipped=3)
+    assert run([photos_in], out) == LabelSummary(skipped=3)
 
 
 def test_records_of_another_kind_are_refused(photos_in, tmp_path):
@@ -199,13 +200,13 @@ def test_one_run_at_a_time(photos_in, tmp_path):
     with pytest.raises(ValueError, match="`out` must be used by one run at a time"):
         run([photos_in], tmp_path / "out")
     other.close()
-    assert run([photos_in], tmp_path / "out") == Summary(labelled=3)
+    assert run([photos_in], tmp_path / "out") == LabelSummary(labelled=3)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_pipes_in_a_folder_are_no_images(photos_in, tmp_path):
     os.mkfifo(photos_in / "pipe.png")
-    assert run([photos_in], tmp_path / "out") == Summary(labelled=3)
+    assert run([photos_in], tmp_path / "out") == LabelSummary(labelled=3)
 
 
 def test_an_image_that_turned_bad_keeps_its_mask_and_its_name(photos_in, tmp_path):
@@ -213,10 +214,10 @@ def test_an_image_that_turned_bad_keeps_its_mask_and_its_name(photos_in, tmp_pat
     good = source.read_bytes()
     run([photos_in], tmp_path / "out")
     source.write_bytes(good[:100])
-    assert run([photos_in], tmp_path / "out") == Summary(skipped=2, failed=1)
+    assert run([photos_in], tmp_path / "out") == LabelSummary(skipped=2, failed=1)
     assert records(tmp_path / "out")["a.jpg"]["error"] is not None
     source.write_bytes(good)
-    assert run([photos_in], tmp_path / "out") == Summary(skipped=2, labelled=1)
+    assert run([photos_in], tmp_path / "out") == LabelSummary(skipped=2, labelled=1)
     assert records(tmp_path / "out")["a.jpg"]["mask"] == "a.png"
 
 
@@ -245,16 +246,16 @@ def test_an_interrupted_run_keeps_what_is_done(photos_in, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run([photos_in], out, Interrupted(size=96, batch_size=1))
     assert set(records(out)) == {"a.jpg", "b.png"}
-    assert run([photos_in], out) == Summary(labelled=1, skipped=2)
+    assert run([photos_in], out) == LabelSummary(labelled=1, skipped=2)
 
 
 def test_a_redo_that_is_interrupted_is_not_taken_for_done(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run([photos_in], out)
-    monkeypatch.setattr("selfment.jobs.label._Run._collect", lambda self, most: None)
+    monkeypatch.setattr(Runner, "_record_written", lambda self, most: None)
     run([photos_in], out, PseudoLabeler(size=96, tau=0.9, batch_size=2))
     monkeypatch.undo()
-    assert run([photos_in], out) == Summary(labelled=3)
+    assert run([photos_in], out) == LabelSummary(labelled=3)
 
 
 def test_a_record_that_was_cut_off_is_done_again(photos_in, tmp_path):
@@ -262,7 +263,7 @@ def test_a_record_that_was_cut_off_is_done_again(photos_in, tmp_path):
     run([photos_in], out)
     text = (out / "labels.jsonl").read_text()
     (out / "labels.jsonl").write_text(text[:-40])
-    assert run([photos_in], out) == Summary(labelled=1, skipped=2)
+    assert run([photos_in], out) == LabelSummary(labelled=1, skipped=2)
     assert len(records(out)) == 3
 
 
@@ -287,6 +288,6 @@ def test_labels_do_not_depend_on_the_batch(photos, tmp_path):
     five = PseudoLabeler(size=160, batch_size=5)
     assert torch.equal(one(chosen).mask, five(chosen).mask)
     for name, labeler in (("one", one), ("five", five)):
-        assert run(chosen, tmp_path / name, labeler) == Summary(labelled=5)
+        assert run(chosen, tmp_path / name, labeler) == LabelSummary(labelled=5)
     for mask in (tmp_path / "one").glob("*.png"):
         assert mask.read_bytes() == (tmp_path / "five" / mask.name).read_bytes()

@@ -88,7 +88,7 @@ def test_other_photographs_of_the_same_names_are_not_mixed(photos_in, tmp_path, 
     label(capsys, photos_in, "--out", out)
     first = {name: (out / name).read_bytes() for name in masks(out)}
     for seed, name in enumerate(("a.png", "b.png", "sub/c.png")):
-        # Of the same size in bytes and time: a camera's raw pixels would be.
+        # The same size in bytes and the same time, as raw pixels of a camera have.
         path = photo(other / name, 10 + seed)
         stat = (photos_in / name).stat()
         os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))

@@ -16,13 +16,13 @@ from PIL import Image
 from helpers.heads import a_head
 from selfment import PseudoLabeler, Segmenter
 from selfment.images.load import find_images
-from selfment.jobs import exports
-from selfment.jobs import label as labeling
+from selfment.jobs import coco
 from selfment.jobs import predict as prediction
 from selfment.jobs.label import label_images
 from selfment.jobs.predict import find_inputs, predict_images
 from selfment.jobs.records import Records
-from selfment.util.lines import sealed, unsealed
+from selfment.jobs.runner import Runner
+from selfment.util.lines import with_checksum, without_checksum
 
 FIELDS = ("saliency", "mask", "overlay", "binary")
 
@@ -65,7 +65,7 @@ def records(out: Path, file: str = "predictions.jsonl") -> dict[str, dict]:
     return {Path(row["image"]).name: row for row in rows}
 
 
-def says(out: Path, name: str) -> tuple:
+def fields(out: Path, name: str) -> tuple:
     return tuple(records(out)[name][field] for field in FIELDS)
 
 
@@ -76,27 +76,27 @@ def files_in(out: Path) -> list[str]:
 # Predictions of other options.
 
 
-def test_no_file_speaks_of_another_prediction(photos_in, tmp_path):
+def test_no_file_of_another_prediction_stays(photos_in, tmp_path):
     out = tmp_path / "out"
     assert predict(photos_in, out, overlays=True, binary=0.5) == (3, 0, 0)
     assert predict(photos_in / "sub", out, head=1) == (2, 0, 0)
     of_a = ["a_mask.png", "a_saliency.png", "overlays/a_overlay.jpg"]
     rest = ["predictions.jsonl", "sub/b_saliency.png", "sub/c_saliency.png"]
     assert files_in(out) == sorted(of_a + rest)
-    assert says(out, "b.png") == ("sub/b_saliency.png", None, None, None)
-    assert says(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert fields(out, "b.png") == ("sub/b_saliency.png", None, None, None)
+    assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
     assert predict(photos_in, out, head=1, overlays=True) == (3, 0, 0)
     assert not (out / "a_mask.png").exists()
     assert (out / "overlays/sub/b_overlay.jpg").exists()
 
 
-def test_no_file_speaks_of_an_image_that_has_changed(photos_in, tmp_path):
+def test_no_file_of_an_image_that_has_changed_stays(photos_in, tmp_path):
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
     picture(photos_in / "a.png", 9)
     os.utime(photos_in / "a.png", ns=(1, 1))
     assert predict(photos_in, out) == (1, 2, 0)
-    assert says(out, "a.png") == ("a_saliency.png", None, None, None)
+    assert fields(out, "a.png") == ("a_saliency.png", None, None, None)
     assert [name for name in files_in(out) if "a_" in Path(name).name] == ["a_saliency.png"]
     assert (out / "sub/b_mask.png").exists()
 
@@ -106,7 +106,7 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     assert predict(photos_in, out, binary=0.5) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.5) == (0, 3, 0)
-    assert says(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
     # A mask of another threshold takes its place; the overlay has none.
     assert predict(photos_in, out, binary=0.7) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.7) == (0, 3, 0)
@@ -118,31 +118,31 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     (out / "a_mask.png").unlink()
     (out / "overlays/a_overlay.jpg").unlink()
     assert predict(photos_in, out, overlays=True) == (1, 2, 0)
-    assert says(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
+    assert fields(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
 
 
 def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
     with monkeypatch.context() as patch:
-        patch.setattr(prediction._Run, "_collect", lambda self, most: None)
+        patch.setattr(Runner, "_record_written", lambda self, most: None)
         predict(photos_in, out, binary=0.9)
     assert predict(photos_in, out) == (3, 0, 0)
-    assert says(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
+    assert fields(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
     assert not list(out.rglob("*_mask.png"))
 
 
-def test_no_file_speaks_of_a_prediction_that_a_killed_run_left(photos_in, tmp_path, monkeypatch):
+def test_no_file_of_a_prediction_that_a_killed_run_left_stays(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(prediction._Run, "_collect", lambda self, most: None)
+        patch.setattr(Runner, "_record_written", lambda self, most: None)
         predict(photos_in, out, head=1, overlays=True, binary=0.5)
     assert len(files_in(out)) == 3 * 3 + 1
     assert predict(photos_in, out) == (3, 0, 0)
     assert len(files_in(out)) == 3 + 1
 
 
-def test_a_prediction_that_fails_claims_no_file_of_earlier_ones(photos_in, tmp_path, monkeypatch):
+def test_a_prediction_that_fails_records_no_file_of_earlier_ones(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
 
@@ -169,7 +169,7 @@ def test_an_error_costs_no_file_of_the_same_prediction(photos_in, tmp_path, monk
         patch.setattr(prediction, "tint_saliency", lambda *_: 1 / 0)
         assert predict(photos_in, out, overlays=True) == (0, 0, 3)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
-    assert says(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+    assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
 
 
 def test_predictions_spare_the_files_of_others(photos_in, tmp_path, capsys):
@@ -188,12 +188,14 @@ def edit(out: Path, name: str, file: str = "predictions.jsonl", **changes) -> No
     """Changes what the records say of an image."""
     lines = []
     for line in (out / file).read_text().splitlines():
-        row = json.loads(unsealed(line) or "")
-        lines.append(sealed(json.dumps(row | (changes if Path(row["image"]).name == name else {}))))
+        row = json.loads(without_checksum(line) or "")
+        lines.append(
+            with_checksum(json.dumps(row | (changes if Path(row["image"]).name == name else {})))
+        )
     (out / file).write_text("\n".join(lines) + "\n")
 
 
-def test_what_another_image_owns_stays(photos_in, tmp_path):
+def test_files_of_another_image_stay(photos_in, tmp_path):
     out = tmp_path / "out"
     predict(photos_in, out, overlays=True, binary=0.5)
     files = {field: records(out)["c.png"][field] for field in ("saliency", "mask", "overlay")}
@@ -202,7 +204,7 @@ def test_what_another_image_owns_stays(photos_in, tmp_path):
     assert predict(photos_in / "sub/b.png", out, head=1) == (1, 0, 0)
     assert {file: (out / file).read_bytes() for file in files.values()} == before
     assert records(out)["b.png"]["saliency"].startswith("sub/c-")
-    assert says(out, "c.png") == (*files.values(), 0.5)
+    assert fields(out, "c.png") == (*files.values(), 0.5)
 
 
 def test_names_that_are_not_of_the_image_are_not_removed(photos_in, tmp_path):
@@ -266,7 +268,7 @@ def test_broken_annotations_outside_of_the_folder_stay(photos_in, tmp_path):
     assert victim.read_text() == "precious"
 
 
-def test_no_file_speaks_of_another_prediction_of_a_video(tmp_path):
+def test_no_file_of_another_prediction_of_a_video_stays(tmp_path):
     av = pytest.importorskip("av", reason="PyAV is missing")
     source = tmp_path / "in/a.mp4"
     source.parent.mkdir()
@@ -281,10 +283,10 @@ def test_no_file_speaks_of_another_prediction_of_a_video(tmp_path):
         container.mux(stream.encode(None))
     out = tmp_path / "out"
     assert predict(source, out, overlays=True, binary=0.5) == (1, 0, 0)
-    assert says(out, "a.mp4") == ("a_saliency.mp4", "a_mask.mp4", "overlays/a_overlay.mp4", 0.5)
+    assert fields(out, "a.mp4") == ("a_saliency.mp4", "a_mask.mp4", "overlays/a_overlay.mp4", 0.5)
     assert predict(source, out, overlays=True) == (0, 1, 0)
     assert predict(source, out, head=1, overlays=True) == (1, 0, 0)
-    assert says(out, "a.mp4") == ("a_saliency.mp4", None, "overlays/a_overlay.mp4", None)
+    assert fields(out, "a.mp4") == ("a_saliency.mp4", None, "overlays/a_overlay.mp4", None)
     assert files_in(out) == ["a_saliency.mp4", "overlays/a_overlay.mp4", "predictions.jsonl"]
 
 
@@ -310,7 +312,7 @@ def test_a_run_with_nothing_to_do_writes_nothing(photos_in, tmp_path, monkeypatc
     predict(photos_in, tmp_path / "saliency")
     before = state(out), state(tmp_path / "saliency")
     monkeypatch.setattr("os.walk", forbidden)
-    monkeypatch.setattr(exports, "write_coco", forbidden)
+    monkeypatch.setattr(coco, "write_coco", forbidden)
     entries = find_images([photos_in / name for name in ("a.png", "sub/b.png", "sub/c.png")])
     labeler = PseudoLabeler(size=96, tau=0.2)
     done = label_images(entries, out, labeler, formats=formats, progress=False, shard=shard)
@@ -321,7 +323,7 @@ def test_a_run_with_nothing_to_do_writes_nothing(photos_in, tmp_path, monkeypatc
 
 
 def temporary(folder: Path) -> Path:
-    """What a process that was killed an hour ago has left."""
+    """Makes a temporary file like one of a process that was killed an hour ago."""
     path = folder / f".{'0' * 32}.tmp"
     path.write_bytes(b"half")
     os.utime(path, (1, 1))
@@ -374,20 +376,20 @@ def test_a_set_that_is_damaged_or_of_others_is_composed_again(photos_in, tmp_pat
 def test_each_byte_of_a_composed_set_counts(tmp_path):
     file = tmp_path / "a.json"
     instances = np.eye(5, dtype=np.uint16)
-    file.write_text(sealed(json.dumps(exports.coco_record(instances, [0.5]))))
+    file.write_text(with_checksum(json.dumps(coco.coco_record(instances, [0.5]))))
     sources = [("a.png", "settings 5", file)]
     path = tmp_path / "annotations.json"
-    assert exports.write_coco(path, sources) == {}
+    assert coco.write_coco(path, sources) == {}
     whole = path.read_bytes()
     assert json.loads(whole)["images"][0]["file_name"] == "a.png"
-    assert exports.is_composed(path, sources)
+    assert coco.is_composed(path, sources)
     for other in ([], [("b.png", *sources[0][1:])], [("a.png", "other 5", file)], 2 * sources):
-        assert not exports.is_composed(path, other)
+        assert not coco.is_composed(path, other)
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert not exports.is_composed(path, sources), place
+        assert not coco.is_composed(path, sources), place
         path.write_bytes(whole[:place])
-        assert not exports.is_composed(path, sources), place
+        assert not coco.is_composed(path, sources), place
 
 
 def test_a_set_that_could_not_be_composed_is_by_the_next_run(photos_in, tmp_path, monkeypatch):
@@ -402,7 +404,7 @@ def test_a_set_that_could_not_be_composed_is_by_the_next_run(photos_in, tmp_path
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(labeling.exports, "write_coco", full)
+        patch.setattr(coco, "write_coco", full)
         with pytest.raises(OSError, match="No space left on device"):
             label(photos_in, out, formats=["coco"])
     assert label(photos_in, out, formats=["coco"]) == (0, 3, 0)

@@ -24,7 +24,7 @@ from selfment import PatchHead, PseudoLabeler, Segmenter, cli
 from selfment.backbones import load_backbone
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
-from selfment.jobs.predict import Summary, find_inputs, predict_images
+from selfment.jobs.predict import PredictionSummary, find_inputs, predict_images
 from selfment.jobs.records import Records
 from selfment.models.head import HeadInfo, save_head
 
@@ -45,7 +45,7 @@ def records(out: Path) -> dict[str, dict]:
     return found
 
 
-def run(inputs, out: Path, segmenter=None, **options) -> Summary:
+def run(inputs, out: Path, segmenter=None, **options) -> PredictionSummary:
     segmenter = segmenter or Segmenter(a_head(), "classic", 64, batch_size=2)
     return predict_images(find_inputs(inputs, out=out), out, segmenter, progress=False, **options)
 
@@ -76,7 +76,9 @@ def call(capsys, *arguments) -> tuple[int, str]:
 def test_files_and_records(photos_in, tmp_path):
     out = tmp_path / "out"
     segmenter = Segmenter(a_head(), "classic", 64, batch_size=2)
-    assert run([photos_in], out, segmenter, overlays=True, binary=0.5) == Summary(predicted=3)
+    assert run([photos_in], out, segmenter, overlays=True, binary=0.5) == PredictionSummary(
+        predicted=3
+    )
     expected = segmenter(photos_in / "sub/b.png").numpy()
     saliency = Image.open(out / "sub/b_saliency.png")
     assert (saliency.mode, saliency.size) == ("L", (51, 30))
@@ -116,7 +118,7 @@ def test_files_that_would_share_a_name_keep_their_suffix(tmp_path):
         "a.mp4.png",
         "a.png.png",
     ]
-    assert run([tmp_path / "in"], tmp_path / "out") == Summary(predicted=2, failed=1)
+    assert run([tmp_path / "in"], tmp_path / "out") == PredictionSummary(predicted=2, failed=1)
     assert (tmp_path / "out/a.jpg_saliency.png").is_file()
     assert (tmp_path / "out/a.png_saliency.png").is_file()
 
@@ -200,7 +202,7 @@ def test_batches_are_of_one_shape(tmp_path):
     for index in range(10):
         picture(tmp_path / f"in/{index}.png", (64, 32) if index % 2 else (32, 64), index)
     segmenter = Watching(a_head(), "classic", 64, keep_aspect=True, batch_size=3)
-    assert run([tmp_path / "in"], tmp_path / "out", segmenter) == Summary(predicted=10)
+    assert run([tmp_path / "in"], tmp_path / "out", segmenter) == PredictionSummary(predicted=10)
     assert sorted(shapes) == [
         *[(2, 3, 32, 64), (2, 3, 64, 32)],
         *[(3, 3, 32, 64), (3, 3, 64, 32)],
@@ -225,7 +227,7 @@ def test_many_shapes_do_not_pile_up(tmp_path):
     for index in range(40):
         picture(tmp_path / f"in/{index:02}.png", (160, 8 + 4 * (7 * index % 40)), index)
     segmenter = Watching(a_head(), "classic", 160, keep_aspect=True, batch_size=3)
-    assert run([tmp_path / "in"], tmp_path / "out", segmenter) == Summary(predicted=40)
+    assert run([tmp_path / "in"], tmp_path / "out", segmenter) == PredictionSummary(predicted=40)
     assert max(held) <= 2 * 3 + 2 * 3 + 2
 
 
@@ -233,13 +235,13 @@ def test_files_of_others_are_never_replaced(photos_in, tmp_path):
     out = tmp_path / "out"
     truth = picture(out / "a_mask.png")
     before = truth.read_bytes()
-    assert run([photos_in], out, binary=0.5) == Summary(predicted=3)
+    assert run([photos_in], out, binary=0.5) == PredictionSummary(predicted=3)
     assert truth.read_bytes() == before
     name = records(out)["a.jpg"]["saliency"]
     assert name.startswith("a-")
     assert name.endswith("_saliency.png")
     assert (out / name).is_file()
-    assert run([photos_in], out, binary=0.5) == Summary(skipped=3)
+    assert run([photos_in], out, binary=0.5) == PredictionSummary(skipped=3)
     named = picture(tmp_path / "same/a_saliency.png")
     with pytest.raises(ValueError, match=r"`out` must not hold the inputs: a_saliency\.png would"):
         run([named, picture(tmp_path / "same/a.png")], tmp_path / "same")
@@ -260,7 +262,7 @@ def test_a_killed_run_goes_on(head_in, tmp_path):
         Image.open(path).load()
     summary = run([folder], out, Segmenter(head_in, size=64), binary=0.5)
     assert 5 <= summary.skipped <= 11
-    assert summary == Summary(predicted=60 - summary.skipped, skipped=summary.skipped)
+    assert summary == PredictionSummary(predicted=60 - summary.skipped, skipped=summary.skipped)
     assert len(list(out.glob("[!.]*.png"))) == 120
     assert all(record["error"] is None for record in records(out).values())
     fresh = tmp_path / "fresh"
@@ -347,10 +349,10 @@ def test_two_processes_share_the_work(photos_in, head_in, tmp_path):
     assert [path.name for path in out.glob("*.jsonl")] == ["predictions.jsonl"]
     assert len(records(out)) == 7
     alone = tmp_path / "alone"
-    assert run([photos_in], alone, Segmenter(head_in, size=64)) == Summary(predicted=7)
+    assert run([photos_in], alone, Segmenter(head_in, size=64)) == PredictionSummary(predicted=7)
     for path in alone.rglob("*.png"):
         assert path.read_bytes() == (out / path.relative_to(alone)).read_bytes()
-    assert run([photos_in], out, Segmenter(head_in, size=64)) == Summary(skipped=7)
+    assert run([photos_in], out, Segmenter(head_in, size=64)) == PredictionSummary(skipped=7)
 
 
 def killed(records: Records, finish) -> None:
@@ -365,15 +367,15 @@ def test_shares_of_any_number_see_what_others_did(photos_in, tmp_path, monkeypat
         picture(photos_in / f"more{index}.png", seed=index)
     with monkeypatch.context() as patch:
         patch.setattr("selfment.jobs.records.Records.close", killed)
-        assert run([photos_in], out, shard=(1, 3)) == Summary(predicted=2)
-        assert run([photos_in], out, shard=(0, 2)) == Summary(predicted=3, skipped=1)
-        assert run([photos_in], out, shard=(0, 2)) == Summary(skipped=4)
+        assert run([photos_in], out, shard=(1, 3)) == PredictionSummary(predicted=2)
+        assert run([photos_in], out, shard=(0, 2)) == PredictionSummary(predicted=3, skipped=1)
+        assert run([photos_in], out, shard=(0, 2)) == PredictionSummary(skipped=4)
     assert {path.name for path in out.glob("*.jsonl")} == {
         "predictions.jsonl",
         "predictions-rank0.jsonl",
         "predictions-rank1.jsonl",
     }
-    assert run([photos_in], out) == Summary(predicted=2, skipped=5)
+    assert run([photos_in], out) == PredictionSummary(predicted=2, skipped=5)
     assert len(records(out)) == 7
     assert len(list(out.glob("*.jsonl"))) == 1
 
@@ -384,8 +386,8 @@ def test_of_several_records_the_latest_counts(photos_in, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("selfment.jobs.records.Records.close", killed)
         run([photos_in], out, Segmenter(a_head(1), "classic", 64), shard=(0, 2))
-    assert run([photos_in], out, Segmenter(a_head(1), "classic", 64)) == Summary(1, 2)
-    assert run([photos_in], out) == Summary(predicted=3)
+    assert run([photos_in], out, Segmenter(a_head(1), "classic", 64)) == PredictionSummary(1, 2)
+    assert run([photos_in], out) == PredictionSummary(predicted=3)
 
 
 def test_runs_that_share_and_runs_that_do_not(tmp_path):

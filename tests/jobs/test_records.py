@@ -11,7 +11,8 @@ from PIL import Image
 
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
-from selfment.jobs.label import Summary, _Run, label_images
+from selfment.jobs.folder import OutputFolder
+from selfment.jobs.label import LabelJob, LabelSummary, label_images
 from selfment.jobs.records import Records
 
 
@@ -25,7 +26,7 @@ def photos_in(tmp_path):
     return folder
 
 
-def run(folder, out) -> Summary:
+def run(folder, out) -> LabelSummary:
     labeler = PseudoLabeler(size=96)
     return label_images(find_images([folder], out=out), out, labeler, progress=False)
 
@@ -64,12 +65,12 @@ def test_records_that_are_added_at_the_end_are_merged(tmp_path, world):
 
 def test_folders_are_looked_up_once(photos_in, tmp_path, monkeypatch):
     images = find_images([photos_in])
-    job = _Run(tmp_path / "out", PseudoLabeler(), False, ("png",), {"method": None}, (0, 1))
+    folder = OutputFolder(tmp_path / "out", LabelJob(PseudoLabeler()))
     asked = []
     realpath = os.path.realpath
     monkeypatch.setattr("os.path.realpath", lambda path: asked.append(path) or realpath(path))
-    assert len(job._plan(images)) == len(images)
-    job.records.close()
+    assert len(folder.plan(images)) == len(images)
+    folder.records.close()
     made = ("out", "out/annotations", "out/labels", "out/overlays")
     assert sorted(map(str, asked)) == sorted(map(str, (photos_in, *map(tmp_path.joinpath, made))))
 
@@ -80,7 +81,7 @@ def test_a_link_to_an_input_among_the_masks_is_no_way_to_it(photos_in, tmp_path)
     out.mkdir()
     before = (photos_in / "00.png").read_bytes()
     (out / "00.png").symlink_to(photos_in / "00.png")
-    assert run(photos_in, out) == Summary(labelled=12)
+    assert run(photos_in, out) == LabelSummary(labelled=12)
     assert (photos_in / "00.png").read_bytes() == before
     assert (out / "00.png").is_symlink()
     linked = tmp_path / "linked"
@@ -97,7 +98,7 @@ def test_a_mask_that_a_power_failure_left_empty_is_made_again(photos_in, tmp_pat
     run(photos_in, out)
     whole = (out / "03.png").read_bytes()
     (out / "03.png").write_bytes(b"")
-    assert run(photos_in, out) == Summary(labelled=1, skipped=11)
+    assert run(photos_in, out) == LabelSummary(labelled=1, skipped=11)
     assert (out / "03.png").read_bytes() == whole
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from helpers.folders import SHARED
 from helpers.heads import a_head
 from selfment import Segmenter, cli
-from selfment.jobs.predict import Summary, find_inputs, predict_images
+from selfment.jobs.predict import PredictionSummary, find_inputs, predict_images
 from selfment.jobs.video import VideoError, segment_video
 from selfment.models.head import HeadInfo, save_head
 
@@ -277,7 +277,7 @@ def test_a_video_fails_whole_when_the_model_does(tmp_path):
     segmenter = Failing(a_head(), "classic", 64, batch_size=2)
     out = tmp_path / "out"
     summary = predict_images(find_inputs([source]), out, segmenter, progress=False, overlays=True)
-    assert summary == Summary(failed=1)
+    assert summary == PredictionSummary(failed=1)
     record = json.loads((out / "predictions.jsonl").read_text())
     assert record["error"] == f"cannot segment {source}: out of memory"
     assert [path for path in out.rglob("*") if path.is_file()] == [out / "predictions.jsonl"]

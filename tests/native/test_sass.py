@@ -16,7 +16,7 @@ from helpers.folders import ROOT
 
 
 def load_sass() -> Any:
-    """benchmarks/sass.py, which the tables of docs/performance.md are made with, too."""
+    """benchmarks/sass.py, which the tables of docs/cuda.md are made with, too."""
     folder = str(ROOT / "benchmarks")
     sys.path.insert(0, folder)
     try:

@@ -1,0 +1,246 @@
+"""The output folder: its records, and the state of each image.
+
+An image is ``new`` until it has a record. From then on its latest record tells the state::
+
+    new ----> started     start()   names the files that are about to be written
+    started -> done       finish()  names the files and the settings of the result
+    started -> failed     fail()    has the error, and the files that the image had before
+    done ----> stale      its settings, its input or its files are no longer as the record says
+
+A run skips the images that are ``done``, see :meth:`OutputFolder.is_done`, and starts all others.
+A run that is killed leaves images ``started``, so that their files count for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..images.load import ImageEntry, ImageError
+from ..util.files import reason, remove_abandoned
+from ..util.lines import Record
+from .identity import identify
+from .names import OutputNames
+from .records import Records
+from .spec import OutputSpec
+from .task import Task
+
+_INPUT_FIELDS = ("path", "bytes", "mtime_ns", "checksum")  # of records, on the input file
+
+
+class OutputFolder:
+    """The results of a job in one folder: which images are done, and what is written when."""
+
+    def __init__(
+        self, out: str | os.PathLike[str], spec: OutputSpec, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        """Makes the folder and locks its records; raises ``ValueError`` if it cannot be written.
+
+        ``shard``: the rank of this process and the number of processes that share the work.
+        """
+        self.path = Path(out).absolute()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.records = Records(self.path / spec.records_file, spec.key, shard)
+        except OSError as error:
+            raise ValueError(
+                f"`out` must be a folder that can be written: got {os.fspath(out)!r} "
+                f"({error.strerror or error})"
+            ) from error
+        self._spec = spec
+        settings = json.dumps(spec.settings, sort_keys=True)
+        self._settings = hashlib.sha256(settings.encode()).hexdigest()[:12]
+        self._rank, self._world = shard
+        self._is_cleaned = False
+        self.images: set[str] = set()  #: all images of this run, as the records name them
+        self.done = self.skipped = self.failed = 0  #: images of this process
+
+    def plan(self, entries: Sequence[ImageEntry]) -> list[Task]:
+        """The tasks left for this process; all images get their names, alike in each process.
+
+        Raises ``ValueError`` if a file would replace an input.
+        """
+        names = OutputNames(self.path, self._spec, self.records, entries)
+        tasks = []
+        identified = identify(entries, self.records, names.real_path)
+        for index, (entry, (task, tag)) in enumerate(zip(entries, identified, strict=True)):
+            record = self.records.get(task.image)
+            names.choose(task, entry, tag)
+            self.images.add(task.image)
+            if index % self._world != self._rank:
+                continue
+            if self.is_done(task, record):
+                self.skipped += 1
+                self._update_location(task, record)
+            else:
+                tasks.append(task)
+        if self._rank == 0:
+            names.report()
+        return tasks
+
+    def is_done(self, task: Task, record: Record) -> bool:
+        """True if the image's record and files are what this run would make of it."""
+        if not self._is_current(record, task):
+            return False
+        files = {}
+        for field in self._spec.wanted:
+            file = record.get(field)
+            if not file or not self._has_file_setting(record, field):
+                return False
+            files[field] = os.path.join(self.path, file)
+        try:
+            return self._spec.are_intact(files, record)
+        except OSError:
+            return False
+
+    def start(self, task: Task) -> None:
+        """Records which files of an image are about to be written; call it before writing them.
+
+        Each may then be the old file or the new one, so that the record names them, but vouches for
+        no settings. Raises ``ValueError`` if a file exists that no record of the image mentions.
+        """
+        earlier = self._known_outputs(task)
+        new = self._wanted_files(task)
+        for field, file in new.items():
+            is_other = earlier and earlier.get(field) != file
+            if is_other and os.path.lexists(os.path.join(self.path, file)):
+                raise ValueError(
+                    f"`out` must hold no {file} of another program where a result is to be"
+                )
+        task.earlier = earlier
+        last = {**earlier, **new}
+        if not self._is_current(earlier, task):
+            last["settings"] = None
+        if not all(self._has_file_setting(earlier, field) for field in new):
+            last.update(dict.fromkeys(name for name, _ in self._spec.file_settings.values()))
+        error = "the run was interrupted"
+        self._add(task, {self._spec.key: task.name, "error": error, "last": last})
+
+    def new_files(self, task: Task) -> dict[str, Path]:
+        """The paths of the files that this run makes of an image, by field."""
+        return {field: self.path / file for field, file in self._wanted_files(task).items()}
+
+    def remove_stale_files(self, task: Task) -> Record:
+        """Removes the image's files of other results; returns the fields of those that remain.
+
+        Files of the very same result remain, and those that this run makes. No file is removed
+        that the image's own record did not name. Call it after :meth:`start`.
+        """
+        is_current = self._is_current(task.earlier, task)
+        kept: Record = {}
+        for field, file in self._files(task).items():
+            path = self.path / file
+            if field in self._spec.wanted or task.earlier.get(field) != file:
+                continue
+            if path.is_file() or path.is_symlink():
+                if is_current and self._has_file_setting(task.earlier, field):
+                    kept[field] = file
+                else:
+                    path.unlink()
+        for field, (setting, _) in self._spec.file_settings.items():
+            if field in kept:
+                kept[setting] = task.earlier[setting]
+        return kept
+
+    def finish(self, task: Task, fields: Mapping[str, Any]) -> None:
+        """Records an image whose files are written; ``fields``: further fields of its record."""
+        made: Record = dict(self._wanted_files(task))
+        for field, (setting, value) in self._spec.file_settings.items():
+            if field in made:
+                made[setting] = value
+        seconds = round(task.seconds, 4)
+        self._add(task, {**made, **fields, self._spec.key: task.name, "seconds": seconds})
+        self.done += 1
+
+    def fail(self, task: Task, error: Exception) -> str:
+        """Records an image that could not be done, and returns what went wrong as a sentence.
+
+        Files of an earlier result stay, and stay this image's.
+        """
+        # An image error is a sentence, which may have a line break in the image's name.
+        sentence = str(error) if isinstance(error, ImageError) else reason(error)
+        if task.path not in sentence:
+            sentence = f"cannot {self._spec.verb} {task.path}: {sentence}"
+        name = self.records.get(task.image).get(self._spec.key)
+        files = self._files(task).values()
+        if not any(os.path.exists(os.path.join(self.path, file)) for file in files):
+            name = None
+        last = self._known_outputs(task)
+        self._add(task, {self._spec.key: name or None, "error": sentence, "last": last})
+        self.failed += 1
+        return sentence
+
+    def remove_abandoned_files(self) -> None:
+        """Removes the temporary files of killed processes, unless other processes write here."""
+        if not self._is_cleaned and self._world == 1:
+            remove_abandoned(self.path)
+        self._is_cleaned = True
+
+    def _files(self, task: Task) -> dict[str, str]:
+        """The names of all files that may be made of an image, by field."""
+        return {**self._spec.output_files(task.name), **task.special_names}
+
+    def _wanted_files(self, task: Task) -> dict[str, str]:
+        """The names of the files that this run makes of an image, by field."""
+        files = self._files(task).items()
+        return {field: file for field, file in files if field in self._spec.wanted}
+
+    def _is_current(self, record: Record, task: Task) -> bool:
+        """True if a record has this run's settings and was made from the input as it is now."""
+        is_ours = record.get("error") is None and record.get("settings") == self._settings
+        return is_ours and task.matches(record)
+
+    def _has_file_setting(self, record: Record, field: str) -> bool:
+        """True if a file has no setting of its own, or the record has the right value of it.
+
+        If this run does not make the file, any value is right: None means that it is unknown.
+        """
+        if field not in self._spec.file_settings:
+            return True
+        setting, value = self._spec.file_settings[field]
+        recorded = record.get(setting)
+        return recorded is not None if value is None else bool(recorded == value)
+
+    def _known_outputs(self, task: Task) -> Record:
+        """The fields of the record on the image's output files: names, settings and input.
+
+        An error does not change them. The settings are None or missing if the files may be of
+        several results, or if the record is damaged.
+        """
+        record = self.records.get(task.image)
+        if not record:
+            files = self._files(task).items()
+            return {f: file for f, file in files if self.records.is_in_damaged(file, task.image)}
+        if record.get("error") is not None:
+            last: Record = record.get("last") or {}
+            return last
+        known = ("settings", *_INPUT_FIELDS, *self._output_fields())
+        return {name: record[name] for name in known if record.get(name) is not None}
+
+    def _output_fields(self) -> tuple[str, ...]:
+        settings = (setting for setting, _ in self._spec.file_settings.values())
+        return (*self._spec.file_fields, *settings)
+
+    def _add(self, task: Task, fields: Record) -> None:
+        """Adds a record of the image, with the common fields and these."""
+        common = {
+            "image": task.image,
+            **({} if task.twin is None else {"twin": task.twin}),
+            self._spec.key: None,
+            **dict.fromkeys(self._output_fields()),
+            "error": None,
+            "notes": list(task.notes),
+            "settings": self._settings,
+            **{name: getattr(task, name) for name in _INPUT_FIELDS},
+        }
+        self.records.add({**common, **fields})
+
+    def _update_location(self, task: Task, record: Record) -> None:
+        """Records where the input of an image that is done lies now."""
+        location = {"path": task.path, "mtime_ns": task.mtime_ns}
+        if any(record.get(name) != value for name, value in location.items()):
+            self.records.add({**record, **location})

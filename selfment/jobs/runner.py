@@ -1,0 +1,186 @@
+"""Runs a job: reading, computing and writing overlap; one record per image."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Generic
+
+import torch
+from tqdm import tqdm
+
+from ..images.load import ImageEntry, load_image
+from ..util.files import printable
+from ..util.lines import Record
+from .folder import OutputFolder
+from .spec import JobSpec, Result
+from .task import Task
+
+_MOST_THREADS = 8
+
+
+def run_job(
+    spec: JobSpec[Any],
+    folder: OutputFolder,
+    entries: Sequence[ImageEntry],
+    progress: bool,
+    compose: Callable[[Iterable[Record]], object] = list,
+) -> None:
+    """Does what is left to do of a job, and closes the records of the folder.
+
+    ``progress``: a bar on stderr. ``compose``: called with all records at the end, in the last
+    process only, see :meth:`selfment.jobs.records.Records.close`.
+    """
+    try:
+        tasks = folder.plan(entries)
+        if tasks or folder.records.changed:
+            folder.remove_abandoned_files()
+        if tasks:
+            spec.load(tasks)
+            bar = tqdm(total=len(tasks), unit=spec.unit, disable=not progress, file=sys.stderr)
+            with bar:
+                Runner(spec, folder, bar).run(tasks)
+    finally:
+        folder.records.close(compose)
+
+
+class Runner(Generic[Result]):
+    """Does tasks: threads read and write files while the calling thread computes.
+
+    A task that fails is reported on stderr and recorded, and the others go on. After an interrupt
+    no more is read, but what has been computed is written and recorded.
+    """
+
+    def __init__(self, spec: JobSpec[Result], folder: OutputFolder, bar: tqdm[Any]) -> None:
+        self._spec = spec
+        self._folder = folder
+        self._bar = bar
+        self._reading: deque[tuple[Task, Future[None]]] = deque()
+        self._writing: deque[tuple[Task, Future[Record]]] = deque()
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Does the images in batches, then the other inputs one by one."""
+        processes = [(task, self._spec.unbatched(task)) for task in tasks]
+        self._run_images([task for task, process in processes if process is None])
+        for task, process in processes:
+            if process is not None:
+                self._run_unbatched(task, process)
+
+    def _run_images(self, tasks: Sequence[Task]) -> None:
+        size = self._spec.batch_size
+        batches: dict[torch.Size, list[Task]] = {}  # by the shape of their pixels
+        with ThreadPoolExecutor(min(_MOST_THREADS, max(2, torch.get_num_threads()))) as self._pool:
+            try:
+                for task, reading in self._read_ahead(tasks, 2 * size):
+                    try:
+                        reading.result()
+                    except Exception as error:
+                        self._fail(task, error)
+                        continue
+                    assert task.pixels is not None
+                    batches.setdefault(task.pixels.shape, []).append(task)
+                    fullest = max(batches, key=lambda shape: len(batches[shape]))
+                    waiting = sum(map(len, batches.values()))
+                    # Bounds the memory if the images have many shapes.
+                    if len(batches[fullest]) == size or waiting == 2 * size:
+                        self._compute(batches.pop(fullest))
+                for batch in batches.values():
+                    self._compute(batch)
+            finally:
+                for _, reading in self._reading:
+                    reading.cancel()
+                self._record_written(0)
+
+    def _read_ahead(self, tasks: Sequence[Task], ahead: int) -> Iterator[tuple[Task, Future[None]]]:
+        """Each task with its reading, while up to ``ahead`` more are being read."""
+        for task in tasks:
+            self._reading.append((task, self._pool.submit(self._read, task)))
+            if len(self._reading) > ahead:
+                yield self._reading.popleft()
+        while self._reading:
+            yield self._reading.popleft()
+
+    def _read(self, task: Task) -> None:
+        start = time.perf_counter()
+        if os.path.isfile(task.path):
+            task.read_stat()
+        picture, task.notes = load_image(task.path)
+        task.compute_checksum()
+        task.size = picture.size
+        self._spec.prepare(task, picture)
+        task.seconds += time.perf_counter() - start
+
+    def _compute(self, batch: list[Task]) -> None:
+        """Computes a batch, and starts to write its results."""
+        start = time.perf_counter()
+        try:
+            results = self._spec.compute(
+                torch.stack([task.pixels for task in batch if task.pixels is not None])
+            )
+        except Exception as error:
+            if len(batch) == 1:
+                self._fail(batch[0], error)
+            else:  # one image may have failed for all: each is tried alone
+                for task in batch:
+                    self._compute([task])
+            return
+        seconds = (time.perf_counter() - start) / len(batch)
+        for task, result in zip(batch, results, strict=True):
+            task.seconds += seconds
+            task.pixels = None
+            try:
+                self._folder.start(task)
+            except ValueError as error:
+                self._fail(task, error)
+                continue
+            self._writing.append((task, self._pool.submit(self._write, task, result)))
+        self._record_written(2 * self._spec.batch_size)
+
+    def _write(self, task: Task, result: Result) -> Record:
+        start = time.perf_counter()
+        fields = self._spec.save(task, result, self._folder.new_files(task))
+        kept = self._folder.remove_stale_files(task)
+        task.picture = None
+        task.seconds += time.perf_counter() - start
+        return {**kept, **fields}
+
+    def _record_written(self, most: int) -> None:
+        """Records what has been written; waits until at most ``most`` images are being written."""
+        while len(self._writing) > most or (self._writing and self._writing[0][1].done()):
+            task, writing = self._writing.popleft()
+            try:
+                fields = writing.result()
+            except Exception as error:
+                self._fail(task, error)
+                continue
+            self._finish(task, fields)
+
+    def _run_unbatched(
+        self, task: Task, process: Callable[[Task, Mapping[str, Path]], Record]
+    ) -> None:
+        start = time.perf_counter()
+        try:
+            task.read_stat()
+            task.compute_checksum()
+            self._folder.start(task)
+            fields = process(task, self._folder.new_files(task))
+            fields = {**self._folder.remove_stale_files(task), **fields}
+        except Exception as error:
+            self._fail(task, error)
+            return
+        task.seconds = time.perf_counter() - start
+        self._finish(task, fields)
+
+    def _finish(self, task: Task, fields: Record) -> None:
+        self._folder.finish(task, fields)
+        self._bar.update()
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        sentence = self._folder.fail(task, error)
+        tqdm.write(printable(sentence), file=sys.stderr)
+        self._bar.update()

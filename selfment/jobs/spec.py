@@ -1,0 +1,78 @@
+"""What differs between jobs: the files that they write for each image, and how they make them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+from ..images.load import ImageEntry
+from ..util.lines import Record
+from .task import Task
+
+Result = TypeVar("Result")
+
+
+class OutputSpec(Protocol):
+    """The files of a job, for :class:`selfment.jobs.folder.OutputFolder`."""
+
+    records_file: str  #: name of the file of records in the output folder
+    key: str  #: the record's field that names the main output file
+    verb: str  #: what is done to an image, for error messages
+    file_fields: tuple[str, ...]  #: the record's fields that name output files
+    wanted: frozenset[str]  #: the fields of the files that this run makes
+    settings: Mapping[str, Any]  #: what all results depend on besides the image, ready for JSON
+    #: a setting that one file alone depends on, by the file's field: the record's field and value.
+    #: The value is None if this run does not make the file.
+    file_settings: Mapping[str, tuple[str, Any]]
+
+    def main_file(self, entry: ImageEntry) -> str:
+        """The usual name of an image's main output file."""
+
+    def tagged(self, name: str, tag: str) -> str:
+        """Another name for a main output file, with ``tag`` at the end of the stem."""
+
+    def output_files(self, name: str) -> dict[str, str]:
+        """All files that may be made from an image, by field; ``name``: the main one, the first."""
+
+    def alternative_names(
+        self, image: str, files: Mapping[str, str]
+    ) -> Mapping[str, Sequence[str]]:
+        """The names that a file of an image may have, the preferred one first, by field.
+
+        ``files``: from :meth:`output_files`. Its name is among them, and is used if none is free.
+        """
+
+    def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
+        """True if output files, by field, have the content that the record promises.
+
+        Raises ``OSError`` if one is missing.
+        """
+
+
+class JobSpec(OutputSpec, Protocol[Result]):
+    """The files of a job and the work on each image, for :class:`selfment.jobs.runner.Runner`."""
+
+    unit: str  #: what the progress bar counts
+    batch_size: int  #: images of one call of :meth:`compute`
+
+    def load(self, tasks: Sequence[Task]) -> None:
+        """Loads the models; an error ends the run instead of counting as the first image's."""
+
+    def prepare(self, task: Task, picture: Image.Image) -> None:
+        """Sets ``task.pixels``, and what :meth:`save` needs of the image; runs in a thread."""
+
+    def compute(self, batch: Tensor) -> Sequence[Result]:
+        """The result of each image of a (B, 3, H, W) batch of pixels."""
+
+    def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
+        """Writes the wanted files, by field; returns further fields of the record; in a thread."""
+
+    def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
+        """The function that does the whole task if its input is a video; None for an image.
+
+        It writes the wanted files, by field, and returns further fields of the record.
+        """
