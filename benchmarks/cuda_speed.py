@@ -26,6 +26,7 @@ from selfment import reference
 from selfment.core.graph import build
 from selfment.core.ipo import run_ipo
 from selfment.core.ncut import eigenpairs, initial_mask
+from selfment.core.options import CutOptions, IpoOptions
 
 SETS_BYTES = 1 << 28  # least size of all input sets of a problem size together
 MOST_BATCH = 256
@@ -113,20 +114,20 @@ def stages(
     """Yields name, function and floor in seconds of each stage of a batch."""
     batch, n, d = sets[0].shape
     inputs = cycle(sets)
-    graph = build(sets[0], 0.2, 1e-5, "binary")
+    graph = build(sets[0], CutOptions())
     pairs = eigenpairs(graph, 1)
     x = pairs.vectors[:, 0].contiguous()
     mask, _ = initial_mask(x, grid, "seed")
-    _, steps, _ = run_ipo(sets[0], mask, 20, 10)
+    _, steps, _ = run_ipo(sets[0], mask, IpoOptions())
     features = sets[0].nbytes / limit.bytes
     half_product = batch * n * (n + 1) * d / limit.operations
     bits = graph.bits.nbytes / limit.bytes
-    yield "affinity", lambda: build(next(inputs), 0.2, 1e-5, "binary"), max(features, half_product)
+    yield "affinity", lambda: build(next(inputs), CutOptions()), max(features, half_product)
     products = pairs.iterations.double().mean().item()
     yield "fiedler", lambda: eigenpairs(graph, 1), bits * products
     yield "components", lambda: initial_mask(x, grid, "seed"), 9 * n * batch / limit.bytes
     passes = steps.double().mean().item() + 1
-    yield "ipo", lambda: run_ipo(sets[0], mask, 20, 10), features * passes
+    yield "ipo", lambda: run_ipo(sets[0], mask, IpoOptions()), features * passes
 
 
 def captured(rows: Tensor, grid: tuple[int, int]) -> torch.cuda.CUDAGraph:

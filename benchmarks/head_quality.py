@@ -102,7 +102,7 @@ def photographs_with_masks(folders: list[Path], size: int) -> list[Sample]:
             features = labeler.backbone(labeler.preprocess(picture)[None])[0]
             truth = torch.from_numpy(levels) > 127
             grid = labeler.backbone.grid(size)
-            samples.append(Sample(features, grid, labeler.orient, truth))
+            samples.append(Sample(features, grid, labeler.backbone.orient, truth))
     return samples
 
 

@@ -23,6 +23,7 @@ from machine_code import Kernel, resident_blocks
 
 import selfment
 from selfment.core.graph import build
+from selfment.core.options import CutOptions
 
 PAGE = sass.ROOT / "docs/cuda.md"
 HOPPER = (132, 227 << 10)  # multiprocessors, and bytes of shared memory of a block
@@ -43,7 +44,7 @@ def shared_memory(kernels: Sequence[Kernel], folder: Path) -> dict[str, int]:
     def everything() -> None:
         selfment.pseudo_label(features, (48, 48), graph="weighted")
         selfment.pseudo_label(features, (48, 48))
-        graph = build(features, 0.2, 1e-5, "binary")
+        graph = build(features, CutOptions())
         graph.paint(mask).matvec(torch.empty(32, 2304, dtype=torch.float64))
 
     return {launch.kernel: launch.shared for launch in device.plan(everything).launches}

@@ -44,13 +44,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder for pictures of the labels")
     arguments = parser.parse_args()
 
-    labeler = PseudoLabeler(arguments.backbone, arguments.size, orient=arguments.orient)
+    labeler = PseudoLabeler(arguments.backbone, arguments.size)
     pictures = [load_image(path)[0] for path in arguments.frames] or clip()
     pixels = torch.stack([labeler.preprocess(picture) for picture in pictures])
     features = labeler.backbone(pixels)
     grid = labeler.backbone.grid(arguments.size)
-    joint = joint_label(features, grid, orient=labeler.orient)
-    alone = pseudo_label(features, grid, orient=labeler.orient)
+    joint = joint_label(features, grid, orient=arguments.orient)
+    alone = pseudo_label(features, grid, orient=arguments.orient)
 
     print(f"{len(pictures)} frames of {grid[0]} x {grid[1]}: Ncut {joint.eigenvalue:.4f}")
     for i, picture in enumerate(pictures):

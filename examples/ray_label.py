@@ -100,7 +100,7 @@ class BlockLabeler(PseudoLabeler):
 
     def _label_rows(self, rows: Sequence[Row]) -> None:
         try:
-            labels = self.label_batch(torch.stack([row["pixels"] for row in rows]))
+            labels: Any = self.label_batch(torch.stack([row["pixels"] for row in rows]))
         except Exception as error:
             # One image must not fail the others of its batch: label each by itself.
             if len(rows) == 1:

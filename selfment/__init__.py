@@ -16,6 +16,7 @@ from .core.ipo import ipo
 from .core.joint import JointLabels, joint_label
 from .core.label import PseudoLabels, pseudo_label
 from .core.ncut import ncut
+from .core.options import CutOptions, IpoOptions
 
 if TYPE_CHECKING:
     from .core.objects import Objects, multi_label
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
     from .models.segmenter import Segmenter
 
 __all__ = [
+    "CutOptions",
     "Evaluator",
     "Graph",
+    "IpoOptions",
     "JointLabels",
     "Objects",
     "PatchHead",

@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,9 +16,12 @@ from ..backbones import DTYPES, FEATURES, POSITIONS
 from ..core import native
 from ..core import options as params
 from ..core.confidence import RECOMMENDED_MIN_CONFIDENCE
+from ..core.options import CutOptions
 from ..images.load import ImageEntries, find_images, sample_images
-from ..methods import INITS, METHODS
+from ..methods import METHODS, Method, MultiObject, Selfment
 from ..models.labeler import PseudoLabeler
+
+_CUT = CutOptions()
 
 
 def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") -> None:
@@ -56,18 +59,16 @@ def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") ->
 
 
 def add_voters(parser: argparse.ArgumentParser) -> None:
-    """The backbones that vote beside the first."""
+    """Adds the backbones that vote beside the first."""
     voters = "more backbones, with commas, whose clusters vote with the method selfmask"
     add = parser.add_argument
-    add("--backbones", type=names_of(), default=[], metavar="NAMES", help=voters)
+    add("--voters", type=names_of(), default=(), metavar="NAMES", help=voters)
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    """The method, and the split that Selfment starts from."""
+    """Adds the method that labels."""
     add = parser.add_argument
-    add("--method", default="selfment", choices=METHODS, help="whose labels (%(default)s)")
-    split = "what Selfment's IPO starts from (%(default)s)"
-    add("--init", default="ncut", choices=INITS, help=split)
+    add("--method", default="selfment", choices=METHODS, help="how to label (%(default)s)")
 
 
 def names_of(*choices: str) -> Callable[[str], list[str]]:
@@ -102,17 +103,22 @@ def images_of(arguments: argparse.Namespace) -> ImageEntries:
     return find_images(arguments.inputs, out=arguments.out)
 
 
-def labeler_of(arguments: argparse.Namespace, **options: Any) -> PseudoLabeler:
-    """The labeler that the arguments describe; prints the note of its backbone."""
-    options |= label_options(arguments)
-    labeler = PseudoLabeler(**options, method=arguments.method, init=arguments.init)
+def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
+    """Returns the labeler that the arguments describe; prints the note of its backbone."""
+    options = method_options(arguments)
+    kind: type[Method] = METHODS[arguments.method]
+    if "max_objects" in options:
+        if kind is not Selfment:
+            raise ValueError(f"`objects` is no option of the method {kind.name!r}")
+        kind = MultiObject
+    labeler = PseudoLabeler(**model_options(arguments), method=make_method(kind, options))
     if labeler.note:
         print(labeler.note, file=sys.stderr)
     return labeler
 
 
-def label_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of :class:`selfment.PseudoLabeler` that all methods take."""
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the arguments of :class:`selfment.PseudoLabeler` but for the method."""
     return {
         "backbone": arguments.backbone,
         "size": arguments.size,
@@ -121,14 +127,32 @@ def label_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "positions": arguments.positions,
-        "tau": arguments.tau,
-        "eps": arguments.eps,
-        "graph": arguments.graph,
-        "orient": arguments.orient,
-        "min_confidence": arguments.min_confidence,
         "batch_size": arguments.batch,
-        "backbones": getattr(arguments, "backbones", ()),  # training has no use for them
     }
+
+
+def method_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of methods that differ from their defaults; raises ``ValueError``."""
+    options = {
+        "cut": CutOptions(**{name: getattr(arguments, name) for name in vars(_CUT)}),
+        "min_confidence": params.check_min_confidence(arguments.min_confidence),
+        "voters": getattr(arguments, "voters", ()),
+        "max_objects": getattr(arguments, "max_objects", None),
+    }
+    defaults = {"cut": _CUT, "min_confidence": 0.0, "voters": (), "max_objects": None}
+    return {name: value for name, value in options.items() if value != defaults[name]}
+
+
+def make_method(kind: type[Method], options: Mapping[str, Any]) -> Method:
+    """Returns the method with these options; raises ``ValueError`` for one it does not know."""
+    known = kind.known(options)
+    unknown = {name: options[name] for name in options if name not in known}
+    if "cut" in unknown:
+        cut = vars(unknown.pop("cut"))
+        unknown |= {name: cut[name] for name in cut if cut[name] != getattr(_CUT, name)}
+    for name, value in unknown.items():
+        raise ValueError(f"`{name}` is no option of the method {kind.name!r}: got {value!r}")
+    return kind(**options)
 
 
 def set_threads(threads: int | None) -> None:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..methods import INITS, METHODS
-from .common import add_images, add_voters, images_of, label_options, names_of
+from ..methods import METHODS
+from .common import (
+    add_images,
+    add_voters,
+    images_of,
+    method_options,
+    model_options,
+    names_of,
+)
 
 HELP = "label by several methods, and score them"
 
@@ -19,10 +26,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--gt", required=True, metavar="DIR", help="folder of ground truth of the same names")
     add("--gt-suffix", default="", metavar="S", help="of the ground truths' names: _mask")
     add("--out", required=True, metavar="DIR", help="folder for the masks and the table")
-    whose = f"whose labels: {','.join(METHODS)} (all that the backbone allows)"
+    whose = f"how to label: {','.join(METHODS)} (all that the backbone allows)"
     add("--methods", type=names_of(*METHODS), metavar="NAMES", help=whose)
-    splits = f"what Selfment's IPO starts from: {','.join(INITS)} (all that the backbone allows)"
-    add("--inits", type=names_of(*INITS), metavar="NAMES", help=splits)
     add("--allow-missing", action="store_true", help="score what has both files")
     add("--workers", type=int, default=1, metavar="N", help="processes that score (%(default)s)")
 
@@ -32,16 +37,18 @@ def run(arguments: argparse.Namespace) -> int:
     from ..experiments.compare import compare
 
     images = images_of(arguments)
+    options = method_options(arguments)
+    kinds = [METHODS[name] for name in arguments.methods or METHODS]
     found = compare(
         images,
         arguments.gt,
         arguments.out,
-        methods=arguments.methods,
-        inits=arguments.inits,
+        methods=[kind(**kind.known(options)) for kind in kinds],
+        leave_out=arguments.methods is None,
         gt_suffix=arguments.gt_suffix,
         allow_missing=arguments.allow_missing,
         workers=arguments.workers,
-        **label_options(arguments),
+        **model_options(arguments),
     )
     print(found.to_text(), end="")
     print(f"see {arguments.out}/comparison.md, .csv, .json and .tex", file=sys.stderr)

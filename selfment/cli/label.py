@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="folder for masks and records")
     add("--overlay", action="store_true", help="also draw image, Fiedler vector and masks")
     objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
-    add("--objects", type=int, metavar="N", help=objects)
+    add("--objects", type=int, dest="max_objects", metavar="N", help=objects)
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
     add("--format", type=names_of(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     images = images_of(arguments)
-    labeler = labeler_of(arguments, objects=arguments.objects)
+    labeler = labeler_of(arguments)
     with terminable():
         summary = label_images(
             images,

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..core import options as params
 from ..core.arrays import FEATURE_DTYPES, Grid, as_tensor
-from ..core.graph import Graph, affinity
+from ..core.graph import Graph, make_graph
 from ..core.ncut import ncut
+from ..core.options import CutOptions
 
 Array = NDArray[np.float64]
 
@@ -76,28 +77,25 @@ def _checked(feats: Any, shape: tuple[int | None, ...], axes: str) -> Tensor:
     return tensor
 
 
-def graph_mode(tau: float, eps: float, weighted: bool) -> tuple[float, str]:
-    """The tau and the mode to call selfment with; raises ``ValueError``.
+def cut_options(tau: float, eps: float, weighted: bool) -> CutOptions:
+    """Returns the options of the cut; raises ``ValueError``.
 
-    The weighted graph needs tau > 0. Of tau = 0 the smallest one keeps every positive similarity.
+    The weighted graph needs tau > 0: the least such tau stands for 0, and keeps every positive
+    similarity.
     """
     params.require("tau", tau, "a finite number", not isinstance(tau, str))
-    if not weighted:
-        params.check_graph(tau, eps, "binary")
-        return float(tau), "binary"
-    tau = sys.float_info.min if tau == 0 else tau
-    params.check_graph(tau, eps, "weighted")
-    return float(tau), "weighted"
+    if weighted and tau == 0:
+        tau = sys.float_info.min
+    return CutOptions(tau=tau, eps=eps, graph="weighted" if weighted else "binary", orient="seed")
 
 
 def fiedler(rows: Tensor, tau: float, eps: float, weighted: bool = False) -> Array:
-    """The Fiedler vector (N,) of checked rows (N, C): x^T D x = 1, with LAPACK's sign."""
-    tau, graph = graph_mode(tau, eps, weighted)
-    return fiedler_of(affinity(rows, tau=tau, eps=eps, graph=graph))
+    """Returns the Fiedler vector (N,) of checked rows (N, C): x^T D x = 1, with LAPACK's sign."""
+    return fiedler_of(make_graph(rows, cut_options(tau, eps, weighted)))
 
 
 def fiedler_of(graph: Graph) -> Array:
-    """The same of a graph of (N, C) rows."""
+    """Returns the Fiedler vector (N,) of a graph of (N, C) rows."""
     vector: Array = ncut(graph, sign="lapack")[1][:, 0].cpu().numpy()
     return vector
 

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from ..core import options as params
-from ..core.label import pseudo_label
+from ..core.label import label_features
+from ..core.options import IpoOptions
 from . import _shared as _cut
 
 
@@ -51,15 +52,9 @@ def unsupervised_saliency_labels(
     for name, value in (("n_iter", n_iter), ("sample_size", sample_size)):
         good = isinstance(value, Integral) and 0 <= value <= 2**31
         params.require(name, value, "an integer from 0 to 2^31", good)
-    tau, graph = _cut.graph_mode(tau, params.EPS, no_binary_graph)
-    labels = pseudo_label(
-        _cut.from_rows(feats, grid),
-        grid,
-        tau=tau,
-        graph=graph,
-        ipo_iters=n_iter,
-        # IPO never sees an empty side: 0 and 1 mean the same.
-        ipo_min_count=max(1, sample_size),
-    )
+    cut = _cut.cut_options(tau, params.EPS, no_binary_graph)
+    # IPO never sees an empty side: 0 and 1 mean the same.
+    ipo = IpoOptions(iters=n_iter, min_count=max(1, sample_size))
+    labels = label_features(_cut.from_rows(feats, grid), grid, cut, ipo)
     mask: Tensor = labels.mask
     return mask.flatten().long()

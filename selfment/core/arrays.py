@@ -35,10 +35,10 @@ def _as_it_is(result: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Kind:
+class ArrayType:
     """A kind of array: how a tensor becomes one, and where the work on one is queued."""
 
-    restore: Callable[[Tensor], Any] = _as_it_is
+    from_tensor: Callable[[Tensor], Any] = _as_it_is
     queue: Callable[[], AbstractContextManager[Any]] = nullcontext  #: sets torch's current stream
     array: str = "the arrays"  #: the array that it is the kind of, for errors
 
@@ -53,18 +53,18 @@ class Kind:
             with self.queue():
                 yield
         except (MemoryError, RuntimeError) as error:
-            found = _NO_MEMORY.search(str(error))
-            if found is None and not isinstance(error, MemoryError):
+            match = _NO_MEMORY.search(str(error))
+            if match is None and not isinstance(error, MemoryError):
                 raise
-            size = found and (found[1] or found[2])
+            size = match and (match[1] or match[2])
             asked = f": {size} could not be allocated" if size else ""
             raise MemoryError(f"not enough memory for {self.array}{asked}") from error
 
 
-TORCH = Kind()
+TORCH = ArrayType()
 
 
-def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
+def as_tensor(value: Any, name: str) -> tuple[Tensor, ArrayType]:
     """A tensor that shares memory with ``value`` where it can, and its kind of array.
 
     Takes torch tensors, numpy arrays and whatever speaks DLPack (cupy, jax, tensorflow, ...).
@@ -75,8 +75,9 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
         check_dense(value, name)
         check_data(value, name)
         # What torch.compile traces is kept simple.
-        kind = TORCH if torch.compiler.is_compiling() else Kind(array=_named(value, name))
-        return value.detach().resolve_neg(), kind  # kernels read the memory as it is
+        compiling = torch.compiler.is_compiling()
+        array_type = TORCH if compiling else ArrayType(array=_named(value, name))
+        return value.detach().resolve_neg(), array_type  # kernels read the memory as it is
     if isinstance(value, np.ndarray):
         check_unmasked(value, name)
         if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
@@ -85,19 +86,19 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, Kind]:
         # without a warning, read-only memory.
         size = value.dtype.itemsize
         usable = all(stride >= 0 and stride % size == 0 for stride in value.strides)
-        kind = Kind(Tensor.numpy, array=_named(value, name))
-        with kind.stream():
+        array_type = ArrayType(Tensor.numpy, array=_named(value, name))
+        with array_type.stream():
             own = value if usable and value.flags.writeable else value.copy()
-        return torch.from_numpy(own), kind
+        return torch.from_numpy(own), array_type
     if hasattr(value, "__dlpack__"):
         tensor = torch.from_dlpack(value)
         package = type(value).__module__.partition(".")[0]
         queue = _cupy_stream(tensor.device) if package == "cupy" else nullcontext
         if hasattr(value, "__array_namespace__"):
-            restore = value.__array_namespace__().from_dlpack
+            from_tensor = value.__array_namespace__().from_dlpack
         else:
-            restore = getattr(__import__(package), "from_dlpack", _as_it_is)
-        return tensor, Kind(restore, queue, _named(tensor, name))
+            from_tensor = getattr(__import__(package), "from_dlpack", _as_it_is)
+        return tensor, ArrayType(from_tensor, queue, _named(tensor, name))
     raise TypeError(
         f"`{name}` must be a torch tensor, a numpy array or a DLPack array: "
         f"got {type(value).__name__}"
@@ -181,11 +182,11 @@ class Features:
     tensor: Tensor  # (B, N, d), one of FEATURE_DTYPES; maybe strided
     grid: Grid | None  # (h, w) with h * w == N
     batched: bool  # whether the input had a batch axis
-    kind: Kind  # the caller's kind of array
+    array_type: ArrayType  # the caller's kind of array
 
-    def give(self, result: Tensor) -> Any:
+    def to_caller(self, result: Tensor) -> Any:
         """``result`` (B, ...) as the caller's kind of array, without the axis it did not have."""
-        return self.kind.restore(result if self.batched else result[0])
+        return self.array_type.from_tensor(result if self.batched else result[0])
 
 
 def as_features(
@@ -200,7 +201,7 @@ def as_features(
     ``devices``: the device types that are accepted (None: any). Raises ``TypeError`` for a wrong
     kind of array or dtype and ``ValueError`` for a wrong shape, grid or device.
     """
-    tensor, kind = as_tensor(features, "features")
+    tensor, array_type = as_tensor(features, "features")
     if tensor.dtype not in FEATURE_DTYPES:
         raise TypeError(
             "`features` must be float16, bfloat16, float32 or float64: "
@@ -225,7 +226,7 @@ def as_features(
                 f"got {grid} for shape {shape}"
             )
         grid = (shape[2], shape[3])
-        with kind.stream():
+        with array_type.stream():
             tensor = tensor.flatten(2).transpose(1, 2)
     elif grid is not None and grid[0] * grid[1] != shape[-2]:
         raise ValueError(f"`grid` must satisfy h*w == N: got {grid} for N = {shape[-2]}")
@@ -235,7 +236,7 @@ def as_features(
             f"h*w == N, here N = {shape[-2]}"
         )
     check_patches(tensor.shape[-2])
-    return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, kind)
+    return Features(tensor if tensor.ndim == 3 else tensor[None], grid, len(shape) > 2, array_type)
 
 
 def check_patches(n: int) -> None:

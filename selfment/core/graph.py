@@ -12,7 +12,8 @@ from torch import Tensor
 
 from . import ops as _ops
 from . import options as params
-from .arrays import TORCH, Kind, as_features, as_tensor, check_device
+from .arrays import TORCH, ArrayType, as_features, as_tensor, check_device
+from .options import CutOptions
 from .threshold import auto_tau
 
 
@@ -31,12 +32,12 @@ class Graph:
     degree: Tensor  #: (B, N) float64, as a tensor
     taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
     batched: bool = True  #: whether answers have the axis B
-    kind: Kind = TORCH  #: the kind of array that answers come in
+    array_type: ArrayType = TORCH  #: the kind of array that answers come in
 
     @property
     def degrees(self) -> Any:
         """(B, N) float64, the row sums of A; (N,) for (N, d) features."""
-        return self.give(self.degree)
+        return self.to_caller(self.degree)
 
     @property
     def nbytes(self) -> int:
@@ -49,18 +50,18 @@ class Graph:
 
         Raises ``ValueError`` for other shapes, or another device than the graph's.
         """
-        vectors, kind = as_tensor(x, "x")
+        vectors, array_type = as_tensor(x, "x")
         rows = tuple(self.degree.shape) if self.batched else (self.n,)
         if vectors.shape[: len(rows)] != rows or vectors.ndim > len(rows) + 1:
             raise ValueError(
                 f"`x` must be {rows} or {(*rows, 'm')} for this graph: got {tuple(vectors.shape)}"
             )
         check_device(vectors, "x", self.degree.device, "the graph")
-        with kind.stream():
+        with array_type.stream():
             columns = vectors.reshape(len(self.degree), self.n, -1).transpose(1, 2)
             columns = columns.to(torch.float64).contiguous()
             product = _ops.matvec(self.bits, self.weights, self.n, self.eps, columns)
-            return kind.restore(product.transpose(1, 2).reshape(vectors.shape))
+            return array_type.from_tensor(product.transpose(1, 2).reshape(vectors.shape))
 
     def paint(self, mask: Any) -> Graph:
         """The graph of the same features with zeros in place of some patches', to the bit.
@@ -75,7 +76,7 @@ class Graph:
         On a CUDA device nothing waits for the work. Raises ``TypeError`` for a wrong kind of array
         and ``ValueError`` for another shape or device.
         """
-        painted, kind = as_tensor(mask, "mask")
+        painted, array_type = as_tensor(mask, "mask")
         lead = (len(self.degree),) if self.batched else ()
         own = tuple(painted.shape)[len(lead) :]
         if painted.shape[: len(lead)] != lead or len(own) not in (1, 2) or prod(own) != self.n:
@@ -85,7 +86,7 @@ class Graph:
                 f"h*w == {self.n}, for this graph: got {tuple(painted.shape)}"
             )
         check_device(painted, "mask", self.degree.device, "the graph")
-        with kind.stream():
+        with array_type.stream():
             rows = painted.reshape(self.degree.shape).bool().contiguous()
             bits, degree, weights = _ops.paint(
                 self.bits, self.weights, self.degree, self.n, self.eps, self.taus, rows
@@ -94,14 +95,14 @@ class Graph:
 
     def to_dense(self) -> Any:
         """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
-        with self.kind.stream():
+        with self.array_type.stream():
             eye = torch.eye(self.n, dtype=torch.float64, device=self.degree.device)
-            plain = replace(self, batched=True, kind=TORCH)
-            return self.give(plain.matvec(eye.expand(len(self.degree), -1, -1)))
+            plain = replace(self, batched=True, array_type=TORCH)
+            return self.to_caller(plain.matvec(eye.expand(len(self.degree), -1, -1)))
 
-    def give(self, result: Tensor) -> Any:
+    def to_caller(self, result: Tensor) -> Any:
         """``result`` (B, ...) as the caller's kind of array, without B for (N, d) features."""
-        return self.kind.restore(result if self.batched else result[0])
+        return self.array_type.from_tensor(result if self.batched else result[0])
 
 
 def affinity(
@@ -134,37 +135,33 @@ def affinity(
         ImportError: the module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
-    params.check_graph(tau, eps, graph)
-    given = as_features(features)
-    with given.kind.stream():
-        made = build(given.tensor.contiguous(), params.tau_or_none(tau), eps, graph)
-    return replace(made, batched=given.batched, kind=given.kind)
+    return make_graph(features, CutOptions(tau=tau, eps=eps, graph=graph))
 
 
-def build(
-    rows: Tensor,
-    tau: float | None,
-    eps: float,
-    graph: str,
-    *,
-    first: int = 0,
-    frames: Sequence[int] = (),
-) -> Graph:
-    """The graph of checked, contiguous (B, N, d) rows; ``tau`` None is "auto".
+def make_graph(features: Any, cut: CutOptions) -> Graph:
+    """Returns what :func:`affinity` returns, and raises what it raises."""
+    checked = as_features(features)
+    with checked.array_type.stream():
+        made = build(checked.tensor.contiguous(), cut)
+    return replace(made, batched=checked.batched, array_type=checked.array_type)
+
+
+def build(rows: Tensor, cut: CutOptions, *, first: int = 0, frames: Sequence[int] = ()) -> Graph:
+    """Returns the graph of checked, contiguous (B, N, d) rows.
 
     For errors: ``first`` is the first image's number, and ``frames`` are the numbers of patches of
-    the frames that a single graph is of.
+    the frames that share a single graph.
     """
     n = rows.shape[1]
-    taus = thresholds(rows, tau)
-    bits, degree, weights, bad = _ops.affinity(rows, taus, eps, graph == "weighted")
+    taus = thresholds(rows, cut.tau)
+    bits, degree, weights, bad = _ops.affinity(rows, taus, cut.eps, cut.weighted)
     check_finite(bad, n, first, frames)
-    return Graph(eps, n, bits, weights, degree, taus)
+    return Graph(cut.eps, n, bits, weights, degree, taus)
 
 
-def thresholds(rows: Tensor, tau: float | None) -> Tensor:
-    """(B,) float64 thresholds of checked (B, N, d) rows; ``tau`` None is "auto"."""
-    if tau is None:
+def thresholds(rows: Tensor, tau: float | str) -> Tensor:
+    """Returns the (B,) float64 thresholds of checked (B, N, d) rows."""
+    if isinstance(tau, str):
         return auto_tau(rows)
     return rows.new_full((len(rows),), tau, dtype=torch.float64)
 

@@ -12,6 +12,7 @@ from . import ops as _ops
 from . import options as params
 from .arrays import as_features, as_tensor, check_device
 from .graph import check_finite
+from .options import IpoOptions
 
 
 def ipo(
@@ -46,29 +47,30 @@ def ipo(
         ImportError: the module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
-    params.check_ipo(iters, min_count)
-    given = as_features(features)
-    start, kind = as_tensor(labels, "labels")
-    batch, n, _ = given.tensor.shape
-    lead = (batch,) if given.batched else ()
+    options = IpoOptions(iters=iters, min_count=min_count)
+    checked = as_features(features)
+    start, array_type = as_tensor(labels, "labels")
+    batch, n, _ = checked.tensor.shape
+    lead = (batch,) if checked.batched else ()
     own = tuple(start.shape)[len(lead) :]
     if start.shape[: len(lead)] != lead or len(own) not in (1, 2) or math.prod(own) != n:
-        axes = f"{batch}, " if given.batched else ""
+        axes = f"{batch}, " if checked.batched else ""
         raise ValueError(
             f"`labels` must be ({axes}{n}{'' if axes else ','}), or ({axes}h, w) with h*w == {n}, "
             f"for these features: got {tuple(start.shape)}"
         )
-    check_device(start, "labels", given.tensor.device, "`features`")
-    with given.kind.stream():
-        refined = _ipo(given.tensor, start.reshape(batch, n), int(iters), int(min_count))
-        return kind.restore(refined.reshape(start.shape).to(start.dtype))
+    check_device(start, "labels", checked.tensor.device, "`features`")
+    with checked.array_type.stream():
+        refined = _ipo(checked.tensor, start.reshape(batch, n), options.iters, options.min_count)
+        return array_type.from_tensor(refined.reshape(start.shape).to(start.dtype))
 
 
 def _ipo_impl(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:
     if not labels.is_cuda and not ((labels == 0) | (labels == 1)).all():
         value = labels[(labels != 0) & (labels != 1)].flatten()[0].item()
         raise ValueError(f"`labels` must be 0 or 1: got {value}")
-    return run_ipo(features.contiguous(), labels.bool(), iters, min_count)[0]
+    options = IpoOptions(iters=iters, min_count=min_count)
+    return run_ipo(features.contiguous(), labels.bool(), options)[0]
 
 
 def _ipo_fake(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:
@@ -83,19 +85,14 @@ _ipo = _ops.register(
 
 
 def run_ipo(
-    rows: Tensor,
-    labels: Tensor,
-    iters: int,
-    min_count: int,
-    *,
-    first: int = 0,
+    rows: Tensor, labels: Tensor, options: IpoOptions, *, first: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """New labels (B, N) bool, steps taken (B,) int64 and separation (B,) float64.
+    """Runs IPO on checked, contiguous (B, N, d) rows with (B, N) labels.
 
-    Of (B, N, d) checked, contiguous rows. The separation is the distance of the two class means
-    under the new labels; 0 where a class is empty, NaN where a CUDA image is not finite.
-    ``first`` is the number of the first image, for errors.
+    Returns the new labels (B, N) bool, the steps taken (B,) int64 and the separation (B,) float64:
+    the distance of the two class means under the new labels; 0 where a class is empty, NaN where a
+    CUDA image is not finite. ``first`` is the number of the first image, for errors.
     """
-    refined, steps, separation, bad = _ops.ipo(rows, labels, iters, min_count)
+    refined, steps, separation, bad = _ops.ipo(rows, labels, options)
     check_finite(bad, rows.shape[1], first)
     return refined, steps, separation

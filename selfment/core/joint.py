@@ -26,7 +26,15 @@ from torch import Tensor
 from . import ops as _ops
 from . import options as params
 from .arrays import Features, Grid, as_features, as_grid, check_patches
-from .label import MAPS, PseudoLabels, label_rows
+from .label import (
+    MAPS,
+    OPTIONS_SCHEMA,
+    PseudoLabels,
+    from_operator,
+    label_rows,
+    to_operator,
+)
+from .options import CutOptions, IpoOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,31 +67,31 @@ def as_frames(
     Raises as :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that the
     features are not of.
     """
-    given = as_features(features, devices=devices)
-    check_patches(given.tensor.shape[:2].numel())
+    checked = as_features(features, devices=devices)
+    check_patches(checked.tensor.shape[:2].numel())
     listed = _is_list(grid)
-    if given.batched:
+    if checked.batched:
         if listed:
             raise ValueError(
                 "`grid` must be one (h, w), that of every frame, with (B, N, d) and (B, d, h, w) "
                 f"features: got {grid!r}"
             )
-        given = as_features(features, grid, needs_grid=True, devices=devices)
-        assert given.grid is not None
-        return given, [given.grid] * len(given.tensor)
+        checked = as_features(features, grid, needs_grid=True, devices=devices)
+        assert checked.grid is not None
+        return checked, [checked.grid] * len(checked.tensor)
     if not listed:
         raise ValueError(
             "`grid` must be a list of (h, w), one for each frame, with (N, d) features: "
             f"got {grid!r}"
         )
     grids = [as_grid(frame) for frame in grid]
-    patches, n = sum(h * w for h, w in grids), given.tensor.shape[1]
+    patches, n = sum(h * w for h, w in grids), checked.tensor.shape[1]
     if patches != n:
         raise ValueError(
             "`grid` must satisfy h*w == N, summed over the frames: "
             f"got {patches} patches in {len(grids)} frames for N = {n}"
         )
-    return given, grids
+    return checked, grids
 
 
 def _is_list(grid: Any) -> bool:
@@ -95,19 +103,19 @@ def _is_list(grid: Any) -> bool:
     return bool(entries) and not any(isinstance(entry, Real) for entry in entries)
 
 
-def give(given: Features, grids: Sequence[Grid], found: dict[str, Tensor]) -> JointLabels:
-    """The labels from their fields, where maps are (N,), as the caller's kind of array."""
+def to_caller(checked: Features, grids: Sequence[Grid], labels: dict[str, Tensor]) -> JointLabels:
+    """Returns the labels, whose maps are (N,) here, as the caller's type of array."""
+    from_tensor = checked.array_type.from_tensor
     values: dict[str, Any] = {
-        name: given.kind.restore(value) for name, value in found.items() if name not in MAPS
+        name: from_tensor(labels[name]) for name in labels if name not in MAPS
     }
     for name in MAPS:
-        if given.batched:
-            values[name] = given.kind.restore(found[name].reshape(-1, *grids[0]))
+        if checked.batched:
+            values[name] = from_tensor(labels[name].reshape(-1, *grids[0]))
         else:
-            parts = found[name].split([h * w for h, w in grids])
+            parts = labels[name].split([h * w for h, w in grids])
             values[name] = [
-                given.kind.restore(part.reshape(grid))
-                for part, grid in zip(parts, grids, strict=True)
+                from_tensor(part.reshape(grid)) for part, grid in zip(parts, grids, strict=True)
             ]
     return JointLabels(**values)
 
@@ -148,51 +156,21 @@ def joint_label(
         ImportError: as that.
         MemoryError: as that.
     """
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
-    given, grids = as_frames(features, grid)
-    with given.kind.stream():
-        found = _joint_label(
-            given.tensor.flatten(0, 1),
-            [side for sides in grids for side in sides],
-            params.tau_or_none(tau),
-            float(eps),
-            graph,
-            orient,
-            int(ipo_iters),
-            int(ipo_min_count),
-            float(min_confidence),
-        )
-        return give(given, grids, dict(zip(_FIELDS, found, strict=True)))
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    options = to_operator(cut, ipo, min_confidence)
+    checked, grids = as_frames(features, grid)
+    sides = [side for sides in grids for side in sides]
+    with checked.array_type.stream():
+        values = _joint_label(checked.tensor.flatten(0, 1), sides, *options)
+        return to_caller(checked, grids, dict(zip(_FIELDS, values, strict=True)))
 
 
-def _joint_label_impl(
-    features: Tensor,
-    sides: Sequence[int],
-    tau: float | None,
-    eps: float,
-    graph: str,
-    orient: str,
-    ipo_iters: int,
-    ipo_min_count: int,
-    min_confidence: float = 0.0,
-) -> tuple[Tensor, ...]:
+def _joint_label_impl(features: Tensor, sides: Sequence[int], *options: Any) -> tuple[Tensor, ...]:
     """The fields of :class:`JointLabels` for (N, d) features, maps being (N,)."""
     grids = list(zip(sides[::2], sides[1::2], strict=True))
-    found = label_rows(
-        features.contiguous()[None],
-        grids,
-        tau,
-        eps,
-        graph,
-        orient,
-        ipo_iters,
-        ipo_min_count,
-        min_confidence,
-    )
-    return tuple(found[name][0] for name in _FIELDS)
+    labels = label_rows(features.contiguous()[None], grids, *from_operator(*options))
+    return tuple(labels[name][0] for name in _FIELDS)
 
 
 def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[Tensor, ...]:
@@ -207,8 +185,7 @@ def _joint_label_fake(features: Tensor, sides: Sequence[int], *_: Any) -> tuple[
 
 
 _joint_label = _ops.register(
-    "joint_label(Tensor features, SymInt[] sides, float? tau, float eps, str graph, "
-    "str orient, SymInt ipo_iters, SymInt ipo_min_count, float min_confidence=0.0) -> "
+    f"joint_label(Tensor features, SymInt[] sides, {OPTIONS_SCHEMA}) -> "
     f"({', '.join(f'Tensor {name}' for name in _FIELDS)})",
     _joint_label_impl,
     _joint_label_fake,

@@ -15,6 +15,7 @@ from .arrays import Grid, as_features
 from .graph import Graph, build, thresholds
 from .ipo import run_ipo
 from .ncut import Eigenpairs, eigenpairs
+from .options import CutOptions, IpoOptions
 
 MAPS = ("mask", "ncut_mask", "fiedler")  # fields of all patches
 
@@ -24,7 +25,7 @@ class PseudoLabels:
     """What :func:`pseudo_label` finds, B images of h x w patches, in the caller's kind of array.
 
     There is no axis B where the features had none. For labels of other methods see
-    :func:`selfment.methods.label`.
+    :mod:`selfment.methods`.
     """
 
     mask: Any  #: (B, h, w) bool, the label: the foreground after IPO
@@ -92,31 +93,42 @@ def pseudo_label(
         ImportError: the module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
-    given = as_features(features, grid, needs_grid=True)
-    assert given.grid is not None
-    with given.kind.stream():
-        found = _pseudo_label(
-            given.tensor,
-            *given.grid,
-            params.tau_or_none(tau),
-            float(eps),
-            graph,
-            orient,
-            int(ipo_iters),
-            int(ipo_min_count),
-            float(min_confidence),
-        )
-        return PseudoLabels(*(given.give(field) for field in found))
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    return label_features(features, grid, cut, ipo, min_confidence)
 
 
-def _pseudo_label_impl(
-    features: Tensor,
-    h: int,
-    w: int,
+def label_features(
+    features: Any,
+    grid: Grid | None,
+    cut: CutOptions,
+    ipo: IpoOptions,
+    min_confidence: float = 0.0,
+) -> PseudoLabels:
+    """Returns what :func:`pseudo_label` returns, and raises what it raises."""
+    options = to_operator(cut, ipo, min_confidence)
+    checked = as_features(features, grid, needs_grid=True)
+    assert checked.grid is not None
+    with checked.array_type.stream():
+        values = _pseudo_label(checked.tensor, *checked.grid, *options)
+        return PseudoLabels(*(checked.to_caller(value) for value in values))
+
+
+#: The last arguments of the torch operators that label, as :func:`to_operator` makes them.
+OPTIONS_SCHEMA = (
+    "float? tau, float eps, str graph, str orient, SymInt ipo_iters, SymInt ipo_min_count, "
+    "float min_confidence=0.0"
+)
+
+
+def to_operator(cut: CutOptions, ipo: IpoOptions, min_confidence: float) -> tuple[Any, ...]:
+    """Returns the options as a torch operator takes them; raises ``ValueError``."""
+    orient = params.choice("orient", cut.orient, params.ORIENTS)
+    least = params.check_min_confidence(min_confidence)
+    return cut.threshold, cut.eps, cut.graph, orient, ipo.iters, ipo.min_count, least
+
+
+def from_operator(
     tau: float | None,
     eps: float,
     graph: str,
@@ -124,25 +136,31 @@ def _pseudo_label_impl(
     ipo_iters: int,
     ipo_min_count: int,
     min_confidence: float = 0.0,
-) -> tuple[Tensor, ...]:
+) -> tuple[CutOptions, IpoOptions, float]:
+    """Returns the options that :func:`to_operator` got.
+
+    Args:
+        tau: the threshold on similarities; None stands for "auto".
+        eps: the affinity without an edge.
+        graph: "binary" or "weighted".
+        orient: "seed" or "corners".
+        ipo_iters: IPO steps at most.
+        ipo_min_count: IPO stops while a side has fewer patches than this.
+        min_confidence: the least confidence of a label that is kept.
+    """
+    cut = CutOptions.from_operator(tau, eps, graph, orient)
+    return cut, IpoOptions(iters=ipo_iters, min_count=ipo_min_count), min_confidence
+
+
+def _pseudo_label_impl(features: Tensor, h: int, w: int, *options: Any) -> tuple[Tensor, ...]:
     """The fields of :class:`PseudoLabels` for (B, N, d) features."""
+    cut, ipo, min_confidence = from_operator(*options)
     parts = []
     first = 0
-    for rows in features.split(_ops.images_at_once(features, graph == "weighted")):
-        found = label_rows(
-            rows.contiguous(),
-            [(h, w)],
-            tau,
-            eps,
-            graph,
-            orient,
-            ipo_iters,
-            ipo_min_count,
-            min_confidence,
-            first=first,
-        )
-        maps = {name: found[name].unflatten(1, (h, w)) for name in MAPS}
-        parts.append(tuple((found | maps)[field.name] for field in fields(PseudoLabels)))
+    for rows in features.split(_ops.images_at_once(features, cut.weighted)):
+        labels = label_rows(rows.contiguous(), [(h, w)], cut, ipo, min_confidence, first=first)
+        maps = {name: labels[name].unflatten(1, (h, w)) for name in MAPS}
+        parts.append(tuple((labels | maps)[field.name] for field in fields(PseudoLabels)))
         first += len(rows)
     return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
@@ -159,8 +177,7 @@ def _pseudo_label_fake(features: Tensor, h: int, w: int, *_: Any) -> tuple[Tenso
 
 
 _pseudo_label = _ops.register(
-    "pseudo_label(Tensor features, SymInt h, SymInt w, float? tau, float eps, str graph, "
-    "str orient, SymInt ipo_iters, SymInt ipo_min_count, float min_confidence=0.0) -> "
+    f"pseudo_label(Tensor features, SymInt h, SymInt w, {OPTIONS_SCHEMA}) -> "
     f"({', '.join(f'Tensor {field.name}' for field in fields(PseudoLabels))})",
     _pseudo_label_impl,
     _pseudo_label_fake,
@@ -170,35 +187,33 @@ _pseudo_label = _ops.register(
 def label_rows(
     rows: Tensor,
     grids: Sequence[Grid],
-    tau: float | None,
-    eps: float,
-    graph: str,
-    orient: str,
-    ipo_iters: int,
-    ipo_min_count: int,
+    cut: CutOptions,
+    ipo: IpoOptions,
     min_confidence: float,
     *,
     first: int = 0,
 ) -> dict[str, Tensor]:
-    """The fields of labels of checked, contiguous (B, N, d) rows; maps are (B, N).
+    """Labels checked, contiguous (B, N, d) rows; returns the fields of the labels, maps as (B, N).
 
-    ``grids``: of an image, or of the frames whose patches it has one after another. Besides those
-    of :class:`PseudoLabels` there are the ``peaks`` (B, frames). ``first``: the first image's
-    number, for errors.
+    Besides the fields of :class:`PseudoLabels` there are the ``peaks`` (B, frames).
+
+    Args:
+        rows: (B, N, d) features.
+        grids: (h, w) of an image, or of each of the frames whose patches an image consists of.
+        cut: the options of the cut.
+        ipo: the options of IPO.
+        min_confidence: the least confidence of a label that is kept.
+        first: the first image's number, for errors.
     """
-    corners = orient == "corners"
     if _ops.labels_in_one_call(rows):
-        taus = thresholds(rows, tau)
-        weighted = graph == "weighted"
-        found = _ops.label(
-            rows, taus, eps, weighted, grids, corners, ipo_iters, ipo_min_count, min_confidence
-        )
-        return found | {"tau": taus}
+        taus = thresholds(rows, cut.tau)
+        return _ops.label(rows, taus, grids, cut, ipo, min_confidence) | {"tau": taus}
     frames = [h * w for h, w in grids]
-    made = build(rows, tau, eps, graph, first=first, frames=frames if len(grids) > 1 else ())
-    pairs = _cut(made)
-    mask, seed, peaks = _ops.components(pairs.vectors[:, 0].contiguous(), grids, corners)
-    label, steps, separation = run_ipo(rows, mask, ipo_iters, ipo_min_count, first=first)
+    graph = build(rows, cut, first=first, frames=frames if len(grids) > 1 else ())
+    pairs = _cut(graph)
+    x = pairs.vectors[:, 0].contiguous()
+    mask, seed, peaks = _ops.components(x, grids, cut.corners)
+    label, steps, separation = run_ipo(rows, mask, ipo, first=first)
     sure, rejected, kept, vectors = _ops.finish(
         pairs.values, pairs.gaps, pairs.vectors, separation, label, grids, min_confidence
     )
@@ -215,7 +230,7 @@ def label_rows(
         "separation": separation,
         "confidence": sure,
         "rejected": rejected,
-        "tau": made.taus,
+        "tau": graph.taus,
         "peaks": peaks,
     }
 

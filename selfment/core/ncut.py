@@ -14,6 +14,7 @@ from . import ops as _ops
 from . import options as params
 from .arrays import Grid, as_features
 from .graph import Graph, build
+from .options import CutOptions
 
 _CONVERGED = 1e-8  # a residual above this is not what the solver aims at
 
@@ -68,17 +69,15 @@ def ncut(
     params.choice("sign", sign, params.SIGNS)
     if isinstance(features, Graph):
         params.check_k(k, features.n)
-        with features.kind.stream():
+        with features.array_type.stream():
             values, vectors = _of_graph(features, int(k), sign)
-            return features.give(values), features.give(vectors)
-    params.check_graph(tau, eps, graph)
-    given = as_features(features)
-    params.check_k(k, given.tensor.shape[1])
-    with given.kind.stream():
-        values, vectors = _ncut(
-            given.tensor, int(k), params.tau_or_none(tau), float(eps), graph, sign
-        )
-        return given.give(values), given.give(vectors)
+            return features.to_caller(values), features.to_caller(vectors)
+    cut = CutOptions(tau=tau, eps=eps, graph=graph)
+    checked = as_features(features)
+    params.check_k(k, checked.tensor.shape[1])
+    with checked.array_type.stream():
+        values, vectors = _ncut(checked.tensor, int(k), cut.threshold, cut.eps, cut.graph, sign)
+        return checked.to_caller(values), checked.to_caller(vectors)
 
 
 def _of_graph(graph: Graph, k: int, sign: str) -> tuple[Tensor, Tensor]:
@@ -89,7 +88,8 @@ def _of_graph(graph: Graph, k: int, sign: str) -> tuple[Tensor, Tensor]:
 def _ncut_impl(
     features: Tensor, k: int, tau: float | None, eps: float, graph: str, sign: str
 ) -> tuple[Tensor, Tensor]:
-    return _of_graph(build(features.contiguous(), tau, eps, graph), k, sign)
+    cut = CutOptions.from_operator(tau, eps, graph)
+    return _of_graph(build(features.contiguous(), cut), k, sign)
 
 
 def _ncut_fake(

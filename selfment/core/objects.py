@@ -14,10 +14,11 @@ from torch import Tensor
 
 from . import ops as _ops
 from . import options as params
-from .arrays import Grid, Kind, as_features
+from .arrays import ArrayType, Grid, as_features
 from .graph import build
 from .ipo import run_ipo
 from .ncut import eigenpairs, initial_mask
+from .options import NO_IPO, CutOptions, IpoOptions
 
 Patches = NDArray[np.bool_]
 
@@ -108,69 +109,72 @@ def multi_label(
         ImportError: the module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.choice("orient", orient, params.ORIENTS)
-    whole = isinstance(max_objects, Integral)
-    params.require("max_objects", max_objects, "an integer >= 1", whole and max_objects >= 1)
-    for name, share in (("max_cut", max_cut), ("min_area", min_area)):
-        params.require(name, share, "a number >= 0", isinstance(share, Real) and share >= 0)
-    given = as_features(features, grid, needs_grid=True)
-    assert given.grid is not None
-    rules = _Rules(
-        given.grid,
-        int(max_objects),
-        max_cut,
-        min_area,
-        split,
-        orient,
-        int(ipo_iters),
-        int(ipo_min_count),
-    )
-    found: list[Objects] = []
-    with given.kind.stream():
-        for chunk in given.tensor.split(_ops.images_at_once(given.tensor, graph == "weighted")):
+    rounds = RoundOptions(max_objects=max_objects, max_cut=max_cut, min_area=min_area, split=split)
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    return find_objects(features, grid, rounds, cut, ipo)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundOptions:
+    """When the rounds end, and what an object is: see :func:`multi_label`.
+
+    Raises ``ValueError`` for a value against its rule.
+    """
+
+    max_objects: int = 3  #: objects at most
+    max_cut: float = MAX_CUT  #: the largest eigenvalue of a round
+    min_area: float = 0.01  #: the share of the grid that an object must exceed
+    split: bool = False  #: True: each component of a round's foreground is an object
+
+    def __post_init__(self) -> None:
+        count = self.max_objects
+        whole = isinstance(count, Integral) and not isinstance(count, bool)
+        params.require("max_objects", count, "an integer >= 1", whole and count >= 1)
+        for name, share in (("max_cut", self.max_cut), ("min_area", self.min_area)):
+            params.require(name, share, "a number >= 0", isinstance(share, Real) and share >= 0)
+        object.__setattr__(self, "max_objects", int(count))
+
+
+def find_objects(
+    features: Any, grid: Grid | None, rounds: RoundOptions, cut: CutOptions, ipo: IpoOptions
+) -> Objects | list[Objects]:
+    """Returns what :func:`multi_label` returns, and raises what it raises."""
+    orient = params.choice("orient", cut.orient, params.ORIENTS)
+    checked = as_features(features, grid, needs_grid=True)
+    assert checked.grid is not None
+    images: list[Objects] = []
+    with checked.array_type.stream():
+        for chunk in checked.tensor.split(_ops.images_at_once(checked.tensor, cut.weighted)):
             rows = chunk.contiguous()
-            made = build(rows, params.tau_or_none(tau), eps, graph, first=len(found))
-            searches = [_Search(image, rules) for image in rows]
+            graph = build(rows, cut, first=len(images))
+            searches = [_Search(image, checked.grid, rounds, ipo) for image in rows]
             while any(search.open for search in searches):
-                pairs = eigenpairs(made, 1)
+                pairs = eigenpairs(graph, 1)
                 x = pairs.vectors[:, 0]
-                _, seed = initial_mask(x, given.grid, orient)
+                _, seed = initial_mask(x, checked.grid, orient)
                 cuts = zip(pairs.values[:, 0].tolist(), _host(x), seed.tolist(), strict=True)
                 turns = zip(searches, cuts, strict=True)
-                paint = np.stack([search.turn(*cut) for search, cut in turns])
+                paint = np.stack([search.turn(*one) for search, one in turns])
                 if any(search.open for search in searches):
-                    made = made.paint(torch.from_numpy(paint).to(rows.device))
-            found += [search.objects(given.kind) for search in searches]
-    return found if given.batched else found[0]
-
-
-@dataclass(frozen=True)
-class _Rules:
-    """The parameters of the rounds."""
-
-    grid: Grid
-    max_objects: int
-    max_cut: float
-    min_area: float
-    split: bool
-    orient: str
-    ipo_iters: int
-    ipo_min_count: int
+                    graph = graph.paint(torch.from_numpy(paint).to(rows.device))
+            images += [search.objects(checked.array_type) for search in searches]
+    return images if checked.batched else images[0]
 
 
 class _Search:
     """The objects found so far in one image of (N, d) features."""
 
-    def __init__(self, rows: Tensor, rules: _Rules) -> None:
+    def __init__(self, rows: Tensor, grid: Grid, rounds: RoundOptions, ipo: IpoOptions) -> None:
         self.rows = rows
-        self.rules = rules
+        self.grid = grid
+        self.rounds = rounds
+        self.ipo = ipo
         self.taken = np.zeros(len(rows), dtype=bool)  # patches of objects, never all
         self.masks: list[Patches] = []
         self.seeds: list[int] = []
         self.eigenvalues: list[float] = []
-        self.open = len(rows) > 1  # whether there is another round
+        self.open = len(rows) > 1  # True if there is another round
 
     def turn(self, eigenvalue: float, x: NDArray[np.float64], seed: int) -> Patches:
         """The patches (N,) of the objects that a round finds, from its cut; none ends the rounds.
@@ -183,7 +187,7 @@ class _Search:
         above = x > x.sum() / len(x)
         depth = x if above[seed] else -x
         side = (above == above[seed]) & ~self.taken
-        parts = self._parts(side, depth) if eigenvalue <= self.rules.max_cut and side.any() else []
+        parts = self._parts(side, depth) if eigenvalue <= self.rounds.max_cut and side.any() else []
         patches = np.logical_or.reduce([patches, *parts])
         if (patches | self.taken).all():
             parts, patches = [], np.zeros_like(patches)
@@ -191,22 +195,21 @@ class _Search:
         self.seeds += [_peak(depth, part) for part in parts]
         self.eigenvalues += [eigenvalue] * len(parts)
         self.taken = self.taken | patches
-        self.open = len(parts) > 0 and len(self.masks) < self.rules.max_objects
+        self.open = len(parts) > 0 and len(self.masks) < self.rounds.max_objects
         return patches
 
     def _parts(self, side: Patches, depth: NDArray[np.float64]) -> list[Patches]:
         """The objects of a foreground (N,) that is not empty."""
-        rules = self.rules
-        if rules.split:
-            found = _components(self._refined(side), rules.grid)
+        if self.rounds.split:
+            parts = _components(self._refined(side), self.grid)
         else:
             seed = _peak(depth, side)
-            start = next(part for part in _components(side, rules.grid) if part[seed])
-            found = _components(self._refined(start), rules.grid)
-            found = sorted(found, key=lambda part: -(part & start).sum())[:1]
-        large = [part for part in found if part.sum() > rules.min_area * len(side)]
+            start = next(part for part in _components(side, self.grid) if part[seed])
+            parts = _components(self._refined(start), self.grid)
+            parts = sorted(parts, key=lambda part: -(part & start).sum())[:1]
+        large = [part for part in parts if part.sum() > self.rounds.min_area * len(side)]
         large.sort(key=np.sum, reverse=True)
-        return large[: rules.max_objects - len(self.masks)]
+        return large[: self.rounds.max_objects - len(self.masks)]
 
     def _refined(self, start: Patches) -> Patches:
         """``start`` (N,) after IPO among the patches that are not taken."""
@@ -214,14 +217,13 @@ class _Search:
         labels = torch.from_numpy(start[free]).to(self.rows.device)
         # Without a copy where nothing is taken.
         rows = self.rows if free.all() else self.rows[torch.from_numpy(free).to(self.rows.device)]
-        iters, least = self.rules.ipo_iters, self.rules.ipo_min_count
         refined = np.zeros_like(start)
-        refined[free] = _host(run_ipo(rows[None], labels[None], iters, least)[0][0])
+        refined[free] = _host(run_ipo(rows[None], labels[None], self.ipo)[0][0])
         return refined
 
-    def objects(self, kind: Kind) -> Objects:
-        """What has been found."""
-        count, grid = len(self.masks), self.rules.grid
+    def objects(self, array_type: ArrayType) -> Objects:
+        """Returns the objects found so far, in the caller's type of array."""
+        count, grid = len(self.masks), self.grid
         masks = np.array(self.masks, dtype=bool).reshape(count, *grid)
         instances = np.zeros(grid, dtype=np.int64)
         for k, mask in enumerate(masks):
@@ -236,12 +238,12 @@ class _Search:
             eigenvalues=torch.tensor(self.eigenvalues, dtype=torch.float64, device=device),
             separations=_separations(self.rows, torch.from_numpy(masks).to(device).flatten(1)),
         )
-        return Objects(*map(kind.restore, vars(tensors).values()))
+        return Objects(*map(array_type.from_tensor, vars(tensors).values()))
 
 
 def _separations(rows: Tensor, masks: Tensor) -> Tensor:
     """|mu_f - mu_b| (K,) float64 of (N, d) rows, normalised, in and outside of masks (K, N)."""
-    apart = [run_ipo(rows[None], mask[None], 0, 1)[2] for mask in masks]
+    apart = [run_ipo(rows[None], mask[None], NO_IPO)[2] for mask in masks]
     return torch.cat([rows.new_empty(0, dtype=torch.float64), *apart])
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Grid
+from .options import CutOptions, IpoOptions
 from .twins import twin_of
 
 Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -188,9 +189,7 @@ def components(
     return mask, seed, peaks
 
 
-def ipo(
-    rows: Tensor, labels: Tensor, iters: int, min_count: int
-) -> tuple[Tensor, Tensor, Tensor, int]:
+def ipo(rows: Tensor, labels: Tensor, options: IpoOptions) -> tuple[Tensor, Tensor, Tensor, int]:
     """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `run_ipo`.
 
     The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
@@ -209,8 +208,8 @@ def ipo(
         batch=batch,
         n=n,
         d=d,
-        iters=iters,
-        min_count=min_count,
+        iters=options.iters,
+        min_count=options.min_count,
         labels=refined,
         steps=steps,
         separation=separation,
@@ -268,17 +267,15 @@ def labels_in_one_call(rows: Tensor) -> bool:
 def label(
     rows: Tensor,
     taus: Tensor,
-    eps: float,
-    weighted: bool,
     grids: Sequence[Grid],
-    corners: bool,
-    iters: int,
-    min_count: int,
+    cut: CutOptions,
+    ipo: IpoOptions,
     min_confidence: float,
 ) -> dict[str, Tensor]:
-    """All operations of a label of (B, N, d) features, on a CUDA device: its fields by name.
+    """Runs all operations of a label of (B, N, d) features on a CUDA device, in one native call.
 
-    They are those of `pseudo_labels.label_rows` but ``tau``. Arguments as for the operations.
+    Returns the fields of `label.label_rows` by name, all but ``tau``. ``taus``: (B,) float64,
+    contiguous, the thresholds; that of ``cut`` is not used.
     """
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
@@ -288,7 +285,7 @@ def label(
 
     numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
     counts = ("seed", "lanczos_iters", "ipo_iters")
-    found = {
+    fields = {
         "mask": new(torch.bool, n),
         "ncut_mask": new(torch.bool, n),
         "fiedler": new(torch.float32, n),
@@ -305,7 +302,7 @@ def label(
             "batch": batch,
             "n": n,
             "d": d,
-            "weighted": weighted,
+            "weighted": cut.weighted,
             "frames": len(grids),
             "device": twin.ordinal,
         },
@@ -315,16 +312,16 @@ def label(
         n=n,
         d=d,
         taus=taus,
-        eps=eps,
-        weighted=weighted,
+        eps=cut.eps,
+        weighted=cut.weighted,
         grids=grids,
-        corners=corners,
-        iters=iters,
-        min_count=min_count,
+        corners=cut.corners,
+        iters=ipo.iters,
+        min_count=ipo.min_count,
         min_confidence=min_confidence,
-        **found,
+        **fields,
     )
-    return found
+    return fields
 
 
 def samples_at_once(rows: Tensor, m: int) -> int:

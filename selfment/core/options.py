@@ -1,9 +1,10 @@
-"""The parameters of the method: their defaults, their rules, and the rules for ties."""
+"""The options of a cut and of IPO: their defaults, their rules, and the rules for ties."""
 
 from __future__ import annotations
 
 import math
 import sys
+from dataclasses import InitVar, dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -29,7 +30,7 @@ IPO_TIE = 1e-12
 
 
 def choice(name: str, value: Any, allowed: tuple[str, ...]) -> str:
-    """``value`` if it is one of ``allowed``; raises ``ValueError`` otherwise."""
+    """Returns ``value`` if it is one of ``allowed``; raises ``ValueError`` otherwise."""
     if not isinstance(value, str) or value not in allowed:
         names = " or ".join(repr(option) for option in allowed)
         raise ValueError(f"`{name}` must be {names}: got {value!r}")
@@ -42,34 +43,87 @@ def require(name: str, value: Any, rule: str, holds: bool) -> None:
         raise ValueError(f"`{name}` must be {rule}: got {value!r}")
 
 
-def tau_or_none(tau: float | str) -> float | None:
-    """The checked ``tau`` as the operators take it: None stands for "auto"."""
-    return None if isinstance(tau, str) else float(tau)
+@dataclass(frozen=True, kw_only=True)
+class CutOptions:
+    """How patches become a graph, and which side of its cut is the foreground.
+
+    Raises ``ValueError`` for a value against its rule.
+    """
+
+    tau: float | str = TAU  #: the threshold on similarities, or "auto": one for each image
+    eps: float = EPS  #: the affinity of two patches without an edge, in [1e-30, 1)
+    graph: str = "binary"  #: "binary" or "weighted": what an edge weighs
+    orient: str | None = None  #: "seed" or "corners"; None leaves it to :meth:`oriented`
+
+    def __post_init__(self) -> None:
+        tau, eps = self.tau, self.eps
+        choice("graph", self.graph, GRAPHS)
+        if not isinstance(tau, str):
+            require("tau", tau, "a finite number", _finite(tau))
+        elif tau != AUTO:
+            raise ValueError(f"`tau` must be a finite number or {AUTO!r}: got {tau!r}")
+        require("eps", eps, "in [1e-30, 1)", _finite(eps) and 1e-30 <= eps < 1)
+        if self.weighted and not isinstance(tau, str):
+            require("tau", tau, "> 0 in the weighted graph, whose degrees must be", tau > 0)
+        if self.orient is not None:
+            choice("orient", self.orient, ORIENTS)
+        object.__setattr__(self, "tau", tau if isinstance(tau, str) else float(tau))
+        object.__setattr__(self, "eps", float(eps))
+
+    @property
+    def weighted(self) -> bool:
+        """True if an edge weighs what its similarity is, False if it weighs 1."""
+        return self.graph == "weighted"
+
+    @property
+    def corners(self) -> bool:
+        """True if the corner rule chooses the foreground; an ``orient`` of None is an error."""
+        return choice("orient", self.orient, ORIENTS) == "corners"
+
+    def oriented(self, orient: str) -> CutOptions:
+        """Returns the same options with this ``orient`` in the place of None."""
+        return self if self.orient else replace(self, orient=orient)
+
+    @property
+    def threshold(self) -> float | None:
+        """``tau`` as a torch operator takes it: None stands for "auto"."""
+        return None if isinstance(self.tau, str) else self.tau
+
+    @classmethod
+    def from_operator(
+        cls, tau: float | None, eps: float, graph: str, orient: str | None = None
+    ) -> CutOptions:
+        """Returns the options for the arguments of a torch operator: see :attr:`threshold`."""
+        return cls(tau=AUTO if tau is None else tau, eps=eps, graph=graph, orient=orient)
 
 
-def check_min_confidence(value: float) -> None:
-    """Checks the least confidence of a label that is kept; raises ``ValueError``."""
+@dataclass(frozen=True, kw_only=True)
+class IpoOptions:
+    """When Iterative Patch Optimization ends.
+
+    Raises ``ValueError`` for a value against its rule; ``prefix`` stands before the names in it.
+    """
+
+    iters: int = IPO_ITERS  #: steps at most; 0 leaves the labels as they are
+    min_count: int = IPO_MIN_COUNT  #: no step is taken while a side has fewer patches than this
+    prefix: InitVar[str] = ""
+
+    def __post_init__(self, prefix: str) -> None:
+        for name, least in (("iters", 0), ("min_count", 1)):
+            value = getattr(self, name)
+            rule = f"an integer from {least} to 2^31"
+            whole = isinstance(value, Integral)
+            require(prefix + name, value, rule, whole and least <= value <= 2**31)
+            object.__setattr__(self, name, int(value))
+
+
+NO_IPO = IpoOptions(iters=0)
+
+
+def check_min_confidence(value: float) -> float:
+    """Returns the least confidence of a label as a float; raises ``ValueError``."""
     require("min_confidence", value, "in [0, 1]", _finite(value) and 0 <= value <= 1)
-
-
-def check_graph(tau: float | str, eps: float, graph: str) -> None:
-    """Checks the three parameters of the affinity graph; raises ``ValueError``."""
-    choice("graph", graph, GRAPHS)
-    if not isinstance(tau, str):
-        require("tau", tau, "a finite number", _finite(tau))
-    elif tau != AUTO:
-        raise ValueError(f"`tau` must be a finite number or {AUTO!r}: got {tau!r}")
-    require("eps", eps, "in [1e-30, 1)", _finite(eps) and 1e-30 <= eps < 1)
-    if graph == "weighted" and not isinstance(tau, str):
-        require("tau", tau, "> 0 in the weighted graph, whose degrees must be", tau > 0)
-
-
-def check_ipo(iters: int, min_count: int) -> None:
-    """Checks the two parameters of IPO; raises ``ValueError``."""
-    whole = isinstance(iters, Integral)
-    require("iters", iters, "an integer from 0 to 2^31", whole and 0 <= iters <= 2**31)
-    whole = isinstance(min_count, Integral)
-    require("min_count", min_count, "an integer from 1 to 2^31", whole and 1 <= min_count <= 2**31)
+    return float(value)
 
 
 def check_k(k: int, patches: int) -> None:

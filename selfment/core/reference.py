@@ -20,8 +20,9 @@ from torch import Tensor
 from . import options as params
 from .arrays import Grid, as_features, as_tensor
 from .confidence import confidence
-from .joint import JointLabels, as_frames, give
+from .joint import JointLabels, as_frames, to_caller
 from .label import PseudoLabels
+from .options import CutOptions, IpoOptions
 from .threshold import auto_tau
 
 
@@ -44,11 +45,9 @@ def affinity(
     Binary: 1 where the similarity is > tau. Weighted: the similarity where it is >= tau.
     Elsewhere eps.
     """
-    params.check_graph(tau, eps, graph)
-    given = as_features(features, devices=None)
-    return given.give(
-        torch.stack([_affinity(f, _threshold(f, tau), eps, graph) for f in given.tensor])
-    )
+    cut = CutOptions(tau=tau, eps=eps, graph=graph)
+    checked = as_features(features, devices=None)
+    return checked.to_caller(torch.stack([_affinity(f, cut)[0] for f in checked.tensor]))
 
 
 def ncut(
@@ -63,13 +62,13 @@ def ncut(
 
     x^T D x = 1; the entry of largest magnitude is positive.
     """
-    params.check_graph(tau, eps, graph)
-    given = as_features(features, devices=None)
-    params.check_k(k, given.tensor.shape[1])
-    pairs = [_eigenpairs(_affinity(f, _threshold(f, tau), eps, graph)) for f in given.tensor]
+    cut = CutOptions(tau=tau, eps=eps, graph=graph)
+    checked = as_features(features, devices=None)
+    params.check_k(k, checked.tensor.shape[1])
+    pairs = [_eigenpairs(_affinity(f, cut)[0]) for f in checked.tensor]
     values = torch.stack([values[1 : k + 1] for values, _ in pairs])
     vectors = torch.stack([_signed(vectors[:, 1 : k + 1]) for _, vectors in pairs])
-    return given.give(values), given.give(vectors)
+    return checked.to_caller(values), checked.to_caller(vectors)
 
 
 def ipo(
@@ -80,14 +79,14 @@ def ipo(
     min_count: int = params.IPO_MIN_COUNT,
 ) -> Any:
     """Iterative Patch Optimization of (B, N) labels in {0, 1}; same shape and dtype back."""
-    params.check_ipo(iters, min_count)
-    given = as_features(features, devices=None)
-    start, kind = as_tensor(labels, "labels")
-    batch = start.reshape(given.tensor.shape[:2]).bool()
+    options = IpoOptions(iters=iters, min_count=min_count)
+    checked = as_features(features, devices=None)
+    start, array_type = as_tensor(labels, "labels")
+    batch = start.reshape(checked.tensor.shape[:2]).bool()
     result = torch.stack(
-        [_ipo(f, label, iters, min_count)[0] for f, label in zip(given.tensor, batch, strict=True)]
+        [_ipo(f, label, options)[0] for f, label in zip(checked.tensor, batch, strict=True)]
     )
-    return kind.restore(result.reshape(start.shape).to(start.dtype))
+    return array_type.from_tensor(result.reshape(start.shape).to(start.dtype))
 
 
 def pseudo_label(
@@ -103,19 +102,17 @@ def pseudo_label(
     min_confidence: float = 0.0,
 ) -> PseudoLabels:
     """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
-    options = tau, eps, graph, orient, ipo_iters, ipo_min_count, min_confidence
-    given = as_features(features, grid, needs_grid=True, devices=None)
-    assert given.grid is not None
-    images = [_label(f, [given.grid], *options) for f in given.tensor]
-    found = {field.name: [image[field.name] for image in images] for field in fields(PseudoLabels)}
-    stacked = {name: torch.stack(values) for name, values in found.items()}
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    options = cut, ipo, params.check_min_confidence(min_confidence)
+    checked = as_features(features, grid, needs_grid=True, devices=None)
+    assert checked.grid is not None
+    images = [_label(f, [checked.grid], *options) for f in checked.tensor]
+    names = [field.name for field in fields(PseudoLabels)]
+    stacked = {name: torch.stack([image[name] for image in images]) for name in names}
     for name in ("mask", "ncut_mask", "fiedler"):
-        stacked[name] = stacked[name].unflatten(1, given.grid)
-    return PseudoLabels(**{name: given.give(values) for name, values in stacked.items()})
+        stacked[name] = stacked[name].unflatten(1, checked.grid)
+    return PseudoLabels(**{name: checked.to_caller(values) for name, values in stacked.items()})
 
 
 def joint_label(
@@ -131,34 +128,24 @@ def joint_label(
     min_confidence: float = 0.0,
 ) -> JointLabels:
     """One cut through all frames; see the fast function."""
-    params.check_graph(tau, eps, graph)
-    params.check_ipo(ipo_iters, ipo_min_count)
-    params.check_min_confidence(min_confidence)
-    params.choice("orient", orient, params.ORIENTS)
-    options = tau, eps, graph, orient, ipo_iters, ipo_min_count, min_confidence
-    given, grids = as_frames(features, grid, devices=None)
-    return give(given, grids, _label(given.tensor.flatten(0, 1), grids, *options))
+    cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
+    ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    options = cut, ipo, params.check_min_confidence(min_confidence)
+    checked, grids = as_frames(features, grid, devices=None)
+    return to_caller(checked, grids, _label(checked.tensor.flatten(0, 1), grids, *options))
 
 
 def _label(
-    f: Tensor,
-    grids: Sequence[Grid],
-    tau: float | str,
-    eps: float,
-    graph: str,
-    orient: str,
-    ipo_iters: int,
-    ipo_min_count: int,
-    min_confidence: float,
+    f: Tensor, grids: Sequence[Grid], cut: CutOptions, ipo: IpoOptions, min_confidence: float
 ) -> dict[str, Tensor]:
     """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
-    threshold = _threshold(f, tau)
-    values, vectors = _eigenpairs(_affinity(f, threshold, eps, graph))
+    graph, threshold = _affinity(f, cut)
+    values, vectors = _eigenpairs(graph)
     # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
     index = min(1, len(values) - 1)
     x = _signed(vectors[:, index : index + 1])[:, 0]
-    ncut_mask, seed, peaks = _initial_masks(x, grids, orient)
-    mask, steps = _ipo(f, ncut_mask, ipo_iters, ipo_min_count)
+    ncut_mask, seed, peaks = _initial_masks(x, grids, cut.corners)
+    mask, steps = _ipo(f, ncut_mask, ipo)
     gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
     separation = _separation(f, mask)
     sure = confidence(values[index][None], gap[None], separation[None], mask[None], grids)[0]
@@ -180,16 +167,14 @@ def _label(
     }
 
 
-def _threshold(features: Tensor, tau: float | str) -> float:
-    return auto_tau(features[None]).item() if isinstance(tau, str) else float(tau)
-
-
-def _affinity(features: Tensor, tau: float, eps: float, graph: str) -> Tensor:
+def _affinity(features: Tensor, cut: CutOptions) -> tuple[Tensor, float]:
+    """The matrix A (N, N) of (N, d) features, and the threshold on their similarities."""
+    tau = auto_tau(features[None]).item() if isinstance(cut.tau, str) else cut.tau
     f = normalize(features).double()
     s = f @ f.T
-    if graph == "binary":
-        return (s > tau).double().clamp(min=eps)
-    return torch.where(s >= tau, s, eps)
+    if cut.weighted:
+        return torch.where(s >= tau, s, cut.eps), tau
+    return (s > tau).double().clamp(min=cut.eps), tau
 
 
 def _eigenpairs(A: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,11 +200,13 @@ def _first_peak(values: Tensor) -> Tensor:
 
 def _initial_mask(x: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
     """The seed's component of the side x > mean(x): TokenCut's rule, or MaskCut's corner rule."""
-    mask, seed, _ = _initial_masks(x, [grid], orient)
+    mask, seed, _ = _initial_masks(x, [grid], orient == "corners")
     return mask.reshape(grid), seed
 
 
-def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tensor, Tensor, Tensor]:
+def _initial_masks(
+    x: Tensor, grids: Sequence[Grid], corner_rule: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same in each of F frames that share x (N,): masks (N,), the seed, the peaks (F,).
 
     The side and its seed are those of all patches. A frame keeps the component of the seed, or,
@@ -231,7 +218,7 @@ def _initial_masks(x: Tensor, grids: Sequence[Grid], orient: str) -> tuple[Tenso
         side, x = ~side, -x
     frames = zip(side.split([h * w for h, w in grids]), grids, strict=True)
     corners = [part.reshape(grid)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() for part, grid in frames]
-    if orient == "corners" and sum(corners) >= 3 * len(grids) and not side.all():
+    if corner_rule and sum(corners) >= 3 * len(grids) and not side.all():
         side, x = ~side, -x
         seed = _first_peak(x)
     masks, peaks, first = [], [], 0
@@ -268,15 +255,15 @@ def _separation(features: Tensor, label: Tensor) -> Tensor:
     return distance
 
 
-def _ipo(features: Tensor, label: Tensor, iters: int, min_count: int) -> tuple[Tensor, int]:
+def _ipo(features: Tensor, label: Tensor, options: IpoOptions) -> tuple[Tensor, int]:
     """The final labels (N,) bool and the number of steps taken."""
     f = normalize(features).double()
     if label.all() or not label.any():
         return label, 0
     reference = f[label].mean(0) - f[~label].mean(0)
-    for step in range(iters):
+    for step in range(options.iters):
         foreground = int(label.sum())
-        if min(foreground, len(label) - foreground) < min_count:
+        if min(foreground, len(label) - foreground) < options.min_count:
             return label, step
         previous = label
         label = f @ (f[label].mean(0) - f[~label].mean(0)) > params.IPO_TIE
@@ -287,4 +274,4 @@ def _ipo(features: Tensor, label: Tensor, iters: int, min_count: int) -> tuple[T
         # The step is a function of the labels alone: a repeat is the fixed point.
         if torch.equal(label, previous):
             return label, step + 1
-    return label, iters
+    return label, options.iters

@@ -17,6 +17,7 @@ from . import options as params
 from .arrays import Grid, as_features
 from .graph import build, check_finite
 from .ncut import eigenpairs
+from .options import CutOptions
 from .torch_state import SETTINGS
 
 METHODS = ("kmeans", "rotation")
@@ -74,14 +75,14 @@ def regions(
         ImportError: the native module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
     """
-    params.check_graph(tau, eps, graph)
+    cut = CutOptions(tau=tau, eps=eps, graph=graph)
     params.choice("method", method, METHODS)
     params.require("k", k, "an integer >= 2", isinstance(k, Integral) and k >= 2)
     whole = isinstance(seed, Integral) and 0 <= seed < 2**32
     params.require("seed", seed, "an integer from 0 to 2^32 - 1", whole)
-    given = as_features(features, grid, needs_grid=True)
-    assert given.grid is not None
-    n = given.tensor.shape[1]
+    checked = as_features(features, grid, needs_grid=True)
+    assert checked.grid is not None
+    n = checked.tensor.shape[1]
     if k > n:
         raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
     count = k if vectors is None else vectors
@@ -89,25 +90,21 @@ def regions(
     params.require("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
     if method == "rotation" and count != k:
         raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
-    found = np.empty((len(given.tensor), n), dtype=np.int64)
-    with given.kind.stream():
-        step = _ops.images_at_once(given.tensor, graph == "weighted")
-        for first in range(0, len(found), step):
-            rows = given.tensor[first : first + step].contiguous()
-            for image, points in enumerate(
-                _embed(rows, count, params.tau_or_none(tau), eps, graph, first), first
-            ):
+    labels = np.empty((len(checked.tensor), n), dtype=np.int64)
+    with checked.array_type.stream():
+        step = _ops.images_at_once(checked.tensor, cut.weighted)
+        for first in range(0, len(labels), step):
+            rows = checked.tensor[first : first + step].contiguous()
+            for image, points in enumerate(_embed(rows, count, cut, first), first):
                 parts = kmeans(points, k, seed) if method == "kmeans" else _rotation(points)
-                found[image] = _in_order(parts)
-        labels = torch.from_numpy(found).to(given.tensor.device)
-        return given.give(labels.reshape(-1, *given.grid))
+                labels[image] = _in_order(parts)
+        tensor = torch.from_numpy(labels).to(checked.tensor.device)
+        return checked.to_caller(tensor.reshape(-1, *checked.grid))
 
 
-def _embed(
-    rows: Tensor, count: int, tau: float | None, eps: float, graph: str, first: int
-) -> Array:
+def _embed(rows: Tensor, count: int, cut: CutOptions, first: int) -> Array:
     """(B, N, count) float64, rows of norm 1; the first column is the trivial vector's."""
-    made = build(rows, tau, eps, graph, first=first)
+    made = build(rows, cut, first=first)
     pairs = eigenpairs(made, count - 1)
     nontrivial = pairs.vectors * (pairs.values < 1 - NO_ASSOCIATION)[..., None]
     trivial = made.degree.sum(1).rsqrt()[:, None, None].expand(-1, 1, made.n)
@@ -136,8 +133,8 @@ def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
     with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
         # Fewer rows that differ than clusters: those that are left are empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = cluster.KMeans(k, n_init=_STARTS, random_state=int(seed)).fit_predict(rows)
-    clusters: NDArray[np.int32] = found
+        kmeans = cluster.KMeans(k, n_init=_STARTS, random_state=int(seed))
+        clusters: NDArray[np.int32] = kmeans.fit_predict(rows)
     return clusters
 
 

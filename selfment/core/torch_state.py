@@ -97,24 +97,24 @@ def autocasts(kind: str) -> bool:
 def as_device(device: torch.device | str) -> torch.device:
     """The device, which exists and holds numbers; raises ``ValueError`` otherwise."""
     try:
-        found = torch.device(device)
+        resolved = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"`device` must be a torch device such as 'cpu': got {device!r}") from None
-    if found.type == "cpu":
-        return found
-    if found.type == "meta":
+    if resolved.type == "cpu":
+        return resolved
+    if resolved.type == "meta":
         raise ValueError("`device` must be one that holds numbers: got 'meta'")
     name = str(device)
-    if found.type == "cuda":
+    if resolved.type == "cuda":
         count = torch.cuda.device_count()
-        if (found.index or 0) >= count:
+        if (resolved.index or 0) >= count:
             raise ValueError(f"`device` must exist: got {name!r}, torch sees no such CUDA device")
-        return found
+        return resolved
     try:
-        torch.zeros(1, dtype=torch.float32, device=found).cpu()
+        torch.zeros(1, dtype=torch.float32, device=resolved).cpu()
     except Exception as error:  # each type of device has errors of its own
         raise ValueError(
             f"`device` must be one that torch can use here: got {name!r}, and torch has no such "
             "device on this machine"
         ) from error
-    return found
+    return resolved

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..core import options as params
 from ..evaluation.folders import evaluate, without_image
 from ..evaluation.pairs import by_stem, check_complete, nfc
 from ..evaluation.report import Report, numbers
@@ -17,11 +18,10 @@ from ..evaluation.tables import Cell, Table
 from ..images.load import ImageEntry
 from ..images.maps import read_truth
 from ..jobs.label import label_images
-from ..methods import INITS, METHODS, OPTIONS, needs
+from ..methods import METHODS, Method, MultiObject, as_method
 from ..models.labeler import PseudoLabeler
 from ..util.files import atomic_file
 
-Variant = tuple[str, str]  # method and initial split
 _VARIANT = ("method", "initial split")  # headings
 
 #: The files of a comparison, by what they hold.
@@ -38,14 +38,14 @@ FILES = {
 class Comparison:
     """The scores of methods, and of initial splits, on the same images, in the paper's protocol."""
 
-    reports: dict[Variant, Report]  #: by method and initial split; "ncut" for other methods
+    reports: dict[str, Report]  #: by the methods' names
     notes: list[str] = field(default_factory=list)  #: what was left out
 
     @property
     def table(self) -> Table:
         """A row for each method: the scores, under the protocol."""
         rows: list[list[Cell]] = [
-            [*cells(v), *report.scores.values()] for v, report in self.reports.items()
+            [*cells(name), *report.scores.values()] for name, report in self.reports.items()
         ]
         report = self._first
         return Table(report.title, [*_VARIANT, *report.scores], rows, self.notes)
@@ -60,12 +60,12 @@ class Comparison:
             "protocol": self._first.protocol,
             "rows": [
                 {
-                    "method": method,
-                    "init": init if method == "selfment" else None,
+                    "method": cells(name)[0],
+                    "init": cells(name)[1] or None,
                     "images": len(report.images),
                     "scores": numbers(report.scores),
                 }
-                for (method, init), report in self.reports.items()
+                for name, report in self.reports.items()
             ],
             "notes": self.notes,
         }
@@ -74,8 +74,8 @@ class Comparison:
     def to_csv(self) -> str:
         """A row for each method, with all digits, under a header."""
         rows: list[list[Cell]] = [
-            [report.protocol, *cells(variant), len(report.images), *report.scores.values()]
-            for variant, report in self.reports.items()
+            [report.protocol, *cells(name), len(report.images), *report.scores.values()]
+            for name, report in self.reports.items()
         ]
         headings = ["protocol", *_VARIANT, "images", *self._first.scores]
         return Table("", headings, rows).to_csv()
@@ -93,16 +93,10 @@ class Comparison:
         return next(iter(self.reports.values()))
 
 
-def cells(variant: Variant) -> tuple[str, str]:
-    """The first two cells of a row: the method, and the initial split where it has one."""
-    method, init = variant
-    return method, init if method == "selfment" else ""
-
-
-def variant_name(variant: Variant) -> str:
-    """The method, with its initial split where that is not the normalised cut."""
-    method, init = variant
-    return method if init == "ncut" else f"{method}-{init}"
+def cells(name: str) -> tuple[str, str]:
+    """Returns the first two cells of a row: the method, and its initial split if it has one."""
+    method, _, init = name.partition("-")
+    return method, init or ("ncut" if method == "selfment" else "")
 
 
 def compare(
@@ -112,8 +106,8 @@ def compare(
     backbone: str | None = None,
     size: int = 768,
     *,
-    methods: Sequence[str] | None = None,
-    inits: Sequence[str] | None = None,
+    methods: Sequence[Method | str] = tuple(METHODS),
+    leave_out: bool = False,
     gt_suffix: str = "",
     allow_missing: bool = False,
     workers: int = 1,
@@ -122,57 +116,50 @@ def compare(
 ) -> Comparison:
     """Labels the images by each method, and scores the masks against those in the folder ``gt``.
 
-    ``images``: from :func:`selfment.images.find_images`. ``methods`` and ``inits``: see
-    :mod:`selfment.methods`; the splits are those of ``"selfment"``. Without either all that the
-    backbone allows are compared. ``options``: of :class:`selfment.PseudoLabeler`; those that only
-    one method or split takes do not reach the others, and ``objects`` is none of them.
-    ``gt_suffix``, ``allow_missing`` and ``workers``: of :func:`selfment.evaluate`. The ground truth
-    is looked for, and read, before anything is labelled.
+    The ground truth is searched for, and read, before anything is labelled. The backbone is loaded
+    once and runs once for each row of the table.
 
-    ``out`` gets a folder of masks for each row of the table, as :func:`label_images` writes it and
-    goes on with it, and the table in :data:`FILES`. The backbone is loaded once and runs once for
-    each row. Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for
-    an ``out`` that holds masks of other images, and whatever labelling and evaluation raise.
+    Args:
+        images: from :func:`selfment.images.find_images`.
+        gt: the folder of the ground truth.
+        out: the folder for the table in :data:`FILES`, and for a folder of masks for each method,
+            as :func:`label_images` writes and continues it.
+        backbone: see :class:`selfment.PseudoLabeler`.
+        size: see there.
+        methods: see :mod:`selfment.methods`; each makes one mask of each image.
+        leave_out: leave out, with a note, a method that needs more than the backbone has; otherwise
+            such a method is an error.
+        gt_suffix: see :func:`selfment.evaluate`.
+        allow_missing: see there.
+        workers: see there.
+        progress: show the methods' names and bars on stderr.
+        options: others of :class:`selfment.PseudoLabeler`.
+
+    Raises:
+        ValueError: wrong arguments, images that cannot be labelled, or an ``out`` with masks of
+            other images.
+
+    Whatever labelling and evaluation raise comes through.
     """
-    if options.get("objects") is not None:
-        raise ValueError(
-            "`objects` must be left alone: a comparison scores one mask of each image: got "
-            f"{options['objects']!r}"
-        )
     folder = Path(os.path.abspath(out))
-    chosen = [(method, "ncut") for method in methods or ()]
-    chosen += [("selfment", init) for init in inits or ()]
-    whole = methods is None and inits is None
-    if whole:
-        chosen = [*(("selfment", i) for i in INITS), *((method, "ncut") for method in METHODS)]
-    if not chosen:
-        raise ValueError("`methods` or `inits` must name one at least: got none")
-    first = PseudoLabeler(backbone, size, **{k: options[k] for k in options if k != "backbones"})
+    first = PseudoLabeler(backbone, size, **options)
     if progress and first.note:
         print(first.note, file=sys.stderr)
-    labelers: dict[Variant, PseudoLabeler] = {}
+    labelers: dict[str, PseudoLabeler] = {}
     left_out = []
-    for method, init in dict.fromkeys(chosen):
-        need = needs(method, init)
-        if whole and need and not first.backbone.attends:
-            left_out.append(f"{need}, left out")
+    for method in _chosen(methods):
+        if leave_out and method.cls_token and not first.backbone.attends:
+            left_out.append(f"{method.needs}, left out")
             continue
-        foreign = {"selfment": {"backbones"}, "selfmask": {*OPTIONS}}
-        left = foreign.get(method, {"backbones", *OPTIONS})
-        if init != "ncut":
-            left = left | {"min_confidence"}
-        own = {name: value for name, value in options.items() if name not in left}
-        labeler = PseudoLabeler(backbone, size, method=method, init=init, **own)
-        labeler.share(first)
-        labelers[method, init] = labeler
+        labelers[method.name] = PseudoLabeler(backbone, size, method=method, **options)
+        labelers[method.name].share(first)
     _ = first.torch_device  # what is wrong with it is said first
     _check_truths(images, gt, gt_suffix, allow_missing)
     reports = {}
-    for variant, labeler in labelers.items():
-        name = variant_name(variant)
+    for name, labeler in labelers.items():
         if progress:
             print(name, file=sys.stderr)
-        reports[variant] = _score(
+        reports[name] = _score(
             labeler, images, gt, gt_suffix, folder / name, allow_missing, workers, progress
         )
     comparison = Comparison(reports, left_out)
@@ -181,6 +168,18 @@ def compare(
         with atomic_file(folder / file, durable=True) as stream:
             stream.write(content)
     return comparison
+
+
+def _chosen(methods: Sequence[Method | str]) -> list[Method]:
+    """Returns the methods to compare, each once; raises ``ValueError``."""
+    chosen: dict[str, Method] = {}
+    for method in map(as_method, methods):
+        if isinstance(method, MultiObject):
+            raise ValueError(f"`methods` must make one mask of each image: got {method.name!r}")
+        if chosen.setdefault(method.name, method) != method:
+            raise ValueError(f"`methods` must have different names: got {method.name!r} twice")
+    params.require("methods", methods, "one method at least", len(chosen) > 0)
+    return list(chosen.values())
 
 
 def _check_truths(

@@ -26,7 +26,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
@@ -41,7 +41,7 @@ from ..core.objects import Objects
 from ..images import refine as refinement
 from ..images.draw import mask_image, overlay, overlay_instances
 from ..images.load import ImageEntry
-from ..models.labeler import PseudoLabeler
+from ..models.labeler import PseudoLabeler, one_by_one
 from ..util.files import printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
@@ -207,13 +207,7 @@ class LabelJob:
 
     def compute(self, batch: Tensor) -> Sequence[Result]:
         """The label of each image of a batch."""
-        if self._labeler.objects is not None:
-            return self._labeler.objects_batch(batch)
-        labels = self._labeler.label_batch(batch)
-        return [
-            PseudoLabels(**{field.name: getattr(labels, field.name)[i] for field in fields(labels)})
-            for i in range(len(batch))
-        ]
+        return one_by_one(self._labeler.label_batch(batch))
 
     def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
         """Writes the mask, the boxes, the annotations and the overlay of an image."""

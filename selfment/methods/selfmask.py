@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.arrays import Grid, check_data, check_dense
-from ..core.regions import NO_ASSOCIATION, kmeans
+from ..core.regions import NO_ASSOCIATION, kmeans, load_kmeans
 from ..core.torch_state import as_documented
-
-Mask = NDArray[np.bool_]
+from .base import Inputs, Mask, MaskMethod, Votes
 
 _CLUSTERS = (2, 3, 4)  # numbers of clusters
 _ROWS = 512  # of similarities at a time
@@ -22,8 +23,44 @@ _DIGITS = 10  # of the vectors' entries, which are about 1 / N
 _DENSE = 64  # patches up to which all eigenvectors are computed
 
 
+@dataclass(frozen=True)
+class SelfMask(MaskMethod):
+    """SelfMask's candidates and their vote, without the network that it trains on them."""
+
+    #: more backbones whose candidates vote: their names, or a mapping from names to weights files
+    voters: Sequence[str] | Mapping[str, str | PathLike[str] | None] = ()
+    name: ClassVar[str] = "selfmask"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.voters, str):
+            raise ValueError(f"`voters` must be a list or a mapping of names: got {self.voters!r}")
+        load_kmeans()  # a missing library is this call's error, not that of each image
+
+    @property
+    def weights(self) -> dict[str, str | PathLike[str] | None]:
+        """The weights file of each voter, None for its default weights."""
+        voters = self.voters
+        return dict(voters) if isinstance(voters, Mapping) else dict.fromkeys(voters)
+
+    @property
+    def needs(self) -> str | None:
+        """See :attr:`Method.needs`."""
+        return "`voters` need the images" if self.voters else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The name alone: what the voters are is known to who loads them."""
+        return {"name": self.name}
+
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """See :meth:`MaskMethod.mask`; with voters ``features`` must be a ``Votes``."""
+        others = features.others if isinstance(features, Votes) else []
+        votes = [(rows[image], theirs) for rows, theirs in others]
+        return selfmask(self.rows(features)[image], grid, votes)
+
+
 def selfmask(features: Tensor, grid: Grid, others: Sequence[tuple[Tensor, Grid]] = ()) -> Mask:
-    """SelfMask's pseudo-mask (N,) of (N, d) features: the candidate that most others agree with.
+    """Returns the candidate mask (N,) of (N, d) features that most others agree with.
 
     Candidates are all clusters of k-means on the k eigenvectors of smallest eigenvalue of
     (D - A) x = lambda D x, the constant one included, for k = 2, 3, 4; A holds the cosines, scaled
@@ -66,11 +103,11 @@ def _clusters(features: Tensor) -> Iterator[Mask]:
 
 
 def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:
-    """(N, min(k, N)) eigenvectors x of smallest eigenvalue, x^T D x = 1, of unit rows (N, d).
+    """Returns the (N, min(k, N)) eigenvectors x of smallest eigenvalue of unit rows (N, d).
 
-    A = (F F^T - m) / (M - m) with m and M the least and the largest of F F^T is never formed: it is
-    of rank d + 1 at most, and its product with a vector takes 2 N d multiplications. Vectors of no
-    association (M x = 0), which are arbitrary, count as 0.
+    They satisfy x^T D x = 1. A = (F F^T - m) / (M - m), with m and M the least and the largest of
+    F F^T, is never formed: its rank is d + 1 at most, and its product with a vector takes 2 N d
+    multiplications. Vectors of no association (M x = 0), which are arbitrary, count as 0.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -103,7 +140,7 @@ def _cosine_vectors(f: Tensor, k: int) -> NDArray[np.float64]:
 
 
 def _range_of_products(f: Tensor) -> tuple[float, float]:
-    """The least and the largest inner product of two rows (N, d), found in float32."""
+    """Returns the least and the largest inner product of two rows (N, d), searched in float32."""
     rows = f.float()
     least, pair = torch.inf, (0, 0)
     for start in range(0, len(rows), _ROWS):
@@ -117,7 +154,7 @@ def _range_of_products(f: Tensor) -> tuple[float, float]:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """(N, d) rows of norm 1 in float64, on the CPU; raises ``ValueError``."""
+    """Returns (N, d) rows of norm 1 in float64, on the CPU; raises ``ValueError``."""
     check_dense(rows, "features")
     check_data(rows, "features")
     values = rows.detach().cpu().double()

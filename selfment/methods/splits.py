@@ -1,19 +1,66 @@
-"""The splits that IPO can start from in the place of the cut."""
+"""Selfment's IPO from another split of the patches than the cut's: the paper's ablation."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from torch import Tensor
 
+from ..backbones import Attended
 from ..core.arrays import Grid
-from ..core.regions import kmeans
-from .selfmask import Mask, unit
+from ..core.options import IpoOptions
+from ..core.regions import kmeans, load_kmeans
+from .base import Inputs, Mask, MaskMethod
+from .selfmask import unit
+
+
+@dataclass(frozen=True)
+class _Split(MaskMethod):
+    """IPO from a split; no component is taken, for a split has no seed."""
+
+    ipo: IpoOptions = field(default_factory=IpoOptions)
+
+    @property
+    def ipo_after(self) -> IpoOptions:
+        """See :attr:`MaskMethod.ipo_after`."""
+        return self.ipo
+
+
+@dataclass(frozen=True)
+class SelfmentKmeans(_Split):
+    """IPO from 2-means of the unit rows."""
+
+    name: ClassVar[str] = "selfment-kmeans"
+
+    def __post_init__(self) -> None:
+        load_kmeans()  # a missing library is this call's error, not that of each image
+
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """See :meth:`MaskMethod.mask`."""
+        return kmeans_split(self.rows(features)[image], grid)
+
+
+@dataclass(frozen=True)
+class SelfmentCls(_Split):
+    """IPO from the patches whose cosine with the CLS token exceeds its mean over the patches."""
+
+    name: ClassVar[str] = "selfment-cls"
+    cls_token: ClassVar[str | None] = "CLS token"
+
+    def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
+        """See :meth:`MaskMethod.mask`."""
+        assert isinstance(features, Attended)
+        return cls_split(features.features[image], features.cls[image])
 
 
 def kmeans_split(features: Tensor, grid: Grid) -> Mask:
-    """The foreground (N,) of 2-means of (N, d) rows, N >= 2; all of it where they are equal.
+    """Returns the foreground (N,) of 2-means of (N, d) rows, N >= 2; all where they are equal.
 
-    scikit-learn's k-means, the best of ten starts, which are always the same.
+    The foreground is the cluster with fewer patches on the border of the grid; of equals the
+    smaller one, then the one without the first patch. The clusters are scikit-learn's best of ten
+    starts, which are always the same.
     """
     f = unit(features).float().numpy()
     if np.array_equal(f.min(axis=0), f.max(axis=0)):
@@ -30,6 +77,6 @@ def kmeans_split(features: Tensor, grid: Grid) -> Mask:
 
 
 def cls_split(features: Tensor, cls: Tensor) -> Mask:
-    """The foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
+    """Returns the foreground (N,) of (N, d) rows: a cosine with ``cls`` (d,) above its mean."""
     cosine = unit(features) @ unit(cls[None])[0]
     return np.asarray((cosine > cosine.mean()).numpy())

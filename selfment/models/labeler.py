@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
-from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,25 +13,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import methods
-from ..backbones import EMBEDDED, Attended, Backbone, backbone_class
+from ..backbones import EMBEDDED, Backbone, backbone_class
 from ..core import native as _native
-from ..core import options as params
 from ..core.arrays import Grid, check_data, check_dense
 from ..core.label import PseudoLabels
-from ..core.objects import Objects, multi_label
+from ..core.objects import Objects
 from ..core.torch_state import as_documented
 from ..images.load import ImageLike, load_image
+from ..methods import Inputs, Method, MultiObject, SelfMask, Votes, as_method
 from .image_model import ImageModel
 
+Labels = PseudoLabels | list[Objects]  #: of a batch: one object, or one for each image
+
 _FIELDS = tuple(field.name for field in fields(PseudoLabels))
-_OF_OBJECTS = ("tau", "eps", "graph", "ipo_iters", "ipo_min_count")  # options
+_Label = TypeVar("_Label", PseudoLabels, Objects)
 
 
 class PseudoLabeler(ImageModel):
-    """Labels images: resize to ``size`` x ``size``, backbone, graph, cut, initial mask, IPO.
-
-    Or by another method, see :mod:`selfment.methods`.
+    """Labels images: resize to ``size`` x ``size``, backbone, and a method of selfment.methods.
 
     The backbone is loaded at the first use, and left out when the labeler is pickled, so that a
     labeler can be sent to workers. Threads are torch's (``torch.set_num_threads``). Results lie on
@@ -44,160 +42,89 @@ class PseudoLabeler(ImageModel):
         backbone: str | None = None,
         size: int = 768,
         *,
+        method: Method | str = "selfment",
         features: str = "tokens",
         weights: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         positions: str = "authors",
-        tau: float | str = params.TAU,
-        eps: float = params.EPS,
-        graph: str = "binary",
-        orient: str | None = None,
-        ipo_iters: int = params.IPO_ITERS,
-        ipo_min_count: int = params.IPO_MIN_COUNT,
-        min_confidence: float = 0.0,
-        objects: int | None = None,
         batch_size: int = 8,
-        method: str = "selfment",
-        init: str = "ncut",
-        backbones: Sequence[str] | Mapping[str, str | os.PathLike[str] | None] = (),
     ) -> None:
-        """``backbone`` to ``positions`` as in :func:`selfment.backbones.load_backbone`, the rest as
-        in :func:`selfment.pseudo_label`.
+        """Checks the arguments; nothing is loaded yet.
 
-        ``backbone`` None: ``"classic"``, and with ``objects`` ``"statistics"``, which tells more of
-        them apart. ``size`` in pixels, a multiple of the patch size. ``device`` None: CUDA if there
-        is one where the labeler is used. ``orient`` None: the backbone's own. ``objects``: label up
-        to so many objects of each image by :func:`selfment.multi_label`, whose ``orient`` is
-        "corners" where None is given; None: one mask. ``batch_size``: images per pass. ``method``,
-        and ``init``, the split that ``"selfment"`` starts from: as in :mod:`selfment.methods`;
-        other methods take none of ``tau`` to ``init``, and ``objects`` goes with neither, nor with
-        ``min_confidence``. ``backbones``: more of them whose tokens vote with the method
-        ``"selfmask"``, all at ``size``; a mapping says their ``weights``. Raises ``ValueError``.
+        Args:
+            backbone: see :func:`selfment.backbones.load_backbone`; None takes the method's default
+                without weights, "classic", or "statistics" for several objects.
+            size: the side to which images are resized, in pixels; a multiple of the patch size.
+            method: how to label, such as ``Selfment(CutOptions(tau=0.3))`` or ``MultiObject(5)``;
+                a string of :data:`selfment.methods.METHODS` stands for the defaults.
+            features: see :func:`selfment.backbones.load_backbone`.
+            weights: see there.
+            device: where the backbone runs; None takes CUDA if there is one at the first use.
+            dtype: see :func:`selfment.backbones.load_backbone`.
+            positions: see there.
+            batch_size: images per pass.
+
+        Raises:
+            ValueError: a wrong argument, or a backbone that lacks what the method needs.
+            ImportError: a library that the method needs is missing.
         """
-        if backbone is None:
-            backbone = "classic" if objects is None else "statistics"
-        given = {"tau": tau, "eps": eps, "graph": graph, "orient": orient}
-        given |= {"ipo_iters": ipo_iters, "ipo_min_count": ipo_min_count}
-        given |= {"min_confidence": min_confidence}
-        if backbones and method != "selfmask":
-            raise ValueError(
-                f"`backbones` must be left alone unless `method` is 'selfmask': got {method!r}"
-            )
-        if isinstance(backbones, str):
-            raise ValueError(f"`backbones` must be a list or a mapping of names: got {backbones!r}")
-        files = backbones if isinstance(backbones, Mapping) else dict.fromkeys(backbones)
+        chosen = as_method(method)
+        backbone = chosen.default_backbone if backbone is None else backbone
+        self.method = chosen.fitted(backbone_class(backbone), backbone)
+        super().__init__(backbone, size, features, weights, device, dtype, batch_size, positions)
+        voters = chosen.weights if isinstance(chosen, SelfMask) else {}
         self._voters = [
             ImageModel(name, size, "tokens", file, device, None, batch_size, whose)
-            for name, file in files.items()
+            for name, file in voters.items()
             for whose in ["authors" if name in EMBEDDED else positions]
         ]
-        params.check_graph(tau, eps, graph)
-        if not isinstance(tau, str):
-            params.require("tau", tau, "at most 1, the largest similarity of patches", tau <= 1)
-        params.check_ipo(ipo_iters, ipo_min_count)
-        params.check_min_confidence(min_confidence)
-        methods.check(method, init, given)
-        methods.check_backbone(method, init, backbone_class(backbone), backbone)
-        if orient is not None:
-            params.choice("orient", orient, params.ORIENTS)
-        super().__init__(backbone, size, features, weights, device, dtype, batch_size, positions)
-        if objects is not None:
-            whole = isinstance(objects, Integral) and not isinstance(objects, bool)
-            params.require("objects", objects, "an integer >= 1", whole and objects >= 1)
-            others = {"method": method, "init": init, "min_confidence": min_confidence}
-            for name, default in zip(others, ("selfment", "ncut", 0), strict=True):
-                if others[name] != default:
-                    raise ValueError(
-                        f"`{name}` must be left alone with `objects`: got {others[name]!r}"
-                    )
-        self.objects = None if objects is None else int(objects)
-        self.orient = orient or ("corners" if objects else backbone_class(backbone).orient)
-        self.options: dict[str, Any] = {
-            "tau": tau if isinstance(tau, str) else float(tau),
-            "eps": float(eps),
-            "graph": graph,
-            "ipo_iters": int(ipo_iters),
-            "ipo_min_count": int(ipo_min_count),
-            "method": method,
-            "init": init,
-            "min_confidence": float(min_confidence),
-        }
 
     @property
     def backbone(self) -> Backbone:
         """The backbone, loaded at the first use.
 
-        Raises ``ValueError``, also where the method needs more than it gives, or
+        Raises ``ValueError``, also if it lacks what the method needs, or
         :class:`selfment.backbones.WeightsError`.
         """
         backbone = super().backbone
-        methods.check_backbone(
-            self.options["method"], self.options["init"], backbone, self.backbone_name
-        )
+        self.method.fitted(backbone, self.backbone_name)
         for voter in self._voters:
             _ = voter.backbone
         return backbone
 
     @property
-    def needs(self) -> str | None:
-        """What the method needs besides patch features, as an error says it."""
-        if self._voters:
-            return "`backbones` need the images"
-        return methods.needs(self.options["method"], self.options["init"])
-
-    @property
     def settings(self) -> dict[str, Any]:
         """All that the labels depend on besides the image, ready for JSON."""
-        objects = {} if self.objects is None else {"objects": self.objects}
-        voters = {"backbones": [voter.settings for voter in self._voters]} if self._voters else {}
-        return {**super().settings, "orient": self.orient, **objects, **self.options, **voters}
+        voters = {"voters": [voter.settings for voter in self._voters]} if self._voters else {}
+        return {**super().settings, "method": {**self.method.settings, **voters}}
 
     def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
-        """Labels of one image, of a list of images, or of a batch as Ray Data passes it.
+        """Labels one image, a list of images, or a batch as Ray Data passes it.
 
         One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
         axis. A list: with it. A mapping with the column ``image`` (uint8 images, of any sizes) or
         ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`. One
         row, with one image or path in place of a column: the same, without the batch axis.
 
-        With ``objects`` = K these are :class:`selfment.Objects`, a list of them, and the columns
-        ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K),
+        The method ``MultiObject(K)`` makes :class:`selfment.Objects`, a list of them, and the
+        columns ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K),
         ``eigenvalues`` (B, K) and ``separations`` (B, K), filled up with 0, -1 and NaN where an
         image has fewer objects.
         Raises :class:`selfment.images.ImageError` and ``ValueError``.
         """
         if isinstance(images, Mapping):
-            column = next((name for name in ("image", "path") if name in images), None)
-            if column is None:
-                raise ValueError(
-                    "a batch must have the column 'image' or 'path': "
-                    f"got {', '.join(map(repr, images)) or 'no column'}"
-                )
-            alone = _is_image(images[column])
-            rows = [images[column]] if alone else images[column]
-            values = [_from_column(value) for value in rows]
-            if self.objects is not None:
-                found = _object_columns(self._find(values), self.objects)
-            else:
-                labels = self._label(values)
-                found = {name: getattr(labels, name).numpy() for name in _FIELDS}
-            if alone:
-                found = {name: column[0] for name, column in found.items()}
-            return {**images, **found}
+            return self._with_columns(images)
         if isinstance(images, Sequence) and not isinstance(images, str):
-            return self._label(images) if self.objects is None else self._find(images)
-        if self.objects is not None:
-            return self._find([images])[0]
-        labels = self._label([images])
-        return PseudoLabels(**{name: getattr(labels, name)[0] for name in _FIELDS})
+            return self._label(images)
+        return one_by_one(self._label([images]))[0]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """(3, size, size) float32 of an RGB image, as :meth:`label_batch` takes it."""
+        """Returns an RGB image as :meth:`label_batch` takes it: (3, size, size) float32."""
         return self.backbone.preprocess(image, self.size)
 
-    def label_batch(self, batch: Tensor) -> PseudoLabels:
-        """Labels of a (B, 3, size, size) batch of preprocessed images, in one pass.
+    def label_batch(self, batch: Tensor) -> Labels:
+        """Labels a (B, 3, size, size) batch of preprocessed images in one pass.
 
         Raises ``ValueError`` for features that are not finite.
         """
@@ -206,33 +133,36 @@ class PseudoLabeler(ImageModel):
         backbone = self.backbone
         with as_documented(self.torch_device):
             if self._voters:
-                return self.label_features(backbone(batch), self._votes(batch))
-            return self.label_features(backbone.attend(batch) if self.needs else backbone(batch))
+                return self.label_features(Votes(backbone(batch), self._votes(batch)))
+            needs_more = self.method.needs is not None
+            return self.label_features(backbone.attend(batch) if needs_more else backbone(batch))
 
-    def objects_batch(self, batch: Tensor) -> list[Objects]:
-        """The objects of each image of a (B, 3, size, size) batch, on the CPU.
+    def label_features(self, features: Inputs) -> Labels:
+        """Labels the backbone's (B, N, d) features of images of this size.
 
-        Raises ``ValueError`` without ``objects``, or for features that are not finite.
+        They are labelled where they lie, if there are kernels for that device. Raises
+        ``ValueError`` for features that are not finite, and for patch features alone where the
+        method needs more.
         """
-        if self.objects is None:
-            raise ValueError("`objects` must be given to find objects: got None")
-        check_dense(batch, "batch")
-        check_data(batch, "batch")
-        backbone = self.backbone
-        with as_documented(self.torch_device):
-            features = _where_kernels_are(backbone(batch))
-        found = multi_label(
-            features,
-            backbone.grid(self.size),
-            max_objects=self.objects,
-            orient=self.orient,
-            **{name: self.options[name] for name in _OF_OBJECTS},
-        )
-        assert isinstance(found, list)
-        return [Objects(*(value.cpu() for value in vars(objects).values())) for objects in found]
+        rows = self.method.rows(features)
+        check_dense(rows, "features")
+        check_data(rows, "features")
+        found = self.method.label(_where_kernels_are(features), self.backbone.grid(self.size))
+        if isinstance(found, list):
+            return [_on_cpu(objects) for objects in found]
+        labels = _on_cpu(found)
+        bad = labels.eigenvalue.isnan()
+        # A CUDA device could not raise.
+        if bad.any() and self.method.has_vector:
+            image = int(bad.int().argmax())
+            raise ValueError(
+                "`features` must be finite, and so must their norms: got NaN, infinity or an "
+                f"overflow in image {image}"
+            )
+        return labels
 
     def _votes(self, batch: Tensor) -> list[tuple[Tensor, Grid]]:
-        """The features of a batch by the other backbones, each in its own colours."""
+        """Returns the features of a batch by the other backbones, each in its own colours."""
         found = []
         for voter in self._voters:
             other = voter.backbone
@@ -244,58 +174,59 @@ class PseudoLabeler(ImageModel):
             found.append((features, other.grid(self.size)))
         return found
 
-    def label_features(
-        self, features: Tensor | Attended, votes: Sequence[tuple[Tensor, Grid]] = ()
-    ) -> PseudoLabels:
-        """Labels of the backbone's (B, N, d) features of images of this size.
-
-        Labelled where they lie, if there are kernels for that device. Raises ``ValueError`` for
-        features that are not finite, and where :attr:`needs` asks for what ``attend`` gives.
-        ``votes``: (B, N', d') features of the same images by each of the other backbones, and
-        their grids.
-        """
-        if self.objects is not None:
-            raise ValueError(f"`objects` must be None for a label of one mask: got {self.objects}")
-        if self._voters and not votes:
-            raise ValueError(f"{self.needs}: got patch features alone")
-        rows = features.features if isinstance(features, Attended) else features
-        check_dense(rows, "features")
-        check_data(rows, "features")
-        features = _where_kernels_are(features)
-        grid = self.backbone.grid(self.size)
-        labels = methods.label(features, grid, orient=self.orient, votes=votes, **self.options)
-        labels = PseudoLabels(**{name: getattr(labels, name).cpu() for name in _FIELDS})
-        bad = labels.eigenvalue.isnan()
-        # A CUDA device could not raise.
-        if bad.any() and methods.has_vector(self.options["method"], self.options["init"]):
-            image = int(bad.int().argmax())
+    def _with_columns(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the columns of a batch, or the values of a row, and those of its labels."""
+        column = next((name for name in ("image", "path") if name in batch), None)
+        if column is None:
             raise ValueError(
-                "`features` must be finite, and so must their norms: got NaN, infinity or an "
-                f"overflow in image {image}"
+                "a batch must have the column 'image' or 'path': "
+                f"got {', '.join(map(repr, batch)) or 'no column'}"
             )
-        return labels
+        alone = _is_image(batch[column])
+        labels = self._label(
+            [_from_column(value) for value in ([batch[column]] if alone else batch[column])]
+        )
+        if isinstance(labels, PseudoLabels):
+            columns = {name: getattr(labels, name).numpy() for name in _FIELDS}
+        else:
+            assert isinstance(self.method, MultiObject)
+            columns = _object_columns(labels, self.method.max_objects)
+        if alone:
+            columns = {name: column[0] for name, column in columns.items()}
+        return {**batch, **columns}
 
-    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+    def _label(self, images: Sequence[ImageLike]) -> Labels:
         if not images:
             raise ValueError("`images` must not be empty: got none")
-        for start in range(0, len(images), self.batch_size):
-            chunk = images[start : start + self.batch_size]
-            yield torch.stack([self.preprocess(load_image(image)[0]) for image in chunk])
-
-    def _find(self, images: Sequence[ImageLike]) -> list[Objects]:
-        return [objects for batch in self._batches(images) for objects in self.objects_batch(batch)]
-
-    def _label(self, images: Sequence[ImageLike]) -> PseudoLabels:
         parts = [self.label_batch(batch) for batch in self._batches(images)]
+        if isinstance(self.method, MultiObject):
+            return [objects for part in parts if isinstance(part, list) for objects in part]
         return PseudoLabels(
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS}
         )
 
+    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+        for start in range(0, len(images), self.batch_size):
+            chunk = images[start : start + self.batch_size]
+            yield torch.stack([self.preprocess(load_image(image)[0]) for image in chunk])
 
-def _where_kernels_are(features: Any) -> Any:
-    if not features.is_cuda or _native.cuda_obstacles():
-        return features.cpu()
-    return features
+
+def one_by_one(labels: Labels) -> Sequence[PseudoLabels | Objects]:
+    """Returns the labels of each image of a batch, without a batch axis."""
+    if isinstance(labels, list):
+        return labels
+    return [
+        PseudoLabels(**{name: getattr(labels, name)[image] for name in _FIELDS})
+        for image in range(len(labels.mask))
+    ]
+
+
+def _on_cpu(labels: _Label) -> _Label:
+    return type(labels)(*(value.cpu() for value in vars(labels).values()))
+
+
+def _where_kernels_are(features: Inputs) -> Inputs:
+    return features.cpu() if not features.is_cuda or _native.cuda_obstacles() else features
 
 
 def _from_column(value: Any) -> ImageLike:

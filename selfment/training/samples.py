@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..backbones import EMBEDDED
+from ..core.label import PseudoLabels
 from ..core.torch_state import as_documented
 from ..images.load import ImageEntry, ImageError, load_image
+from ..methods import MultiObject
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
 from ..util.files import printable, reason, sha256_of
@@ -35,10 +37,12 @@ class LabelledImages:
         cache: TensorCache | None,
         dtype: str,
     ) -> None:
-        if labeler.needs:
-            raise ValueError(f"{labeler.needs}: got patch features alone, which training keeps")
-        if labeler.objects is not None:
-            raise ValueError(f"`objects` must be None for training: got {labeler.objects}")
+        if needs := labeler.method.needs:
+            raise ValueError(f"{needs}: got patch features alone, which training keeps")
+        if isinstance(labeler.method, MultiObject):
+            raise ValueError(
+                f"`method` must make one mask of each image for training: got {labeler.method}"
+            )
         self.paths = [entry.path for entry in images]
         self.names = [entry.name for entry in images]
         self.labeler = labeler
@@ -47,13 +51,11 @@ class LabelledImages:
         self.keys: list[str] = []  # of the features
         self.labels: list[Tensor] = []  # (N,) bool
         settings = labeler.settings
-        of_labels = {"orient", *labeler.options}
-        self._of_features = {k: v for k, v in settings.items() if k not in of_labels}
-        self._of_features |= {"version": __version__, "dtype": dtype}
+        self._of_labels = {"method": settings.pop("method")}
+        self._of_features = {**settings, "version": __version__, "dtype": dtype}
         if labeler.backbone_name not in EMBEDDED:
             # The version of timm decides which weights a name stands for, and what they compute.
             self._of_features["timm"] = metadata.version("timm")
-        self._of_labels = {k: v for k, v in settings.items() if k in of_labels}
         self._lock = Lock()  # backbones run in one thread at a time
 
     def __len__(self) -> int:
@@ -158,10 +160,17 @@ class LabelledImages:
         features = None if self.cache is None else self.cache.get(key)
         if features is None:
             return None
-        labels: Tensor = self.labeler.label_features(features[None]).mask.flatten()
+        labels = self._masks(features[None])[0]
         assert self.cache is not None
         self.cache.put(self._key_of_labels(key), labels)
         return labels
+
+    def _masks(self, features: Tensor) -> Tensor:
+        """The masks (B, N) bool of (B, N, d) features."""
+        labels = self.labeler.label_features(features)
+        assert isinstance(labels, PseudoLabels)
+        masks: Tensor = labels.mask.flatten(1)
+        return masks
 
     def _extract(self, pixels: Tensor) -> Tensor:
         # Rounded to the dtype of the cache, so that labels and head do not depend on the cache.
@@ -174,7 +183,7 @@ class LabelledImages:
             return
         try:
             features = self._extract(torch.stack([pixels for _, _, pixels in batch]))
-            masks = self.labeler.label_features(features).mask.flatten(1)
+            masks = self._masks(features)
         except Exception as error:
             # One bad image must not fail the others of its batch: label each by itself.
             if len(batch) == 1:

@@ -17,6 +17,7 @@ from selfment.backbones import EMBEDDED, load_backbone
 from selfment.evaluation.metrics import f_max, iou
 from selfment.images.load import load_image
 from selfment.images.maps import read_truth
+from selfment.methods import MultiObject
 
 THREADS = (2, 3, 4, 5, 7, 8)
 SIZES = [
@@ -183,8 +184,8 @@ def test_a_whole_image_is_not_padded(size: tuple[int, int]) -> None:
 
 def test_several_objects_take_statistics() -> None:
     assert PseudoLabeler().backbone_name == "classic"
-    assert PseudoLabeler(objects=5).backbone_name == "statistics"
-    assert PseudoLabeler("classic", objects=5).backbone_name == "classic"
+    assert PseudoLabeler(method=MultiObject(5)).backbone_name == "statistics"
+    assert PseudoLabeler("classic", method=MultiObject(5)).backbone_name == "classic"
 
 
 # On photographs

@@ -17,7 +17,8 @@ from selfment import PatchHead, PseudoLabeler, Segmenter, cli
 from selfment.backbones import load_backbone, resampling
 from selfment.backbones.position_embeddings import scaled
 from selfment.cli import parser
-from selfment.cli.common import label_options
+from selfment.cli.common import model_options
+from selfment.methods import SelfMask
 from selfment.models.head import HeadInfo, save_head
 
 CASES = SHARED / "cases" / "position_embeddings.npz"
@@ -208,10 +209,8 @@ def test_a_head_remembers_how_its_features_were_made(tmp_path):
 
 
 def test_voters_are_resampled_alike():
-    labeler = PseudoLabeler(
-        DINO, 64, positions="timm", method="selfmask", backbones=[DINOV2, "classic"]
-    )
-    assert [voter["positions"] for voter in labeler.settings["backbones"]] == ["timm", None]
+    labeler = PseudoLabeler(DINO, 64, positions="timm", method=SelfMask([DINOV2, "classic"]))
+    assert [voter["positions"] for voter in labeler.settings["method"]["voters"]] == ["timm", None]
 
 
 @pytest.mark.slow
@@ -239,7 +238,7 @@ def test_the_command_line_says_whose(command, capsys):
     )
     assert parser().parse_args(line).positions == "timm"
     if command != "predict":
-        assert label_options(parser().parse_args(line))["positions"] == "timm"
+        assert model_options(parser().parse_args(line))["positions"] == "timm"
     line[line.index("timm")] = "official"
     with pytest.raises(SystemExit, match="2"):
         cli.main(line)

@@ -14,6 +14,8 @@ from PIL import Image
 import selfment
 from helpers import processes
 from helpers.commands import call
+from selfment import CutOptions
+from selfment.methods import Selfment
 
 DINOV3 = "vit_small_patch16_dinov3.lvd1689m"
 
@@ -53,7 +55,9 @@ def test_label_samples_with_overlays(capsys, tmp_path):
 def test_options_reach_the_labeler(capsys, photo, tmp_path):
     options = ("--size", 96, "--tau", 0.3, "--eps", 1e-4, "--graph", "weighted", "--orient", "seed")
     assert call(capsys, "label", photo, "--out", tmp_path / "out", *options)[0] == 0
-    expected = selfment.PseudoLabeler(size=96, tau=0.3, eps=1e-4, graph="weighted", orient="seed")
+    expected = selfment.PseudoLabeler(
+        size=96, method=Selfment(CutOptions(tau=0.3, eps=1e-4, graph="weighted", orient="seed"))
+    )
     found = json.loads((tmp_path / "out/labels.jsonl").read_text())
     assert found["eigenvalue"] == expected(photo).eigenvalue.item()
 
@@ -61,7 +65,7 @@ def test_options_reach_the_labeler(capsys, photo, tmp_path):
 def test_automatic_threshold_and_rejection(capsys, photo, tmp_path):
     options = ("--size", 96, "--tau", "auto", "--min-confidence", 0.9)
     assert call(capsys, "label", photo, "--out", tmp_path / "out", *options)[0] == 0
-    expected = selfment.PseudoLabeler(size=96, tau="auto")(photo)
+    expected = selfment.PseudoLabeler(size=96, method=Selfment(CutOptions(tau="auto")))(photo)
     found = json.loads((tmp_path / "out/labels.jsonl").read_text())
     assert found["tau"] == expected.tau.item()
     assert found["confidence"] == expected.confidence.item() < 0.9

@@ -21,6 +21,7 @@ from selfment.core.confidence import RECOMMENDED_MIN_CONFIDENCE, confidence
 from selfment.images.draw import overlay
 from selfment.images.load import find_images, load_image
 from selfment.jobs.label import label_images
+from selfment.methods import Selfment
 from selfment.training.losses import head_loss
 
 LIMIT = RECOMMENDED_MIN_CONFIDENCE
@@ -167,12 +168,12 @@ def test_images_of_noise_and_of_one_colour_are_rejected() -> None:
     gaussian = (128 + 30 * stream.standard_normal((2, 320, 320, 3))).clip(0, 255)
     flat = np.ones((6, 320, 320, 3)) * stream.randint(0, 256, (6, 1, 1, 3))
     images = [*uniform.astype(np.uint8), *gaussian.astype(np.uint8), *flat.astype(np.uint8)]
-    labels = PseudoLabeler(size=320, min_confidence=LIMIT)(images)
+    labels = PseudoLabeler(size=320, method=Selfment(min_confidence=LIMIT))(images)
     assert labels.rejected.all(), labels.confidence
 
 
 def test_photographs_are_not_rejected(photos: list[Path]) -> None:
-    labeler = PseudoLabeler(size=480, min_confidence=LIMIT)
+    labeler = PseudoLabeler(size=480, method=Selfment(min_confidence=LIMIT))
     labels = labeler([load_image(path)[0] for path in photos[1::24]])
     assert not labels.rejected.any(), labels.confidence
 
@@ -184,7 +185,7 @@ def test_wrong_limit(value: object) -> None:
         with pytest.raises(ValueError, match=message):
             function(noise(3, 4, 5), (3, 4), min_confidence=value)
     with pytest.raises(ValueError, match=message):
-        PseudoLabeler(min_confidence=value)
+        Selfment(min_confidence=value)
 
 
 def test_files_of_a_rejected_image(tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_files_of_a_rejected_image(tmp_path: Path) -> None:
     pixels[10:30, 15:35] = (220, 60, 30)
     Image.fromarray(pixels).save(tmp_path / "thing.png")
     images = find_images([tmp_path], out=tmp_path / "out")
-    labeler = PseudoLabeler(size=160, min_confidence=LIMIT)
+    labeler = PseudoLabeler(size=160, method=Selfment(min_confidence=LIMIT))
     summary = label_images(images, tmp_path / "out", labeler, overlays=True, progress=False)
     assert summary.labelled == 2
     lines = map(json.loads, (tmp_path / "out/labels.jsonl").read_text().splitlines())

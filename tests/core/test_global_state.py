@@ -30,6 +30,7 @@ from selfment.images import refine as refinement
 from selfment.images.draw import overlay
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
+from selfment.methods import MultiObject
 from selfment.models.head import HeadInfo, load_head, save_head
 from selfment.training.loop import fit
 from selfment.training.losses import head_loss
@@ -230,7 +231,7 @@ class Careless(Backbone):
 
 def of_another_backbone(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr("selfment.models.image_model.load_backbone", lambda *_, **__: Careless())
-    objects = PseudoLabeler("careless", 64, objects=2)
+    objects = PseudoLabeler("careless", 64, method=MultiObject(2))
     return [
         PseudoLabeler("careless", 64)(picture()),
         objects(picture()),
@@ -241,7 +242,10 @@ def of_another_backbone(monkeypatch: pytest.MonkeyPatch) -> Any:
 def of_cls_tokens(checkpoints: dict[str, Path]) -> Any:
     options: dict[str, Any] = {"weights": checkpoints["test_vit"], "features": "keys"}
     found = PseudoLabeler("test_vit", 64, method="found", **options)
-    return [found(picture()), PseudoLabeler("test_vit", 64, init="cls", **options)(picture())]
+    return [
+        found(picture()),
+        PseudoLabeler("test_vit", 64, method="selfment-cls", **options)(picture()),
+    ]
 
 
 def drop_ins() -> Any:

@@ -11,6 +11,7 @@ import selfment
 from helpers.cases import CASES, DEGENERATE, generator, noise, object_on_ground, smooth, turned_over
 from selfment import reference
 from selfment.core.ipo import run_ipo
+from selfment.core.options import IpoOptions
 
 
 def literal(features: Tensor, labels: Tensor, iters: int, min_count: int) -> Tensor:
@@ -60,8 +61,8 @@ def test_equals_the_reference_with_its_steps(name: str) -> None:
     features, _ = (CASES | DEGENERATE)[name]
     for seed in range(6):
         labels = random_labels(len(features), 0.4, seed)
-        expected, steps = reference._ipo(features, labels, 20, 10)
-        ours, taken, _ = run_ipo(features[None].contiguous(), labels[None], 20, 10)
+        expected, steps = reference._ipo(features, labels, IpoOptions())
+        ours, taken, _ = run_ipo(features[None].contiguous(), labels[None], IpoOptions())
         assert torch.equal(ours[0], expected)
         assert taken.item() == steps
 
@@ -81,7 +82,9 @@ def test_separation_is_that_of_the_final_labels(name: str, share: float) -> None
     features, _ = (CASES | DEGENERATE)[name]
     for seed, (iters, min_count) in enumerate([(0, 1), (1, 1), (20, 10), (200, 1), (5, 10**6)]):
         labels = random_labels(len(features), share, seed)
-        ours, _, separation = run_ipo(features[None].contiguous(), labels[None], iters, min_count)
+        ours, _, separation = run_ipo(
+            features[None].contiguous(), labels[None], IpoOptions(iters=iters, min_count=min_count)
+        )
         assert (separation.shape, separation.dtype) == ((1,), torch.float64)
         assert separation.item() == pytest.approx(distance(features, ours[0]), rel=1e-12, abs=1e-12)
 
@@ -91,8 +94,8 @@ def test_a_long_way_to_the_fixed_point(seed: int) -> None:
     """Many steps, of which the later ones change few labels: most rows are not read again."""
     features = smooth(40, 40, 30, seed=seed)
     start = torch.rand(1600, generator=generator(seed)) < 0.3
-    refined, steps, _ = run_ipo(features[None], start[None], 200, 1)
-    expected, taken = reference._ipo(features, start, 200, 1)
+    refined, steps, _ = run_ipo(features[None], start[None], IpoOptions(iters=200, min_count=1))
+    expected, taken = reference._ipo(features, start, IpoOptions(iters=200, min_count=1))
     assert torch.equal(refined[0], expected)
     assert steps.item() == int(taken) > 6
 
@@ -123,7 +126,9 @@ def test_complements_labels_whose_means_turned_over(seed: int) -> None:
         if direction(label) @ direction(labels) < 0:
             label, turned = ~label, turned + 1
     assert turned > 0, "the case must need it"
-    refined, _, separation = run_ipo(features[None], labels[None], 20, 1)
+    refined, _, separation = run_ipo(
+        features[None], labels[None], IpoOptions(iters=20, min_count=1)
+    )
     assert torch.equal(refined[0], label)
     assert separation.item() == pytest.approx(distance(features, label), rel=1e-12)
 
@@ -180,11 +185,13 @@ def test_threads_and_batch_do_not_matter() -> None:
         for threads in (1, 2, 8):
             torch.set_num_threads(threads)
             batch = selfment.ipo(features, labels)
-            separation = run_ipo(features, labels, 20, 10)[2]
+            separation = run_ipo(features, labels, IpoOptions())[2]
             for image in range(5):
                 assert torch.equal(batch[image], selfment.ipo(features[image], labels[image]))
                 assert torch.equal(batch[image], reference.ipo(features[image], labels[image]))
-                alone = run_ipo(features[image : image + 1], labels[image : image + 1], 20, 10)[2]
+                alone = run_ipo(
+                    features[image : image + 1], labels[image : image + 1], IpoOptions()
+                )[2]
                 assert separation[image] == alone[0]
     finally:
         torch.set_num_threads(before)

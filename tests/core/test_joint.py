@@ -340,7 +340,7 @@ def test_initial_masks_of_any_vector() -> None:
             )
             assert mask[0].tolist() == wanted[0].tolist()
             assert (seed.item(), peaks[0].tolist()) == wanted[1:]
-            dense = reference._initial_masks(torch.from_numpy(x), grids, orient)
+            dense = reference._initial_masks(torch.from_numpy(x), grids, orient == "corners")
             assert all(map(torch.equal, dense, (mask[0], seed[0], peaks[0])))
             met.add((orient, x[wanted[1]] > x.mean(), -1 in wanted[2]))
     assert len(met) == 8

@@ -19,6 +19,7 @@ from helpers.callers import calling, interrupt_within
 from selfment.core import native as _native
 from selfment.core import options as _params
 from selfment.core.graph import build
+from selfment.core.options import CutOptions
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def long_rows() -> Tensor:
 def test_ctrl_c_stops_a_long_operation() -> None:
     rows = long_rows()
     with pytest.raises(KeyboardInterrupt):
-        interrupt_within(lambda _: build(rows, 0.2, 1e-5, "binary"))
+        interrupt_within(lambda _: build(rows, CutOptions()))
     # And the module is as good as before.
     assert selfment.affinity(torch.eye(3)).degrees.sum() == pytest.approx(3, abs=1e-3)
 
@@ -54,7 +55,7 @@ def test_other_threads_run_meanwhile() -> None:
     def work() -> None:
         nonlocal calls
         calls += 1
-        build(rows, 0.2, 1e-5, "binary")
+        build(rows, CutOptions())
 
     with calling(work, 1):
         seen = turns = 0

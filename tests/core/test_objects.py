@@ -355,7 +355,7 @@ def test_dtypes(dtype: torch.dtype) -> None:
         ({"min_area": "half"}, "`min_area` must be a number >= 0: got 'half'"),
         ({"orient": "up"}, "`orient` must be 'seed' or 'corners': got 'up'"),
         ({"tau": float("inf")}, "`tau` must be a finite number: got inf"),
-        ({"ipo_iters": -1}, "`iters` must be an integer from 0"),
+        ({"ipo_iters": -1}, "`ipo_iters` must be an integer from 0"),
         ({"grid": None}, "`grid` is needed with"),
     ],
 )

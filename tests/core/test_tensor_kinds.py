@@ -14,12 +14,13 @@ from torch import Tensor
 import selfment
 from helpers.cases import smooth
 from helpers.heads import a_head
-from selfment import Evaluator, PseudoLabeler, Segmenter, methods, reference
+from selfment import Evaluator, PseudoLabeler, Segmenter, reference
 from selfment.compat import maskcut, tokencut
 from selfment.compat.selfment import unsupervised_saliency_labels
 from selfment.core.threshold import auto_tau
 from selfment.evaluation import metrics
 from selfment.images import draw as visualize
+from selfment.methods import MultiObject, as_method, splits
 from selfment.models.head import PatchHead
 from selfment.training.losses import contrastive, head_loss, soft_dice
 
@@ -91,10 +92,10 @@ CALLS: dict[str, tuple[str, Tensor, Callable[[Any], Any]]] = {
     "dice, target": ("target", LABELS, lambda x: soft_dice(LABELS, x)),
     "label_features": ("features", smooth(4, 4, 384)[None], labeler.label_features),
     "label_batch": ("batch", BATCH, labeler.label_batch),
-    "objects_batch": (
+    "label_batch of objects": (
         "batch",
         BATCH,
-        PseudoLabeler("classic", 64, objects=2).objects_batch,
+        PseudoLabeler("classic", 64, method=MultiObject(2)).label_batch,
     ),
     "saliency_batch": ("batch", BATCH, segmenter.saliency_batch),
     "iou": ("saliency", MAP, lambda x: metrics.iou(x, MAP)),
@@ -125,16 +126,15 @@ CALLS |= {
     "tint of a mask": ("mask", MAP > 0.5, lambda x: visualize.tint(IMAGE, x)),
     "instances": ("instances", (MAP > 0.5).int(), lambda x: visualize.overlay_instances(IMAGE, x)),
     "auto_tau": ("features", ROWS[None], auto_tau),
-    "k-means": ("features", ROWS, lambda x: methods.splits.kmeans_split(x, GRID)),
-    "CLS token": ("features", ROWS, lambda x: methods.splits.cls_split(x, ROWS[0])),
+    "k-means": ("features", ROWS, lambda x: splits.kmeans_split(x, GRID)),
+    "CLS token": ("features", ROWS, lambda x: splits.cls_split(x, ROWS[0])),
 }
-for _method in ("tokencut", "maskcut", "dsm", "selfmask"):
+for _method in ("tokencut", "maskcut", "dsm", "selfmask", "selfment-kmeans"):
     CALLS[f"method {_method}"] = (
         "features",
         ROWS[None],
-        lambda x, method=_method: methods.label(x, GRID, method),
+        lambda x, method=_method: as_method(method).label(x, GRID),
     )
-CALLS["split kmeans"] = "features", ROWS[None], lambda x: methods.label(x, GRID, init="kmeans")
 #: What takes whatever numpy does, lists of numbers among it.
 TAKES_LISTS = (
     "refine_mask",

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import selfment
 from helpers.cases import CASES, DEGENERATE, object_on_ground, smooth
-from selfment import PseudoLabeler, reference
+from selfment import CutOptions, PseudoLabeler, reference
 from selfment.core.threshold import auto_tau
 from selfment.images.load import load_image
+from selfment.methods import Selfment
 
 ALL = CASES | DEGENERATE
 
@@ -150,8 +151,8 @@ def test_what_is_not_finite_leaves_a_finite_threshold() -> None:
 
 
 def test_a_labeler_takes_it() -> None:
-    labeler = PseudoLabeler(size=96, tau="auto")
-    assert json.loads(json.dumps(labeler.settings))["tau"] == "auto"
+    labeler = PseudoLabeler(size=96, method=Selfment(CutOptions(tau="auto")))
+    assert json.loads(json.dumps(labeler.settings))["method"]["cut"]["tau"] == "auto"
     pixels = np.random.RandomState(0).randint(0, 255, (40, 60, 3)).astype(np.uint8)
     features = labeler.backbone(labeler.backbone.preprocess(load_image(pixels)[0], 96)[None])
     assert labeler(pixels).tau.item() == literal(features[0])

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from helpers.commands import call
-from selfment import PseudoLabeler, evaluate
+from selfment import CutOptions, PseudoLabeler, evaluate
 from selfment.experiments.compare import FILES, compare
 from selfment.images.load import find_images
+from selfment.methods import METHODS, Dsm, MultiObject, SelfMask, Selfment
 
 TINY = "vit_tiny_patch16_224"
 CLASSIC = ["selfment", "selfment-kmeans", "tokencut", "maskcut", "dsm", "selfmask"]
@@ -65,7 +66,7 @@ def test_the_command_compares_what_the_backbone_allows(folders, tmp_path, capsys
         assert cells[0] == method
         assert cells[-3:] == [f"{score:.4f}" for score in rows[variant].values()]
     assert "note: `method` 'found' needs a ViT's attention, left out" in lines
-    assert "note: `init` 'cls' needs a ViT's CLS token, left out" in lines
+    assert "note: `method` 'selfment-cls' needs a ViT's CLS token, left out" in lines
     assert (out / FILES["text"]).read_text() == printed
 
     found = json.loads((out / FILES["json"]).read_text())
@@ -89,10 +90,11 @@ def test_the_command_compares_what_the_backbone_allows(folders, tmp_path, capsys
 
 @pytest.mark.slow
 def test_masks_are_those_of_the_labelers(folders, tmp_path):
-    run(folders, tmp_path / "out", methods=["dsm"], inits=["kmeans"], tau=0.3, orient="seed")
+    methods = [Dsm(), Selfment(CutOptions(tau=0.3, orient="seed")), "selfment-kmeans"]
+    run(folders, tmp_path / "out", methods=methods)
     expected = {
-        "dsm": PseudoLabeler(size=96, method="dsm"),
-        "selfment-kmeans": PseudoLabeler(size=96, init="kmeans", tau=0.3, orient="seed"),
+        labeler.method.name: labeler
+        for labeler in (PseudoLabeler(size=96, method=method) for method in methods)
     }
     assert {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()} == set(expected)
     rows, columns = ((2 * np.arange(side) + 1) * 6 // (2 * side) for side in (96, 128))
@@ -124,7 +126,7 @@ def test_a_second_run_labels_nothing(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(
         PseudoLabeler,
         "label_batch",
-        lambda self, batch: calls.append(self.options["method"]) or original(self, batch),
+        lambda self, batch: calls.append(self.method.name) or original(self, batch),
     )
     again = run(folders, out, methods=["tokencut", "dsm"])
     assert calls == []
@@ -149,10 +151,7 @@ def test_a_vit_is_loaded_once_and_compared_by_all(folders, tmp_path, monkeypatch
     options = {"backbone": TINY, "weights": tmp_path / "tiny.pth", "features": "keys", "size": 64}
     found = run(folders, tmp_path / "out", **options)
     assert loaded == [TINY]
-    assert list(found.reports) == [
-        *(("selfment", init) for init in ("ncut", "kmeans", "cls")),
-        *((method, "ncut") for method in ("tokencut", "maskcut", "dsm", "selfmask", "found")),
-    ]
+    assert list(found.reports) == list(METHODS)
     assert found.notes == []
 
 
@@ -161,11 +160,18 @@ def test_a_vit_is_loaded_once_and_compared_by_all(folders, tmp_path, monkeypatch
     ("options", "message"),
     [
         ({"methods": ["found"]}, "`method` 'found' needs a ViT's attention: got .* 'classic'"),
-        ({"inits": ["cls"]}, "`init` 'cls' needs a ViT's CLS token: got the backbone 'classic'"),
+        ({"methods": ["selfment-cls"]}, "'selfment-cls' needs a ViT's CLS token: got .* 'classic'"),
         ({"methods": ["lost"]}, "`method` must be 'selfment' or .*: got 'lost'"),
-        ({"methods": []}, "`methods` or `inits` must name one at least: got none"),
+        ({"methods": []}, r"`methods` must be one method at least: got \[\]"),
         ({"methods": ["dsm"], "size": 90}, "`size` must be a multiple of 16"),
-        ({"objects": 3}, "`objects` must be left alone: .* one mask of each image: got 3"),
+        (
+            {"methods": [MultiObject(3)]},
+            "`methods` must make one mask of each image: got 'objects'",
+        ),
+        (
+            {"methods": [Selfment(), Selfment(min_confidence=0.5)]},
+            "`methods` must have different names: got 'selfment' twice",
+        ),
     ],
 )
 def test_mistakes_come_before_any_label(folders, tmp_path, options, message):
@@ -209,14 +215,31 @@ def test_label_takes_a_method(folders, tmp_path, capsys):
     record = json.loads((tmp_path / "out/labels.jsonl").read_text().splitlines()[0])
     labels = PseudoLabeler(size=96, method="selfmask")(record["path"])
     assert record["foreground"] == labels.mask.float().mean().item()
-    more = PseudoLabeler(size=96, method="selfmask", backbones=["classic"])
-    arguments = ["label", photos, "--out", tmp_path / "more", *options, "--backbones", "classic"]
+    more = PseudoLabeler(size=96, method=SelfMask(["classic"]))
+    arguments = ["label", photos, "--out", tmp_path / "more", *options, "--voters", "classic"]
     assert call(capsys, *arguments)[0] == 0
     record = json.loads((tmp_path / "more/labels.jsonl").read_text().splitlines()[0])
     assert record["foreground"] == more(record["path"]).mask.float().mean().item()
-    code, _, err = call(capsys, *arguments[:4], "--size", 96, "--backbones", TINY)
+    code, _, err = call(capsys, *arguments[:4], "--size", 96, "--voters", TINY)
     assert code == 2
-    assert "`backbones` must be left alone unless `method` is 'selfmask': got 'selfment'" in err
-    code, _, err = call(capsys, "label", photos, "--out", tmp_path / "no", "--init", "cls")
-    assert code == 2
-    assert "`init` 'cls' needs a ViT's CLS token: got the backbone 'classic'" in err
+    assert f"`voters` is no option of the method 'selfment': got ['{TINY}']" in err
+    arguments = ["label", photos, "--out", tmp_path / "no", "--method"]
+    for words, sentence in {
+        ("selfment-cls",): "'selfment-cls' needs a ViT's CLS token: got the backbone 'classic'",
+        ("selfment-kmeans", "--min-confidence", 0.5): "`min_confidence` is no option of the method",
+        ("tokencut", "--tau", 0.3): "`tau` is no option of the method 'tokencut': got 0.3",
+        (
+            "maskcut",
+            "--orient",
+            "seed",
+        ): "`orient` is no option of the method 'maskcut'",
+        ("dsm", "--graph", "weighted"): "`graph` is no option of the method 'dsm': got 'weighted'",
+        ("found",): "`method` 'found' needs a ViT's attention: got the backbone 'classic'",
+        ("dsm", "--objects", 3): "`objects` is no option of the method 'dsm'",
+        ("selfment", "--objects", 3, "--min-confidence", 0.5): "option of the method 'objects'",
+    }.items():
+        code, _, err = call(capsys, *arguments, *words)
+        assert code == 2
+        assert sentence in err
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "no").exists()

@@ -22,6 +22,7 @@ from helpers.cases import blocks, copies, generator, noise, ring, smooth, turned
 from selfment.core import ops as _ops
 from selfment.core import twins
 from selfment.core.ipo import run_ipo
+from selfment.core.options import IpoOptions
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 GRAPHS = ("binary", "weighted")
@@ -99,7 +100,7 @@ def merges() -> Iterator[Any]:
 
 def complements() -> Iterator[Any]:
     rows, labels = turned_over()
-    yield run_ipo(rows[None], labels[None], iters=20, min_count=1)
+    yield run_ipo(rows[None], labels[None], IpoOptions(iters=20, min_count=1))
 
 
 def full_lists() -> Iterator[Any]:

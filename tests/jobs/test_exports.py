@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import Objects, PseudoLabeler, cli, multi_label, refine_mask
+from selfment import CutOptions, Objects, PseudoLabeler, cli, multi_label, refine_mask
 from selfment.images.draw import overlay_instances
 from selfment.images.load import find_images, sample_images
 from selfment.jobs import label as labeling
@@ -22,6 +22,7 @@ from selfment.jobs.coco import coco_record, write_coco
 from selfment.jobs.exports import as_instances, label_image, yolo_lines
 from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.runner import Runner
+from selfment.methods import Method, MultiObject, Selfment
 from selfment.training.run import train
 
 SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
@@ -46,8 +47,9 @@ def scenes(tmp_path):
     return tmp_path / "in"
 
 
-def labeler(**options) -> PseudoLabeler:
-    return PseudoLabeler(size=160, batch_size=2, **{"objects": 3, **options})
+def labeler(method: Method | None = None, **cut) -> PseudoLabeler:
+    method = method or MultiObject(3, CutOptions(**cut))
+    return PseudoLabeler(size=160, batch_size=2, method=method)
 
 
 def run(inputs, out: Path, model=None, **options) -> LabelSummary:
@@ -172,14 +174,14 @@ def test_cocoeval_finds_our_annotations_perfect_against_themselves(scenes, tmp_p
 
 def test_one_mask_is_one_object(scenes, tmp_path):
     out = tmp_path / "out"
-    run([scenes], out, labeler(objects=None), formats=("png", "coco", "yolo"))
+    run([scenes], out, labeler(Selfment()), formats=("png", "coco", "yolo"))
     coco = coco_of(out / "annotations.json")
     for annotation in coco.dataset["annotations"]:
         name = coco.loadImgs(annotation["image_id"])[0]["file_name"]
         png = np.asarray(Image.open((out / name).with_suffix(".png")))
         assert set(np.unique(png)) == {0, 255}
         assert np.array_equal(coco.annToMask(annotation), png > 0)
-        value = labeler(objects=None)(scenes / name).eigenvalue.item()
+        value = labeler(Selfment())(scenes / name).eigenvalue.item()
         assert annotation["score"] == max(0, 1 - value)
         assert len((out / "labels" / name).with_suffix(".txt").read_text().splitlines()) == 1
     assert len(coco.dataset["annotations"]) == 3
@@ -188,7 +190,7 @@ def test_one_mask_is_one_object(scenes, tmp_path):
 class Blind(PseudoLabeler):
     """Finds nothing."""
 
-    def objects_batch(self, batch):
+    def label_batch(self, batch):
         return [
             Objects(
                 *(
@@ -196,13 +198,13 @@ class Blind(PseudoLabeler):
                     for name, value in vars(objects).items()
                 )
             )
-            for objects in super().objects_batch(batch)
+            for objects in super().label_batch(batch)
         ]
 
 
 def test_images_without_objects(scenes, tmp_path):
     out = tmp_path / "out"
-    blind = Blind(size=160, objects=2)
+    blind = Blind(size=160, method=MultiObject(2))
     assert run([scenes], out, blind, formats=("png", "coco", "yolo"), overlays=True).labelled == 3
     coco = coco_of(out / "annotations.json")
     assert (len(coco.dataset["images"]), coco.dataset["annotations"]) == (3, [])
@@ -230,16 +232,16 @@ class Interrupted(PseudoLabeler):
 
     passes = 0
 
-    def objects_batch(self, batch):
+    def label_batch(self, batch):
         self.passes += 1
         if self.passes == 2:
             raise KeyboardInterrupt
-        return super().objects_batch(batch)
+        return super().label_batch(batch)
 
 
 def test_an_interrupted_run_composes_what_is_done_and_the_next_one_the_rest(scenes, tmp_path):
     out = tmp_path / "out"
-    model = Interrupted(size=160, batch_size=1, objects=3)
+    model = Interrupted(size=160, batch_size=1, method=MultiObject(3))
     with pytest.raises(KeyboardInterrupt):
         run([scenes], out, model, formats=["coco"])
     names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
@@ -280,8 +282,10 @@ def test_what_is_wanted_anew_is_done_and_the_rest_skipped(scenes, tmp_path):
     for option in ({"fill_holes": True}, {"largest_component": True}, {"refine": "bilateral"}):
         assert run([scenes], out, **option) == LabelSummary(labelled=3)
         assert run([scenes], out, **option) == LabelSummary(skipped=3)
-    assert run([scenes], out, labeler(objects=2), refine="bilateral") == LabelSummary(labelled=3)
-    assert run([scenes], out, labeler(objects=None), refine="bilateral") == LabelSummary(labelled=3)
+    assert run([scenes], out, labeler(MultiObject(2)), refine="bilateral") == LabelSummary(
+        labelled=3
+    )
+    assert run([scenes], out, labeler(Selfment()), refine="bilateral") == LabelSummary(labelled=3)
 
 
 def test_files_of_the_same_label_stay_done(scenes, tmp_path):
@@ -313,7 +317,7 @@ def files_in(out: Path) -> list[str]:
 def test_no_file_of_another_label_stays(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
-    other = labeler(objects=None, tau="auto", min_confidence=0.25)
+    other = labeler(Selfment(CutOptions(tau="auto"), min_confidence=0.25))
     assert run([scenes / "sub"], out, other) == LabelSummary(labelled=2)
     of_a = ["a.png", "annotations/a.json", "labels/a.txt", "overlays/a.jpg"]
     both = ["annotations.json", "labels.jsonl", "sub/b.png", "sub/c.png"]
@@ -561,31 +565,23 @@ def test_the_labeler_finds_what_multi_label_finds(scenes):
             for name, value in vars(one).items():
                 assert torch.equal(value, getattr(other, name)), name
     assert torch.equal(model(paths[0]).masks, expected[0].masks)
-    assert model.settings["objects"] == 3
-    assert "objects" not in labeler(objects=None).settings
+    assert model.settings["method"]["max_objects"] == 3
     name = "vit_small_patch16_224"  # which marks objects by itself
-    orients = [PseudoLabeler(name, 160, objects=count).orient for count in (None, 1)]
+    labelers = [PseudoLabeler(name, 160, method=method) for method in (Selfment(), MultiObject(1))]
+    orients = [labeler.method.cut.orient for labeler in labelers]
     assert orients == ["seed", "corners"]
 
 
 def test_objects_are_no_single_mask(scenes, tmp_path):
-    model = labeler(objects=np.int64(2))
-    assert json.dumps(model.settings["objects"]) == "2"
-    sentence = "`objects` must be None for {}: got 2"
-    pixels = model.preprocess(Image.open(next(scenes.rglob("*.*g"))).convert("RGB"))
-    with pytest.raises(ValueError, match=sentence.format("a label of one mask")):
-        model.label_batch(pixels[None])
-    with pytest.raises(ValueError, match=sentence.format("training")):
+    model = labeler(MultiObject(np.int64(2)))
+    assert json.dumps(model.settings["method"]["max_objects"]) == "2"
+    sentence = r"`method` must make one mask of each image for training: got MultiObject\(max_obj"
+    with pytest.raises(ValueError, match=sentence):
         train(find_images([scenes], out=tmp_path), tmp_path / "run", model, epochs=1)
-    with pytest.raises(ValueError, match="`objects` must be an integer >= 1: got True"):
-        labeler(objects=True)
-    for name, value in {"method": "dsm", "init": "kmeans", "min_confidence": 0.5}.items():
-        with pytest.raises(ValueError, match=f"`{name}` must be left alone with `objects`"):
-            labeler(**{name: value})
 
 
 def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
-    model = labeler(objects=4)
+    model = labeler(MultiObject(4))
     paths = sorted(map(str, scenes.rglob("*.*g")))
     columns = model({"path": np.array(paths), "other": np.arange(3)})
     assert columns["instances"].shape == (3, 10, 10)
@@ -601,12 +597,10 @@ def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
         assert np.array_equal(columns["instances"][i], objects.instances)
 
 
-def test_labelers_without_objects_find_none():
-    with pytest.raises(ValueError, match="`objects` must be given to find objects: got None"):
-        labeler(objects=None).objects_batch(torch.zeros(1, 3, 160, 160))
-    for count in (0, 1.5):
-        with pytest.raises(ValueError, match=f"`objects` must be an integer >= 1: got {count}"):
-            labeler(objects=count)
+@pytest.mark.parametrize("count", [0, 1.5, True])
+def test_a_wrong_number_of_objects(count):
+    with pytest.raises(ValueError, match=f"`max_objects` must be an integer >= 1: got {count}"):
+        MultiObject(count)
 
 
 def test_objects_are_drawn_in_colours_of_their_own():
@@ -635,7 +629,7 @@ def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
     coco = coco_of(out / "annotations.json")
     entries = sample_images()
     assert [one["file_name"] for one in coco.dataset["images"]] == [e.path.name for e in entries]
-    model = PseudoLabeler(size=160, objects=3)
+    model = PseudoLabeler(size=160, method=MultiObject(3))
     counts = [len(model(entry.path).masks) for entry in entries]
     assert [len(coco.getAnnIds(imgIds=one["id"])) for one in coco.dataset["images"]] == counts
     for entry, count in zip(entries, counts, strict=True):
@@ -680,7 +674,7 @@ def test_the_command_line_refines(tmp_path, options, steps):
     ("options", "sentence"),
     [
         (["--format", "png,voc"], "argument --format: must be of png, coco, yolo: got 'voc'"),
-        (["--objects", "0"], "`objects` must be an integer >= 1: got 0"),
+        (["--objects", "0"], "`max_objects` must be an integer >= 1: got 0"),
     ],
 )
 def test_wrong_options_are_one_sentence(tmp_path, capsys, options, sentence):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import PseudoLabeler
+from selfment import CutOptions, PseudoLabeler
 from selfment.images.load import find_images
 from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.runner import Runner
+from selfment.methods import Selfment
 
 
 def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path:
@@ -24,6 +25,10 @@ def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path
     pixels[size[1] // 4 : size[1] // 2, size[0] // 3 : size[0] // 2] = (220, 60, 30)
     Image.fromarray(pixels).save(path)
     return path
+
+
+def at_tau(tau: float) -> PseudoLabeler:
+    return PseudoLabeler(size=96, batch_size=2, method=Selfment(CutOptions(tau=tau)))
 
 
 def records(out: Path) -> dict[str, dict]:
@@ -86,7 +91,7 @@ def test_a_second_run_skips_and_changes_are_redone(photos_in, tmp_path):
     picture(photos_in / "sub/b.png", (51, 30), 9)
     os.utime(photos_in / "sub/b.png", ns=(1, 1))
     assert run([photos_in], out) == LabelSummary(labelled=2, skipped=1)
-    assert run([photos_in], out, PseudoLabeler(size=96, tau=0.25)) == LabelSummary(labelled=3)
+    assert run([photos_in], out, at_tau(0.25)) == LabelSummary(labelled=3)
     assert (out / "sub/c.png").stat().st_mtime_ns > before
     assert len(records(out)) == 3
 
@@ -253,7 +258,7 @@ def test_a_redo_that_is_interrupted_is_not_taken_for_done(photos_in, tmp_path, m
     out = tmp_path / "out"
     run([photos_in], out)
     monkeypatch.setattr(Runner, "_record_written", lambda self, most: None)
-    run([photos_in], out, PseudoLabeler(size=96, tau=0.9, batch_size=2))
+    run([photos_in], out, at_tau(0.9))
     monkeypatch.undo()
     assert run([photos_in], out) == LabelSummary(labelled=3)
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from helpers.heads import a_head
-from selfment import PseudoLabeler, Segmenter
+from selfment import CutOptions, PseudoLabeler, Segmenter
 from selfment.images.load import find_images
 from selfment.jobs import coco
 from selfment.jobs import predict as prediction
@@ -22,6 +22,7 @@ from selfment.jobs.label import label_images
 from selfment.jobs.predict import find_inputs, predict_images
 from selfment.jobs.records import Records
 from selfment.jobs.runner import Runner
+from selfment.methods import Selfment
 from selfment.util.lines import with_checksum, without_checksum
 
 FIELDS = ("saliency", "mask", "overlay", "binary")
@@ -54,7 +55,7 @@ def predict(inputs, out: Path, *, head: int = 0, **options) -> tuple[int, int, i
 
 
 def label(inputs, out: Path, *, tau: float = 0.2, **options) -> tuple[int, int, int]:
-    labeler = PseudoLabeler(size=96, tau=tau, batch_size=2)
+    labeler = PseudoLabeler(size=96, method=Selfment(CutOptions(tau=tau)), batch_size=2)
     entries = find_images([inputs], out=out)
     done = label_images(entries, out, labeler, progress=False, **options)
     return done.labelled, done.skipped, done.failed
@@ -314,7 +315,7 @@ def test_a_run_with_nothing_to_do_writes_nothing(photos_in, tmp_path, monkeypatc
     monkeypatch.setattr("os.walk", forbidden)
     monkeypatch.setattr(coco, "write_coco", forbidden)
     entries = find_images([photos_in / name for name in ("a.png", "sub/b.png", "sub/c.png")])
-    labeler = PseudoLabeler(size=96, tau=0.2)
+    labeler = PseudoLabeler(size=96, method=Selfment(CutOptions(tau=0.2)))
     done = label_images(entries, out, labeler, formats=formats, progress=False, shard=shard)
     assert done.labelled == done.failed == 0
     folder = tmp_path / "saliency"

@@ -15,13 +15,29 @@ from PIL import Image
 from torch import Tensor
 
 from helpers.cases import CASES, DEGENERATE, generator, noise, smooth
-from selfment import PseudoLabeler, PseudoLabels, methods, reference
+from selfment import CutOptions, IpoOptions, PseudoLabeler, PseudoLabels, reference
 from selfment.backbones import Attended, load_backbone
 from selfment.compat import dsm as compat_dsm
 from selfment.compat.maskcut import maskcut_forward
+from selfment.core.options import NO_IPO
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
+from selfment.methods import (
+    METHODS,
+    Dsm,
+    Found,
+    MaskCut,
+    MultiObject,
+    SelfMask,
+    Selfment,
+    SelfmentCls,
+    SelfmentKmeans,
+    TokenCut,
+    as_method,
+)
 from selfment.methods import selfmask as _selfmask
+from selfment.methods.found import foreground
+from selfment.methods.splits import cls_split, kmeans_split
 
 pytest.importorskip("sklearn")
 from sklearn.cluster import KMeans
@@ -48,8 +64,8 @@ def pairs_of(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scipy.linalg.eigh(np.diag(A.sum(1)) - A, np.diag(A.sum(1)))
 
 
-def label(f: Tensor, grid, method="selfment", init="ncut", **options) -> PseudoLabels:
-    return methods.label(f[None], grid, method, init, **options)
+def label(f: Tensor, grid, method="selfment") -> PseudoLabels:
+    return as_method(method).label(f[None], grid)
 
 
 def photo_features(paths: list[Path], size: int = 320) -> list[Tensor]:
@@ -155,9 +171,9 @@ def test_which_rounds_count(areas, union, monkeypatch):
     masks = iter([torch.arange(200)[None].ge(a) & torch.arange(200)[None].lt(b) for a, b in areas])
     seed, x = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 200)
     monkeypatch.setattr(
-        methods.maskcut, "_maskcut_round", lambda graph, grid: (next(masks), seed, x)
+        "selfment.methods.maskcut._round", lambda graph, grid: (next(masks), seed, x)
     )
-    found = methods.maskcut.maskcut(torch.ones(1, 200, 8), grid).mask.flatten()
+    found = MaskCut().label(torch.ones(1, 200, 8), grid).mask.flatten()
     assert set(found.nonzero().flatten().tolist()) == union
 
 
@@ -171,11 +187,9 @@ def test_dsm_is_the_mask_of_the_drop_in(photos):
 
 def test_maskcut_takes_batches():
     f = torch.stack([smooth(12, 9, 32, seed=seed) for seed in range(4)])
-    together = methods.maskcut.maskcut(f, (12, 9))
+    together = MaskCut().label(f, (12, 9))
     for image in range(4):
-        assert torch.equal(
-            methods.maskcut.maskcut(f[image : image + 1], (12, 9)).mask[0], together.mask[image]
-        )
+        assert torch.equal(label(f[image], (12, 9), "maskcut").mask[0], together.mask[image])
 
 
 # SelfMask
@@ -341,7 +355,7 @@ def test_found_on_cases(name, by_head):
     f = f[:, : f.shape[1] // 3 * 3]
     attention = heads_of(len(f))
     given = Attended(f[None], f[None, 0], attention[None], by_head)
-    mask = methods.label(given, grid, "found").mask[0]
+    mask = Found().label(given, grid).mask[0]
     expected = found_of(f, attention, by_head)
     assert np.array_equal(mask.flatten().numpy(), expected)
     assert 0 < expected.sum() < len(expected)
@@ -350,9 +364,7 @@ def test_found_on_cases(name, by_head):
 def test_the_weights_of_heads_matter():
     f, _ = CASES["smooth"]
     attention = heads_of(len(f))
-    assert not np.array_equal(
-        *(methods.found.found(f, attention, by_head=by) for by in (True, False))
-    )
+    assert not np.array_equal(*(foreground(f, attention, by_head=by) for by in (True, False)))
 
 
 # Initial splits
@@ -373,7 +385,7 @@ def lloyd(f: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, float]:
 )
 def test_kmeans_is_a_best_split_with_the_border_outside(name):
     f, grid = CASES[name]
-    side = methods.splits.kmeans_split(f, grid)
+    side = kmeans_split(f, grid)
     rows = rows_of(f)
     settled, spread = lloyd(rows, side)
     assert np.mean(settled != side) < 0.01  # but for the solver's tolerance
@@ -392,16 +404,13 @@ def test_kmeans_ties():
     near = torch.tensor([[1.0, 0.0]]).repeat(2, 1)
     far = torch.tensor([[0.0, 1.0]]).repeat(2, 1)
     # One row of patches is all border: the smaller cluster, then that without the first patch.
-    assert methods.splits.kmeans_split(torch.cat([near, far[:1]]), (1, 3)).tolist() == [
+    assert kmeans_split(torch.cat([near, far[:1]]), (1, 3)).tolist() == [
         False,
         False,
         True,
     ]
-    assert (
-        methods.splits.kmeans_split(torch.cat([near, far]), (1, 4)).tolist()
-        == [False] * 2 + [True] * 2
-    )
-    assert methods.splits.kmeans_split(torch.cat([near[:1], far]), (1, 3)).tolist() == [
+    assert kmeans_split(torch.cat([near, far]), (1, 4)).tolist() == [False] * 2 + [True] * 2
+    assert kmeans_split(torch.cat([near[:1], far]), (1, 3)).tolist() == [
         True,
         False,
         False,
@@ -410,12 +419,12 @@ def test_kmeans_ties():
     inside = torch.zeros(7, 7, dtype=torch.bool)
     inside[1:-1, 1:-1] = True
     rows = torch.stack([inside, ~inside], dim=2).float().flatten(0, 1)
-    assert methods.splits.kmeans_split(rows, (7, 7)).tolist() == inside.flatten().tolist()
+    assert kmeans_split(rows, (7, 7)).tolist() == inside.flatten().tolist()
     # Eight border patches each: the smaller one, which holds the first patch.
     left = torch.zeros(5, 5, dtype=torch.bool)
     left[:, 0] = left[0, 1] = left[-1, 1] = left[0, 2] = True
     rows = torch.stack([left, ~left], dim=2).float().flatten(0, 1)
-    assert methods.splits.kmeans_split(rows, (5, 5)).tolist() == left.flatten().tolist()
+    assert kmeans_split(rows, (5, 5)).tolist() == left.flatten().tolist()
 
 
 @pytest.mark.parametrize("name", ["smooth", "object", "isolated patches", "one row of patches"])
@@ -424,30 +433,26 @@ def test_cls_split(name):
     cls = f[7] + f[2]
     rows, token = rows_of(f), rows_of(cls[None])[0]
     cosine = np.array([row @ token for row in rows])
-    side = methods.splits.cls_split(f, cls)
+    side = cls_split(f, cls)
     assert np.array_equal(side, cosine > cosine.mean())
     assert 0 < side.sum() < len(side)
 
 
-@pytest.mark.parametrize("init", ["kmeans", "cls"])
-def test_ipo_follows_the_split(init):
+@pytest.mark.parametrize("method", [SelfmentKmeans, SelfmentCls])
+def test_ipo_follows_the_split(method):
     for name in ("smooth", "smooth, N = 64 k", "object"):
         f, grid = CASES[name]
         given = Attended(f[None], f[None, 5], heads_of(len(f))[None], False)
-        found = methods.label(given, grid, "selfment", init)
-        start = (
-            methods.splits.kmeans_split(f, grid)
-            if init == "kmeans"
-            else methods.splits.cls_split(f, f[5])
-        )
+        found = method().label(given, grid)
+        start = kmeans_split(f, grid) if method is SelfmentKmeans else cls_split(f, f[5])
         assert np.array_equal(found.ncut_mask[0].flatten().numpy(), start)
         assert torch.equal(found.mask, reference.ipo(f, found.ncut_mask[0])[None])
         assert found.ipo_iters.item() > 0
-        one = methods.label(given, grid, "selfment", init, ipo_iters=1, ipo_min_count=3)
+        one = method(IpoOptions(iters=1, min_count=3)).label(given, grid)
         expected = reference.ipo(f, found.ncut_mask[0], iters=1, min_count=3)
         assert torch.equal(one.mask[0], expected)
-        assert methods.label(given, grid, "selfment", init, ipo_iters=0).ipo_iters.item() == 0
-        none = methods.label(given, grid, "selfment", init, ipo_min_count=len(f))
+        assert method(NO_IPO).label(given, grid).ipo_iters.item() == 0
+        none = method(IpoOptions(min_count=len(f))).label(given, grid)
         assert torch.equal(none.mask, none.ncut_mask)
 
 
@@ -455,51 +460,51 @@ def test_ipo_follows_the_split(init):
 
 
 @pytest.mark.parametrize("case", DEGENERATE)
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_degenerate_features(method, case):
     f, grid = DEGENERATE[case]
     given = Attended(f[None], f[None, 0], heads_of(len(f))[None], False)
-    once, again = (methods.label(given, grid, method) for _ in range(2))
+    once, again = (as_method(method).label(given, grid) for _ in range(2))
     assert once.mask.shape == (1, *grid)
     assert torch.equal(once.mask, again.mask)
     if len(f) == 1:
         assert once.mask.all()
 
 
-@pytest.mark.parametrize("init", ["kmeans", "cls"])
-def test_one_patch_and_equal_patches_split(init):
+@pytest.mark.parametrize("method", [SelfmentKmeans(), SelfmentCls()])
+def test_one_patch_and_equal_patches_split(method):
     for f, grid in (DEGENERATE["one patch"], DEGENERATE["all equal"]):
         given = Attended(f[None], f[None, 0], heads_of(len(f))[None], False)
-        found = methods.label(given, grid, "selfment", init)
+        found = method.label(given, grid)
         assert found.mask.unique().numel() == 1
-    assert methods.label(given, grid, "selfment", "kmeans").mask.all()
+    assert SelfmentKmeans().label(given, grid).mask.all()
 
 
 def test_what_labels_without_a_vector_hold():
     f, grid = CASES["smooth"]
     given = Attended(f[None], f[None, 0], heads_of(len(f))[None], False)
     plain = label(f, grid)
-    for method, init in (("selfmask", "ncut"), ("found", "ncut"), ("selfment", "kmeans")):
-        found = methods.label(given, grid, method, init)
+    for method in (SelfMask(), Found(), SelfmentKmeans(), SelfmentCls()):
+        found = method.label(given, grid)
         for field in fields(PseudoLabels):
             ours, usual = getattr(found, field.name), getattr(plain, field.name)
             assert (ours.shape, ours.dtype) == (usual.shape, usual.dtype), field.name
         for name in ("fiedler", "eigenvalue", "gap", "residual"):
             assert getattr(found, name).isnan().all(), name
         assert (found.seed.item(), found.lanczos_iters.item()) == (-1, 0)
-        assert methods.has_vector(method, init) is False
-    for method in ("selfment", "tokencut", "maskcut", "dsm"):
-        assert label(f, grid, method).fiedler.isfinite().all()
-        assert methods.has_vector(method, "ncut") is True
+        assert not method.has_vector
+    for method in (Selfment(), TokenCut(), MaskCut(), Dsm()):
+        assert method.label(given, grid).fiedler.isfinite().all()
+        assert method.has_vector
 
 
-@pytest.mark.parametrize("method", methods.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_features_that_are_not_finite(method):
     f = noise(4, 5, 6)
     f[3, 2] = torch.nan
     given = Attended(f[None], f[None, 0], heads_of(20)[None], False)
     with pytest.raises(ValueError, match="`features` must be finite, and so must their norms"):
-        methods.label(given, (4, 5), method)
+        as_method(method).label(given, (4, 5))
 
 
 # The labeler
@@ -532,8 +537,8 @@ def test_a_vit_gives_what_found_and_cls_need(weights, picture, kind):
     given = found.backbone.attend(found.preprocess(Image.open(picture))[None])
     expected = found_of(given.features[0], given.attention[0], kind == "keys")
     assert np.array_equal(found(picture).mask.flatten().numpy(), expected)
-    cls = PseudoLabeler(TINY, 96, init="cls", **options)
-    start = methods.splits.cls_split(given.features[0], given.cls[0])
+    cls = PseudoLabeler(TINY, 96, method="selfment-cls", **options)
+    start = cls_split(given.features[0], given.cls[0])
     assert np.array_equal(cls(picture).ncut_mask.flatten().numpy(), start)
     for labeler in (found, cls):
         with pytest.raises(ValueError, match=r"needs a ViT's .*: got patch features alone"):
@@ -544,7 +549,7 @@ def test_a_vit_gives_what_found_and_cls_need(weights, picture, kind):
 def test_more_backbones_vote(weights, picture):
     import pickle
 
-    votes = PseudoLabeler(size=224, method="selfmask", backbones={TINY: weights})
+    votes = PseudoLabeler(size=224, method=SelfMask({TINY: weights}))
     with Image.open(picture) as opened:
         pixels = [
             load_backbone(name, weights=file).preprocess(opened, 224)[None]
@@ -557,16 +562,15 @@ def test_more_backbones_vote(weights, picture):
     assert np.array_equal(found.mask.numpy(), vote([mask for part in candidates for mask in part]))
     assert torch.equal(pickle.loads(pickle.dumps(votes))(picture).mask, found.mask)
     assert votes.settings != PseudoLabeler(size=224, method="selfmask").settings
-    with pytest.raises(ValueError, match="`backbones` need the images: got patch features alone"):
+    with pytest.raises(ValueError, match="`voters` need the images: got patch features alone"):
         votes.label_features(ours[None])
-    with pytest.raises(ValueError, match=r"`backbones` must be left alone .*: got 'dsm'"):
-        PseudoLabeler(method="dsm", backbones=[TINY])
+    with pytest.raises(ValueError, match="`voters` must be a list or a mapping of names: got 'x'"):
+        SelfMask("x")
 
 
-@pytest.mark.parametrize("method", ["maskcut", "dsm", "selfmask", "kmeans"])
+@pytest.mark.parametrize("method", ["maskcut", "dsm", "selfmask", "selfment-kmeans"])
 def test_the_folder_job(method, picture, tmp_path):
-    init = {"method": "selfment", "init": "kmeans"} if method == "kmeans" else {"method": method}
-    labeler = PseudoLabeler(size=160, **init)
+    labeler = PseudoLabeler(size=160, method=method)
     out = tmp_path / "out"
     summary = label_images(find_images([picture]), out, labeler, overlays=True, progress=False)
     assert (summary.labelled, summary.failed) == (1, 0)
@@ -575,16 +579,33 @@ def test_the_folder_job(method, picture, tmp_path):
         raise AssertionError(f"{name} is not JSON")
 
     record = json.loads((out / "labels.jsonl").read_text(), parse_constant=refuse)
-    assert (record["eigenvalue"] is None) == (method in ("selfmask", "kmeans"))
+    assert (record["eigenvalue"] is None) == (method in ("selfmask", "selfment-kmeans"))
     assert record["foreground"] == labeler(picture).mask.float().mean().item()
     assert (out / record["overlay"]).is_file()
     again = label_images(find_images([picture]), out, PseudoLabeler(size=160), progress=False)
     assert again.labelled == 1  # the labels of another method are not these
 
 
+CHANGED = [
+    Selfment(CutOptions(tau=0.3)),
+    Selfment(CutOptions(eps=1e-4)),
+    Selfment(CutOptions(graph="weighted")),
+    Selfment(CutOptions(orient="corners")),
+    Selfment(ipo=IpoOptions(iters=3)),
+    Selfment(ipo=IpoOptions(min_count=3)),
+    Selfment(min_confidence=0.5),
+    SelfmentKmeans(NO_IPO),
+    SelfmentCls(NO_IPO),
+    SelfMask(["classic"]),
+    MultiObject(),
+    MultiObject(4),
+    MultiObject(cut=CutOptions(orient="seed")),
+]
+
+
 def test_settings_tell_methods_apart():
-    made = [PseudoLabeler(method=m) for m in ("selfment", "tokencut", "maskcut", "dsm", "selfmask")]
-    made += [PseudoLabeler(init="kmeans")]
+    made = [PseudoLabeler(TINY, method=method) for method in METHODS]
+    made += [PseudoLabeler(TINY, method=method) for method in CHANGED]
     assert len({json.dumps(labeler.settings, sort_keys=True) for labeler in made}) == len(made)
 
 
@@ -592,23 +613,14 @@ def test_settings_tell_methods_apart():
     ("options", "message"),
     [
         ({"method": "lost"}, "`method` must be 'selfment' or .*'found': got 'lost'"),
-        ({"init": "random"}, "`init` must be 'ncut' or 'kmeans' or 'cls': got 'random'"),
-        (
-            {"method": "dsm", "init": "kmeans"},
-            "`init` must be left alone unless `method` is 'selfment': got 'kmeans' for 'dsm'",
-        ),
-        (
-            {"method": "tokencut", "tau": 0.3},
-            "`tau` must be left alone unless `method` is 'selfment': got 0.3 for 'tokencut'",
-        ),
-        ({"method": "maskcut", "orient": "seed"}, "`orient` must be left alone .*: got 'seed' for"),
-        ({"method": "dsm", "graph": "weighted"}, "`graph` must be left alone .*: got 'weighted'"),
-        ({"method": "dsm", "ipo_iters": 3}, "`ipo_iters` must be left alone .*: got 3 for 'dsm'"),
         (
             {"method": "found"},
             "`method` 'found' needs a ViT's attention: got the backbone 'classic'",
         ),
-        ({"init": "cls"}, "`init` 'cls' needs a ViT's CLS token: got the backbone 'classic'"),
+        (
+            {"method": SelfmentCls()},
+            "`method` 'selfment-cls' needs a ViT's CLS token: got the backbone 'classic'",
+        ),
     ],
 )
 def test_wrong_arguments(options, message):

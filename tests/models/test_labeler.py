@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from selfment import PseudoLabeler, PseudoLabels, pseudo_label
+from selfment import CutOptions, PseudoLabeler, PseudoLabels, pseudo_label
 from selfment.images.draw import GAP, overlay, tint
 from selfment.images.load import ImageError, sample_images
+from selfment.methods import MultiObject, Selfment
 
 FIELDS = [field.name for field in fields(PseudoLabels)]
 PATHS = [entry.path for entry in sample_images()][:3]
@@ -79,15 +80,17 @@ def test_pickling_drops_the_model(labeler, labels):
 
 
 def test_the_orientation_is_the_backbones_unless_given():
-    assert PseudoLabeler().orient == "corners"
-    assert PseudoLabeler(orient="seed").orient == "seed"
-    assert PseudoLabeler("vit_tiny_patch16_224").orient == "seed"
+    assert PseudoLabeler().method.cut.orient == "corners"
+    chosen = Selfment(CutOptions(orient="seed"))
+    assert PseudoLabeler(method=chosen).method.cut.orient == "seed"
+    assert PseudoLabeler("vit_tiny_patch16_224").method.cut.orient == "seed"
 
 
 def test_settings_tell_runs_apart():
     plain = PseudoLabeler().settings
     assert plain == PseudoLabeler(batch_size=3, device="cpu").settings
-    for change in ({"tau": 0.3}, {"graph": "weighted"}, {"size": 160}, {"orient": "seed"}):
+    assert PseudoLabeler(method=Selfment()).settings == plain
+    for change in ({"size": 160}, {"method": Selfment(CutOptions(tau=0.3))}, {"method": "dsm"}):
         assert PseudoLabeler(**change).settings != plain
 
 
@@ -106,11 +109,7 @@ def test_threads_are_left_alone(labeler):
     ("options", "message"),
     [
         ({"size": 0}, "`size` must be an integer >= 1: got 0"),
-        ({"tau": float("nan")}, "`tau` must be a finite number: got nan"),
-        ({"tau": 2}, "`tau` must be at most 1, the largest similarity of patches: got 2"),
-        ({"eps": 0}, r"`eps` must be in \[1e-30, 1\): got 0"),
-        ({"graph": "dense"}, "`graph` must be 'binary' or 'weighted': got 'dense'"),
-        ({"orient": "centre"}, "`orient` must be 'seed' or 'corners': got 'centre'"),
+        ({"method": PseudoLabeler}, "`method` must be 'selfment' or .*: got <class"),
         ({"batch_size": 0}, "`batch_size` must be an integer >= 1: got 0"),
         ({"dtype": "int4"}, "`dtype` must be one of .*: got 'int4'"),
     ],
@@ -118,6 +117,22 @@ def test_threads_are_left_alone(labeler):
 def test_wrong_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         PseudoLabeler(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tau": float("nan")}, "`tau` must be a finite number: got nan"),
+        ({"tau": 2}, "`tau` must be at most 1, the largest similarity of patches: got 2"),
+        ({"eps": 0}, r"`eps` must be in \[1e-30, 1\): got 0"),
+        ({"graph": "dense"}, "`graph` must be 'binary' or 'weighted': got 'dense'"),
+        ({"orient": "centre"}, "`orient` must be 'seed' or 'corners': got 'centre'"),
+    ],
+)
+def test_wrong_options_of_a_cut(options, message):
+    for method in (Selfment, MultiObject):
+        with pytest.raises(ValueError, match=message):
+            method(cut=CutOptions(**options))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from torch import Tensor
 from selfment import PatchHead, PseudoLabeler, Segmenter
 from selfment.backbones import Attended, Backbone, load_backbone
 from selfment.core import regions as partition
+from selfment.methods import SelfMask
 from selfment.models.head import load_head
 
 VIT = "test_vit"
@@ -99,9 +100,9 @@ def test_a_backbone(way: str, features: str, checkpoint: Path) -> None:
         {"features": "keys"},
         {"features": "keys", "method": "found"},
         {"features": "keys", "method": "selfmask"},
-        {"init": "cls"},
-        {"init": "kmeans"},
-        {"features": "keys", "backbones": ["classic"], "method": "selfmask"},
+        {"method": "selfment-cls"},
+        {"method": "selfment-kmeans"},
+        {"features": "keys", "method": SelfMask(["classic"])},
     ],
 )
 def test_a_labeler(options: dict[str, Any], checkpoint: Path) -> None:

@@ -40,6 +40,7 @@ from selfment.core import twins
 from selfment.core.confidence import confidence
 from selfment.core.ipo import run_ipo
 from selfment.core.ncut import eigenpairs, initial_mask
+from selfment.core.options import IpoOptions
 
 pytestmark = pytest.mark.slow
 
@@ -336,8 +337,12 @@ def test_ipo(target: Target, name: str) -> None:
     labels = torch.stack([torch.rand(len(rows), generator=generator(s)) < 0.4 for s in range(4)])
     batch = rows.expand(4, -1, -1).contiguous()
     for iters, min_count in ((20, 10), (1, 1), (0, 1), (200, 1)):
-        ours, steps, apart = target(run_ipo, batch, labels, iters=iters, min_count=min_count)
-        expected, taken, distance = run_ipo(batch, labels, iters, min_count)
+        ours, steps, apart = target(
+            run_ipo, batch, labels, options=IpoOptions(iters=iters, min_count=min_count)
+        )
+        expected, taken, distance = run_ipo(
+            batch, labels, IpoOptions(iters=iters, min_count=min_count)
+        )
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
         torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
@@ -385,7 +390,7 @@ def test_a_label_is_what_its_steps_make(target: Target, graph: str, dtype: torch
     def steps(rows: Tensor, orient: str) -> list[Tensor]:
         pairs = eigenpairs(selfment.affinity(rows, graph=graph), 1)
         mask, seed = initial_mask(pairs.vectors[:, 0], grid, orient)
-        label, taken, separation = run_ipo(rows, mask, 4, 1)
+        label, taken, separation = run_ipo(rows, mask, IpoOptions(iters=4, min_count=1))
         ends = _ops.finish(pairs.values, pairs.gaps, pairs.vectors, separation, label, [grid], 0.5)
         numbers = [pairs.values, pairs.gaps, pairs.residuals]
         return [mask, seed, taken, pairs.iterations, separation, *ends, *(x[:, 0] for x in numbers)]
@@ -413,8 +418,10 @@ def test_ipo_of_long_rows(target: Target, dtype: str) -> None:
     for d in (1216, 1203):
         rows = batch_of(3, 5, 12, d).to(getattr(torch, dtype))
         labels = torch.rand(3, 60, generator=generator(d)) < 0.4
-        ours, steps, apart = target(run_ipo, rows, labels, iters=50, min_count=1)
-        expected, taken, distance = run_ipo(rows, labels, 50, 1)
+        ours, steps, apart = target(
+            run_ipo, rows, labels, options=IpoOptions(iters=50, min_count=1)
+        )
+        expected, taken, distance = run_ipo(rows, labels, IpoOptions(iters=50, min_count=1))
         assert torch.equal(ours, expected)
         assert torch.equal(steps, taken)
         torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
@@ -426,8 +433,8 @@ def test_ipo_whose_means_turn_over(target: Target) -> None:
     rng = generator(0)
     rows = torch.randn(1000, 12, 2, generator=rng)
     labels = torch.rand(1000, 12, generator=rng) < 0.5
-    ours, steps, apart = target(run_ipo, rows, labels, iters=200, min_count=1)
-    expected, taken, distance = run_ipo(rows, labels, 200, 1)
+    ours, steps, apart = target(run_ipo, rows, labels, options=IpoOptions(iters=200, min_count=1))
+    expected, taken, distance = run_ipo(rows, labels, IpoOptions(iters=200, min_count=1))
     assert torch.equal(ours, expected)
     assert torch.equal(steps, taken)
     torch.testing.assert_close(apart, distance, rtol=1e-12, atol=1e-12)
@@ -448,7 +455,9 @@ def test_ipo_leaves_rows_unread(emulated: ModuleType, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch, "empty", keep)
     for iters in range(1, 7):
-        _, steps, _ = target(run_ipo, rows[None], labels[None], iters=iters, min_count=1)
+        _, steps, _ = target(
+            run_ipo, rows[None], labels[None], options=IpoOptions(iters=iters, min_count=1)
+        )
         assert steps.item() == iters
     unread = [(one == two).float().mean() for one, two in pairwise(known)]
     assert unread[0] < unread[-1]
@@ -759,7 +768,7 @@ def test_teams_of_blocks(
         one = eigenpairs(selfment.affinity(restarts), 1)
         few = selfment.ncut(merges, k=3), selfment.ncut(several, k=6)
         lapack = selfment.ncut(rows, k=2, sign="lapack", graph="weighted")
-        steps = run_ipo(*(each[None] for each in turned), iters=20, min_count=1)
+        steps = run_ipo(*(each[None] for each in turned), IpoOptions(iters=20, min_count=1))
         return [*every_operation(rows, grid), *vars(one).values(), *sum(few, ()), *lapack, *steps]
 
     def memory() -> int:
@@ -908,7 +917,7 @@ def test_an_image_that_is_not_finite_is_marked(target: Target, graph: str, value
     assert vectors[1].isnan().all()
     assert target(edges, rows, graph=graph)[1][1, 17].isnan()
     start = torch.rand(3, 54, generator=generator(0)) < 0.5
-    refined, _, separation = target(run_ipo, rows, start, iters=20, min_count=10)
+    refined, _, separation = target(run_ipo, rows, start, options=IpoOptions())
     assert not refined[1].any()
     assert torch.equal(refined[::2], selfment.ipo(clean, start)[::2])
     assert separation.isnan().tolist() == [False, True, False]

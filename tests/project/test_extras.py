@@ -81,7 +81,7 @@ assert selfment.multi_label(torch.randn(30, 16), (5, 6), max_objects=2) is not N
             'pip install "selfment[eval]"',
         ),
         (
-            ("label", "photos", "--out", "out", "--size", "160", "--init", "kmeans"),
+            ("label", "photos", "--out", "out", "--size", "160", "--method", "selfment-kmeans"),
             'k-means needs scikit-learn, which is missing here: pip install "selfment[methods]"',
         ),
         (

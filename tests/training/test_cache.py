@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from helpers.training import equal, pictures, run
-from selfment import PseudoLabeler
+from selfment import CutOptions, PseudoLabeler
 from selfment.images.load import find_images
+from selfment.methods import Selfment
 from selfment.training.cache import TensorCache
 from selfment.training.run import train
 
@@ -34,7 +35,7 @@ def test_nothing_is_extracted_or_labelled_twice(folder: Path, tmp_path: Path, mo
     run(folder, tmp_path / "b", cache=cache, lr=1e-2)
     assert calls == []
     # Other labels of the same features.
-    labeler = PseudoLabeler(size=96, tau=0.4)
+    labeler = PseudoLabeler(size=96, method=Selfment(CutOptions(tau=0.4)))
     train(find_images([folder]), tmp_path / "c", labeler, cache=cache, epochs=1, progress=False)
     assert calls == ["label_features"] * 6
     calls.clear()
