@@ -1,7 +1,7 @@
 """The same input gives the same bits: run to run, on any threads, alone or in any batch, from any
 memory; on another instruction set the same graphs and masks, and vectors but for rounding.
 
-tests/native/test_cuda.py compares the CPU with the CUDA twin.
+tests/native/test_cuda*.py compare the CPU with the CUDA twin.
 """
 
 from __future__ import annotations
