@@ -1,4 +1,4 @@
-"""What commands share: arguments, and what is made of them."""
+"""The arguments that commands share, and the objects that they describe."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _CUT = CutOptions()
 
 
 def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") -> None:
-    """The images to ``verb``, and all that their labels depend on.
+    """Adds the images to ``verb``, and all that their labels depend on.
 
-    ``several``: what else is said of the default backbone.
+    ``several``: more words on the default backbone.
     """
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
     name = f"classic, statistics, or any timm ViT (classic{several})"
     add("--backbone", metavar="NAME", help=name)
-    add("--features", default="tokens", choices=FEATURES, help="what a ViT gives (%(default)s)")
+    add("--features", default="tokens", choices=FEATURES, help="features of a ViT (%(default)s)")
     add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
     whose = (
         "resample position embeddings as the authors (of *.dino, *_dinov2) or timm (%(default)s)"
@@ -72,7 +72,7 @@ def add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def names_of(*choices: str) -> Callable[[str], list[str]]:
-    """The type of names with commas between them, of ``choices`` if there are any."""
+    """Returns an argument type: names with commas between them, from ``choices`` if given."""
 
     def parse(text: str) -> list[str]:
         names = text.split(",")
@@ -93,11 +93,11 @@ def _tau(text: str) -> float | str:
 
 
 def images_of(arguments: argparse.Namespace) -> ImageEntries:
-    """The images that the arguments name; sets the threads, too."""
+    """Returns the images that the arguments name; sets the number of threads, too."""
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     set_threads(arguments.threads)
-    native.cpu()  # what is wrong with it is the run's error, not that of each image
+    native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     if arguments.samples:
         return sample_images()
     return find_images(arguments.inputs, out=arguments.out)
@@ -156,7 +156,7 @@ def make_method(kind: type[Method], options: Mapping[str, Any]) -> Method:
 
 
 def set_threads(threads: int | None) -> None:
-    """Sets torch's threads, where a number is given; raises ``ValueError``."""
+    """Sets torch's threads, if a number is given; raises ``ValueError``."""
     if threads is not None:
         params.require("threads", threads, "an integer >= 1", threads >= 1)
         torch.set_num_threads(threads)
@@ -164,7 +164,7 @@ def set_threads(threads: int | None) -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM, which torchrun and schedulers send, ends the run as Ctrl-C does: in good order."""
+    """Makes SIGTERM, as torchrun and schedulers send it, end the run in good order like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

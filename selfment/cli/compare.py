@@ -19,7 +19,7 @@ HELP = "label by several methods, and score them"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     add_images(parser, "label")
     add_voters(parser)
     add = parser.add_argument
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     images = images_of(arguments)
     options = method_options(arguments)
     kinds = [METHODS[name] for name in arguments.methods or METHODS]
-    found = compare(
+    comparison = compare(
         images,
         arguments.gt,
         arguments.out,
@@ -50,6 +50,6 @@ def run(arguments: argparse.Namespace) -> int:
         workers=arguments.workers,
         **model_options(arguments),
     )
-    print(found.to_text(), end="")
+    print(comparison.to_text(), end="")
     print(f"see {arguments.out}/comparison.md, .csv, .json and .tex", file=sys.stderr)
     return 1 if images.unlisted else 0

@@ -23,7 +23,7 @@ HELP = "write a mask for each image"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     add_images(parser, "label", several="; with --objects statistics")
     add_method(parser)
     add_voters(parser)

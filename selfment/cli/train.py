@@ -14,7 +14,7 @@ HELP = "train a segmentation head on pseudo-labels"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     add_images(parser, "train on")
     add_method(parser)
     add = parser.add_argument

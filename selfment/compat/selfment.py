@@ -44,7 +44,7 @@ def unsupervised_saliency_labels(
         (h*w,) int64 of 0 and 1, on the device of the features. A single patch is foreground.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, grid or parameter, or features that are not finite.
         ImportError: the native module for the device is missing.
     """

@@ -1,4 +1,4 @@
-"""From any array to a checked torch tensor, and back to the caller's kind of array."""
+"""Converts any array to a checked torch tensor, and results back to the caller's type."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Grid = tuple[int, int]
 
-MOST_PATCHES = 2**31  # of a graph: its bytes, (N / 64)^2 * 512, then have a number of 64 bits
+MOST_PATCHES = 2**31  # of a graph, whose (N / 64)^2 * 512 bytes then fit a 64-bit number
 
-# How it is said that there is not enough memory, or not that many bytes on any machine.
+# The messages of torch and numpy for too little memory, or for more bytes than any machine has.
 _NO_MEMORY = re.compile(
     r"DefaultCPUAllocator: .*tried to allocate (\d+ bytes)"
     r"|Unable to allocate ([\d.]+ \w+) for an array"  # numpy
@@ -36,15 +36,15 @@ def _as_it_is(result: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ArrayType:
-    """A kind of array: how a tensor becomes one, and where the work on one is queued."""
+    """A type of array: how a tensor becomes one, and on which stream the work on one is queued."""
 
     from_tensor: Callable[[Tensor], Any] = _as_it_is
     queue: Callable[[], AbstractContextManager[Any]] = nullcontext  #: sets torch's current stream
-    array: str = "the arrays"  #: the array that it is the kind of, for errors
+    array: str = "the arrays"  #: which array has this type, for errors
 
     def stream(self) -> AbstractContextManager[Any]:
-        """Sets torch's current stream; a ``MemoryError`` inside says what memory was for."""
-        # torch.compile sees nothing of that: it does not take every context.
+        """Sets torch's current stream; a ``MemoryError`` inside names the array it was for."""
+        # torch.compile does not support every context, so it sees the stream alone.
         return self.queue() if torch.compiler.is_compiling() else self._work()
 
     @contextmanager
@@ -65,16 +65,16 @@ TORCH = ArrayType()
 
 
 def as_tensor(value: Any, name: str) -> tuple[Tensor, ArrayType]:
-    """A tensor that shares memory with ``value`` where it can, and its kind of array.
+    """Returns a tensor that shares memory with ``value`` if possible, and the type of ``value``.
 
-    Takes torch tensors, numpy arrays and whatever speaks DLPack (cupy, jax, tensorflow, ...).
+    Accepts torch tensors, numpy arrays and all arrays with DLPack (cupy, jax, tensorflow, ...).
     Raises ``TypeError`` for anything else, and for tensors that are not dense or arrays with a
     mask; ``ValueError`` for tensors without numbers, on the device meta.
     """
     if isinstance(value, Tensor):
         check_dense(value, name)
         check_data(value, name)
-        # What torch.compile traces is kept simple.
+        # Simple, for torch.compile traces this.
         compiling = torch.compiler.is_compiling()
         array_type = TORCH if compiling else ArrayType(array=_named(value, name))
         return value.detach().resolve_neg(), array_type  # kernels read the memory as it is
@@ -82,8 +82,8 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, ArrayType]:
         check_unmasked(value, name)
         if not value.dtype.isnative or value.dtype.kind not in "biuf" or value.dtype.itemsize > 8:
             raise TypeError(f"`{name}` must hold native numbers: got dtype {value.dtype}")
-        # torch takes neither negative strides, nor those that are no multiple of an element, nor,
-        # without a warning, read-only memory.
+        # torch refuses negative strides and strides that are no multiple of an element, and warns
+        # about read-only memory.
         size = value.dtype.itemsize
         usable = all(stride >= 0 and stride % size == 0 for stride in value.strides)
         array_type = ArrayType(Tensor.numpy, array=_named(value, name))
@@ -106,7 +106,7 @@ def as_tensor(value: Any, name: str) -> tuple[Tensor, ArrayType]:
 
 
 def as_array(value: Any, name: str) -> npt.NDArray[Any]:
-    """What ``numpy.asarray`` makes of ``value``, which may be a tensor on any device.
+    """Returns ``numpy.asarray(value)``; ``value`` may be a tensor on any device.
 
     Raises ``TypeError`` for tensors that are not dense and arrays with a mask, ``ValueError`` for
     tensors without numbers.
@@ -120,7 +120,10 @@ def as_array(value: Any, name: str) -> npt.NDArray[Any]:
 
 
 def check_dense(value: Any, name: str) -> None:
-    """Raises ``TypeError`` for what is no tensor, or a sparse, nested, MKL-DNN or quantized one."""
+    """Raises ``TypeError`` unless ``value`` is a dense tensor.
+
+    Sparse, nested, MKL-DNN and quantized tensors are not dense.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch tensor: got {type(value).__name__}")
     if value.is_nested:
@@ -145,18 +148,18 @@ def check_data(value: Tensor, name: str) -> None:
 
 
 def check_unmasked(value: Any, name: str) -> None:
-    """Raises ``TypeError`` for an array of numpy with a mask, which nothing here would heed."""
+    """Raises ``TypeError`` for a numpy array with a mask, which the kernels would ignore."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"`{name}` must be an array without a mask: got a MaskedArray")
 
 
 def _named(value: Any, name: str) -> str:
-    """How an error calls an array."""
+    """Returns the words for an array in an error."""
     return f"`{name}` of shape {tuple(value.shape)}"
 
 
 def _cupy_stream(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
-    """What makes cupy's current stream torch's; memory for results is then of that stream, too."""
+    """Returns a context in which cupy's current stream is torch's, also for new memory."""
 
     def current() -> AbstractContextManager[Any]:
         cupy = sys.modules["cupy"].cuda
@@ -177,15 +180,15 @@ def check_device(tensor: Tensor, name: str, device: torch.device, owner: str) ->
 
 @dataclass(frozen=True)
 class Features:
-    """Checked patch features and what is needed to answer in the caller's terms."""
+    """Checked patch features, and what is needed to return results as the caller expects."""
 
-    tensor: Tensor  # (B, N, d), one of FEATURE_DTYPES; maybe strided
+    tensor: Tensor  # (B, N, d), one of FEATURE_DTYPES; may be strided
     grid: Grid | None  # (h, w) with h * w == N
-    batched: bool  # whether the input had a batch axis
-    array_type: ArrayType  # the caller's kind of array
+    batched: bool  # True if the input had a batch axis
+    array_type: ArrayType  # the caller's type of array
 
     def to_caller(self, result: Tensor) -> Any:
-        """``result`` (B, ...) as the caller's kind of array, without the axis it did not have."""
+        """Returns a (B, ...) result as the caller's type, without B if the features had none."""
         return self.array_type.from_tensor(result if self.batched else result[0])
 
 
@@ -240,13 +243,13 @@ def as_features(
 
 
 def check_patches(n: int) -> None:
-    """Raises ``ValueError`` unless a graph can have so many patches."""
+    """Raises ``ValueError`` if a graph cannot have ``n`` patches."""
     if n > MOST_PATCHES:
         raise ValueError(f"`features` must have at most 2^31 patches of a graph: got N = {n}")
 
 
 def as_grid(grid: Any) -> Grid:
-    """``grid`` as two positive ints; raises ``ValueError`` otherwise."""
+    """Returns ``grid`` as two positive ints; raises ``ValueError`` otherwise."""
     try:
         h, w = (int(side) for side in grid)
         whole = (h, w) == tuple(grid)

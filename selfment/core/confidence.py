@@ -1,4 +1,4 @@
-"""How sure a pseudo-label is: one number, by which images without an object can be told."""
+"""The confidence of a pseudo-label: one number, which is low for images without an object."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ RECOMMENDED_MIN_CONFIDENCE = 0.25
 def confidence(
     eigenvalue: Tensor, gap: Tensor, separation: Tensor, labels: Tensor, grids: Sequence[Grid]
 ) -> Tensor:
-    """(B,) float64 in [0, 1]: (1 - lambda) s (1 - a / 4 - g / 4).
+    """Returns (B,) float64 in [0, 1]: (1 - lambda) s (1 - a / 4 - g / 4).
 
-    - lambda, the eigenvalue, is what the cut costs: 0 if it cuts nothing, 1 if all patches hang
-      together.
-    - s is how far apart the class means are, without what chance gives: sqrt(min(1, separation^2) -
-      1 / n_f - 1 / n_b), or 0. The means of n_f and n_b orthogonal unit rows are 1 / n_f + 1 / n_b
-      apart, squared; so a single patch that is unlike all others is no object.
-    - a = lambda / (lambda + gap) is how ambiguous the cut is: 1 where the eigenvalue repeats.
-    - g is how much the foreground looks like ground: its share of the patches times its share of
-      the corners, four of each grid.
+    - lambda, the eigenvalue, is the cost of the cut: 0 if it cuts no edge, 1 if all patches are
+      connected to each other.
+    - s is the distance of the class means beyond chance: sqrt(min(1, separation^2) - 1 / n_f -
+      1 / n_b), or 0. The squared distance of the means of n_f and n_b orthogonal unit rows is
+      1 / n_f + 1 / n_b; so a single patch that is unlike all others is no object.
+    - a = lambda / (lambda + gap) is the ambiguity of the cut: 1 if the eigenvalue repeats.
+    - g is the similarity of the foreground to a background: its share of the patches times its
+      share of the corners, four of each grid.
 
-    It grows with gap and separation, and falls with the eigenvalue and the corners; 0 where a class
-    is empty, NaN where the eigenvalue is. ``eigenvalue``, ``gap`` and ``separation`` (B,) float64,
-    ``labels`` (B, N) bool, the patches of one or more ``grids`` one after another.
+    The confidence grows with gap and separation, and falls with the eigenvalue and the corners; it
+    is 0 if a class is empty, and NaN if the eigenvalue is. ``eigenvalue``, ``gap`` and
+    ``separation`` are (B,) float64; ``labels`` (B, N) bool, for the patches of one or more
+    ``grids`` one after another.
     """
     size = labels.shape[1]
     foreground = labels.sum(1, dtype=torch.float64)
@@ -42,7 +43,7 @@ def confidence(
 
 
 def _corners(labels: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """(B,) float64, the share of the corners of all grids that is foreground."""
+    """Returns (B,) float64, the share of the corners of all grids that is foreground."""
     frames = zip(labels.split([h * w for h, w in grids], dim=1), grids, strict=True)
     corners = [
         frame.unflatten(1, (h, w))[:, :: max(1, h - 1), :: max(1, w - 1)].flatten(1)

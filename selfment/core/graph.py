@@ -1,4 +1,4 @@
-"""The patch affinity graph: one bit for a pair of patches, and never an N x N matrix."""
+"""The patch affinity graph: one bit for each pair of patches, never an N x N matrix of floats."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Graph:
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
     taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
-    batched: bool = True  #: whether answers have the axis B
-    array_type: ArrayType = TORCH  #: the kind of array that answers come in
+    batched: bool = True  #: True if results have the axis B
+    array_type: ArrayType = TORCH  #: the type of array of the results
 
     @property
     def degrees(self) -> Any:
@@ -41,14 +41,14 @@ class Graph:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the graph holds."""
+        """The bytes of the graph's tensors."""
         weights = 0 if self.weights is None else self.weights.nbytes
         return self.bits.nbytes + self.degree.nbytes + weights
 
     def matvec(self, x: Any) -> Any:
-        """A x in float64, for x of shape (B, N) or (B, N, m); without B for (N, d) features.
+        """Returns A x in float64, for x (B, N) or (B, N, m); without B for (N, d) features.
 
-        Raises ``ValueError`` for other shapes, or another device than the graph's.
+        Raises ``ValueError`` for another shape, or a device that is not the graph's.
         """
         vectors, array_type = as_tensor(x, "x")
         rows = tuple(self.degree.shape) if self.batched else (self.n,)
@@ -64,14 +64,14 @@ class Graph:
             return array_type.from_tensor(product.transpose(1, 2).reshape(vectors.shape))
 
     def paint(self, mask: Any) -> Graph:
-        """The graph of the same features with zeros in place of some patches', to the bit.
+        """Returns the graph of the same features with zeros for some patches, equal to the bit.
 
-        Nothing is computed from features: edges of those patches, their own included, are dropped,
-        or all added where tau < 0. This graph stays as it is.
+        No features are needed: the edges of those patches are dropped, those to themselves
+        included, or all added if tau < 0. This graph does not change.
 
         Args:
             mask: the patches, (B, N) or (B, h, w), without B for (N, d) features; bool or a number
-                type, where any number but 0 counts; on the graph's device.
+                type, where any number but 0 means True; on the graph's device.
 
         On a CUDA device nothing waits for the work. Raises ``TypeError`` for a wrong kind of array
         and ``ValueError`` for another shape or device.
@@ -94,14 +94,14 @@ class Graph:
             return replace(self, bits=bits, degree=degree, weights=weights)
 
     def to_dense(self) -> Any:
-        """A itself, (B, N, N) float64; (N, N) for (N, d) features. To look at, not to compute."""
+        """Returns A, (B, N, N) float64; (N, N) for (N, d) features. For inspection: it is large."""
         with self.array_type.stream():
             eye = torch.eye(self.n, dtype=torch.float64, device=self.degree.device)
             plain = replace(self, batched=True, array_type=TORCH)
             return self.to_caller(plain.matvec(eye.expand(len(self.degree), -1, -1)))
 
     def to_caller(self, result: Tensor) -> Any:
-        """``result`` (B, ...) as the caller's kind of array, without B for (N, d) features."""
+        """Returns a (B, ...) result as the caller's type, without B for (N, d) features."""
         return self.array_type.from_tensor(result if self.batched else result[0])
 
 
@@ -112,11 +112,11 @@ def affinity(
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> Graph:
-    """The affinity graph of patch features.
+    """Returns the affinity graph of patch features.
 
     Args:
         features: (N, d), (B, N, d) or (B, d, h, w) in float16, bfloat16, float32 or float64; torch,
-            numpy or DLPack (cupy, jax), on the CPU or a CUDA device, where the answers then are.
+            numpy or DLPack (cupy, jax), on the CPU or a CUDA device, where the results then are.
             Rows are normalised in float64 and rounded to float32.
         tau: the threshold on the similarity, the float64 inner product of two such rows; or "auto",
             one for each image from a sample of its similarities, see
@@ -129,7 +129,7 @@ def affinity(
     and nothing waits for it. Patches that are not finite then have the degree NaN.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.

@@ -1,4 +1,4 @@
-"""Iterative Patch Optimization: the labels that the class means of their own patches confirm."""
+"""Iterative Patch Optimization: labels that agree with the class means of their own patches."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ def ipo(
 ) -> Any:
     """Refines binary patch labels (Selfment, "Iterative Patch Optimization").
 
-    A step gives each patch the label of the class mean that it is more similar to. Labels that a
-    step leaves as they are end the loop: nothing can change any more. A score of exactly 0 is
+    A step assigns to each patch the label of the class mean that it is more similar to. The loop
+    ends with a step that changes no label, for no later one would. A score of exactly 0 is
     background.
 
     Args:
         features: (N, d), (B, N, d) or (B, d, h, w), as for :func:`selfment.affinity`.
         labels: (N,) or (B, N), also (h, w) or (B, h, w); bool or a number type, 0 or 1; on the
-            device of the features. On a CUDA device, where looking would mean waiting, any other
+            device of the features. On a CUDA device, where a check would have to wait, any other
             number counts as 1.
         iters: steps at most.
         min_count: no step is taken while a side has fewer patches than this.
 
     Returns:
-        The new labels, in the shape, dtype and kind of array of ``labels``. On a CUDA device, all
+        The new labels, in the shape, dtype and type of array of ``labels``. On a CUDA device, all
         0 for an image whose features are not finite.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, device or parameter; on the CPU also labels other than 0 and 1,
             or features that are not finite.
         ImportError: the module for the device is missing.

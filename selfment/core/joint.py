@@ -1,16 +1,16 @@
 """One cut through several images or video frames: a graph over the patches of all of them.
 
-- The Fiedler vector x and its mean are of all patches. The seed, where |x| peaks, decides the side;
-  by the corner rule the other one is the foreground if at least three quarters of the corners of
-  all frames lie in that side.
-- Components are per frame. The seed's frame keeps the one with the seed. Any other keeps the one
-  with its peak, the patch of the side in that frame where x is farthest up (down, if the side is
-  the lower one); the first of those that are so but for 1e-7, relatively. A frame without a patch
-  of the side has an empty initial mask.
-- IPO takes all patches, so that it may find foreground in such a frame, too.
+- The Fiedler vector x and its mean extend over all patches. The seed, where |x| peaks, decides the
+  side; by the corner rule the other side is the foreground if at least three quarters of the
+  corners of all frames lie in the first.
+- Components are per frame. The seed's frame keeps the component with the seed. Any other frame
+  keeps the component with its peak: the patch of the side where x is largest (smallest, if the
+  side is the lower one); among peaks that differ by less than 1e-7, relatively, the first. A frame
+  without a patch of the side has an empty initial mask.
+- IPO labels all patches together, and so may detect foreground in such a frame, too.
 
-One frame gets the labels of an image alone, to the bit. Of N patches in all the graph takes N^2 / 8
-bytes, 0.3 GB for 50,000, and in weighted mode 4 for each edge besides.
+A single frame has the labels of the image alone, to the bit. The graph of all N patches needs
+N^2 / 8 bytes, 0.3 GB for 50,000 patches, and in weighted mode 4 more for each edge.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ from .options import CutOptions, IpoOptions
 
 @dataclass(frozen=True, kw_only=True)
 class JointLabels(PseudoLabels):
-    """What :func:`joint_label` finds in F frames of one graph, in the caller's kind of array.
+    """The labels of F frames that share a graph: see :func:`joint_label`.
 
-    ``mask``, ``ncut_mask`` and ``fiedler`` are lists of F (h, w) arrays; of (B, N, d) and
-    (B, d, h, w) features, arrays (B, h, w). The other fields are numbers without an axis, of the
-    graph of all patches; ``seed`` counts the patches frame after frame.
+    ``mask``, ``ncut_mask`` and ``fiedler`` are lists of F (h, w) arrays; for (B, N, d) and
+    (B, d, h, w) features they are arrays (B, h, w). The other fields are numbers without an axis,
+    for the graph of all patches; ``seed`` counts the patches frame after frame. All are of the
+    caller's type of array.
     """
 
-    peaks: Any  #: (F,) int64, the patch of the frame that its initial mask grew from; -1: none
+    peaks: Any  #: (F,) int64, the patch of each frame that its initial mask grew from; -1: none
 
     def frame(self, index: int) -> PseudoLabels:
-        """The maps of one frame with the numbers of the joint cut; ``seed`` is the frame's peak."""
+        """Returns the maps of one frame and the numbers of the joint cut; ``seed`` is its peak."""
         values = {field.name: getattr(self, field.name) for field in fields(PseudoLabels)}
         values |= {name: values[name][index] for name in MAPS}
         return PseudoLabels(**{**values, "seed": self.peaks[index]})
@@ -61,11 +62,11 @@ _FIELDS = tuple(field.name for field in fields(JointLabels))
 def as_frames(
     features: Any, grid: Any, *, devices: tuple[str, ...] | None = ("cpu", "cuda")
 ) -> tuple[Features, list[Grid]]:
-    """Checked features, and the grid of each frame whose patches their rows are.
+    """Returns the checked features, and the grid of each frame whose patches are their rows.
 
     ``features``: (N, d) with ``grid`` a list of (h, w), (B, N, d) with one (h, w), or (B, d, h, w).
-    Raises as :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that the
-    features are not of.
+    Raises as :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that do
+    not fit the features.
     """
     checked = as_features(features, devices=devices)
     check_patches(checked.tensor.shape[:2].numel())
@@ -95,7 +96,7 @@ def as_frames(
 
 
 def _is_list(grid: Any) -> bool:
-    """Whether ``grid`` holds something else than numbers."""
+    """Returns True if ``grid`` is a sequence of something other than numbers."""
     try:
         entries = list(grid)
     except TypeError:
@@ -132,29 +133,29 @@ def joint_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> JointLabels:
-    """One cut through all frames: a graph of all their patches, see the module.
+    """Labels all frames by one cut through a graph of all their patches; see the module.
 
     Args:
         features: patch features, (N, d) of all frames one after another, (B, N, d) or (B, d, h, w)
             of B frames; kinds of arrays, dtypes and devices as in :func:`selfment.pseudo_label`.
-        grid: (h, w) of each frame, as a list, with (N, d) features; that of every frame with
-            (B, N, d).
-        tau: see :func:`selfment.pseudo_label`, as are the others.
+        grid: a list of (h, w), one for each frame, with (N, d) features; one (h, w) for all
+            frames with (B, N, d).
+        tau: see :func:`selfment.pseudo_label`, also for the other options.
         eps: the affinity below ``tau``.
         graph: "binary" or "weighted".
-        orient: "seed", or "corners": three quarters of the corners of all frames decide.
+        orient: "seed", or "corners": at least three quarters of the corners of all frames.
         ipo_iters: IPO steps at most.
         ipo_min_count: IPO stops while a side has fewer patches than this.
-        min_confidence: the frames are ``rejected`` together below it.
+        min_confidence: below this the frames are ``rejected``, all together.
 
     Returns:
-        The labels of the frames, and one number each for all of them.
+        The labels of the frames, and numbers for all of them together.
 
     Raises:
         TypeError: as :func:`selfment.pseudo_label`.
-        ValueError: as that, and for grids that the features are not of.
-        ImportError: as that.
-        MemoryError: as that.
+        ValueError: as there, and for grids that do not fit the features.
+        ImportError: as there.
+        MemoryError: as there.
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
@@ -167,7 +168,7 @@ def joint_label(
 
 
 def _joint_label_impl(features: Tensor, sides: Sequence[int], *options: Any) -> tuple[Tensor, ...]:
-    """The fields of :class:`JointLabels` for (N, d) features, maps being (N,)."""
+    """Returns the fields of :class:`JointLabels` for (N, d) features; maps are (N,)."""
     grids = list(zip(sides[::2], sides[1::2], strict=True))
     labels = label_rows(features.contiguous()[None], grids, *from_operator(*options))
     return tuple(labels[name][0] for name in _FIELDS)

@@ -22,24 +22,24 @@ MAPS = ("mask", "ncut_mask", "fiedler")  # fields of all patches
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """What :func:`pseudo_label` finds, B images of h x w patches, in the caller's kind of array.
+    """The labels of B images of h x w patches, in the caller's type of array.
 
-    There is no axis B where the features had none. For labels of other methods see
-    :mod:`selfment.methods`.
+    There is no axis B if the features had none. For the labels of other methods than
+    :func:`pseudo_label` see :class:`selfment.methods.Method`.
     """
 
     mask: Any  #: (B, h, w) bool, the label: the foreground after IPO
     ncut_mask: Any  #: (B, h, w) bool, the initial mask: the seed's component, before IPO
     fiedler: Any  #: (B, h, w) float32, the Fiedler vector x, x^T D x = 1, x > 0 where |x| peaks
     eigenvalue: Any  #: (B,) float64, lambda of (D - A) x = lambda D x: the Ncut value, relaxed
-    gap: Any  #: (B,) float64, to the next eigenvalue found; small means an ambiguous cut
+    gap: Any  #: (B,) float64, to the next eigenvalue; small means an ambiguous cut
     residual: Any  #: (B,) float64, |M y - theta y| of the unit vector y = D^1/2 x
     seed: Any  #: (B,) int64, flat index of the seed patch
     lanczos_iters: Any  #: (B,) int64, products with the graph that the eigenvector took
     ipo_iters: Any  #: (B,) int64, IPO steps taken, the one that changed nothing included
     separation: Any  #: (B,) float64, distance of the mean unit rows of the two classes after IPO
     confidence: Any  #: (B,) float64 in [0, 1], see :func:`selfment.core.confidence.confidence`
-    rejected: Any  #: (B,) bool, whether that is below ``min_confidence``, and so the mask empty
+    rejected: Any  #: (B,) bool, True if that is below ``min_confidence``, and so the mask empty
     tau: Any  #: (B,) float64, the threshold on similarities
 
 
@@ -55,7 +55,7 @@ def pseudo_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> PseudoLabels:
-    """Selfment's pseudo-labels: affinity graph, normalised cut, initial mask, IPO.
+    """Labels images from their patch features: affinity graph, normalised cut, initial mask, IPO.
 
     Args:
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w); float16,
@@ -64,30 +64,30 @@ def pseudo_label(
         grid: (h, w) with h * w == N, the patches in row-major order.
         tau: the threshold on the similarity of two patches, or "auto", see
             :func:`selfment.affinity`.
-        eps: the affinity below it, in [1e-30, 1).
+        eps: the affinity of two patches without an edge, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
-        orient: which side of the cut is the foreground. "seed": the one with the patch of largest
-            |x| (TokenCut). "corners": the other one, if at least three corners of the grid lie in
-            that (MaskCut), for features that do not mark objects by themselves.
+        orient: which side of the cut is the foreground. "seed": the side with the patch of largest
+            |x| (TokenCut). "corners": the other side, if at least three corners of the grid lie in
+            the first (MaskCut), for features that do not mark objects by themselves.
         ipo_iters: IPO steps at most; 0 leaves the initial mask.
         ipo_min_count: IPO stops while a side has fewer patches than this.
-        min_confidence: an image whose ``confidence`` is below this is ``rejected``: it has no
-            object, and ``mask`` is empty. All else stays what it is. 0 rejects none, and 0.25 is
-            recommended where images may show nothing.
+        min_confidence: an image whose ``confidence`` is below this is ``rejected``: it counts as
+            one without an object, and ``mask`` is empty. All else stays the same. 0 rejects none;
+            0.25 is recommended if images may show nothing.
 
     Returns:
-        The labels and what is known of the cut, in the caller's kind of array; without B for
-        (N, d) features. The same features give the same labels, alone or in a batch, on any number
-        of threads. A single patch is all foreground, with eigenvalue 0. ``gap`` is between
-        eigenvalues that the iteration has met: of a repeated one that may be a single copy.
+        The labels and the numbers of the cut, in the caller's type of array; without B for (N, d)
+        features. The same features have the same labels, alone or in a batch, on any number of
+        threads. A single patch is all foreground, with eigenvalue 0. ``gap`` is between
+        eigenvalues that the iteration has met: it may have met one copy of a repeated eigenvalue.
 
     On a CUDA device the work is queued on the current stream of torch, or of cupy for its arrays,
     and nothing waits for it; it can be captured in a CUDA graph. Features that are not finite are
-    then no error: their image gets NaN for eigenvalue, gap, residual, separation, confidence and
-    Fiedler vector, empty masks and no iterations, and the other images what they get without it.
+    then no error: their image has NaN for eigenvalue, gap, residual, separation, confidence and
+    Fiedler vector, empty masks and no iterations; the labels of other images do not change.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, grid, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.
@@ -153,7 +153,7 @@ def from_operator(
 
 
 def _pseudo_label_impl(features: Tensor, h: int, w: int, *options: Any) -> tuple[Tensor, ...]:
-    """The fields of :class:`PseudoLabels` for (B, N, d) features."""
+    """Returns the fields of :class:`PseudoLabels` for (B, N, d) features."""
     cut, ipo, min_confidence = from_operator(*options)
     parts = []
     first = 0
@@ -236,7 +236,7 @@ def label_rows(
 
 
 def _cut(graph: Graph) -> Eigenpairs:
-    """The Fiedler pair. A single patch has none: the trivial one stands in."""
+    """Returns the Fiedler pair; for a single patch, which has none, the trivial pair."""
     if graph.n > 1:
         return eigenpairs(graph, 1)
     zero = graph.degree - graph.degree  # NaN where the patch is not finite

@@ -82,7 +82,7 @@ def cuda_obstacles() -> list[str]:
 
 
 def cuda_state() -> str:
-    """Whether labels can be computed on CUDA, and if not, why."""
+    """Returns the CUDA state in words: available, or the reason why not."""
     reasons = cuda_obstacles()
     if reasons:
         return f"no: {'; '.join(reasons)}"
@@ -90,7 +90,7 @@ def cuda_state() -> str:
 
 
 def info() -> dict[str, str]:
-    """What `selfment info` prints: versions, instruction set, CUDA state."""
+    """Returns versions, instruction set and CUDA state, as `selfment info` prints them."""
     wish = os.environ.get("SELFMENT_ISA", "")
     try:
         isa = cpu().isa() + (f" (SELFMENT_ISA={wish})" if wish else "")

@@ -16,7 +16,7 @@ from .arrays import Grid, as_features
 from .graph import Graph, build
 from .options import CutOptions
 
-_CONVERGED = 1e-8  # a residual above this is not what the solver aims at
+_CONVERGED = 1e-8  # the solver aims at residuals below this
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Eigenpairs:
 
     values: Tensor  #: (B, k) float64, ascending
     vectors: Tensor  #: (B, k, N) float64, x^T D x = 1
-    gaps: Tensor  #: (B, k) float64, distance to the nearest other eigenvalue that was found
+    gaps: Tensor  #: (B, k) float64, distance to the nearest other eigenvalue that was computed
     residuals: Tensor  #: (B, k) float64, |M y - theta y| of the unit vector y = D^1/2 x
     iterations: Tensor  #: (B,) int64, products with the graph
 
@@ -39,28 +39,28 @@ def ncut(
     graph: str = "binary",
     sign: str = "peak",
 ) -> tuple[Any, Any]:
-    """The k smallest nontrivial eigenpairs of (D - A) x = lambda D x (Shi and Malik, 2000).
+    """Returns the k smallest nontrivial eigenpairs of (D - A) x = lambda D x (Shi and Malik, 2000).
 
     Args:
         features: (N, d), (B, N, d) or (B, d, h, w), as for :func:`selfment.affinity`; or a
-            :class:`~selfment.core.graph.Graph`, whose tau, eps and mode then hold.
+            :class:`~selfment.core.graph.Graph`, whose tau, eps and mode are then used.
         k: the number of pairs, below N. The trivial one (0, a constant) is not counted.
         tau: see :func:`selfment.affinity`.
         eps: see :func:`selfment.affinity`.
         graph: see :func:`selfment.affinity`.
-        sign: "peak", the entry of largest magnitude of each vector is positive; or "lapack", each
-            vector has the sign that ``scipy.linalg.eigh(D - A, D, subset_by_index=...)`` gives it.
+        sign: "peak": the entry of largest magnitude of each vector is positive; or "lapack": each
+            vector has the sign that it has from ``scipy.linalg.eigh(D - A, D,
+            subset_by_index=...)``.
 
     Returns:
         Eigenvalues (B, k), ascending, and eigenvectors (B, N, k) with x^T D x = 1, both float64;
-        without B for (N, d) features. The vectors of a
-        repeated eigenvalue are one deterministic choice among many. On the CPU, a
-        ``RuntimeWarning`` says so when pairs have not converged after 4000 products with the graph;
-        on a CUDA device, where looking would mean waiting, the residual of
-        :func:`selfment.pseudo_label` tells, and NaN marks an image that is not finite.
+        without B for (N, d) features. The vectors of a repeated eigenvalue are one deterministic
+        choice among many. On the CPU, a ``RuntimeWarning`` says that pairs have not converged after
+        4000 products with the graph. On a CUDA device, where a check would have to wait, see the
+        residual of :func:`selfment.pseudo_label`; NaN marks an image that is not finite.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.
@@ -109,7 +109,7 @@ _ncut = _ops.register(
 
 
 def eigenpairs(graph: Graph, k: int, sign: str = "peak") -> Eigenpairs:
-    """The k < N smallest nontrivial pairs of the graph, with what is known of their accuracy."""
+    """Returns the k < N smallest nontrivial pairs of the graph, with their gaps and residuals."""
     pairs = Eigenpairs(
         *_ops.fiedler(graph.bits, graph.weights, graph.degree, graph.n, graph.eps, k, sign)
     )
@@ -125,9 +125,9 @@ def eigenpairs(graph: Graph, k: int, sign: str = "peak") -> Eigenpairs:
 
 
 def _outside() -> int:
-    """The level of the stack, as `warnings.warn` counts, at which selfment has been called.
+    """Returns the level of the stack, as `warnings.warn` counts, at which selfment was called.
 
-    Between functions of this package lies torch's dispatcher.
+    torch's dispatcher lies between functions of this package.
     """
     level, frame = 1, sys._getframe(1)
     inside = (__name__.partition(".")[0], "torch")
@@ -137,10 +137,11 @@ def _outside() -> int:
 
 
 def initial_mask(fiedler: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
-    """The initial masks (B, N) bool and seeds (B,) int64 of Fiedler vectors (B, N) float64.
+    """Returns the initial masks (B, N) bool and seeds (B,) int64 of (B, N) float64 Fiedler vectors.
 
-    The side x > mean(x) that holds the seed, the first peak of |x|; of it the seed's 4-connected
-    component (TokenCut). With ``orient="corners"`` the other side, if three grid corners or more
-    lie in the first (MaskCut); its seed is the patch deepest in it.
+    The side is that of x > mean(x) and its complement which contains the seed, the first peak of
+    |x|; the mask is the seed's 4-connected component in it (TokenCut). With ``orient="corners"`` it
+    is the other side, if three grid corners or more lie in the first (MaskCut); its seed is the
+    patch deepest in it.
     """
     return _ops.components(fiedler.contiguous(), [grid], orient == "corners")[:2]

@@ -1,4 +1,16 @@
-"""Several objects of an image: rounds of the cut, each on the graph without the objects before."""
+"""Several objects of an image: rounds of the cut, each on the graph without earlier objects.
+
+A round cuts the graph and refines, by IPO, the 4-connected component of the foreground whose patch
+is deepest in it. IPO also labels what is similar elsewhere: the component of its outcome that
+shares most patches with the first one is the object. Its features then count as zeros, which
+changes only their entries of the graph, and the next round begins. Patches of objects stay in the
+graph, but belong to neither side of later cuts and are left out of later IPO.
+
+MaskCut has a fixed number of rounds. Its patches of earlier objects may be foreground again and
+join others to a component, and it empties a mask whose intersection over union with the previous
+one is > 0.5: an object that touches a larger one is lost. That is
+:func:`selfment.compat.maskcut.maskcut_forward`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +43,7 @@ MAX_CUT = 0.5
 class Objects:
     """The K objects of an image of h x w patches, in the order of their rounds; K may be 0.
 
-    In the caller's kind of array. No patch belongs to two objects.
+    All fields are of the caller's type of array. No patch belongs to two objects.
     """
 
     masks: Any  #: (K, h, w) bool
@@ -57,23 +69,13 @@ def multi_label(
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
 ) -> Objects | list[Objects]:
-    """Pseudo-labels of several objects, found one after the other (MaskCut, with an early stop).
+    """Labels several objects, one after another (MaskCut, with an early stop).
 
-    A round cuts the graph and refines, by IPO, the 4-connected component of the foreground whose
-    patch is deepest in it. IPO also finds what is of the same kind elsewhere: the component of its
-    outcome that shares most patches with the first one is the object. Its features then count as
-    zeros, which changes the graph in their place only, and the next round begins. Patches of
-    objects stay in the graph, but are on neither side of later cuts and have no part in later IPO.
-    The rounds end with ``max_objects`` objects, or with a round
+    See the module for a round. The rounds end with ``max_objects`` objects, or with a round
 
     - whose eigenvalue is above ``max_cut``, or
-    - that finds no object of more than ``min_area`` of the grid, or
+    - that has no object of more than ``min_area`` of the grid, or
     - that would leave no background.
-
-    MaskCut has a fixed number of rounds. Its patches of earlier objects may be foreground again and
-    join others to a component, and it empties a mask whose intersection over union with the
-    previous one is > 0.5: an object that touches a larger one is lost. That is
-    :func:`selfment.compat.maskcut.maskcut_forward`.
 
     Args:
         features: patch features, (N, d) or (B, N, d) with ``grid``, or (B, d, h, w), as for
@@ -82,28 +84,27 @@ def multi_label(
         max_objects: objects at most.
         max_cut: the largest eigenvalue, which is the Ncut value, relaxed, of a round.
         min_area: the share of the grid that an object must exceed.
-        split: whether the whole foreground of a round, not only one component, is refined, and each
-            4-connected component of the outcome that is large enough is an object of its own, the
-            largest first: several things of one kind then are several objects.
+        split: True refines the whole foreground of a round, not only one component, and makes each
+            4-connected component of the outcome that is large enough an object of its own, the
+            largest first: several similar things are then several objects.
         tau: the threshold on the similarity of two patches, or "auto", see
             :func:`selfment.affinity`.
-        eps: the affinity below it, in [1e-30, 1).
+        eps: the affinity of two patches without an edge, in [1e-30, 1).
         graph: "binary" or "weighted", see :func:`selfment.affinity`.
-        orient: which side of the cut is the foreground: "corners" (MaskCut) or "seed", see
-            :func:`selfment.pseudo_label`.
+        orient: "corners" (MaskCut) or "seed", see :func:`selfment.pseudo_label`.
         ipo_iters: IPO steps at most; 0 leaves the components as they are.
         ipo_min_count: IPO stops while a side has fewer patches than this.
 
     Returns:
-        The objects of the image, or a list of them for a batch, in the caller's kind of array. The
-        same features give the same objects, alone or in a batch. A single patch holds none.
+        The objects of the image, or a list of them for a batch, in the caller's type of array. The
+        same features have the same objects, alone or in a batch. A single patch is no object.
 
-    The rounds depend on what they find: on a CUDA device each of them waits for the device, and
+    A round depends on the objects before it: on a CUDA device each round waits for the device, and
     none can be captured in a CUDA graph. Features that are not finite are no error there: their
     image has no objects.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, grid, device or parameter, or, on the CPU, features that are not
             finite.
         ImportError: the module for the device is missing.
@@ -177,7 +178,7 @@ class _Search:
         self.open = len(rows) > 1  # True if there is another round
 
     def turn(self, eigenvalue: float, x: NDArray[np.float64], seed: int) -> Patches:
-        """The patches (N,) of the objects that a round finds, from its cut; none ends the rounds.
+        """Returns the patches (N,) of the objects of a round with this cut; none ends the rounds.
 
         ``seed`` is a patch of the side that is the foreground.
         """
@@ -199,7 +200,7 @@ class _Search:
         return patches
 
     def _parts(self, side: Patches, depth: NDArray[np.float64]) -> list[Patches]:
-        """The objects of a foreground (N,) that is not empty."""
+        """Returns the objects of a foreground (N,) that is not empty."""
         if self.rounds.split:
             parts = _components(self._refined(side), self.grid)
         else:
@@ -212,10 +213,10 @@ class _Search:
         return large[: self.rounds.max_objects - len(self.masks)]
 
     def _refined(self, start: Patches) -> Patches:
-        """``start`` (N,) after IPO among the patches that are not taken."""
+        """Returns ``start`` (N,) after IPO among the patches that are not taken."""
         free = ~self.taken
         labels = torch.from_numpy(start[free]).to(self.rows.device)
-        # Without a copy where nothing is taken.
+        # No copy if nothing is taken.
         rows = self.rows if free.all() else self.rows[torch.from_numpy(free).to(self.rows.device)]
         refined = np.zeros_like(start)
         refined[free] = _host(run_ipo(rows[None], labels[None], self.ipo)[0][0])
@@ -242,7 +243,7 @@ class _Search:
 
 
 def _separations(rows: Tensor, masks: Tensor) -> Tensor:
-    """|mu_f - mu_b| (K,) float64 of (N, d) rows, normalised, in and outside of masks (K, N)."""
+    """Returns |mu_f - mu_b| (K,) float64 of normalised (N, d) rows in and outside of K masks."""
     apart = [run_ipo(rows[None], mask[None], NO_IPO)[2] for mask in masks]
     return torch.cat([rows.new_empty(0, dtype=torch.float64), *apart])
 
@@ -252,18 +253,18 @@ def _host(tensor: Tensor) -> Any:
 
 
 def _components(patches: Patches, grid: Grid) -> list[Patches]:
-    """The 4-connected components of patches (N,)."""
+    """Returns the 4-connected components of patches (N,)."""
     labels, count = scipy.ndimage.label(patches.reshape(grid))
     return [labels.ravel() == k + 1 for k in range(count)]
 
 
 def _peak(depth: NDArray[np.float64], patches: Patches) -> int:
-    """Where ``depth`` peaks among patches (N,); the first if only rounding tells peaks apart."""
+    """Returns where ``depth`` peaks in patches (N,): the first of peaks equal up to rounding."""
     peak = depth[patches].max()
     return int(np.flatnonzero(patches & (depth >= peak - params.SEED_TIE * abs(peak)))[0])
 
 
 def _box(mask: Patches) -> tuple[int, int, int, int]:
-    """x1, y1, x2, y2 of a mask (h, w) that is not empty, the last two exclusive."""
+    """Returns x1, y1, x2, y2 of a mask (h, w) that is not empty; the last two are exclusive."""
     y, x = np.nonzero(mask)
     return int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1

@@ -20,7 +20,7 @@ Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _true(flags: Tensor) -> Tensor:
-    """A copy whose bytes are 0 and 1: kernels rely on it, and views as bool can have any bytes."""
+    """Returns a copy with bytes 0 and 1, as kernels need; a view as bool can have any bytes."""
     return flags.view(torch.uint8) != 0
 
 
@@ -30,7 +30,7 @@ def _dtype_code(native: ModuleType, rows: Tensor) -> int:
 
 
 def images_at_once(rows: Tensor, weighted: bool) -> int:
-    """How many images of (B, N, d) features to label at a time: few enough to bound the memory."""
+    """Returns how many images of (B, N, d) features to label at a time within bounded memory."""
     n, d = rows.shape[1:]
     twin = twin_of(rows.device)
     copied = 0 if rows.is_contiguous() else n * d * rows.element_size()
@@ -41,11 +41,10 @@ def images_at_once(rows: Tensor, weighted: bool) -> int:
 def affinity(
     rows: Tensor, taus: Tensor, eps: float, weighted: bool
 ) -> tuple[Tensor, Tensor, Any, int]:
-    """Bits (B, words * rows) int64, degrees (B, N) float64 and weights of (B, N, d) features.
+    """Returns the graph of (B, N, d) features, and the first row that is not finite, or -1.
 
-    ``taus``: (B,) float64, contiguous.
-
-    The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
+    The graph is bits (B, words * rows) int64, degrees (B, N) float64, and weights. ``taus``: (B,)
+    float64, contiguous. On a CUDA device, which is not waited for, the last is always -1.
     """
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
@@ -79,7 +78,17 @@ def paint(
     taus: Tensor,
     mask: Tensor,
 ) -> tuple[Tensor, Tensor, Any]:
-    """Bits, degrees and weights, as ``affinity`` makes them, with rows zeroed: mask (B, N) bool."""
+    """Returns bits, degrees and weights as ``affinity`` does, for features with zeroed rows.
+
+    Args:
+        bits: see ``affinity``.
+        weights: see there.
+        degree: (B, N) float64.
+        n: N, the patches of an image.
+        eps: the affinity without an edge.
+        taus: (B,) float64, the thresholds.
+        mask: (B, N) bool, the rows that are zeroed.
+    """
     batch = len(bits)
     twin = twin_of(bits.device)
     painted_bits, painted_degree = torch.empty_like(bits), degree.clone()
@@ -102,7 +111,7 @@ def paint(
 
 
 def matvec(bits: Tensor, weights: Any, n: int, eps: float, x: Tensor) -> Tensor:
-    """A x of (B, m, N) float64."""
+    """Returns A x for x (B, m, N) float64."""
     product = torch.empty_like(x)
     twin = twin_of(bits.device)
     twin.run(
@@ -129,7 +138,17 @@ def fiedler(
     k: int,
     sign: str,
 ) -> Pairs:
-    """Eigenvalues (B, k), vectors (B, k, N), gaps, residuals (B, k) and products with A (B,)."""
+    """Returns eigenvalues, vectors (B, k, N), gaps, residuals, and products with A (B,).
+
+    Args:
+        bits: see ``affinity``.
+        weights: see there.
+        degree: (B, N) float64.
+        n: N, the patches of an image.
+        eps: the affinity without an edge.
+        k: pairs; eigenvalues, gaps and residuals are (B, k) float64.
+        sign: "peak" or "lapack", see :func:`selfment.ncut`.
+    """
     batch = len(bits)
     twin = twin_of(bits.device)
     values, gaps, residuals = (degree.new_empty((batch, k)) for _ in range(3))
@@ -165,10 +184,11 @@ def fiedler(
 def components(
     fiedler: Tensor, grids: Sequence[Grid], corners: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Initial masks (B, N) bool of Fiedler vectors (B, N) float64, seeds (B,), peaks (B, F) int64.
+    """Returns the initial masks of (B, N) float64 Fiedler vectors, with seeds and peaks.
 
-    ``grids``: (h, w) of the F frames whose patches a vector has one after another; a peak is the
-    patch of its frame that the mask there grew from, -1 where there is no mask.
+    Masks are (B, N) bool, seeds (B,) and peaks (B, F) int64. ``grids``: (h, w) of each of the F
+    frames whose patches follow one another in a vector; a peak is the patch of its frame that the
+    mask there grew from, -1 without a mask.
     """
     batch, n = fiedler.shape
     mask = fiedler.new_empty(fiedler.shape, dtype=torch.bool)
@@ -190,9 +210,9 @@ def components(
 
 
 def ipo(rows: Tensor, labels: Tensor, options: IpoOptions) -> tuple[Tensor, Tensor, Tensor, int]:
-    """New labels (B, N) bool, steps (B,) int64, separation (B,) float64: see `run_ipo`.
+    """Returns what `run_ipo` returns, and the first row that is not finite, or -1.
 
-    The last is the first row that is not finite, or -1; on a CUDA device it is -1 anyway.
+    On a CUDA device, which is not waited for, the last is always -1.
     """
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
@@ -226,13 +246,19 @@ def finish(
     grids: Sequence[Grid],
     min_confidence: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The end of a label: confidence (B,) float64, rejected (B,), mask and vectors (B, N).
+    """Returns the last fields of a label: confidence and rejected (B,), mask and vectors (B, N).
 
-    ``values``, ``gaps`` and ``vectors``: as ``fiedler`` returns them for k = 1; ``labels``: (B, N)
-    bool, as ``ipo`` returns them, the patches of one or more ``grids`` one after another. The
-    confidence is that of :func:`selfment.core.confidence.confidence`, step by step; torch may round
-    a square root otherwise, in its last place. An image whose confidence is below
-    ``min_confidence`` is rejected, and its mask is empty. Vectors are float32.
+    The confidence is computed as :func:`selfment.core.confidence.confidence` does, step by step;
+    torch may round a square root differently in its last place. Vectors are float32.
+
+    Args:
+        values: eigenvalues (B, 1) float64, from ``fiedler``.
+        gaps: (B, 1) float64, from ``fiedler``.
+        vectors: (B, 1, N) float64, from ``fiedler``.
+        separation: (B,) float64, from ``ipo``.
+        labels: (B, N) bool, from ``ipo``.
+        grids: (h, w) of each of the frames whose patches follow one another in an image.
+        min_confidence: an image below it is rejected, and its mask is empty.
     """
     batch, n = labels.shape
     sure = values.new_empty(batch)
@@ -260,7 +286,7 @@ def finish(
 
 
 def labels_in_one_call(rows: Tensor) -> bool:
-    """Whether ``label`` is how to label them: on a CUDA device, where nothing waits for a step."""
+    """Returns True if ``label`` labels the rows: on a CUDA device, where no step is waited for."""
     return twin_of(rows.device).labels_in_one_call
 
 
@@ -274,26 +300,19 @@ def label(
 ) -> dict[str, Tensor]:
     """Runs all operations of a label of (B, N, d) features on a CUDA device, in one native call.
 
-    Returns the fields of `label.label_rows` by name, all but ``tau``. ``taus``: (B,) float64,
-    contiguous, the thresholds; that of ``cut`` is not used.
+    Returns the fields of `label.label_rows` by name, all but ``tau``.
+
+    Args:
+        rows: (B, N, d) features.
+        taus: (B,) float64, contiguous, the thresholds; that of ``cut`` is not used.
+        grids: (h, w) of each of the frames whose patches follow one another in an image.
+        cut: the options of the cut.
+        ipo: the options of IPO.
+        min_confidence: the least confidence of a label that is kept.
     """
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
-
-    def new(dtype: torch.dtype, *shape: int) -> Tensor:
-        return rows.new_empty((batch, *shape), dtype=dtype)
-
-    numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
-    counts = ("seed", "lanczos_iters", "ipo_iters")
-    fields = {
-        "mask": new(torch.bool, n),
-        "ncut_mask": new(torch.bool, n),
-        "fiedler": new(torch.float32, n),
-        **{name: new(torch.float64) for name in numbers},
-        **{name: new(torch.int64) for name in counts},
-        "rejected": new(torch.bool),
-        "peaks": new(torch.int64, len(grids)),
-    }
+    fields = _new_fields(rows, len(grids))
     dtype = _dtype_code(twin.native, rows)
     twin.run(
         "label",
@@ -324,14 +343,34 @@ def label(
     return fields
 
 
+def _new_fields(rows: Tensor, frames: int) -> dict[str, Tensor]:
+    """Allocates the fields of the labels of (B, N, d) features by name, all but ``tau``."""
+    batch, n, _ = rows.shape
+
+    def new(dtype: torch.dtype, *shape: int) -> Tensor:
+        return rows.new_empty((batch, *shape), dtype=dtype)
+
+    numbers = ("eigenvalue", "gap", "residual", "separation", "confidence")
+    counts = ("seed", "lanczos_iters", "ipo_iters")
+    return {
+        "mask": new(torch.bool, n),
+        "ncut_mask": new(torch.bool, n),
+        "fiedler": new(torch.float32, n),
+        **{name: new(torch.float64) for name in numbers},
+        **{name: new(torch.int64) for name in counts},
+        "rejected": new(torch.bool),
+        "peaks": new(torch.int64, frames),
+    }
+
+
 def samples_at_once(rows: Tensor, m: int) -> int:
-    """How many images of (B, N, d) features to sample m rows of at a time, in float64."""
+    """Returns how many images of (B, N, d) features to sample m float64 rows of at a time."""
     copies = 4
     return max(1, twin_of(rows.device).sample_bytes // (copies * m * rows.shape[2] * 8))
 
 
 def threshold(similarities: Tensor) -> Tensor:
-    """Otsu's thresholds (B,) of the pairs i < j of (B, m, m) float64 similarities."""
+    """Returns Otsu's thresholds (B,) of the pairs i < j of (B, m, m) float64 similarities."""
     batch, m, _ = similarities.shape
     taus = similarities.new_empty(batch)
     twin_of(similarities.device).run(
@@ -348,8 +387,8 @@ def register(schema: str, operation: Callable[..., Any], fake: Callable[..., Any
     """Registers ``operation`` with torch for both devices, and returns the torch operator.
 
     ``fake`` makes outputs of the same shapes and dtypes from arguments without data, which is what
-    torch.compile, torch.export and FakeTensorMode ask for. Arguments are not checked: that is done
-    by the functions of :mod:`selfment`, which call the operators.
+    torch.compile, torch.export and FakeTensorMode ask for. Arguments are checked by the
+    functions of :mod:`selfment`, which call the operators.
     """
     name = _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA"):

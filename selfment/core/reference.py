@@ -1,7 +1,8 @@
 """Selfment in plain torch: dense, float64, and slow; the oracle of the tests and benchmarks.
 
-Reads top to bottom as the method does: affinity graph, normalised cut, initial mask, IPO. Same
-signatures as the fast functions in :mod:`selfment`; everything is computed image by image.
+It reads top to bottom in the order of the method: affinity graph, normalised cut, initial mask,
+IPO. The functions have the signatures of the fast ones in :mod:`selfment`, and compute image by
+image.
 
 Source: You, Wu, Jiang, *Learning Accurate Segmentation Purely from Self-Supervision*, ECCV 2026;
 the initial mask is TokenCut's (Wang et al., CVPR 2022), the corner rule MaskCut's (Wang et al.,
@@ -27,7 +28,7 @@ from .threshold import auto_tau
 
 
 def normalize(features: Tensor) -> Tensor:
-    """Rows of (N, d) features with norm 1: computed in float64, rounded to float32."""
+    """Returns rows of (N, d) features with norm 1, computed in float64 and rounded to float32."""
     rows = features.double()
     norms: Tensor = rows.norm(dim=1, keepdim=True)
     return (rows / norms.clamp(min=1e-12)).float()
@@ -40,7 +41,7 @@ def affinity(
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> Any:
-    """The dense affinity matrix A, (B, N, N) float64; (N, N) for (N, d) features.
+    """Returns the dense affinity matrix A, (B, N, N) float64; (N, N) for (N, d) features.
 
     Binary: 1 where the similarity is > tau. Weighted: the similarity where it is >= tau.
     Elsewhere eps.
@@ -58,9 +59,9 @@ def ncut(
     eps: float = params.EPS,
     graph: str = "binary",
 ) -> tuple[Any, Any]:
-    """The k smallest nontrivial pairs of (D - A) x = lambda D x: (B, k) and (B, N, k), float64.
+    """Returns the k smallest nontrivial pairs of (D - A) x = lambda D x: (B, k) and (B, N, k).
 
-    x^T D x = 1; the entry of largest magnitude is positive.
+    They are float64, with x^T D x = 1; the entry of largest magnitude of x is positive.
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph)
     checked = as_features(features, devices=None)
@@ -78,7 +79,7 @@ def ipo(
     iters: int = params.IPO_ITERS,
     min_count: int = params.IPO_MIN_COUNT,
 ) -> Any:
-    """Iterative Patch Optimization of (B, N) labels in {0, 1}; same shape and dtype back."""
+    """Runs Iterative Patch Optimization on (B, N) labels in {0, 1}; shape and dtype stay."""
     options = IpoOptions(iters=iters, min_count=min_count)
     checked = as_features(features, devices=None)
     start, array_type = as_tensor(labels, "labels")
@@ -101,7 +102,19 @@ def pseudo_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> PseudoLabels:
-    """Pseudo-labels of (N, d), (B, N, d) or (B, d, h, w) features; see the fast function."""
+    """Labels images as the fast function does.
+
+    Args:
+        features: see :func:`selfment.pseudo_label`.
+        grid: see there.
+        tau: see there.
+        eps: see there.
+        graph: see there.
+        orient: see there.
+        ipo_iters: see there.
+        ipo_min_count: see there.
+        min_confidence: see there.
+    """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = cut, ipo, params.check_min_confidence(min_confidence)
@@ -127,7 +140,19 @@ def joint_label(
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
 ) -> JointLabels:
-    """One cut through all frames; see the fast function."""
+    """Labels frames by one cut as the fast function does.
+
+    Args:
+        features: see :func:`selfment.joint_label`.
+        grid: see there.
+        tau: see there.
+        eps: see there.
+        graph: see there.
+        orient: see there.
+        ipo_iters: see there.
+        ipo_min_count: see there.
+        min_confidence: see there.
+    """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = cut, ipo, params.check_min_confidence(min_confidence)
@@ -138,7 +163,7 @@ def joint_label(
 def _label(
     f: Tensor, grids: Sequence[Grid], cut: CutOptions, ipo: IpoOptions, min_confidence: float
 ) -> dict[str, Tensor]:
-    """The fields of (N, d) features, maps being (N,); the grids' patches add up to N."""
+    """Returns the fields of the labels of (N, d) features; maps are (N,), N over all grids."""
     graph, threshold = _affinity(f, cut)
     values, vectors = _eigenpairs(graph)
     # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
@@ -168,7 +193,7 @@ def _label(
 
 
 def _affinity(features: Tensor, cut: CutOptions) -> tuple[Tensor, float]:
-    """The matrix A (N, N) of (N, d) features, and the threshold on their similarities."""
+    """Returns the matrix A (N, N) of (N, d) features, and the threshold on similarities."""
     tau = auto_tau(features[None]).item() if isinstance(cut.tau, str) else cut.tau
     f = normalize(features).double()
     s = f @ f.T
@@ -178,7 +203,7 @@ def _affinity(features: Tensor, cut: CutOptions) -> tuple[Tensor, float]:
 
 
 def _eigenpairs(A: Tensor) -> tuple[Tensor, Tensor]:
-    """All pairs of (D - A) x = lambda D x, ascending, x^T D x = 1."""
+    """Returns all pairs of (D - A) x = lambda D x, ascending, with x^T D x = 1."""
     scale = A.sum(dim=1).rsqrt()
     M = scale[:, None] * A * scale
     theta, y = torch.linalg.eigh(M)
@@ -193,13 +218,13 @@ def _signed(vectors: Tensor) -> Tensor:
 
 
 def _first_peak(values: Tensor) -> Tensor:
-    """Index of the maximum; the first of those that only rounding tells apart."""
+    """Returns the index of the maximum: the first of values equal up to rounding."""
     peak = values.max()
     return (values >= peak - params.SEED_TIE * peak.abs()).int().argmax()
 
 
 def _initial_mask(x: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
-    """The seed's component of the side x > mean(x): TokenCut's rule, or MaskCut's corner rule."""
+    """Returns the initial mask (h, w) and the seed, by TokenCut's rule or MaskCut's corner rule."""
     mask, seed, _ = _initial_masks(x, [grid], orient == "corners")
     return mask.reshape(grid), seed
 
@@ -207,10 +232,10 @@ def _initial_mask(x: Tensor, grid: Grid, orient: str) -> tuple[Tensor, Tensor]:
 def _initial_masks(
     x: Tensor, grids: Sequence[Grid], corner_rule: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in each of F frames that share x (N,): masks (N,), the seed, the peaks (F,).
+    """Returns the initial masks (N,) of F frames that share x (N,), the seed, and the peaks (F,).
 
-    The side and its seed are those of all patches. A frame keeps the component of the seed, or,
-    where the seed is in another, of its own patch of the side that is deepest in it.
+    The side and its seed are chosen among all patches. A frame keeps the component of the seed, or,
+    if the seed is in another frame, the component of its own patch that is deepest in the side.
     """
     side = x > x.mean()
     seed = _first_peak(x.abs())
@@ -234,7 +259,7 @@ def _initial_masks(
 
 
 def _component(side: Tensor, seed: int) -> Tensor:
-    """The 4-connected component of ``side`` (h, w) that holds the flat index ``seed``."""
+    """Returns the 4-connected component of ``side`` (h, w) with the flat index ``seed``."""
     h, w = side.shape
     component = torch.zeros_like(side)
     stack = [divmod(seed, w)]
@@ -247,7 +272,7 @@ def _component(side: Tensor, seed: int) -> Tensor:
 
 
 def _separation(features: Tensor, label: Tensor) -> Tensor:
-    """The distance of the class means of the unit rows; 0 where a class is empty."""
+    """Returns the distance of the class means of the unit rows; 0 if a class is empty."""
     f = normalize(features).double()
     if label.all() or not label.any():
         return f.new_tensor(0.0)
@@ -256,7 +281,7 @@ def _separation(features: Tensor, label: Tensor) -> Tensor:
 
 
 def _ipo(features: Tensor, label: Tensor, options: IpoOptions) -> tuple[Tensor, int]:
-    """The final labels (N,) bool and the number of steps taken."""
+    """Returns the final labels (N,) bool and the number of steps taken."""
     f = normalize(features).double()
     if label.all() or not label.any():
         return label, 0

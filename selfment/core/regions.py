@@ -1,4 +1,11 @@
-"""More than two parts: the spectral embedding of the patches, made discrete."""
+"""More than two parts: the spectral embedding of the patches, made discrete.
+
+A patch is embedded as its row of the leading eigenvectors y of M = D^-1/2 A D^-1/2, the trivial one
+included, scaled to norm 1 (Ng, Jordan and Weiss, 2001; Yu and Shi, 2003, scale rows of
+x = D^-1/2 y, which is the same). Vectors of an eigenvalue of M <= 1e-6, with which no region gains
+association, count as 0. There are fewer than k regions if the embedding has fewer distinct rows:
+patches that are all equal are one region.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +49,7 @@ def regions(
     graph: str = "binary",
     seed: int = 0,
 ) -> Any:
-    """Up to k regions of patches that the graph associates (k-way normalised cut).
-
-    A patch is embedded as its row of the leading eigenvectors y of M = D^-1/2 A D^-1/2, the trivial
-    one among them, scaled to norm 1 (Ng, Jordan and Weiss, 2001; Yu and Shi, 2003, scale rows of
-    x = D^-1/2 y, which is the same). Vectors of an eigenvalue of M <= 1e-6, with which no region
-    gains association, count as 0. There are fewer than k regions where the embedding has fewer
-    distinct rows: patches that are all equal are one region.
+    """Divides patches into up to k regions (k-way normalised cut), see the module.
 
     Args:
         features: (N, d) or (B, N, d) with ``grid=(h, w)``, or (B, d, h, w); see
@@ -63,14 +64,14 @@ def regions(
         tau: see :func:`selfment.affinity`.
         eps: see :func:`selfment.affinity`.
         graph: see :func:`selfment.affinity`.
-        seed: of the starts of k-means.
+        seed: the seed of the random starts of k-means.
 
     Returns:
         Region labels (B, h, w) int64, (h, w) for (N, d) features; numbered from 0 in the order in
         which regions appear, in reading order.
 
     Raises:
-        TypeError: a wrong kind of array or dtype.
+        TypeError: a wrong type of array or dtype.
         ValueError: a wrong shape, grid, device or parameter, or features that are not finite.
         ImportError: the native module for the device is missing.
         MemoryError: there is not enough memory; it names the array, and the bytes if known.
@@ -83,13 +84,7 @@ def regions(
     checked = as_features(features, grid, needs_grid=True)
     assert checked.grid is not None
     n = checked.tensor.shape[1]
-    if k > n:
-        raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
-    count = k if vectors is None else vectors
-    whole = isinstance(count, Integral) and 2 <= count <= n
-    params.require("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
-    if method == "rotation" and count != k:
-        raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
+    count = _vector_count(k, vectors, method, n)
     labels = np.empty((len(checked.tensor), n), dtype=np.int64)
     with checked.array_type.stream():
         step = _ops.images_at_once(checked.tensor, cut.weighted)
@@ -102,8 +97,20 @@ def regions(
         return checked.to_caller(tensor.reshape(-1, *checked.grid))
 
 
+def _vector_count(k: int, vectors: int | None, method: str, n: int) -> int:
+    """Returns how many eigenvectors to embed n patches with; raises ``ValueError``."""
+    if k > n:
+        raise ValueError(f"`k` must be <= N: got k = {k} for N = {n}")
+    count = k if vectors is None else vectors
+    whole = isinstance(count, Integral) and 2 <= count <= n
+    params.require("vectors", vectors, f"None or an integer from 2 to N = {n}", whole)
+    if method == "rotation" and count != k:
+        raise ValueError(f"`vectors` must be k for the rotation: got {count} for k = {k}")
+    return count
+
+
 def _embed(rows: Tensor, count: int, cut: CutOptions, first: int) -> Array:
-    """(B, N, count) float64, rows of norm 1; the first column is the trivial vector's."""
+    """Returns (B, N, count) float64 rows of norm 1; the first column is the trivial vector's."""
     made = build(rows, cut, first=first)
     pairs = eigenpairs(made, count - 1)
     nontrivial = pairs.vectors * (pairs.values < 1 - NO_ASSOCIATION)[..., None]
@@ -117,21 +124,21 @@ def _embed(rows: Tensor, count: int, cut: CutOptions, first: int) -> Array:
 
 
 def load_kmeans() -> Any:
-    """scikit-learn's clusters; raises ``ImportError`` where it is missing."""
+    """Returns scikit-learn's clusters; raises ``ImportError`` if they are missing."""
     return load_extra("sklearn.cluster", "scikit-learn", "methods", "k-means")
 
 
 def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
-    """The cluster (N,) of each of the rows (N, d): scikit-learn's best of ten starts."""
+    """Returns the cluster (N,) of each of the rows (N, d): scikit-learn's best of ten starts."""
     cluster = load_kmeans()
     # Both come with scikit-learn.
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
-    # On one thread: the order of its sums, and so the clusters, depend on how many there are. That
-    # number and the filters of warnings belong to the process.
+    # One thread, because the number of threads decides the order of the sums, and so the clusters.
+    # That number and the filters of warnings belong to the process.
     with SETTINGS.held(), threadpool_limits(1), warnings.catch_warnings():
-        # Fewer rows that differ than clusters: those that are left are empty.
+        # If fewer rows differ than there are clusters, some clusters are empty.
         warnings.simplefilter("ignore", ConvergenceWarning)
         kmeans = cluster.KMeans(k, n_init=_STARTS, random_state=int(seed))
         clusters: NDArray[np.int32] = kmeans.fit_predict(rows)
@@ -139,7 +146,7 @@ def kmeans(rows: NDArray[Any], k: int, seed: int = 0) -> NDArray[np.int32]:
 
 
 def _rotation(points: Array) -> Labels:
-    """The part (N,) of each of the points (N, k): Yu and Shi, Multiclass Spectral Clustering, 2003.
+    """Returns the part (N,) of each of the points (N, k) (Yu and Shi, 2003).
 
     Alternates between the indicator X nearest to points R, and the rotation R nearest to X, as
     long as the sum of the singular values of X^T points grows.
@@ -161,7 +168,7 @@ def _rotation(points: Array) -> Labels:
 
 
 def _in_order(labels: NDArray[Any]) -> Labels:
-    """The labels (N,) numbered from 0 by first appearance."""
+    """Returns the labels (N,) numbered from 0 by first appearance."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     rank = np.empty_like(first)
     rank[np.argsort(first)] = np.arange(len(first))

@@ -12,14 +12,14 @@ SAMPLE = 128  # patches at most, evenly spaced in row-major order
 
 
 def auto_tau(rows: Tensor) -> Tensor:
-    """(B,) float64 thresholds of (B, N, d) features, each of its own image alone.
+    """Returns the (B,) float64 thresholds of (B, N, d) features, each from its own image alone.
 
     Patches i N // m for i < m = min(N, 128) are normalised in float64 and rounded to multiples of
     2^-26, so that their inner products are exact in whatever order they are summed. The threshold
     is the edge between two of 256 bins of [-1, 1] that maximises the between-class variance of the
     similarities of all pairs i < j (N. Otsu, *A threshold selection method from gray-level
-    histograms*, 1979), and 1 / 128 at least, as an edge joins similar patches. Where several edges
-    are as good, it is their mean: the middle of an empty valley.
+    histograms*, 1979), and 1 / 128 at least, as an edge joins similar patches. If several edges
+    are equally good, it is their mean: the middle of an empty valley.
     """
     check_dense(rows, "features")
     check_data(rows, "features")
@@ -29,7 +29,7 @@ def auto_tau(rows: Tensor) -> Tensor:
 
 
 def _similarities(rows: Tensor, m: int) -> Tensor:
-    """(B, m, m) float64 inner products of m sampled unit rows."""
+    """Returns the (B, m, m) float64 inner products of m sampled unit rows."""
     n, device = rows.shape[1], rows.device
     sample = rows[:, torch.arange(m, device=device) * n // m].double()
     unit = sample / sample.norm(dim=2, keepdim=True).clamp(min=1e-12)

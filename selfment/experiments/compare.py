@@ -24,7 +24,7 @@ from ..util.files import atomic_file
 
 _VARIANT = ("method", "initial split")  # headings
 
-#: The files of a comparison, by what they hold.
+#: The files of a comparison, by format.
 FILES = {
     "text": "comparison.txt",
     "json": "comparison.json",
@@ -88,6 +88,13 @@ class Comparison:
         """A LaTeX ``tabular``, under a comment with the protocol."""
         return self.table.to_latex()
 
+    def save(self, folder: Path) -> None:
+        """Writes the table into :data:`FILES` in the folder."""
+        for form, file in FILES.items():
+            content = str(getattr(self, f"to_{form}")()).encode()
+            with atomic_file(folder / file, durable=True) as stream:
+                stream.write(content)
+
     @property
     def _first(self) -> Report:
         return next(iter(self.reports.values()))
@@ -116,8 +123,8 @@ def compare(
 ) -> Comparison:
     """Labels the images by each method, and scores the masks against those in the folder ``gt``.
 
-    The ground truth is searched for, and read, before anything is labelled. The backbone is loaded
-    once and runs once for each row of the table.
+    The ground truth is read before anything is labelled. The backbone is loaded once, and runs once
+    for each method.
 
     Args:
         images: from :func:`selfment.images.find_images`.
@@ -127,19 +134,15 @@ def compare(
         backbone: see :class:`selfment.PseudoLabeler`.
         size: see there.
         methods: see :mod:`selfment.methods`; each makes one mask of each image.
-        leave_out: leave out, with a note, a method that needs more than the backbone has; otherwise
-            such a method is an error.
+        leave_out: leave out, with a note, methods that the backbone does not suit; else an error.
         gt_suffix: see :func:`selfment.evaluate`.
         allow_missing: see there.
         workers: see there.
         progress: show the methods' names and bars on stderr.
         options: others of :class:`selfment.PseudoLabeler`.
 
-    Raises:
-        ValueError: wrong arguments, images that cannot be labelled, or an ``out`` with masks of
-            other images.
-
-    Whatever labelling and evaluation raise comes through.
+    Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for an
+    ``out`` with masks of other images, and whatever labelling and evaluation raise.
     """
     folder = Path(os.path.abspath(out))
     first = PseudoLabeler(backbone, size, **options)
@@ -153,20 +156,15 @@ def compare(
             continue
         labelers[method.name] = PseudoLabeler(backbone, size, method=method, **options)
         labelers[method.name].share(first)
-    _ = first.torch_device  # what is wrong with it is said first
+    _ = first.torch_device  # an error of the device comes first
     _check_truths(images, gt, gt_suffix, allow_missing)
     reports = {}
     for name, labeler in labelers.items():
-        if progress:
-            print(name, file=sys.stderr)
         reports[name] = _score(
             labeler, images, gt, gt_suffix, folder / name, allow_missing, workers, progress
         )
     comparison = Comparison(reports, left_out)
-    for kind, file in FILES.items():
-        content = str(getattr(comparison, f"to_{kind}")()).encode()
-        with atomic_file(folder / file, durable=True) as stream:
-            stream.write(content)
+    comparison.save(folder)
     return comparison
 
 
@@ -185,7 +183,7 @@ def _chosen(methods: Sequence[Method | str]) -> list[Method]:
 def _check_truths(
     images: Sequence[ImageEntry], gt: str | os.PathLike[str], gt_suffix: str, allow_missing: bool
 ) -> None:
-    """Raises ``ValueError`` where the images could not be scored once they are labelled."""
+    """Raises ``ValueError`` if the images could not be scored once they are labelled."""
     truths = by_stem(gt, "gt", gt_suffix)
     stems = [nfc(entry.mask_name.removesuffix(".png")) for entry in images]
     if not allow_missing:
@@ -208,7 +206,9 @@ def _score(
     workers: int,
     progress: bool,
 ) -> Report:
-    """Labels what is left to label, and scores the folder."""
+    """Labels the images that are not labelled yet, and scores the folder."""
+    if progress:
+        print(folder.name, file=sys.stderr)
     summary = label_images(images, folder, labeler, progress=progress)
     if summary.failed:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What methods share."""
+"""The base classes of methods."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Votes:
-    """The patch features of B images by one backbone, and by others whose clusters vote."""
+    """The patch features of B images from one backbone, and from others whose clusters vote."""
 
     features: Tensor  #: (B, N, d), of the backbone whose grid the labels have
     others: list[tuple[Tensor, Grid]]  #: (B, N', d') features and (h', w') of each other backbone
@@ -51,7 +51,9 @@ class Method(ABC):
     """
 
     name: ClassVar[str]  #: the string that stands for the method at its defaults
-    cls_token: ClassVar[str | None] = None  #: what of a ViT's CLS token is needed, if anything
+    cls_token: ClassVar[str | None] = (
+        None  #: "CLS token" or its "attention", if the method needs it
+    )
     has_vector: ClassVar[bool] = True  #: False if the labels come without a Fiedler vector
     default_backbone: ClassVar[str] = "classic"  #: the backbone that suits without weights
 
@@ -63,7 +65,7 @@ class Method(ABC):
 
     @property
     def needs(self) -> str | None:
-        """What is needed besides patch features, as the first words of an error; None: nothing."""
+        """The first words of an error if patch features alone do not suffice; None if they do."""
         need = self.cls_token
         return None if need is None else f"`method` {self.name!r} needs a ViT's {need}"
 

@@ -49,7 +49,7 @@ class SelfMask(MaskMethod):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The name alone: what the voters are is known to who loads them."""
+        """The name alone; the labeler, which loads the voters, adds their settings."""
         return {"name": self.name}
 
     def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:
@@ -63,14 +63,14 @@ def selfmask(features: Tensor, grid: Grid, others: Sequence[tuple[Tensor, Grid]]
     """Returns the candidate mask (N,) of (N, d) features that most others agree with.
 
     Candidates are all clusters of k-means on the k eigenvectors of smallest eigenvalue of
-    (D - A) x = lambda D x, the constant one included, for k = 2, 3, 4; A holds the cosines, scaled
-    to reach from 0 to 1. Of candidates that reach from the first row or column to the last (the
-    framing prior) none takes part unless all do so. The winner has the largest sum of intersections
-    over union with all candidates; of equals the first.
+    (D - A) x = lambda D x, the constant one included, for k = 2, 3, 4; A consists of the
+    cosines, scaled to [0, 1]. Candidates that reach from the first row or column to the last are
+    left out (the framing prior), unless all do so. The winner has the largest sum of intersections
+    over union with all candidates; the first of equals.
 
     ``others``: features of the same image by other backbones, each with its grid, whose candidates
-    vote too, at the nearest patch. The authors enlarge the feature map twofold first; here clusters
-    are found on the grid that the mask has.
+    vote too, at the nearest patch. The authors enlarge the feature map twofold first; here the
+    clusters are those of the mask's own grid.
     """
     candidates = []
     for rows, own in ((features, grid), *others):

@@ -103,14 +103,15 @@ class PseudoLabeler(ImageModel):
         """Labels one image, a list of images, or a batch as Ray Data passes it.
 
         One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
-        axis. A list: with it. A mapping with the column ``image`` (uint8 images, of any sizes) or
-        ``path``: the same columns and one numpy array for each field of :class:`PseudoLabels`. One
-        row, with one image or path in place of a column: the same, without the batch axis.
+        axis. A list: the same with a batch axis. A mapping with the column ``image`` (uint8 images
+        of any sizes) or ``path``: its columns, and one numpy array for each field of
+        :class:`PseudoLabels`. One row, with one image or path in place of a column: the same,
+        without the batch axis.
 
-        The method ``MultiObject(K)`` makes :class:`selfment.Objects`, a list of them, and the
-        columns ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K),
-        ``eigenvalues`` (B, K) and ``separations`` (B, K), filled up with 0, -1 and NaN where an
-        image has fewer objects.
+        With the method ``MultiObject(K)`` the results are :class:`selfment.Objects`, a list of
+        them, or the columns ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds``
+        (B, K), ``eigenvalues`` (B, K) and ``separations`` (B, K), filled up with 0, -1 and NaN if
+        an image has fewer objects.
         Raises :class:`selfment.images.ImageError` and ``ValueError``.
         """
         if isinstance(images, Mapping):
@@ -120,7 +121,7 @@ class PseudoLabeler(ImageModel):
         return one_by_one(self._label([images]))[0]
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Returns an RGB image as :meth:`label_batch` takes it: (3, size, size) float32."""
+        """Returns an RGB image as (3, size, size) float32, for :meth:`label_batch`."""
         return self.backbone.preprocess(image, self.size)
 
     def label_batch(self, batch: Tensor) -> Labels:
@@ -147,12 +148,12 @@ class PseudoLabeler(ImageModel):
         rows = self.method.rows(features)
         check_dense(rows, "features")
         check_data(rows, "features")
-        found = self.method.label(_where_kernels_are(features), self.backbone.grid(self.size))
-        if isinstance(found, list):
-            return [_on_cpu(objects) for objects in found]
-        labels = _on_cpu(found)
+        labels = self.method.label(_where_kernels_are(features), self.backbone.grid(self.size))
+        if isinstance(labels, list):
+            return [_on_cpu(objects) for objects in labels]
+        labels = _on_cpu(labels)
         bad = labels.eigenvalue.isnan()
-        # A CUDA device could not raise.
+        # On a CUDA device the method did not wait, and so could not raise.
         if bad.any() and self.method.has_vector:
             image = int(bad.int().argmax())
             raise ValueError(
@@ -163,7 +164,7 @@ class PseudoLabeler(ImageModel):
 
     def _votes(self, batch: Tensor) -> list[tuple[Tensor, Grid]]:
         """Returns the features of a batch by the other backbones, each in its own colours."""
-        found = []
+        votes = []
         for voter in self._voters:
             other = voter.backbone
             (mean, std), (own_mean, own_std) = (
@@ -171,8 +172,8 @@ class PseudoLabeler(ImageModel):
                 for model in (self.backbone, other)
             )
             features = other((batch * std + mean - own_mean) / own_std)
-            found.append((features, other.grid(self.size)))
-        return found
+            votes.append((features, other.grid(self.size)))
+        return votes
 
     def _with_columns(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the columns of a batch, or the values of a row, and those of its labels."""
@@ -230,34 +231,34 @@ def _where_kernels_are(features: Inputs) -> Inputs:
 
 
 def _from_column(value: Any) -> ImageLike:
-    """An entry of a numpy column: text as a string, nested lists as an array."""
+    """Returns an entry of a numpy column: text as a string, nested lists as an array."""
     if isinstance(value, str | os.PathLike | Image.Image | np.ndarray):
         return value
     return np.asarray(value)
 
 
 def _is_image(value: Any) -> bool:
-    """Whether a row's value is one image or path, and not a column of them."""
+    """Returns True if a row's value is one image or path, and not a column of them."""
     if isinstance(value, np.ndarray):
-        # Rows of grey images of 3 or 4 pixels a line are no column that anybody has.
+        # A column of grey images 3 or 4 pixels wide looks the same, but is not to be expected.
         return value.dtype != object and (
             value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))
         )
     return isinstance(value, str | os.PathLike | Image.Image)
 
 
-def _object_columns(found: Sequence[Objects], most: int) -> dict[str, npt.NDArray[Any]]:
-    """Columns of fixed shapes, one row per image, of up to ``most`` objects each."""
-    count = len(found)
+def _object_columns(images: Sequence[Objects], most: int) -> dict[str, npt.NDArray[Any]]:
+    """Returns columns of fixed shapes, one row per image, of up to ``most`` objects each."""
+    count = len(images)
     columns: dict[str, npt.NDArray[Any]] = {
-        "count": np.array([len(objects.masks) for objects in found], dtype=np.int64),
-        "instances": np.stack([objects.instances.numpy() for objects in found]),
+        "count": np.array([len(objects.masks) for objects in images], dtype=np.int64),
+        "instances": np.stack([objects.instances.numpy() for objects in images]),
         "boxes": np.zeros((count, most, 4), dtype=np.int64),
         "seeds": np.full((count, most), -1, dtype=np.int64),
         "eigenvalues": np.full((count, most), np.nan),
         "separations": np.full((count, most), np.nan),
     }
     for name in ("boxes", "seeds", "eigenvalues", "separations"):
-        for row, objects in zip(columns[name], found, strict=True):
+        for row, objects in zip(columns[name], images, strict=True):
             row[: len(objects.masks)] = getattr(objects, name).numpy()
     return columns
