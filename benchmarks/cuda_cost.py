@@ -77,7 +77,7 @@ def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) 
     for missing in dict.fromkeys(models[0].code.missing):
         yield f"\nnot found in the machine code, an assumption instead: {missing}"
     for kernel in models[0].unknown():
-        yield f"\nlaunched, and not counted but for the gap before it: {kernel}"
+        yield f"\nlaunched, but counted by the gap before it only: {kernel}"
     if not detail:
         return
     for model in models:

@@ -34,10 +34,10 @@ autodoc_member_order = "bysource"
 # A class in the package's namespace is on two pages, and annotations name it without its module.
 suppress_warnings = ["ref.python"]
 
-# References to other libraries, and to modules without a page, remain text.
+# References to other libraries, and to private modules and classes, remain text.
 nitpicky = True
 _TYPE_VARIABLE = r"selfment\.jobs\.spec\.Result"
-nitpick_ignore_regex = [("py:.*", rf"(?!selfment\b).*|selfment\._.*|{_TYPE_VARIABLE}")]
+nitpick_ignore_regex = [("py:.*", rf"(?!selfment\b).*|selfment\.(.+\.)?_.*|{_TYPE_VARIABLE}")]
 
 
 def escape_bars(

@@ -1,6 +1,6 @@
-"""Selfment's pseudo-labels, fast: affinity graph, normalised cut and IPO on native kernels.
+"""Fast pseudo-labels of Selfment: affinity graph, normalised cut and IPO on native kernels.
 
-``pseudo_label`` takes patch features, ``PseudoLabeler`` takes images; ``selfment.reference`` has
+``pseudo_label`` labels patch features, ``PseudoLabeler`` labels images; ``selfment.reference`` has
 the same functions in plain torch.
 """
 

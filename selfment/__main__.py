@@ -1,4 +1,4 @@
-"""The command ``selfment``, also as ``python -m selfment``; both also under ``torchrun``."""
+"""The command ``selfment``, also as ``python -m selfment``, and under ``torchrun``."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ def run() -> NoReturn:
     """Runs the command line, and ends the process with its exit code."""
     code = main()
     if world()[1] > 1:
-        # DistributedDataParallel leaves threads of the process group behind, which abort the
-        # process when they meet the end of the interpreter. All files are closed by now.
+        # Threads of the process group that DistributedDataParallel leaves behind would abort the
+        # process when the interpreter ends. All files are closed by now.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

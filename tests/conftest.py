@@ -1,4 +1,4 @@
-"""Fixtures: photographs, the CUDA module on emulated grids; what no test may leave behind."""
+"""Fixtures: photographs, the emulated CUDA module, and a check that tests leave nothing behind."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from helpers import leaks
 from helpers.folders import SHARED
 
-# Workers of ``pytest -n`` share the cores: with more threads than there are cores the tests would
-# take several times as long. Read when torch is imported, and by commands that tests start.
+# Workers of ``pytest -n`` share the cores, and more threads than cores would slow the tests down
+# several times. The variable is read when torch is imported, and by commands that tests start.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -27,9 +27,9 @@ WORKERS = pytest.StashKey[list[tuple[int, int]]]()
 
 @pytest.fixture(scope="session", autouse=True)
 def outside_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[leaks.Watch]:
-    """Commands that tests start import the installed package, not the folder of sources.
+    """Sets private current, home and temporary folders for the session.
 
-    The home and the folder for temporary files are the session's own, too.
+    Commands that tests start then import the installed package, not the folder of sources.
     """
     with leaks.watched(tmp_path_factory.mktemp("cwd")) as watch:
         yield watch
@@ -39,7 +39,8 @@ def outside_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[leaks
 def nothing_left(request: pytest.FixtureRequest, outside_the_tree: leaks.Watch) -> Iterator[None]:
     """Fails a test that hangs, or that leaves a thread, a process or a file behind.
 
-    Processes are ended. A thread cannot be: the tests end there, before it harms the others.
+    Processes are killed. Threads cannot be killed, so the session ends before they affect other
+    tests.
     """
     before = outside_the_tree.state()
     with leaks.time_limit(leaks.LIMIT):
@@ -57,12 +58,12 @@ def nothing_left(request: pytest.FixtureRequest, outside_the_tree: leaks.Watch) 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says how much memory the tests have taken."""
+    """Prints how much memory the tests used."""
     terminalreporter.line(leaks.memory_report(terminalreporter.config.stash.get(WORKERS, [])))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Keeps the exit status; a worker of ``pytest -n`` reports how much memory it has taken."""
+    """Stores the exit status; a worker of ``pytest -n`` reports how much memory it used."""
     session.config.stash[STATUS] = int(exitstatus)
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["peaks"] = leaks.peaks()
@@ -70,14 +71,14 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Keeps what a worker of ``pytest -n`` has reported."""
+    """Stores the report of a worker of ``pytest -n``."""
     if peaks := getattr(node, "workeroutput", {}).get("peaks"):
         node.config.stash.setdefault(WORKERS, []).append(tuple(peaks))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Ends a process whose threads do not: Python would wait for them for ever."""
+    """Ends a process whose threads do not end; Python would wait for them forever."""
     if config.stash.get(ENDLESS, False):
         leaks.remove_folders()
         sys.stdout.flush()
@@ -87,17 +88,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def photos() -> list[Path]:
-    """Real photographs: $SELFMENT_DATA, or a folder shared/data beside the repository."""
+    """Photographs in $SELFMENT_DATA, or in a folder shared/data beside the repository."""
     folder = Path(os.environ.get("SELFMENT_DATA") or SHARED / "data")
-    found = sorted(folder.glob("*/images/*.jpg"))
-    if not found:
+    paths = sorted(folder.glob("*/images/*.jpg"))
+    if not paths:
         pytest.skip(f"no photographs in {folder}/*/images; set SELFMENT_DATA to a folder that has")
-    return found
+    return paths
 
 
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    """The CUDA module, which runs its grids on the host; $SELFMENT_EMULATED_FLAGS: more flags."""
+    """The CUDA module on emulated grids; $SELFMENT_EMULATED_FLAGS has further compiler flags."""
     from helpers import emulated
 
     if emulated.compiler() is None:

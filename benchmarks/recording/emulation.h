@@ -1,10 +1,10 @@
-// In place of tests/emulation/emulation.h: launches are noted and not made, and the device is the
-// one that Python describes. The host code of csrc/cuda then says what it would launch there.
+// Replaces tests/emulation/emulation.h: it records launches instead of making them, on a device that
+// Python describes. So the host code of csrc/cuda shows what it would launch there.
 #pragma once
 
 #include "../../tests/emulation/emulation.h"
 
-// The emulation has them under their own names.
+// The emulation has these functions under their own names.
 #define cudaDeviceGetAttribute selfment_recorded_attribute
 #define cudaFuncSetAttribute selfment_recorded_allow
 #define cudaLaunchKernelEx selfment_recorded_launch
@@ -14,9 +14,9 @@
 
 struct Recorder {
   int multiprocessors, shared_bytes;
-  // Blocks of the kernel that a multiprocessor holds.
+  // Returns how many blocks of the kernel a multiprocessor can run at a time.
   int (*occupancy)(const void* kernel, int threads, int64_t shared_bytes);
-  // No kernel: memory is set, so many `blocks` of bytes, or copied, if `threads` is 1.
+  // Without a kernel, `blocks` bytes of memory are set, or copied if `threads` is 1.
   void (*launch)(const void* kernel, int64_t blocks, int threads, int64_t shared_bytes);
 };
 extern "C" __attribute__((visibility("default"))) inline Recorder selfment_recorder{};

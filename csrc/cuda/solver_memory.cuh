@@ -1,5 +1,5 @@
-// The memory of the eigensolver: what a block has in shared memory, and a team of blocks in device
-// memory. Addresses are computed when they are needed, to save registers.
+// The memory of the eigensolver: the shared memory of a block, and the device memory of a team of
+// blocks. Addresses are computed when they are needed, to save registers.
 #pragma once
 
 #include "graph_product.cuh"
@@ -11,13 +11,13 @@ inline constexpr int kExchanges = 4;  // buffers in turn: one is not written bef
 struct Args {
   FiedlerParams p;
   int64_t words, weights_each;
-  int64_t limit;     // vectors of the basis
-  int64_t kept;      // Ritz vectors that a restart keeps, at most
-  int64_t columns;   // of reflections, for LAPACK's sign; 0 without
-  int64_t vectors;   // that the memory of the basis has room for
+  int64_t limit;     // the most vectors of the basis
+  int64_t kept;      // the most Ritz vectors that a restart keeps
+  int64_t columns;   // the most columns of reflections, for LAPACK's sign; 0 for the other sign
+  int64_t vectors;   // vectors that fit into the memory of the basis
   int64_t partials;  // doubles of an exchange
   int64_t teams, team_size;
-  int64_t resident;  // where in shared memory the blocks keep their bits; 0: they do not
+  int64_t resident;  // where in shared memory the blocks keep their bits; 0 if they do not
   unsigned* arrivals;
   // Each team has its own of these arrays, one team's after the other's:
   double *scale, *scaled, *work, *pairs, *basis, *kept_vectors, *exchange, *projected, *ritz_values,
@@ -28,13 +28,12 @@ struct Args {
 struct Block {
   Args args;
   GraphView graph;
-  int64_t number;       // of the team
-  int64_t first, last;  // words of rows, the block's own
-  bool leads;           // the team
+  int64_t number;       // the team's
+  int64_t first, last;  // the block's own words of rows
+  bool leads;           // true for the team's first block
 };
 
-// A block's shared memory holds the product's arrays, a Block, the last sums, and its own
-// bits.
+// The shared memory has the product's arrays, a Block, the last sums, and the block's own bits.
 inline constexpr int64_t kBlockBytes = (int64_t{sizeof(Block)} + 15) / 16 * 16;
 inline constexpr int64_t kSumsAt = kProductBytes + kBlockBytes;
 

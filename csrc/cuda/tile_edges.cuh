@@ -60,16 +60,29 @@ __device__ inline uint32_t transpose(uint32_t row, int lane) {
   return row;
 }
 
-// Decides the edges of a tile that starts at row i0 and column j0 of the graph, i0 <= j0. Pairs
-// below the diagonal have none.
-__device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, int64_t i0,
-                                       int64_t j0, TileNotes& notes, int lane) {
-  float row_errors[2], column_errors[2], most = 0;
+// The errors of a tile's rows and columns `lane` and `lane` + 32, or the values that stand for
+// them.
+struct TileErrors {
+  float rows[2], columns[2];
+};
+
+// Rows and columns of a tile, as bits.
+struct TileFlags {
+  uint64_t zero_columns;
+  uint64_t columns;                  // that exist and are finite
+  uint64_t open_columns, open_rows;  // whose products have to be computed
+};
+
+// Loads the errors, and notes the limits of the rows and the scales of the columns.
+__device__ inline TileErrors note_limits(const Rule& rule, int64_t i0, int64_t j0, TileNotes& notes,
+                                         int lane) {
+  TileErrors errors;
+  float most = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = half * kWarp + lane;
     const int64_t j = min(j0 + at, rule.n - 1);
-    const float error = column_errors[half] = rule.errors[j];
+    const float error = errors.columns[half] = rule.errors[j];
     // A NaN is never farther from tau than a limit, so the pair stays unsure.
     notes.scales[at] = error == kOverflows ? NAN : rule.scales[j];
     if (error > most && error != kOverflows) most = error;
@@ -79,25 +92,36 @@ __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, i
   for (int half = 0; half < 2; ++half) {
     const int at = half * kWarp + lane;
     const int64_t i = min(i0 + at, rule.n - 1);
-    const float error = row_errors[half] = rule.errors[i], unit = 1 / rule.scales[i];
+    const float error = errors.rows[half] = rule.errors[i], unit = 1 / rule.scales[i];
     notes.limits[at] = error >= 0 ? float2{rule.tau * unit, (error + most + rule.margin) * unit}
                                   : float2{1, -INFINITY};
   }
-  const auto flags = [&](bool lower, bool upper) {
+  return errors;
+}
+
+// True if row or column `first` + `lane` + 32 `half` exists.
+__device__ inline bool exists(const Rule& rule, int64_t first, int half, int lane) {
+  return first + half * kWarp + lane < rule.n;
+}
+
+__device__ inline TileFlags flags_of(const Rule& rule, int64_t i0, int64_t j0,
+                                     const TileErrors& errors, int lane) {
+  const auto flags = [](bool lower, bool upper) {
     return uint64_t{__ballot_sync(kAllLanes, static_cast<int>(lower))} |
            uint64_t{__ballot_sync(kAllLanes, static_cast<int>(upper))} << 32;
   };
-  const auto exists = [&](int64_t first, int half) { return first + half * kWarp + lane < rule.n; };
-  const uint64_t zero_columns = flags(column_errors[0] == kZeroRow, column_errors[1] == kZeroRow);
-  const uint64_t columns =
-      flags(exists(j0, 0) && !isnan(column_errors[0]), exists(j0, 1) && !isnan(column_errors[1]));
-  // Rows and columns whose products have to be computed.
-  const uint64_t open_columns = columns & ~zero_columns;
-  const uint64_t open_rows =
-      flags(exists(i0, 0) && row_errors[0] >= 0, exists(i0, 1) && row_errors[1] >= 0);
-  __syncwarp();
+  TileFlags all{};
+  all.zero_columns = flags(errors.columns[0] == kZeroRow, errors.columns[1] == kZeroRow);
+  all.columns = flags(exists(rule, j0, 0, lane) && !isnan(errors.columns[0]),
+                      exists(rule, j0, 1, lane) && !isnan(errors.columns[1]));
+  all.open_columns = all.columns & ~all.zero_columns;
+  all.open_rows = flags(exists(rule, i0, 0, lane) && errors.rows[0] >= 0,
+                        exists(rule, i0, 1, lane) && errors.rows[1] >= 0);
+  return all;
+}
 
-  TileEdges mine{};
+// Compares a thread's products with the limits: notes the edges, and sets the unsure pairs.
+__device__ inline void compare(const WarpTile& tile, TileNotes& notes, int lane, TileEdges& mine) {
   float scales[16];
 #pragma unroll
   for (int c = 0; c < 16; ++c) scales[c] = notes.scales[TileEdges::column(lane, c)];
@@ -117,27 +141,46 @@ __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, i
     notes.edges[row][1][lane % 4] = static_cast<uint8_t>(edges >> 8);
     mine.unsure[g / 4] |= uint64_t{near} << 16 * (g % 4);
   }
-  __syncwarp();
-  // Clears those of the pairs near tau that are no pairs, or whose product is known.
+}
+
+// Clears those of the unsure pairs that are no pairs, or whose product is known.
+__device__ inline void clear_known(const TileFlags& flags, bool diagonal, int lane,
+                                   TileEdges& mine) {
 #pragma unroll
   for (int part = 0; part < 2; ++part)
     for (uint64_t rest = mine.unsure[part]; rest != 0; rest &= rest - 1) {
       const int bit = __ffsll(static_cast<long long>(rest)) - 1;
       const int row = TileEdges::row(lane, part * 4 + bit / 16);
       const int column = TileEdges::column(lane, bit % 16);
-      if ((open_rows >> row & open_columns >> column & 1) == 0 || (i0 == j0 && column < row))
+      if ((flags.open_rows >> row & flags.open_columns >> column & 1) == 0 ||
+          (diagonal && column < row))
         mine.unsure[part] ^= uint64_t{1} << bit;
     }
+}
 
+// Decides the edges of a tile that starts at row i0 and column j0 of the graph, i0 <= j0. Pairs
+// below the diagonal have none.
+__device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, int64_t i0,
+                                       int64_t j0, TileNotes& notes, int lane) {
+  const TileErrors errors = note_limits(rule, i0, j0, notes, lane);
+  const TileFlags flags = flags_of(rule, i0, j0, errors, lane);
+  const bool diagonal = i0 == j0;
+  __syncwarp();
+  TileEdges mine{};
+  compare(tile, notes, lane, mine);
+  __syncwarp();
+  clear_known(flags, diagonal, lane, mine);
+
+  // The noted edges make the words of the rows; these, transposed, make the words of the columns.
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = half * kWarp + lane;
     const auto* parts = reinterpret_cast<const uint32_t*>(notes.edges[at]);
     uint64_t word = uint64_t{transpose_pairs(parts[0])} | uint64_t{transpose_pairs(parts[1])} << 32;
-    const uint64_t zeros = row_errors[half] == kZeroRow ? ~uint64_t{0} : zero_columns;
+    const uint64_t zeros = errors.rows[half] == kZeroRow ? ~uint64_t{0} : flags.zero_columns;
     word = rule.zero_joins ? word | zeros : word & ~zeros;
-    word &= columns & (i0 == j0 ? ~uint64_t{0} << at : ~uint64_t{0});
-    mine.rows[half] = exists(i0, half) && !isnan(row_errors[half]) ? word : 0;
+    word &= flags.columns & (diagonal ? ~uint64_t{0} << at : ~uint64_t{0});
+    mine.rows[half] = exists(rule, i0, half, lane) && !isnan(errors.rows[half]) ? word : 0;
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half)

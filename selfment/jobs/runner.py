@@ -91,9 +91,13 @@ class Runner(Generic[Result]):
                         self._compute(batches.pop(fullest))
                 for batch in batches.values():
                     self._compute(batch)
-            finally:
+                self._record_written(0)
+            finally:  # after an interrupt or an error, what has been computed is still recorded
                 for _, reading in self._reading:
                     reading.cancel()
+                self._pool.shutdown()
+                if self._writing and not self._writing[-1][1].done():
+                    self._writing.pop()  # the interrupt came before it was submitted
                 self._record_written(0)
 
     def _read_ahead(self, tasks: Sequence[Task], ahead: int) -> Iterator[tuple[Task, Future[None]]]:
@@ -138,27 +142,34 @@ class Runner(Generic[Result]):
             except ValueError as error:
                 self._fail(task, error)
                 continue
-            self._writing.append((task, self._pool.submit(self._write, task, result)))
+            # It is in the queue first, so that an interrupt loses no record of a written file.
+            writing: Future[Record] = Future()
+            self._writing.append((task, writing))
+            self._pool.submit(self._write, task, result, writing)
         self._record_written(2 * self._spec.batch_size)
 
-    def _write(self, task: Task, result: Result) -> Record:
+    def _write(self, task: Task, result: Result, writing: Future[Record]) -> None:
         start = time.perf_counter()
-        fields = self._spec.save(task, result, self._folder.new_files(task))
-        kept = self._folder.remove_stale_files(task)
-        task.picture = None
-        task.seconds += time.perf_counter() - start
-        return {**kept, **fields}
+        try:
+            fields = self._spec.save(task, result, self._folder.new_files(task))
+            kept = self._folder.remove_stale_files(task)
+            task.picture = None
+            task.seconds += time.perf_counter() - start
+            writing.set_result({**kept, **fields})
+        except BaseException as error:
+            writing.set_exception(error)
 
     def _record_written(self, most: int) -> None:
         """Records what has been written; waits until at most ``most`` images are being written."""
         while len(self._writing) > most or (self._writing and self._writing[0][1].done()):
-            task, writing = self._writing.popleft()
+            task, writing = self._writing[0]
             try:
                 fields = writing.result()
             except Exception as error:
                 self._fail(task, error)
-                continue
-            self._finish(task, fields)
+            else:
+                self._finish(task, fields)
+            self._writing.popleft()
 
     def _run_unbatched(
         self, task: Task, process: Callable[[Task, Mapping[str, Path]], Record]

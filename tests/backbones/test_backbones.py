@@ -1,4 +1,4 @@
-"""Backbones: the features are timm's own, and every mistake has one clear sentence."""
+"""Backbones: the features equal timm's, and every mistake has one clear sentence."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """Name -> (timm's model with random weights, file of its state dict); the last one is kept."""
+    """Maps a name to timm's model with random weights and a file of its state dict."""
     made: dict[str, tuple[torch.nn.Module, Path]] = {}
 
     def make(name: str) -> tuple[torch.nn.Module, Path]:
@@ -35,7 +35,7 @@ def checkpoint(tmp_path_factory):
             made.clear()
             torch.manual_seed(0)
             model = timm.create_model(name, pretrained=False, dynamic_img_size=True).eval()
-            # Random biases: with zeros a dropped bias would go unseen.
+            # Random biases: a lost bias of zeros would not be noticed.
             for key, value in model.named_parameters():
                 if key.endswith("bias"):
                     torch.nn.init.normal_(value, std=0.5)
@@ -58,7 +58,7 @@ def test_tokens_are_the_models_normalised_patches(checkpoint, name):
     batch = images(MODELS[name])
     backbone = load_backbone(name, weights=file)
     with torch.no_grad():
-        # The norm before pooling or the one after it: the other of the two is no layer.
+        # A model has the norm before pooling or after it; the other one is an identity.
         tokens = model.fc_norm(model.forward_features(batch))
         expected = tokens[:, model.num_prefix_tokens :]
     tokens = backbone(batch)
@@ -102,7 +102,7 @@ def test_the_cls_tokens_feature_and_its_attention(checkpoint, name, kind):
     prefix = model.num_prefix_tokens
     attention = model.blocks[-1].attn
     seen = {}
-    attention.fused_attn = False  # then the softmax passes through a module of its own
+    attention.fused_attn = False  # then the softmax is computed by a separate module
     hook = attention.attn_drop.register_forward_pre_hook(
         lambda _, args: seen.update(softmax=args[0])
     )
@@ -125,7 +125,7 @@ def test_the_cls_tokens_feature_and_its_attention(checkpoint, name, kind):
     if kind == "tokens":
         assert torch.allclose(given.cls, tokens[:, 0], atol=1e-4)
     else:
-        # Keys of the CLS token are made as those of the patches are.
+        # Keys of the CLS token are computed as those of the patches.
         whole = backbone._tokens(backbone._attending, batch)
         assert torch.equal(given.cls, whole[:, 0])
         assert torch.equal(given.features, whole[:, prefix:])
@@ -156,7 +156,7 @@ def test_attention_under_autocast(checkpoint):
 )
 def test_models_that_do_not_attend(checkpoint, name):
     backbone = load_backbone(name, weights=checkpoint(name)[1])
-    assert not backbone.attends  # no attention of its own, or no CLS token
+    assert not backbone.attends  # no plain attention, or no CLS token
     for one in (backbone, load_backbone("classic")):
         message = f"the backbone must be a ViT with a CLS token: got '{one.name}'"
         with pytest.raises(ValueError, match=message):

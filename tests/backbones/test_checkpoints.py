@@ -1,4 +1,4 @@
-"""Checkpoints of trainings are looked through, and compared with the model before they load."""
+"""Training checkpoints are searched for a ViT, which is compared with the model before it loads."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def expected(tiny, tmp_path_factory) -> torch.Tensor:
 
 
 def chunked(state: State) -> State:
-    """Blocks as trainings of DINOv2 keep them: each in one of four lists."""
+    """Returns blocks as DINOv2's training stores them: each in one of four chunks."""
     return {
         re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 3}.{m[1]}", key): value
         for key, value in state.items()
@@ -51,7 +51,7 @@ HEAD = {"head.mlp.0.weight": torch.ones(3, 2), "head.last_layer.weight_g": torch
 
 
 class Unknown:
-    """A class that no other process knows."""
+    """A class that cannot be imported in another process."""
 
 
 CONTAINERS = {

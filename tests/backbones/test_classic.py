@@ -1,4 +1,4 @@
-"""The embedded backbones: the same bits always, and an object known from its surroundings."""
+"""The embedded backbones: always the same bits, and objects differ from their surroundings."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ SIZES = [
 def scene(
     height: int, width: int, box: tuple[int, int, int, int], seed: int = 0
 ) -> tuple[Tensor, npt.NDArray[np.bool_]]:
-    """A (1, 3, H, W) image of a speckled red box, from (top, left) to (bottom, right), on soft
-    greenish ground with some noise; and the truth of its pixels.
+    """Returns a (1, 3, H, W) image of a speckled red box on noisy greenish ground, and its mask.
+
+    The box is from (top, left) to (bottom, right).
     """
     stream = np.random.RandomState(seed)
     coarse = torch.from_numpy(stream.uniform(0.3, 0.6, (1, 3, 5, 5)))
@@ -132,7 +133,7 @@ def test_one_direction_means_object(box: tuple[int, int, int, int]) -> None:
 
 
 def blurred(pixels: Tensor, sigma: int) -> Tensor:
-    """(1, 3, H, W) over [0, 1], by a Gaussian."""
+    """Blurs by a Gaussian; returns (1, 3, H, W), stretched over [0, 1]."""
     at = torch.arange(-3 * sigma, 3 * sigma + 1)
     kernel = torch.exp(-(at**2) / (2 * sigma**2)).expand(3, 1, 1, -1)
     for _ in range(2):
@@ -143,7 +144,7 @@ def blurred(pixels: Tensor, sigma: int) -> Tensor:
 
 
 def nothing_to_cut(size: int) -> dict[str, Tensor]:
-    """Images without an object: noise, noise that is blurred, one colour, gradients."""
+    """Returns images without an object: noise, blurred noise, one colour, gradients."""
     rng = torch.Generator().manual_seed(3)
     noise = torch.rand(1, 3, size, size, generator=rng)
     grey = noise[:, :1].expand(-1, 3, -1, -1)
@@ -192,7 +193,7 @@ def test_several_objects_take_statistics() -> None:
 
 
 def photographs(photos: list[Path], name: str) -> list[tuple[Tensor, Tensor]]:
-    """Pixels at 480, and the true mask, of every second photograph of a set, from the second on."""
+    """Yields pixels at 480 and the true mask of every second photograph of a set."""
     backbone = load_backbone("classic")
     found = []
     for path in [path for path in photos if path.parent.parent.name == name][1::2]:

@@ -26,9 +26,10 @@ SIZES = ((0, 0), (4, 7), (7, 28), (16, 11))  # patch grids; (0, 0): that of the 
 
 
 def bicubic(embeddings: np.ndarray, grid: tuple[int, int], offset: float) -> np.ndarray:
-    """(h, w, d) float64 of (s, s, d): Keys' cubic, a = -0.75, borders repeated, no antialiasing.
+    """Resamples (s, s, d) to (h, w, d) float64: Keys' cubic, a = -0.75, no antialiasing.
 
-    An output pixel i lies at (i + 0.5) / scale - 0.5, scale = (size + offset) / s.
+    Borders are repeated. An output pixel i is at (i + 0.5) / scale - 0.5, where scale is
+    (size + offset) / s.
     """
     side, a = len(embeddings), -0.75
 
@@ -63,7 +64,7 @@ def test_the_official_resampling_of_the_cases():
             continue
         h, w = (int(side) // patches[family] for side in found.groups())
         embeddings = torch.from_numpy(cases[f"{family}_pos_embed"])
-        if family == "dinov2reg":  # timm's way, which the names with registers keep
+        if family == "dinov2reg":  # resampled as timm does
             ours = timm.layers.resample_abs_pos_embed(embeddings, [h, w])
         else:
             ours = scaled(embeddings, (h, w))
@@ -86,7 +87,7 @@ def test_scale_factors_and_no_antialiasing(grid):
 
 
 def official(state: dict[str, torch.Tensor], batch: torch.Tensor, heads: int) -> torch.Tensor:
-    """(B, N, d): the published forward pass, from an official checkpoint's keys alone."""
+    """Runs the published forward pass from an official checkpoint's keys; returns (B, N, d)."""
     state = {key: value.double() for key, value in state.items()}
     x, patch = batch.double(), state["patch_embed.proj.weight"].shape[-1]
     h, w = (side // patch for side in batch.shape[-2:])
@@ -130,7 +131,7 @@ def official(state: dict[str, torch.Tensor], batch: torch.Tensor, heads: int) ->
 
 @pytest.fixture(scope="module", params=[DINO, DINO8, DINOV2, REGISTERS])
 def model(request, tmp_path_factory):
-    """A model's name, a file of official keys with random weights, and these."""
+    """A model's name, a file with random weights under official keys, and these weights."""
     state = random_state(request.param)
     file = tmp_path_factory.mktemp("official") / "weights.pth"
     torch.save(state, file)
@@ -191,7 +192,7 @@ def test_the_rule_is_in_the_settings(name, rule):
 def test_every_name_of_dino_and_dinov2_is_known():
     names = [name for name in timm.list_pretrained("vit_*") if re.search(r"\.dino$|_dinov2", name)]
     assert len(names) >= 12
-    for name in timm.list_models("vit_*"):  # without a tag they mean the first of their weights
+    for name in timm.list_models("vit_*"):  # a name without a tag means its first weights
         config = timm.get_pretrained_cfg(name)
         if config is not None and config.tag == "dino":
             names.append(name)

@@ -1,4 +1,4 @@
-"""The parts of the embedded features against scikit-image and scipy."""
+"""Compares parts of the embedded features with scikit-image and scipy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GRIDS = [(24, 24), (7, 11), (1, 9), (2, 2), (1, 1)]
 
 
 def rows_of(h: int, w: int, seed: int = 0) -> Tensor:
-    """(h w, 12) statistics of cells that vary over the grid."""
+    """Returns (h w, 12) statistics of cells that vary over the grid."""
     rng = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 12, 3, 3, generator=rng)
     smooth = functional.interpolate(coarse, (h, w), mode="bilinear")[0].flatten(1).T
@@ -83,7 +83,7 @@ def test_the_geodesic_distance_is_dijkstras(h: int, w: int) -> None:
     ]
     graph = lil_array((h * w, h * w))
     for pair, step in steps.items():
-        graph[pair] = max(step - np.mean(smallest), 0) + 1e-12  # an edge, though free
+        graph[pair] = max(step - np.mean(smallest), 0) + 1e-12  # an edge, although it costs nothing
     distance = dijkstra(graph.tocsr(), indices=np.flatnonzero(start), min_only=True)
     found = saliency._geodesic(rows, start, h, w).numpy()
     assert np.abs(found - stretched(distance)).max() < 1e-3
@@ -107,7 +107,7 @@ def test_the_threshold_is_otsus() -> None:
     stream = np.random.RandomState(0)
     values = np.concatenate([stream.normal(0.2, 0.05, 300), stream.normal(0.7, 0.1, 200)])
     found = saliency.otsu(torch.from_numpy(values).float()).item()
-    # Between two values any threshold is as good.
+    # All thresholds between two values are equivalent.
     parted = values > threshold_otsu(values, nbins=4000)
     assert np.array_equal(values > found, parted)
 

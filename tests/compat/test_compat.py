@@ -1,4 +1,4 @@
-"""The drop-ins return what their contracts say: dense, float64, LAPACK, written out here."""
+"""The drop-ins equal the original algorithms, written out here: dense, float64, LAPACK."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from selfment.compat import maskcut, tokencut
 from selfment.compat.selfment import unsupervised_saliency_labels
 
 PATCH = (8, 16)
-DETERMINED = 1e-7  # the least gap between eigenvalues at which a vector is one and the same
+DETERMINED = 1e-7  # the least gap between eigenvalues for which a vector is determined
 
 
 def first_peak(values: np.ndarray) -> int:
@@ -26,7 +26,7 @@ def first_peak(values: np.ndarray) -> int:
 
 
 class Dense:
-    """The generalised problem of (N, d) rows: x with the sign that LAPACK gives it."""
+    """The generalised problem of (N, d) rows; x has LAPACK's sign."""
 
     def __init__(self, rows: Tensor, tau: float, eps: float = 1e-5, weighted: bool = False) -> None:
         f = rows.double()
@@ -46,7 +46,7 @@ class Dense:
         self.determined = self.gap > DETERMINED and tie > 1e-9
 
     def same(self, x: np.ndarray) -> bool:
-        """Whether x is this vector, its sign included."""
+        """Returns whether x equals this vector, including its sign."""
         error = abs(x.ravel() - self.x).max()
         return x.dtype == np.float64 and bool(error < self.tolerance * np.ptp(self.x))
 
@@ -68,7 +68,7 @@ def box_of(mask: np.ndarray, height: int, width: int) -> list[int]:
 
 
 def nearest(grid: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(h, w) to (H, W), multiples or not."""
+    """Upsamples (h, w) to (H, W), which need not be multiples."""
     h, w = grid.shape
     return grid[np.ix_(np.arange(size[0]) * h // size[0], np.arange(size[1]) * w // size[1])]
 
@@ -107,7 +107,7 @@ def check_tokencut(rows: Tensor, grid: tuple[int, int], tau: float, weighted: bo
     assert got_mask.dtype == np.float64
     assert np.array_equal(got_mask, nearest(mask, size))
     assert got_x.shape == size
-    # Two patches are opposite: rounding picks the one that LAPACK makes positive.
+    # Two patches are opposite: rounding decides which one LAPACK makes positive.
     raw = nearest((dense.x if len(rows) > 2 else x).reshape(grid), size)
     assert abs(got_x - raw).max() < dense.tolerance * np.ptp(raw)
 
@@ -125,7 +125,7 @@ def check_tokencut(rows: Tensor, grid: tuple[int, int], tau: float, weighted: bo
 def painted(
     rows: Tensor, grid: tuple[int, int], tau: float, size: tuple[int, int], turns: int
 ) -> Any:
-    """MaskCut: what it returns, and the dense problems; it stops where a cut is not determined."""
+    """Runs MaskCut densely; returns its results and problems, up to an undetermined cut."""
     h, w = grid
     rows = rows.clone()
     current = np.zeros(grid)
@@ -157,7 +157,7 @@ def painted(
 
 
 def check_maskcut(rows: Tensor, grid: tuple[int, int], tau: float, turns: int = 3) -> int:
-    """Returns how many rounds were determined, and so compared."""
+    """Returns the number of determined rounds, which were compared."""
     h, w = grid
     size = (h * PATCH[0] + 3, w * PATCH[1] - 1)
     seed, masks, problems = painted(rows, grid, tau, size, turns)
@@ -209,7 +209,7 @@ def test_maskcut_at_its_default_tau(name: str) -> None:
 
 
 def test_maskcut_of_several_objects() -> None:
-    """Masks that overlap, empty ones, and accepted ones after those."""
+    """Some masks overlap, some are empty, and some are accepted after those."""
     rows, grid = smooth(14, 22, 32, seed=9), (14, 22)
     assert check_maskcut(rows, grid, 0.3, turns=6) == 6
     areas = [m.sum() for m in maskcut.maskcut_forward(rows.T, grid, PATCH, grid, 0.3, 6)[1]]
@@ -262,7 +262,7 @@ def test_photographs(photos: list[Path]) -> None:
 
 
 def check_labels(rows: Tensor, grid: tuple[int, int], options: dict[str, Any]) -> None:
-    """IPO as it is specified, from the dense initial mask."""
+    """Compares labels with IPO as specified, from the dense initial mask."""
     tau = options.get("tau", 0.2)
     dense = Dense(rows, tau, weighted=options.get("no_binary_graph", False))
     side, seed, _ = dense.oriented()
@@ -380,7 +380,7 @@ def test_detect_box() -> None:
         assert labels.tolist() == [[0, 1, 0, 0], [1, 1, 0, 2], [0, 0, 2, 2]]
         assert [index.tolist() for index in inside] == [[1, 2, 2], [3, 2, 3]]
     assert tokencut.detect_box(side, 7, [3, 4], (27, 75), [10, 20])[0] == [40, 10, 75, 27]
-    # Its background is a component like others.
+    # The background counts as a component.
     assert tokencut.detect_box(side, 0, [3, 4], None, [1, 1])[1] == [0, 0, 3, 4]
     with pytest.raises(NotImplementedError):
         tokencut.detect_box(side, 7, [3, 4], scales=[1, 1], principle_object=False)

@@ -1,4 +1,4 @@
-"""Deep Spectral Segmentation, against its definition in dense float64, written out here."""
+"""Deep Spectral Segmentation equals its definition in dense float64, written out here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Dense:
         self.values, self.vectors = scipy.linalg.eigh(self.D - self.W, self.D)
 
     def check(self, values: Tensor, vectors: Tensor) -> None:
-        """Residuals, orthonormality, eigenvalues, and each vector up to sign or within its space.
+        """Checks residuals, orthonormality, eigenvalues, and vectors up to sign or eigenspace.
 
         The bounds are those of float32 results.
         """
@@ -61,7 +61,7 @@ class Dense:
             assert linked.sum() < len(x) or (x[:, 0] > 0).all(), "which is not negated"
 
     def oriented(self) -> np.ndarray | None:
-        """Row 1 by the rule of the sign; None where it, or an entry, is not determined."""
+        """Returns row 1 by the rule for the sign; None if it, or an entry, is not determined."""
         gaps = np.diff(self.values[:3])
         x = self.vectors[:, 1]
         share = (x > 0).mean()
@@ -71,7 +71,7 @@ class Dense:
 
 
 def neighbours(image: np.ndarray) -> np.ndarray:
-    """The colour affinity by brute force: 20 and 10 neighbours, positions weighing 2 and 0.1."""
+    """Computes the colour affinity by brute force: 20 and 10 neighbours, weights 2 and 0.1."""
     h, w, _ = image.shape
     n = h * w
     W = np.zeros((n, n))
@@ -91,7 +91,7 @@ def neighbours(image: np.ndarray) -> np.ndarray:
 
 
 def largest_box(foreground: np.ndarray) -> list[int]:
-    """By flood fill over eight neighbours, in reading order."""
+    """Finds the largest box by flood fill over eight neighbours, in reading order."""
     left = {(int(r), int(c)) for r, c in np.argwhere(foreground)}
     best: list[tuple[int, int]] = []
     for start in sorted(left):
@@ -114,12 +114,12 @@ def largest_box(foreground: np.ndarray) -> list[int]:
 
 
 def colours(h: int, w: int, seed: int = 0) -> np.ndarray:
-    """No two distances are equal."""
+    """Returns colours with distinct distances."""
     return np.random.default_rng(seed).random((h, w, 3))
 
 
 def check(rows: Tensor, grid: tuple[int, int], count: int = 20, weight: float = 0) -> bool:
-    """Compares all that there is; returns whether the mask was determined, and so compared."""
+    """Compares all results; returns whether the mask was determined, and compared."""
     h, w = grid
     image = colours(h, w) if weight > 0 else None
     dense = Dense(rows, weight, image)
@@ -178,7 +178,7 @@ def test_all_pairs(n: int) -> None:
 
 
 def test_patches_without_edges_are_pairs_of_their_own() -> None:
-    """Some have no features, and some eigenvalues lie on either side of theirs."""
+    """Some patches have no features, and there are eigenvalues on both sides of theirs."""
     rows = noise(5, 12, 6, seed=3)
     rows[::9] = 0
     values, vectors = dsm.eigs(rows, 60)
@@ -200,7 +200,7 @@ def test_norms_at_which_the_normalisation_is_clamped(scale: float) -> None:
 
 
 def test_components_and_copies_with_colours() -> None:
-    """Two colours far apart and two blocks: equal components, whose eigenvalues repeat."""
+    """Two distant colours and two blocks: equal components with repeated eigenvalues."""
     part = smooth(6, 12, 9, seed=2)
     rows = torch.block_diag(part, part)
     image = np.concatenate([colours(6, 12), colours(6, 12) + 1000])
@@ -213,7 +213,7 @@ def test_components_and_copies_with_colours() -> None:
 
 @pytest.mark.parametrize(("copies", "size"), [(6, 40), (8, 20)])
 def test_repeated_eigenvalues_with_colours(copies: int, size: int) -> None:
-    """Equal components to the bit: of each eigenvalue the first Krylov space lacks copies."""
+    """Components equal to the bit: the first Krylov space lacks copies of each eigenvalue."""
     graph = dsm._graph(torch.block_diag(*[smooth(1, size, 9, seed=2)] * copies))
     near = np.random.default_rng(0).random((size, size)) < 0.2
     colour = scipy.sparse.csr_array(scipy.sparse.block_diag([(near | near.T) * 1.0] * copies))
@@ -237,7 +237,7 @@ def test_colour_affinity(shape: tuple[int, int]) -> None:
 
 
 def test_neighbours_of_neighbours_count_by_hand() -> None:
-    """Three pixels in a row; each names itself and the nearer neighbour, twice."""
+    """Each of three pixels in a row selects itself and the nearer neighbour, twice."""
     image = np.zeros((1, 3, 3))
     image[0, 2] = 5
     W = dsm.knn_affinity(image, (2, 2), (1.0, 1.0)).toarray()
@@ -257,7 +257,7 @@ def test_box() -> None:
         assert dsm.box(given) == [0, 0, 2, 2]
         assert dsm.box(given, 8) == [0, 0, 16, 16]
     assert all(type(corner) is int for corner in dsm.box(side))
-    # The first of equally large ones, and all of an empty mask.
+    # The first of equally large components, and all of an empty mask.
     assert dsm.box(np.array([[0, 0, 1], [1, 0, 0]])) == [2, 0, 3, 1]
     assert dsm.box(np.zeros((3, 5))) == [0, 0, 5, 3]
     for seed in range(30):
@@ -351,7 +351,7 @@ def test_wrong_kinds() -> None:
 
 
 def test_sign_rule() -> None:
-    """A small object on a large ground: the object is the foreground, whatever its entries are."""
+    """A small object on a large ground is the foreground, whatever the sign of its entries."""
     rows = blocks(6, 20, 8, count=2, spread=0.02, seed=1)
     order = torch.cat([torch.arange(120)[rows[:, 0] > 0], torch.arange(120)[rows[:, 0] <= 0]])
     for keep in (order[:85], order[-85:]):

@@ -59,14 +59,14 @@ constexpr size_t kStack = 64 << 10;
 #endif
 constexpr size_t kArena = size_t{1} << 30;  // all stacks: address space, of which little is used
 
-// A place to go back to: that of a worker, or that of the launch.
+// A place to return to: in a worker, or in the launch.
 struct Context {
 #if defined(SELFMENT_EMULATE_UCONTEXT)
   ucontext_t machine;
 #else
   void* stack_pointer;
 #endif
-  // What the address sanitizer wants to know.
+  // For the address sanitizer.
   void* fake_stack;
   const void* bottom;
   size_t size;
@@ -85,7 +85,7 @@ void prepare_machine(Context& context, unsigned char* stack, void (*entry)()) {
 
 #else
 
-// Saves the registers that a call preserves on the stack, and goes on with another stack.
+// Saves the registers that a call preserves on the stack, and continues on another stack.
 extern "C" void selfment_switch(void** from, void* to) __asm__("selfment_switch")
     __attribute__((visibility("hidden")));
 
@@ -159,7 +159,7 @@ void prepare_machine(Context& context, unsigned char* stack, void (*entry)()) {
 
 Context* came_from;
 
-// To be called first after a switch to `self`.
+// Must be called first after a switch to `self`.
 void arrive([[maybe_unused]] Context& self) {
 #if defined(SELFMENT_ASAN)
   __sanitizer_finish_switch_fiber(self.fake_stack, &came_from->bottom, &came_from->size);
@@ -214,7 +214,8 @@ struct Thread {
 
 enum class Order { kForward, kReverse, kShuffle };
 
-// The one launch that runs at a time, and what is kept from one to the next.
+// The launch that runs, of which there is one at a time, and the state that is kept between
+// launches.
 struct Scheduler {
   std::mutex mutex;
   std::map<const void*, int64_t> allowed_shared;  // by kernel
@@ -288,7 +289,7 @@ std::string text(Wait wait, const Site& site) {
          (slash != nullptr ? slash + 1 : site.file) + ":" + std::to_string(site.line) + ")";
 }
 
-// What the failure of the launch will say.
+// The message of the launch's failure.
 void blame(const std::string& why) {
   s.failure = "block " + text(s.current->block->index) + ", " + why;
 }
@@ -311,7 +312,7 @@ Thread* first_thread(const Block& block) {
   return &s.threads[static_cast<size_t>((&block - s.blocks.data()) * block_size())];
 }
 
-// What the threads of the block do, in numbers.
+// How many threads of the block run, wait or have ended.
 std::string report(const Block& block) {
   std::map<std::string, int> threads;
   for (int i = 0; i < block_size(); ++i) {
@@ -338,7 +339,8 @@ Thread* pop() {
   return front;
 }
 
-// Makes threads ready to run: those of `size` from the first one that `which` selects.
+// Makes threads ready to run: those that `which` selects of the `size` threads from the first one
+// on.
 template <class Which>
 void push_all(Thread* first, size_t size, const Which& which) {
   for (size_t i = 0; i < size; ++i) {
@@ -364,7 +366,7 @@ void prepare(Worker& worker) {
 
 Worker* idle_worker() {
   if (s.idle.empty()) {
-    // Below the stack is a page that faults.
+    // A page below the stack faults.
     const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     if (s.stacks == nullptr) {
       void* all = mmap(nullptr, kArena, PROT_READ | PROT_WRITE,
@@ -403,7 +405,7 @@ void suspend() {
   if (next != self) enter(self->worker->context, next);
 }
 
-// To be called when the current thread has begun to wait for others of its block, or has ended.
+// Must be called when the current thread has begun to wait for others of its block, or has ended.
 void stop_running() {
   const Block& block = *s.current->block;
   if (--s.current->block->running > 0 || block.ended == block_size()) return;
@@ -411,7 +413,7 @@ void stop_running() {
   leave();
 }
 
-// What a worker does, forever.
+// The endless loop of a worker.
 void work() {
   Worker* self = s.current->worker;
   arrive(self->context);
@@ -435,8 +437,8 @@ void work() {
   }
 }
 
-// Waits for the lanes of `mask`, all in the same call. Returns `value` of the lane `source`; in a
-// vote the lanes whose value is not 0.
+// Waits for the lanes of `mask`, all in the same call. Returns `value` of the lane `source`, or in
+// a vote the lanes whose value is not 0.
 uint64_t meet(Wait kind, unsigned mask, uint64_t value, unsigned source, Site site) {
   Thread& self = here();
   self.wait = kind;
@@ -606,7 +608,7 @@ uint64_t shuffle(Wait kind, unsigned mask, uint64_t value, unsigned operand, int
     blame_here(text(kind, site) + " with a width of " + std::to_string(width));
     leave();
   }
-  // As in PTX: a lane outside of the segment stands for the own one.
+  // As in PTX, a lane outside the segment stands for the thread's own.
   const unsigned last = static_cast<unsigned>(width) - 1, segment = lane & ~last;
   unsigned source = lane;
   operand %= kLanes;

@@ -1,5 +1,5 @@
-// CUDA grids on the host, so that the sources of csrc/cuda run without a device: what they use of
-// the language and of the runtime, under the same names. Tests only.
+// CUDA grids on the host, so that the sources of csrc/cuda run without a device: the parts of the
+// language and of the runtime that they use, under the same names. For tests only.
 //
 // Every thread of a grid is a fiber, and all of them run on the one OS thread that launches; a
 // launch returns when the grid has ended. Misuse that would hang or corrupt a device (a barrier
@@ -8,7 +8,7 @@
 //
 // Environment, read at every launch:
 //   SELFMENT_EMULATED_ORDER         forward (default), reverse or shuffle: which thread runs next;
-//                                   a shuffle is the same every time, and also breaks in at atomics
+//                                   a shuffle is the same every time, and also switches at atomics
 //   SELFMENT_EMULATED_SHARED_BYTES  the shared memory that a block may have; 101376
 //   SELFMENT_EMULATED_PAUSES        calls of pause_thread() that a launch may make; 50000000
 //   SELFMENT_EMULATED_TEAM          blocks of every team (at most as many as there are), whatever
@@ -108,10 +108,10 @@ struct cudaLaunchConfig_t {
 };
 
 cudaError_t cudaGetLastError();
-const char* cudaGetErrorString(cudaError_t status);  // of a failed launch: what happened, and where
-cudaError_t cudaGetDevice(int* device);              // two there are, alike
+const char* cudaGetErrorString(cudaError_t status);  // after a failed launch: why and where
+cudaError_t cudaGetDevice(int* device);              // there are two equal devices
 cudaError_t cudaSetDevice(int device);
-// For those who have loaded a module: makes the device current, and returns which was.
+// For callers that have loaded a module: makes the device current, and returns the earlier one.
 extern "C" __attribute__((visibility("default"))) int selfment_exchange_device(int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 // As on a device, a kernel must be allowed more than 48 KiB of shared memory before its launch.
@@ -131,7 +131,7 @@ void pause_thread();
 
 namespace emulation {
 
-// Where a thread waits, for messages.
+// The place where a thread waits, for messages.
 struct Site {
   const char* file;
   int line;
@@ -141,21 +141,21 @@ enum class Wait { kNone, kBarrier, kSyncwarp, kIndex, kUp, kDown, kXor, kBallot,
 
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    const std::function<void()>& body);
-// Waits for all threads of the block, each at this site; returns for how many `predicate` is true.
+// Waits for all threads of the block, each at this site; returns how many have a true `predicate`.
 int barrier(bool predicate, Site site);
-// The bits of `value` in the lane that `operand` selects.
+// Returns the bits of `value` in the lane that `operand` selects.
 uint64_t shuffle(Wait kind, unsigned mask, uint64_t value, unsigned operand, int width, Site site);
-// The lanes of `mask` for which `predicate` is true.
+// Returns the lanes of `mask` whose `predicate` is true.
 unsigned vote(Wait kind, unsigned mask, bool predicate, Site site);
-// Before an atomic operation: may let other threads run first.
+// Is called before an atomic operation: may let other threads run first.
 void preempt();
 
-// The settings of the environment.
-int64_t forced_team();  // 0: none
-int multiply_group();   // of this launch; 0: none
+// The settings of the environment; 0 if there is none.
+int64_t forced_team();
+int multiply_group();  // of this launch
 
-// cp.async of 16 bytes, or of zeros. They are read at once, but land at the wait; what was there
-// before is gone from the start.
+// cp.async of 16 bytes, or of zeros. The bytes are read at once, but land at the wait; the old ones
+// are gone from the start.
 void copy_later(void* to, const void* from, bool exists, void* site);
 void end_copies();
 void land_copies(int pending);  // all groups but the last `pending`
@@ -236,7 +236,7 @@ inline int __all_sync(unsigned mask, int predicate, SELFMENT_SITE) {
   return vote(Wait::kAll, mask, predicate != 0, {file, line}) == mask;
 }
 
-// Of all lanes of a warp.
+// Reductions over all lanes of a warp.
 #define SELFMENT_REDUCE(name, T, joined)                                         \
   inline T name(unsigned mask, T value, SELFMENT_SITE) {                         \
     using namespace selfment::cuda::emulation;                                   \
@@ -251,14 +251,14 @@ SELFMENT_REDUCE(__reduce_max_sync, unsigned, value < other ? other : value)
 #undef SELFMENT_REDUCE
 #undef SELFMENT_SITE
 
-// All threads are fibers of one OS thread: what one has written, the others see.
+// All threads are fibers of one OS thread, so each sees what the others have written.
 inline void __threadfence() {
   __asm__ volatile("" ::: "memory");
   selfment::cuda::race::fence();
 }
 inline void __threadfence_block() { __asm__ volatile("" ::: "memory"); }
 
-// Atomics, for the types that CUDA has them for. They return the old value.
+// Atomics, for the types for which CUDA has them. They return the old value.
 
 #define SELFMENT_ATOMIC(name, T, result)                                            \
   SELFMENT_TOLD inline T name(T* address, T value) {                                \
@@ -355,7 +355,7 @@ inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   return shift % 32 == 0 ? high : high << shift % 32 | low >> (32 - shift % 32);
 }
 
-// The bytes of x (0 to 3) and y (4 to 7) that the digits of the selector name.
+// Picks the bytes of x (0 to 3) and y (4 to 7) that the digits of the selector name.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = uint64_t{y} << 32 | x;
   unsigned result = 0;
@@ -391,7 +391,7 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 
-// Templates, which give way to functions of these names in <math.h>: C23 has them.
+// Templates, so that functions of these names in <math.h>, which C23 has, come first.
 template <class T, class = std::enable_if_t<std::is_floating_point_v<T>>>
 T rsqrt(T x) {
   return 1 / std::sqrt(x);
@@ -401,7 +401,7 @@ float rsqrtf(T x) {
   return 1 / std::sqrt(static_cast<float>(x));
 }
 
-// The overloads that CUDA has, and no others: a call that is ambiguous there is so here.
+// Only the overloads that CUDA has: a call that is ambiguous there is ambiguous here.
 #define SELFMENT_MIN_MAX(A, B, T)                                                         \
   constexpr T min(A a, B b) {                                                             \
     return static_cast<T>(a) < static_cast<T>(b) ? static_cast<T>(a) : static_cast<T>(b); \

@@ -1,11 +1,11 @@
 """Deletes each barrier, fence, wait, `volatile` and buffer turn of csrc/cuda, one at a time.
 
-Of accesses that release or acquire the access stays, and orders nothing.
+A release or acquire becomes an access that orders nothing.
 
-Every mutant must be killed: by the race detector, by other results, or by the emulation (a launch
-that fails or does not end). Those that cannot matter are in ``HARMLESS``, with the reason.
+Every mutant must be killed: by the race detector, by different results, or by the emulation (a
+launch fails or does not end). Mutants that cannot matter are in ``HARMLESS``, with the reason.
 
-    mutants.py [--work FOLDER] [TEXT ...]     # those whose "FILE:LINE: text" holds one of the texts
+    mutants.py [--work FOLDER] [TEXT ...]     # those whose "FILE:LINE: text" has one of the texts
     mutants.py --list
 """
 
@@ -29,7 +29,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from helpers import emulated, races  # noqa: E402
 
-#: What is searched, what takes its place, and what it is called.
+#: A pattern, its replacement, and the name of the mutation.
 KINDS = [
     (r"(?<![\w])__syncthreads\(\);", "", "barrier"),
     (r"(local\(this\)->)?\bteam(_|\(\))?\.sync\(\);", "", "barrier of a team"),
@@ -65,7 +65,7 @@ LIMIT = 300  # seconds for the cases of a mutant, which may hang
 
 @dataclass(frozen=True)
 class Mutant:
-    """A line of a file, and what it becomes."""
+    """A line of a file, and its mutation."""
 
     file: str
     line: int
@@ -76,7 +76,7 @@ class Mutant:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """As in ``HARMLESS``."""
+        """The mutant's key in ``HARMLESS``."""
         return self.file, self.text.strip(), self.nth
 
     def __str__(self) -> str:
@@ -84,7 +84,7 @@ class Mutant:
 
 
 def mutants() -> Iterator[Mutant]:
-    """All that csrc/cuda has, but for what only a device compiles."""
+    """Yields all mutants of csrc/cuda, except in code that is compiled only for a device."""
     for path in sorted((ROOT / "csrc/cuda").glob("*.cu*")):
         device_only = False
         equal: Counter[str] = Counter()
@@ -98,7 +98,7 @@ def mutants() -> Iterator[Mutant]:
                 continue
             for pattern, instead, kind in KINDS:
                 for match in re.finditer(pattern, code):
-                    # An empty statement, so that a loop or a condition keeps its body.
+                    # An empty statement keeps the body of a loop or a condition.
                     put = match.expand(instead) or (";" if match[0].endswith(";") else "")
                     changed = line[: match.start()] + put + line[match.end() :]
                     equal[line.strip()] += 1
@@ -107,7 +107,7 @@ def mutants() -> Iterator[Mutant]:
 
 
 def sources_of(file: str) -> list[str]:
-    """The .cu files that include a file, directly or not."""
+    """Returns the .cu files that include a file, directly or indirectly."""
     folder = ROOT / "csrc/cuda"
     texts = {path.name: path.read_text() for path in folder.glob("*.cu*")}
     users, found = {file}, {file}
@@ -118,7 +118,7 @@ def sources_of(file: str) -> list[str]:
 
 
 class Builder:
-    """The module under the race detector, in a copy of the sources; one object per source."""
+    """Builds the module with the race detector, in a copy of the sources; one object per source."""
 
     def __init__(self, work: Path) -> None:
         self.work = work
@@ -133,7 +133,7 @@ class Builder:
         emulated.build(self.work / "build", emulated.RACES, names)
 
     def run(self, cases: list[str]) -> tuple[str, list[str]]:
-        """Digests or an error, and the races."""
+        """Runs cases; returns their digests or an error, and the races."""
         log = self.work / "log"
         log.unlink(missing_ok=True)
         path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -150,7 +150,7 @@ class Builder:
 
 
 def verdict(builder: Builder, mutant: Mutant, expected: dict[str, str]) -> str:
-    """What kills it; nothing if it survives."""
+    """Returns what kills the mutant, or an empty string if it survives."""
     path = builder.work / "csrc/cuda" / mutant.file
     original = path.read_text()
     lines = original.splitlines()

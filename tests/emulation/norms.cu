@@ -1,7 +1,7 @@
-// `norms TYPE D FILE` reads rows of D numbers, and prints of each whether quick_length could tell
-// its length, that, and exact_length. `norms divide TYPE FILE` reads norms, each a double, and as
-// many numbers; it divides all by all and prints how often quick could tell, and how often the
-// answer, or that of the division, is other than in double.
+// `norms TYPE D FILE` reads rows of D numbers. For each it prints whether quick_length succeeds,
+// and the results of quick_length and exact_length. `norms divide TYPE FILE` reads norms, each a
+// double, and as many numbers; it divides all by all and prints how often `quick` succeeds, and how
+// often its result, or that of the division, differs from the result in double.
 #include "cuda/norms.cuh"
 
 #include <cstring>

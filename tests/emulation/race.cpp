@@ -31,8 +31,8 @@ namespace {
 using Clock = std::vector<uint32_t>;
 using Base = std::shared_ptr<const Clock>;
 
-// What a thread knows of the others: of thread u all accesses up to epoch base[u], and of the lanes
-// of its own warp up to warp[lane], if that is more.
+// What a thread knows of the others: it knows all accesses of thread u up to epoch base[u], and
+// those of the lanes of its own warp up to warp[lane], if that is later.
 struct State {
   uint32_t epoch = 1;  // the thread's own; each synchronisation begins a new one
   Base base;           // shared by threads that know the same
@@ -41,9 +41,9 @@ struct State {
   Base acquired;  // what strong reads have seen since the last fence
 };
 
-// All accesses of one kind to a cell that are not known to be ordered: a single one, or of each
-// thread the last. A round are the blocks that run at once; threads of other rounds are never
-// ordered.
+// All accesses of one kind to a cell that are not known to be ordered: a single one, or the last
+// one of each thread. A round is the set of blocks that run at once; threads of different rounds
+// are never ordered.
 struct Access {
   uint32_t round = 0, thread = 0, epoch = 0;
   bool many = false, other_round = false;
@@ -51,7 +51,7 @@ struct Access {
   std::unique_ptr<Clock> all;  // where there are many: the epochs, by thread
   bool empty() const { return round == 0; }
 };
-// What has happened to a piece of memory in a launch.
+// The accesses to a piece of memory in a launch.
 struct Cell {
   bool nc = false;       // read by a non-coherent load
   bool pending = false;  // the target of a copy under way
@@ -123,7 +123,7 @@ void report(const char* what, void* before, void* now, uintptr_t at, int t, int 
   std::fflush(out());
 }
 
-// The epoch of thread u up to which thread t knows its accesses.
+// The epoch of thread u up to which thread t knows u's accesses.
 uint32_t known(int t, uint32_t u) {
   const State& s = threads[static_cast<size_t>(t)];
   const uint32_t base = (*s.base)[u];
@@ -131,7 +131,7 @@ uint32_t known(int t, uint32_t u) {
   return base;
 }
 
-// Whether all accesses of the set happen before thread t's next.
+// True if all accesses of the set happen before thread t's next one.
 bool ordered(const Access& a, int t) {
   if (a.empty() || a.round < first_round) return true;
   if (a.other_round) return false;
@@ -144,7 +144,7 @@ bool ordered(const Access& a, int t) {
   return true;
 }
 
-// Adds an access of thread t; it takes the place of what is ordered before it.
+// Adds an access of thread t; it replaces those that are ordered before it.
 void add(Access& a, int t, void* pc) {
   const uint32_t epoch = threads[static_cast<size_t>(t)].epoch;
   if (!a.empty() && a.round >= first_round && a.round != round_number) {
@@ -180,7 +180,8 @@ void reset(Access& a) { a = Access{}; }
 
 enum Kind { kRead, kWrite, kStrongRead, kStrongWrite, kNcRead, kAsyncIssue, kAsyncDone };
 
-// An access to a cell: reports what it is not ordered with, and becomes part of the cell's past.
+// Records an access to a cell: reports an earlier one that it is not ordered with, and becomes part
+// of the cell's past.
 void touch(Cell& c, int t, Kind kind, void* pc, uintptr_t at) {
   const auto tell = [&](const Access& a, const char* what) {
     if (!ordered(a, t)) report(what, a.pc, pc, at, t, static_cast<int>(a.thread));
@@ -238,7 +239,7 @@ void touch(Cell& c, int t, Kind kind, void* pc, uintptr_t at) {
   }
 }
 
-// The scheduler's own memory, and stacks: that of the launch has the kernel's arguments.
+// The scheduler's own memory, and stacks; the launch's stack has the kernel's arguments.
 bool ignored(const void* address) {
   const char* p = static_cast<const char*>(address);
   if (p >= __bss_start && p < _end) return true;
@@ -249,7 +250,7 @@ bool ignored(const void* address) {
 
 int log2_of(int size) { return size >= 8 ? 3 : size >= 4 ? 2 : size >= 2 ? 1 : 0; }
 
-// An access of the running thread, cell by cell.
+// Records an access of the running thread, cell by cell.
 void access(const void* address, int size, Kind kind, void* pc) {
   const int t = current_thread();
   if (t < 0 || threads.empty() || ignored(address)) return;
@@ -283,7 +284,7 @@ void access(const void* address, int size, Kind kind, void* pc) {
       page->cells.resize(4096u >> unit);
     }
     if (unit < page->unit) {
-      // Smaller accesses than before: what is known is forgotten, but for this launch's writes.
+      // Accesses are smaller than before: forgets all but this launch's writes.
       std::vector<Cell> finer(4096u >> unit);
       for (size_t i = 0; i < finer.size(); ++i) {
         Cell& old = page->cells[i >> (page->unit - unit)];
@@ -308,7 +309,7 @@ void access(const void* address, int size, Kind kind, void* pc) {
   }
 }
 
-// What either knows.
+// Merges the knowledge of both.
 Base join(const Base& a, const Base& b) {
   if (a == b || !b) return a;
   if (!a) return b;
@@ -320,7 +321,7 @@ Base join(const Base& a, const Base& b) {
 }  // namespace
 
 void begin_launch() {
-  // What was before it is ordered. All the past of a module would take gigabytes.
+  // Earlier launches are ordered. All the past of a module would take gigabytes.
   pages.clear();
   last_number = ~uintptr_t{0};
   first_round = round_number + 1;
@@ -409,7 +410,7 @@ void fence() {
 }
 
 namespace {
-// A strong access takes what was published at the address, to be known after the next fence.
+// A strong access receives what was published at the address; it is known after the next fence.
 void see(int t, uintptr_t at) {
   const auto found = published.find(at);
   if (found == published.end()) return;
@@ -472,7 +473,7 @@ EXPORT void __tsan_init() {}
 EXPORT void __tsan_vptr_update(void**, void*) {}
 EXPORT void __tsan_vptr_read(void**) {}
 
-// How many accesses were looked at: 0 says that the sources were not compiled for it.
+// How many accesses were checked; 0 if the sources were not compiled for the detector.
 extern "C" __attribute__((visibility("default"))) unsigned long long selfment_race_accesses() {
   return race::accesses;
 }

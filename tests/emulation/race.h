@@ -1,5 +1,5 @@
-// A happens-before race detector for the emulated grids (see README.md): what the scheduler and the
-// device functions tell it. Without SELFMENT_RACES there is none, and the calls are empty.
+// A happens-before race detector for the emulated grids (see README.md): the events that the
+// scheduler and the device functions report to it. Without SELFMENT_RACES the calls are empty.
 #pragma once
 
 #include <cstddef>
@@ -12,14 +12,15 @@ namespace selfment::cuda::race {
 // --- From the scheduler ---
 
 void begin_launch();
-// Blocks that run at the same time begin; their threads are numbered block by block.
+// Blocks begin that run at the same time; their threads are numbered block by block.
 void begin_round(int blocks, int threads_each);
 void end_round();
 // A block's shared memory, of which nothing is written yet.
 void shared_memory(int block, void* address, size_t size);
 void barrier(int first_thread, int threads);
 void syncwarp(int first_lane, unsigned mask);
-// The scheduler's own: the running thread, -1 outside of kernels; whether a fiber's stack is there.
+// State of the scheduler: the running thread, -1 outside kernels; true if an address is on a
+// fiber's stack.
 int current_thread();
 bool is_stack(const void* address);
 
@@ -51,7 +52,7 @@ inline void land_copy(const void*, int, void*) {}
 
 }  // namespace selfment::cuda::race
 
-// A device function of the emulation: its accesses are told, not seen by the compiler.
+// Marks a device function of the emulation, which reports its accesses itself.
 #if defined(SELFMENT_RACES)
 #define SELFMENT_TOLD __attribute__((noinline, no_sanitize("thread")))
 #else

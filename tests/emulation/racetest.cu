@@ -1,5 +1,5 @@
-// Checks of the race detector: `racetest NAME` runs one small kernel. Those named "..._right" are
-// without a race, and all others have one.
+// Checks of the race detector: `racetest NAME` runs one small kernel. Kernels named "..._right"
+// have no race, all others have one.
 #include <cstdio>
 #include <cstring>
 #include <string>
@@ -20,7 +20,7 @@ struct Args {
 
 __device__ int lane() { return static_cast<int>(threadIdx.x); }
 
-// Through shared memory, to the neighbour.
+// Pass a value through shared memory to the neighbour.
 __global__ void barrier_kernel(Args args) {
   auto* shared = reinterpret_cast<int*>(shared_memory());
   shared[lane()] = lane();
@@ -51,7 +51,7 @@ __global__ void same_value_kernel(Args args) {
   else args.memory[0] = 1;
 }
 
-// From one block to another: what publishes, and what takes.
+// Pass a value from one block to another.
 __device__ void pass_on(const Args& args, bool release, bool acquire, bool strong) {
   if (lane() != 0) return;
   if (blockIdx.x == 0) {

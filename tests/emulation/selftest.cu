@@ -1,5 +1,5 @@
-// Checks of the emulation: `selftest good` runs what must work; `selftest NAME` runs one kernel,
-// most of them wrong, and prints what comes of it.
+// Checks of the emulation: `selftest good` runs kernels that must work; `selftest NAME` runs one
+// kernel, which usually is wrong, and prints the result.
 #include <sys/resource.h>
 
 #include <cstdlib>
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(1024) sum_kernel(const __grid_constant__ Args 
   args.out[thread_number()] = sum;
 }
 
-// Which lane each shuffle reads, in types of 4 and 8 bytes; and the votes.
+// Shows which lane each shuffle reads, in types of 4 and 8 bytes; and the votes.
 __global__ void warp_kernel(Args args) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   bool right = __shfl_sync(kAllLanes, lane, 7) == 7;
@@ -69,7 +69,7 @@ __global__ void warp_kernel(Args args) {
   right = right && __ballot_sync(kAllLanes, lane % 3 == 0) == 0x49249249u;
   right = right && __any_sync(kAllLanes, lane == 31) && !__any_sync(kAllLanes, lane == 32);
   right = right && __all_sync(kAllLanes, lane < 32) && !__all_sync(kAllLanes, lane < 31);
-  // Each half on its own.
+  // Each half of the warp on its own.
   const unsigned half = lane < 16 ? 0x0000ffffu : 0xffff0000u;
   for (int i = 0; i < (lane < 16 ? 3 : 5); ++i)
     right = right && __ballot_sync(half, lane & 1) == (half & 0xaaaaaaaau);
@@ -121,7 +121,7 @@ __global__ void jacobi_kernel(JacobiArgs args) {
          reinterpret_cast<int*>(shared + args.size + 1));
 }
 
-// The last block to arrive lets the others go; then each reads what its neighbour has written.
+// The last block to arrive releases the others; then each reads what its neighbour has written.
 __global__ void grid_kernel(Args args) {
   const int blocks = static_cast<int>(gridDim.x);
   for (int round = 0; round < args.rounds; ++round) {
@@ -158,13 +158,13 @@ __global__ void barrier_kernel(Args args) {
   for (int i = 0; i < args.rounds; ++i) __syncthreads();
 }
 
-// Which thread is how early.
+// Shows the order in which threads run.
 __global__ void order_kernel(Args args) {
   args.out[thread_number()] = args.counter[0];
   args.counter[0] += 1;
 }
 
-// Wrong ones.
+// Wrong kernels.
 
 __global__ void missing_kernel(Args args) {
   auto* values = reinterpret_cast<int*>(shared_memory());
@@ -244,7 +244,7 @@ struct Grid {
   }
 };
 
-// What a launch that must fail says.
+// Returns the message of a launch that must fail.
 template <class Call>
 std::string failure(const Call& call) {
   try {
@@ -323,8 +323,8 @@ void check_limits() {
   REQUIRE(cudaGetLastError() == cudaErrorInvalidDevice && cudaGetLastError() == cudaSuccess);
 }
 
-// Matrices such as a restart leaves, diagonal but for a row, and full ones: the eigenpairs are
-// right, and the sweeps end because nothing is left to rotate.
+// Tries matrices like those after a restart, which are diagonal except for a row, and full ones:
+// the eigenpairs are right, and the sweeps end because nothing is left to rotate.
 void check_jacobi() {
   for (const int size : {1, 2, 7, 48, 64})
     for (const bool full : {false, true}) {
@@ -353,7 +353,7 @@ void check_jacobi() {
     }
 }
 
-// A pair's number says which it is, in the last image of a large batch and in a large image.
+// A pair's number identifies it, in the last image of a large batch and in a large image.
 void check_pairs() {
   struct Last {
     int64_t batch, n;
@@ -371,7 +371,7 @@ void check_pairs() {
 }
 
 void check_teams() {
-  // An image alone has the device, as far as it goes; many images have a block each.
+  // A single image uses the whole device, if it is large enough; many images have a block each.
   REQUIRE(teams_for(1, 132, 36, 9).size == 36 && teams_for(1, 132, 400, 1).size == 132);
   REQUIRE(teams_for(132, 132, 36, 9).size == 1 && teams_for(5000, 132, 36, 9).count == 132);
   REQUIRE(teams_for(1, 132, 2, 161).size == 1 && teams_for(8, 132, 36, 9).size == 16);
@@ -382,7 +382,7 @@ void check_teams() {
       REQUIRE(teams.size >= 1 && teams.size <= items && teams.count <= batch);
       REQUIRE(teams.count * teams.size <= 132);
     }
-  // Just above half of the blocks: in teams of one nearly half of them would be idle.
+  // A batch of just over half of the blocks: in teams of one nearly half of them would be idle.
   const Teams teams = teams_for(67, 132, 400, 1);
   REQUIRE((67 + teams.count - 1) / teams.count * (400 + teams.size - 1) / teams.size < 300);
 }
@@ -448,7 +448,7 @@ int main(int count, char** arguments) {
     return 0;
   }
   if (name == "switches") {
-    // Seconds of the processor for six million switches, and of them those within the system.
+    // Processor seconds for six million switches, and the system's part of them.
     const auto seconds = [](const timeval& time) { return time.tv_sec + 1e-6 * time.tv_usec; };
     rusage before, after;
     grid.run(barrier_kernel, 3, 512, 0, true, 1);  // the stacks are there from here on

@@ -1,5 +1,5 @@
 // The instructions of csrc/cuda/operand_product.cuh on a host, as the PTX manual defines them: the
-// lanes of a warp put what they hold on a table, meet, and take what they are to get.
+// lanes of a warp write their values into a table, meet, and read the values that they should get.
 #pragma once
 
 #include <algorithm>
@@ -28,9 +28,9 @@ float operand(uint32_t pair, int index) {
   return kBFloat16 ? to_float(BFloat16{bits}) : to_float(Float16{bits});
 }
 
-// The sum as tensor cores are known to take it (Fasi, Higham, Mikaitis, Pranesh, 2021): every term
-// loses the bits below 2^-23 of the largest power of two among them, and the sum what a float has
-// no place for, both without rounding. Newer ones keep a bit or two more.
+// Sums as tensor cores are known to do it (Fasi, Higham, Mikaitis, Pranesh, 2021): every term loses
+// the bits below 2^-23 of the largest power of two among them, and the sum loses the bits that a
+// float has no place for, both without rounding. Newer ones keep a bit or two more.
 inline float truncated_sum(float start, const float* products, int count) {
   double largest = std::fabs(start);
   for (int k = 0; k < count; ++k) largest = std::fmax(largest, std::fabs(products[k]));
@@ -72,7 +72,7 @@ SELFMENT_TOLD void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t 
     const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
     float products[16];
     for (int k = 0; k < 16; ++k) {
-      // Element k of A's row is in matrix (row / 8, k / 8), that of B's in matrix k / 8.
+      // Element k of A's row is in matrix (row / 8, k / 8), element k of B's row in matrix k / 8.
       const uint32_t left = table[row % 8 * 4 + k % 8 / 2].a[row / 8 + k / 8 * 2];
       const uint32_t right = table[column * 4 + k % 8 / 2].b[k / 8];
       products[k] =

@@ -1,6 +1,6 @@
-// `tridiagonal SHARE` reads symmetric tridiagonal matrices (their size, diagonals, and what is
-// beside them) until the end of its input, and prints what leading_pair makes of each: the two
-// eigenvalues and the vector.
+// `tridiagonal SHARE` reads symmetric tridiagonal matrices (their size, diagonal and off-diagonal)
+// until the end of its input. For each it prints the results of leading_pair: the two eigenvalues
+// and the vector.
 #include "cuda/tridiagonal.cuh"
 
 #include <cstdlib>

@@ -1,4 +1,4 @@
-"""Changes to checkpoints that keep them readable: blind ones seldom get past a checksum."""
+"""Mutates checkpoints so that they remain readable; blind changes rarely pass a checksum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-# Names that the readers of other projects' checkpoints look for.
+# Names that readers of other projects' checkpoints search for.
 _NAMES = (
     *("encoder", "mask_token", "model", "model_ema", "module", "state_dict", "storage_tokens"),
     *("beit3.encoder.layers.0.ffn.A.fc1.weight", "blocks.0.attn.q_proj.weight", "rope.freqs"),
@@ -31,7 +31,7 @@ _OTHERS = (None, 3, "x", [], {}, (torch.ones(2),), {"weight": torch.ones(2)})
 def mutate_checkpoint(data: bytes, most: int, seed: int) -> bytes:
     """Changes the tensors, a part of the container, or any bytes of a checkpoint.
 
-    To ``most`` bytes at most; without effect on what cannot be read but for the last.
+    The result has at most ``most`` bytes. In an unreadable file only bytes are changed.
     """
     from atheris import Mutate
 
@@ -42,7 +42,7 @@ def mutate_checkpoint(data: bytes, most: int, seed: int) -> bytes:
             changed = change(data, lambda part: bytes(Mutate(part, len(part) + 64)), drawn)
             if len(changed) <= most:
                 return changed
-        except Exception:  # broken already, by an earlier change
+        except Exception:  # already broken by an earlier change
             pass
     return bytes(Mutate(data, most))
 
@@ -76,7 +76,7 @@ def _tensors(data: bytes, mutate: Callable[[bytes], bytes], drawn: random.Random
     except SafetensorError:
         content = torch.load(io.BytesIO(data), weights_only=True)
     state = content
-    for _ in range(3):  # a dictionary may hold itself
+    for _ in range(3):  # a dictionary may contain itself
         inner = [value for value in state.values() if isinstance(value, dict)]
         state = drawn.choice(inner or [state])
     for _ in range(drawn.randint(1, 3)):
@@ -92,7 +92,7 @@ def _tensors(data: bytes, mutate: Callable[[bytes], bytes], drawn: random.Random
                     state[key] = state[key].to(drawn.choice(_DTYPES))
             case 3:
                 state[key] = drawn.choice(_OTHERS)
-            case 4:  # an element for all of any number
+            case 4:  # one element represents all of a larger tensor
                 shape.append(1 << drawn.randrange(50))
                 state[drawn.choice((key, *_NAMES))] = torch.ones(()).expand(shape)
             case 5:
@@ -103,7 +103,7 @@ def _tensors(data: bytes, mutate: Callable[[bytes], bytes], drawn: random.Random
             case _:
                 del state[key]
     if drawn.random() < 0.5:
-        with contextlib.suppress(Exception):  # it holds tensors only, each with memory of its own
+        with contextlib.suppress(Exception):  # safetensors stores only tensors that share no memory
             return save(content)
     stream = io.BytesIO()
     torch.save(content, stream, _use_new_zipfile_serialization=drawn.random() < 0.8)

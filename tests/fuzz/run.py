@@ -1,10 +1,10 @@
-"""Coverage-guided fuzzing of all that reads files (needs Linux, and pip install ".[fuzz]").
+"""Coverage-guided fuzzing of all file readers (needs Linux, and pip install ".[fuzz]").
 
     python tests/fuzz/run.py TARGET --seconds N
 
-TARGET: one of those in targets.py, or "all", each for N seconds. A line for each says how many
-inputs were tried; the exit code is 1 if one of them crashed the reader, let an undocumented error
-out of it, made it start a program, or took it too much time or memory. Such an input is kept.
+TARGET is one of those in targets.py, or "all", each for N seconds. A line for each prints the
+number of inputs. The exit code is 1 if an input crashed the reader, made it raise an undocumented
+error or start a program, or needed too much time or memory. Such an input is stored.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-MEMORY, SECONDS, LENGTH = 4096, 60, 1 << 16  # MiB and seconds for an input, of so many bytes
+MEMORY, SECONDS, LENGTH = 4096, 60, 1 << 16  # MiB and seconds per input, and its bytes
 PACKAGES = ["selfment", "PIL", "tomllib", "tomli"]
 
 
 def fuzz(name: str, corpus: str, options: list[str]) -> None:
     """Fuzzes one target; ends the process."""
     import atheris
-    from timm.models import eva, vision_transformer  # traced as a whole they take minutes
+    from timm.models import eva, vision_transformer  # instrumented completely they take minutes
     from torch._weights_only_unpickler import Unpickler
 
     Unpickler.load = atheris.instrument_func(Unpickler.load)
@@ -36,7 +36,7 @@ def fuzz(name: str, corpus: str, options: list[str]) -> None:
     for number, seed in enumerate(target.seeds()):
         if len(seed) <= LENGTH:
             Path(corpus, f"{number:03}").write_bytes(seed)
-    target.check(b"")  # what is imported on the way is no part of an input
+    target.check(b"")  # imports now, so that they do not count for an input
     forbid_side_effects()
     sys.stderr = open("/dev/null", "w")  # noqa: SIM115 - the readers report; libFuzzer has its own
     mutate = {} if target.mutate is None else {"custom_mutator": target.mutate}
@@ -45,7 +45,7 @@ def fuzz(name: str, corpus: str, options: list[str]) -> None:
 
 
 def run(name: str, seconds: int, seed: int, kept: Path) -> bool:
-    """Fuzzes one target in a process of its own; says what came of it, and whether all was well."""
+    """Fuzzes one target in a process of its own; returns a summary, and whether it succeeded."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as corpus:
         options = [
             f"-max_total_time={seconds}",
@@ -68,7 +68,7 @@ def run(name: str, seconds: int, seed: int, kept: Path) -> bool:
 
 
 def main() -> int:
-    """See above."""
+    """Fuzzes the targets that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("target")
     parser.add_argument("--seconds", type=int, default=10)

@@ -1,4 +1,4 @@
-"""What is fuzzed: for each target the bytes to start from, and what must hold for any bytes."""
+"""The targets of fuzzing: seed inputs, and a check that must pass for any bytes."""
 
 # ruff: noqa: PT017 - what must hold for an error, if there is one
 from __future__ import annotations
@@ -33,11 +33,11 @@ from selfment.training.cache import TensorCache
 from selfment.util.lines import with_checksum
 
 Image.init()  # all plugins
-Image.MAX_IMAGE_PIXELS = 1 << 19  # what is refused beyond it is tested without a fuzzer
+Image.MAX_IMAGE_PIXELS = 1 << 19  # larger images are tested without a fuzzer
 
 _FOLDER = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 _DIM = 3
-_VITS = ("test_vit", "eva02_tiny_patch14_224")  # of timm's two kinds
+_VITS = ("test_vit", "eva02_tiny_patch14_224")  # one of each of timm's two classes
 _SHAPE = {"img_size": 8, "patch_size": 4, "embed_dim": 4}
 _SHAPE |= {"depth": 1, "num_heads": 1, "mlp_ratio": 1}
 _KEY = "0123456789abcdef"
@@ -46,10 +46,10 @@ _FORBIDDEN = ("os.exec", "os.posix_spawn", "os.system", "socket.connect", "subpr
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, and what it may meet."""
+    """A reader with its seed inputs and checks."""
 
     seeds: Callable[[], Iterator[bytes]]
-    check: Callable[[bytes], None]  # raises whatever must not come out of the reader
+    check: Callable[[bytes], None]  # raises an error that the reader must not raise
     mutate: Callable[[bytes, int, int], bytes] | None = None  # data, most bytes, random seed
 
 
@@ -58,7 +58,7 @@ def remove_files() -> None:
 
 
 def forbid_side_effects() -> None:
-    """Makes it an error to start a program or to connect: nothing that is read may do so."""
+    """Makes starting a program and connecting an error, because no reader may do so."""
 
     def refuse(event: str, arguments: Any) -> None:
         if event in _FORBIDDEN:
@@ -93,7 +93,7 @@ def _pictures() -> Iterator[bytes]:
         for picture in pictures.values():
             for options in ({}, {"exif": exif}, {"save_all": True, "append_images": [picture]}):
                 stream = io.BytesIO()
-                # Not every format takes every mode and option.
+                # Not every format supports every mode and option.
                 with contextlib.suppress(Exception):
                     picture.save(stream, kind, **options)
                     yield stream.getvalue()
@@ -161,7 +161,7 @@ def _configs() -> Iterator[bytes]:
 
 
 def _states() -> list[dict[str, torch.Tensor]]:
-    """Whole weights of the backbones."""
+    """Returns complete weights of the backbones."""
     torch.manual_seed(0)
     models = [timm.create_model(name, num_classes=0) for name in _VITS]
     return [dict(model.state_dict()) for model in models]
@@ -262,7 +262,7 @@ TARGETS = {
     "recipes": Target(_recipes, _check_recipe),
 }
 
-# The loader makes a model for each input, and looks up its name: the smallest, and once.
+# The loader creates a model for each input: make it small, and look up its name only once.
 timm.create_model = functools.partial(timm.create_model, **_SHAPE)
 timm.list_pretrained = functools.cache(timm.list_pretrained)
 warnings.simplefilter("ignore")

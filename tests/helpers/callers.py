@@ -1,4 +1,4 @@
-"""Callers in threads of their own, which end with the test, and signals that come within a call."""
+"""Calls on threads that end with their test, and signals that arrive during a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 
 def run_at_once(work: Callable[[int], None], count: int) -> None:
-    """Calls work(i) on a thread each; raises what one of them raises."""
+    """Calls work(i) on ``count`` threads; raises the first of their errors."""
     errors: list[BaseException] = []
 
     def guarded(index: int) -> None:
@@ -33,9 +33,10 @@ def run_at_once(work: Callable[[int], None], count: int) -> None:
 
 @contextlib.contextmanager
 def calling(work: Callable[[], None], count: int) -> Iterator[None]:
-    """Calls ``work`` on threads, again and again until the end of the block, however it ends.
+    """Calls ``work`` on ``count`` threads repeatedly until the block ends, also by an exception.
 
-    Each has called once before the block begins. What one of them raises is raised at the end.
+    Each thread has finished one call before the block begins. At the end the first of their errors
+    is raised.
     """
     done = threading.Event()
     ready = [threading.Event() for _ in range(count)]
@@ -46,7 +47,7 @@ def calling(work: Callable[[], None], count: int) -> Iterator[None]:
                 work()
                 ready[index].set()
         finally:
-            ready[index].set()  # so that nobody waits for a thread that has failed
+            ready[index].set()  # otherwise the block would wait for a thread that failed
 
     errors: list[BaseException] = []
 
@@ -70,18 +71,18 @@ def calling(work: Callable[[], None], count: int) -> Iterator[None]:
 
 
 def interrupt_within(call: Callable[[int], Any], attempts: int = 40) -> None:
-    """Sends SIGINT until three in one call have been handled; the third is a KeyboardInterrupt.
+    """Sends SIGINT until one call has handled three of them; the third is a KeyboardInterrupt.
 
-    One may be handled just before the native code is entered, and one after it. The third can only
-    be while it runs, so that it does not matter when signals come, nor how long the call takes.
+    One may be handled just before the native code starts, and one just after it. The third can only
+    be handled while it runs. So it does not matter when signals arrive or how long the call takes.
 
     Args:
-        call: What is called, again and again, with the number of the attempt; the work may grow
-            with it, where a machine is too fast for signals to be looked for three times.
-        attempts: After so many calls, each over before the third signal, the test fails.
+        call: Called repeatedly with the number of the attempt. Its work may grow with that number,
+            for machines on which it is too fast to check for signals three times.
+        attempts: The test fails after so many calls that ended before the third signal.
     """
     handled = 0
-    acknowledged: queue.SimpleQueue[None] = queue.SimpleQueue()  # may be put to while it is in use
+    acknowledged: queue.SimpleQueue[None] = queue.SimpleQueue()  # put() is reentrant
     done = threading.Event()
 
     def handle(*_: object) -> None:
@@ -105,7 +106,7 @@ def interrupt_within(call: Callable[[int], Any], attempts: int = 40) -> None:
             call(attempt)
         pytest.fail(f"none of {attempts} calls has looked for signals while it ran")
     finally:
-        handled = 4  # no more of them is an error
+        handled = 4  # further signals raise nothing
         done.set()
         acknowledged.put(None)
         sender.join()

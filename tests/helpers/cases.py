@@ -1,4 +1,4 @@
-"""Patch features with a story, shared by the tests of every step."""
+"""Patch features with known properties, shared by the tests of all steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def noise(h: int, w: int, d: int, seed: int = 0) -> Tensor:
 
 
 def smooth(h: int, w: int, d: int, seed: int = 0) -> Tensor:
-    """What an image gives: a few channels that vary slowly over the grid, mixed into d."""
+    """Features like an image's: a few channels that vary slowly over the grid, mixed into d."""
     rng = generator(seed)
     coarse = torch.randn(1, 8, max(2, h // 5), max(2, w // 5), generator=rng)
     slow = torch.nn.functional.interpolate(coarse, size=(h, w), mode="bicubic").flatten(2)[0].T
@@ -26,7 +26,7 @@ def smooth(h: int, w: int, d: int, seed: int = 0) -> Tensor:
 
 
 def blocks(h: int, w: int, d: int, count: int, spread: float, seed: int = 0) -> Tensor:
-    """Vertical bands of ``count`` kinds of patch, each a direction of its own plus noise."""
+    """Vertical bands of ``count`` kinds of patches; each kind is one direction plus noise."""
     rng = generator(seed)
     centres = torch.linalg.qr(torch.randn(d, count, generator=rng))[0].T
     kind = torch.arange(w) * count // w
@@ -43,14 +43,14 @@ def object_on_ground(h: int, w: int, d: int, seed: int = 0) -> Tensor:
 
 
 def isolated(h: int, w: int, d: int, seed: int = 0) -> Tensor:
-    """Some patches without any edge, not even to themselves: all zero."""
+    """Some patches are zero, and have no edge, not even to themselves."""
     features = smooth(h, w, d, seed)
     features[:: h * w // 7] = 0
     return features
 
 
 def outliers(h: int, w: int, d: int, seed: int = 0) -> Tensor:
-    """A few channels 10 to 100 times the others, as DINOv3 has."""
+    """A few channels are 10 to 100 times the others, as in DINOv3."""
     features = smooth(h, w, d, seed)
     features[:, ::50] *= 10
     features[:, 3] *= 100
@@ -58,14 +58,14 @@ def outliers(h: int, w: int, d: int, seed: int = 0) -> Tensor:
 
 
 def duplicated(h: int, w: int, d: int, seed: int = 0) -> Tensor:
-    """Many equal rows: a flat sky."""
+    """Many rows are equal, as in a flat sky."""
     features = smooth(h, w, d, seed)
     features[: h * w // 3] = features[0]
     return features
 
 
 def ring(n: int) -> Tensor:
-    """Rows of which each is similar to its neighbours: a small gap, hundreds of iterations."""
+    """A chain: each row is similar to its neighbours. A small gap, hundreds of iterations."""
     rows = torch.zeros(n, n)
     for offset, weight in ((0, 1.0), (1, 0.5)):
         rows[torch.arange(n), (torch.arange(n) + offset) % n] = weight
@@ -74,12 +74,12 @@ def ring(n: int) -> Tensor:
 
 
 def copies() -> Tensor:
-    """Five equal components: of k = 3 pairs, Lanczos at first misses one that it has a copy of."""
+    """Five equal components: for k = 3, Lanczos at first misses a copy of an eigenvalue."""
     return torch.block_diag(*[noise(1, 13, 8, seed=1)] * 5)
 
 
 def turned_over(seed: int = 85) -> tuple[Tensor, Tensor]:
-    """(12, 2) features and labels of which IPO exchanges the classes before it goes on."""
+    """Features (12, 2) and labels for which IPO first exchanges the classes."""
     rng = generator(seed)
     return torch.randn(12, 2, generator=rng), torch.rand(12, generator=rng) < 0.5
 

@@ -1,4 +1,4 @@
-"""A head for tests, which tells some patches from others though it has learnt nothing."""
+"""A random head for tests, which separates some patches from others without training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from selfment.backbones import load_backbone
 
 
 def a_head(seed: int = 0) -> PatchHead:
-    """A random head for ``classic``; on noise that is half dark its margins have deviation 2."""
+    """Returns a random head for ``classic``; on half-dark noise its margins have deviation 2."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = PatchHead(384).requires_grad_(False)

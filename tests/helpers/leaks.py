@@ -1,6 +1,6 @@
-"""What a test must not leave behind: threads, processes, files, and memory beyond a limit.
+"""Detects what a test must not leave behind: threads, processes, files, memory beyond a limit.
 
-Processes are looked for where there is a /proc (Linux).
+Processes are detected if there is a /proc (Linux).
 """
 
 from __future__ import annotations
@@ -24,37 +24,37 @@ from pathlib import Path
 
 from helpers import processes
 
-#: Bytes that the processes of the tests together, or any that they start, may take.
+#: Bytes that all processes of the tests together, or any process they start, may use.
 TOTAL = 4 << 30
 
-#: Those of them that this process may take: ``pytest -n`` shares the tests among several.
+#: Bytes that this process may use: ``pytest -n`` divides the tests among several.
 MEMORY = TOTAL // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
-#: Bytes of memory from which on what is free is given back after each test.
+#: If this process uses more bytes, free memory is returned to the system after each test.
 MANY = 1 << 30
 
-#: Seconds after which a test hangs; the longest takes some minutes.
+#: Seconds after which a test counts as hanging; the longest takes some minutes.
 LIMIT = 1800
 
-#: Seconds that a thread or process which is about to end has for it.
+#: Seconds in which threads and processes of a test must end.
 GRACE = 60.0
 
-# Threads that serve a whole process and wait for work: what starts them, by module and why.
+# Threads that serve the whole process: the module that starts them, and their purpose.
 _THREADS = {
     "tqdm": "the monitor of progress bars",
     "torch._inductor": "the pool of compilers",
     "ray": "the connection to the cluster",
 }
-# Processes of that kind, by a part of their command.
+# Processes that serve the whole process: a part of their command, and their purpose.
 _PROCESSES = {
-    "multiprocessing.resource_tracker": "removes what spawned processes share",
-    "multiprocessing.forkserver": "of which later processes are forked",
+    "multiprocessing.resource_tracker": "removes shared objects of spawned processes",
+    "multiprocessing.forkserver": "the parent of later processes",
     "loky.backend.resource_tracker": "joblib's",
     "loky.backend.popen_loky": "joblib's pool",
     "torch/_inductor/compile_worker": "the pool of compilers",
     "ray::": "Ray's pool, which its own shutdown ends",
 }
-# Files that libraries keep between calls, by the name in the folder for temporary or the home one.
+# Files that libraries keep between calls, by name in the temporary or home folder.
 _FILES = {
     "pymp-": "multiprocessing's sockets, until the process ends",
     "torchinductor_": "compiled code",
@@ -65,14 +65,14 @@ _FILES = {
     ".nv": "compiled code of the CUDA driver",
     ".cupy": "compiled code",
     ".ccache": "compiled code",
-    ".hypothesis": "examples that have failed",
+    ".hypothesis": "failed examples",
     "Library": "the same on macOS",
 }
 
 
 @dataclass
 class State:
-    """What was there before a test."""
+    """The state before a test."""
 
     threads: frozenset[threading.Thread]
     processes: frozenset[int]
@@ -81,18 +81,17 @@ class State:
 
 
 class Watch:
-    """Folders of the session's own for temporary files, the home and the current folder.
+    """Private home, temporary and current folders of the session.
 
-    All are empty at first, so that what a test leaves in one is seen at once, whatever else runs
-    on the machine. Files that a test writes elsewhere, under a path that it names, are not looked
-    for.
+    All are empty at first, so that files of a test are detected whatever else runs on the machine.
+    Files that a test writes to other places, by their path, are not detected.
     """
 
     def __init__(self, cwd: Path, home: Path, temporary: Path) -> None:
         self.folders = (cwd, home, temporary)
 
     def state(self) -> State:
-        """What there is now."""
+        """Returns the current state."""
         return State(
             frozenset(threading.enumerate()), processes.snapshot(), self._files(), os.getcwd()
         )
@@ -106,7 +105,7 @@ class Watch:
         )
 
     def left_since(self, before: State) -> list[str]:
-        """A phrase for each thing that was not there before; ends processes, removes files."""
+        """Returns a phrase for each new thing; kills the processes and removes the files."""
         end = time.monotonic() + GRACE
         while (threads(before) or _processes(before)) and time.monotonic() < end:
             time.sleep(0.01)
@@ -128,7 +127,7 @@ class Watch:
 
 
 def threads(before: State) -> list[threading.Thread]:
-    """The threads at work that are new, without those that serve the whole process."""
+    """Returns the new running threads, without those that serve the whole process."""
     return [
         thread
         for thread in threading.enumerate()
@@ -137,7 +136,7 @@ def threads(before: State) -> list[threading.Thread]:
 
 
 def _serves(thread: threading.Thread) -> bool:
-    # Threads of C++ that have once called Python stay on the list for ever.
+    # Threads of C++ that once called Python remain on the list.
     if isinstance(thread, threading._DummyThread):
         return True
     target = getattr(thread, "_target", None)
@@ -154,7 +153,7 @@ def _processes(before: State) -> list[int]:
 
 
 def _reap(before: State) -> None:
-    """Waits for children that were killed, whose numbers the system keeps until then."""
+    """Waits for killed children, whose process numbers are in use until then."""
     for number in processes.snapshot() - before.processes:
         if processes.parent(number) == os.getpid() and not processes.is_at_work(number):
             with contextlib.suppress(ChildProcessError):
@@ -163,7 +162,7 @@ def _reap(before: State) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises ``TimeoutError`` in the main thread where what is inside hangs."""
+    """Raises ``TimeoutError`` in the main thread if the block takes longer than ``seconds``."""
 
     def ring(*_: object) -> None:
         raise TimeoutError(f"this test has taken more than {seconds} s: it hangs")
@@ -182,13 +181,13 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(cwd: Path) -> Iterator[Watch]:
-    """Moves to ``cwd``, and gives this process a home and a folder for temporary files."""
-    # A short path: those of sockets must not be longer than about 100 bytes.
+    """Changes to ``cwd``, and sets a private home and temporary folder for this process."""
+    # A short path, because paths of sockets must not be longer than about 100 bytes.
     own = Path(tempfile.mkdtemp(prefix="t"))
     home, temporary = own / "home", own / "tmp"
     home.mkdir()
     temporary.mkdir()
-    # Packages of the user's own are found all the same.
+    # The user's own packages can still be imported.
     changes = {
         "PYTHONUSERBASE": site.getuserbase(),
         "HOME": str(home),
@@ -213,19 +212,19 @@ def watched(cwd: Path) -> Iterator[Watch]:
         _own.append(own)
 
 
-# Registered before multiprocessing is imported, so that what it keeps there is closed first.
+# Registered before multiprocessing is imported, so that its files there are closed first.
 _own: list[Path] = []
 
 
 @atexit.register
 def remove_folders() -> None:
-    """Removes the folders that were the session's own."""
+    """Removes the private folders of the session."""
     for folder in _own:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def release() -> None:
-    """Gives memory back to the system where this process has much: models in cycles, mostly."""
+    """Returns memory to the system if this process uses much, mostly for models in cycles."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         if pages * os.sysconf("SC_PAGE_SIZE") < MANY:
@@ -233,14 +232,14 @@ def release() -> None:
     except OSError:
         return
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's
+    with contextlib.suppress(OSError, AttributeError):  # only in glibc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peaks() -> tuple[int, int]:
-    """Bytes of memory: the most that this process has had, and the most of one it started.
+    """Returns the peak memory in bytes of this process, and the largest of its children.
 
-    Linux lets a process that is started begin with the peak of the one that starts it.
+    On Linux the peak of a child starts with that of its parent.
     """
     unit = 1 if sys.platform == "darwin" else 1024
     ours, theirs = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -248,9 +247,9 @@ def peaks() -> tuple[int, int]:
 
 
 def memory_report(workers: Sequence[tuple[int, int]] = ()) -> str:
-    """One line: what the processes of the tests have taken, what others, and the limit.
+    """Returns one line with the peak memory of the test processes, of others, and the limit.
 
-    ``workers``: the :func:`peaks` of each process that has run tests; by default this one's.
+    ``workers``: the :func:`peaks` of each process that ran tests; by default this one's.
     """
     ours, theirs = zip(*(workers or [peaks()]), strict=True)
     each = " + ".join(f"{peak / 2**30:.2f}" for peak in ours)

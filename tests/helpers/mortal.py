@@ -1,12 +1,12 @@
-"""`selfment` commands that are killed, or wait, at a certain call of a function of the package."""
+"""`selfment` commands that are killed, or wait, at the n-th call of a function of the package."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-# `python -m selfment`, to which something happens at the n-th call of a function, in the process of
-# the rank that is given or in any, unless torchrun has started it again.
+# Runs `python -m selfment`, and dies or waits at the n-th call of a function, in the process of the
+# given rank or in any, unless torchrun has restarted it.
 _SCRIPT = """
 import functools, importlib, os, runpy, signal, sys, time
 
@@ -37,15 +37,15 @@ runpy.run_module("selfment", run_name="__main__", alter_sys=True)
 def command(
     folder: Path, where: str, nth: int, *arguments: object, rank: str = "any", what: str = "dies"
 ) -> list[str]:
-    """The words of a command, without the interpreter.
+    """Returns the words of a command, without the interpreter.
 
     Args:
-        folder: Where the script is written to.
+        folder: The folder to which the script is written.
         where: The function, as "module:Class.method".
         nth: The number of the call, from 1.
-        arguments: Those of ``selfment``.
-        rank: The process, or "any".
-        what: "dies", by SIGKILL; or "waits", until a signal comes, in this call and all later ones.
+        arguments: Arguments of ``selfment``.
+        rank: The rank of the process, or "any".
+        what: "dies", by SIGKILL; or "waits", until a signal, in this call and all later ones.
     """
     script = folder / "mortal.py"
     script.write_text(_SCRIPT)
@@ -53,5 +53,5 @@ def command(
 
 
 def alone(*arguments: object) -> list[str]:
-    """The words of an undisturbed command, with the interpreter."""
+    """Returns the words of an undisturbed command, with the interpreter."""
     return [sys.executable, "-m", "selfment", *map(str, arguments)]

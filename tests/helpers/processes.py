@@ -1,4 +1,4 @@
-"""Processes that tests start: each ends with its test, together with all that it has started."""
+"""Processes of tests: each ends with its test, together with all its descendants."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-#: Seconds after which a command hangs. No command of the tests needs a tenth of them.
+#: Seconds after which a command counts as hanging. No command of the tests needs a tenth of it.
 LIMIT = 600.0
 
-#: Inherited by every command that a test starts, and read from /proc: who has lost its parent is
-#: found by it.
+#: An environment variable that all commands of the tests inherit. Orphaned processes are identified
+#: by it, in /proc.
 MARK = "SELFMENT_TEST_SESSION"
 
 
 def mark() -> None:
-    """Marks all processes that this one starts from here on."""
+    """Marks all processes that this one starts from now on."""
     os.environ[MARK] = f"{os.getpid()}-{time.time_ns()}"
 
 
 def snapshot() -> frozenset[int]:
-    """The numbers of all processes of the machine; none where there is no /proc."""
+    """Returns the numbers of all processes of the machine; none if there is no /proc."""
     with contextlib.suppress(OSError):
         return frozenset(int(name) for name in os.listdir("/proc") if name.isdigit())
     return frozenset()
 
 
 def parent(number: int) -> int:
-    """The parent of a process; 0 where the process is gone."""
+    """Returns the parent of a process; 0 if the process has ended."""
     with contextlib.suppress(OSError, ValueError, IndexError):
-        # The name, in parentheses, may hold anything.
+        # The name, in parentheses, may contain any characters.
         stat = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return int(stat[1])
     return 0
 
 
 def is_at_work(number: int) -> bool:
-    """Whether there is such a process, and it has not ended; False where there is no /proc."""
+    """Returns whether a process exists and has not ended; False if there is no /proc."""
     with contextlib.suppress(OSError, IndexError):
         stat = Path(f"/proc/{number}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return stat[0] not in "ZX"
@@ -57,7 +57,7 @@ def _is_marked(number: int) -> bool:
 
 
 def command_of(number: int) -> str:
-    """The command line of a process; nothing where it has ended."""
+    """Returns the command line of a process; empty if it has ended."""
     with contextlib.suppress(OSError):
         words = Path(f"/proc/{number}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
         return " ".join(word.decode(errors="replace") for word in words)
@@ -65,7 +65,7 @@ def command_of(number: int) -> str:
 
 
 def started_since(before: frozenset[int]) -> list[int]:
-    """The processes at work that this one has started since, and those that they have started."""
+    """Returns the running descendants of this process that are not in ``before``."""
     new = sorted(snapshot() - before - {os.getpid()})
     parents = {number: parent(number) for number in new}
     ours = {number for number in new if _is_marked(number)}
@@ -79,20 +79,20 @@ def started_since(before: frozenset[int]) -> list[int]:
 
 
 def below(root: int) -> list[int]:
-    """The processes that a process has started, those that they have started, and so on."""
+    """Returns all descendants of a process."""
     parents = {number: parent(number) for number in snapshot()}
-    found = [root]
-    for number in found:
-        found += [child for child, above in parents.items() if above == number]
-    return found[1:]
+    tree = [root]
+    for number in tree:
+        tree += [child for child, above in parents.items() if above == number]
+    return tree[1:]
 
 
 def kill(numbers: Sequence[int]) -> None:
-    """Ends processes at once, and returns when they have ended (on Linux)."""
+    """Kills processes, and returns when they have ended (on Linux)."""
     for number in numbers:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(number, getattr(signal, "SIGKILL", signal.SIGTERM))
-    end = time.monotonic() + 60  # one that the system holds up must not hold up the tests
+    end = time.monotonic() + 60  # a process that cannot end must not block the tests
     while any(map(is_at_work, numbers)) and time.monotonic() < end:
         time.sleep(0.001)
 
@@ -101,21 +101,21 @@ def kill(numbers: Sequence[int]) -> None:
 def started(
     command: Sequence[object], *, text: bool = True, **options: Any
 ) -> Iterator[subprocess.Popen[Any]]:
-    """Starts a command; kills it and all that it has started where it has not ended by then.
+    """Starts a command; at the end of the block kills it with its descendants if it still runs.
 
     Args:
-        command: Words, of which each is made a string.
-        text: Whether its pipes carry text.
-        options: Those of ``subprocess.Popen``.
+        command: Words, each of which is converted to a string.
+        text: Its pipes carry text, not bytes.
+        options: Keyword arguments of ``subprocess.Popen``.
     """
-    # A group of its own, for systems without /proc.
+    # A process group, for systems without /proc.
     options.setdefault("start_new_session", True)
     process = subprocess.Popen([str(word) for word in command], text=text, **options)
     try:
         yield process
     finally:
         if process.poll() is None:
-            # Children first: one that has lost its parent is found by its mark only.
+            # Descendants are listed first: an orphan can be identified by its mark only.
             kill([*below(process.pid), process.pid])
             if sys.platform != "win32":
                 with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -135,14 +135,14 @@ def run(
     env: Mapping[str, str] | None = None,
     **options: Any,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end, as ``subprocess.run`` does; returns what it has printed.
+    """Runs a command to its end, as ``subprocess.run`` does; returns its output.
 
     Args:
-        command: Words, of which each is made a string.
-        check: Whether an exit code other than 0 is an error, which shows what was printed.
-        timeout: Seconds after which the command is killed, with all that it has started.
+        command: Words, each of which is converted to a string.
+        check: Fail the test for an exit code other than 0, and show the output.
+        timeout: Seconds after which the command is killed, with all its descendants.
         env: The environment; this process's by default.
-        options: Those of ``subprocess.Popen``.
+        options: Keyword arguments of ``subprocess.Popen``.
     """
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
     with started(command, env=env, **options) as process:
@@ -153,12 +153,12 @@ def run(
 
 
 def torchrun(folder: Path, *words: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """Two processes of torchrun on this machine, on a port that is free.
+    """Runs two processes under torchrun on this machine, on a free port.
 
     Args:
-        folder: Where torchrun keeps its own files, which it leaves behind where one fails.
-        words: A script or "-m" and a module, and their arguments.
-        restarts: How often all are started again after one has failed.
+        folder: A folder for torchrun's own files, which remain if a process fails.
+        words: A script, or "-m" and a module, and their arguments.
+        restarts: How often all processes are restarted after one has failed.
     """
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     launch += ["--nproc-per-node", "2", "--max-restarts", str(restarts)]

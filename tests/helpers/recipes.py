@@ -1,4 +1,4 @@
-"""A small recipe, and pictures with masks for it."""
+"""A small recipe, and its pictures with masks."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ every = 3
 
 
 def pictures(root: Path, images: str, masks: str, stems: list[str]) -> None:
-    """Images of a bright object, and its masks."""
+    """Writes images of a bright object, and masks."""
     for folder in (images, masks):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for index, stem in enumerate(stems):

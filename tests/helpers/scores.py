@@ -1,4 +1,4 @@
-"""Saliency maps with their truth, and the scores by their definitions."""
+"""Saliency maps with ground truth, and scores by their definitions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def save(path, values, **options):
 
 
 def pair(seed, shape=(24, 31)):
-    """A uint8 saliency map and mask that have something in common."""
+    """Returns a correlated uint8 saliency map and mask."""
     rng = generator(seed)
     coarse = torch.rand(1, 1, 4, 5, generator=rng)
     field = torch.nn.functional.interpolate(coarse, shape, mode="bicubic")[0, 0]
@@ -40,7 +40,7 @@ def literal_f_max(saliency: Tensor, truth: Tensor) -> float:
 
 
 def literal_tokencut(saliency, truth):
-    """One image's precision and recall at each of TokenCut's thresholds, as torch compares them."""
+    """Returns precision and recall of an image at each threshold of TokenCut, compared by torch."""
     found = []
     for threshold in np.arange(0.0, 1.0, 1.0 / 255):
         positive, mask = (torch.from_numpy(saliency) > threshold).numpy(), truth > 0

@@ -1,4 +1,4 @@
-"""Runs of training on made pictures."""
+"""Training runs on generated pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ViTs with random weights, as the authors' checkpoints hold them, and their files."""
+"""State dicts of ViTs with random weights in the formats of the authors, and their files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ State = dict[str, torch.Tensor]
 
 
 def random_state(name: str) -> State:
-    """Random weights with the keys of the authors' code."""
-    model = fitting._plan(name)  # shapes alone
+    """Returns random weights with the keys of the authors' code."""
+    model = fitting._plan(name)  # only its shapes are used
     stream = torch.Generator().manual_seed(0)
     state = {
         key: torch.randn(value.shape, generator=stream) * (0.05 if value.ndim > 1 else 0.3)
@@ -45,7 +45,7 @@ def random_state(name: str) -> State:
 
 
 def _of_dinov3(state: State) -> State:
-    """The authors' keys: biases of all three, in one, with a mask over those of the keys."""
+    """Converts to DINOv3's keys: one bias for queries, keys and values, with a mask for keys."""
     names = {"reg_token": "storage_tokens", "gamma_1": "ls1.gamma", "gamma_2": "ls2.gamma"}
     names |= {"fc1_g": "w1", "fc1_x": "w2"} | (
         {"fc2": "w3"} if any("fc1_g" in k for k in state) else {}
@@ -82,7 +82,7 @@ def prefixed(state: State, prefix: str, **others: Any) -> dict[str, Any]:
 
 
 def to_transformers(state: State, kind: str) -> State:
-    """The keys that the library transformers gives to the same weights."""
+    """Converts keys to those of the library transformers."""
     layer = "layer" if kind == "dinov3" else "encoder.layer"
     gated = any(".mlp.w1." in key for key in state)
     names = {

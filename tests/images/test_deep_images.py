@@ -1,4 +1,4 @@
-"""Images of 16 and more bits, and with transparency, are read by boxes to the same bytes."""
+"""Images of 16 and more bits, and with transparency, are read to the same bytes in any boxes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from selfment.images.load import load_image
 
 
 def deep_images() -> dict[str, Image.Image]:
-    """Images of one channel of more than 8 bits, 13 x 9, in and out of their range."""
+    """Returns 13 x 9 images of one channel of more than 8 bits, in and outside of their range."""
     rng = np.random.RandomState(0)
     words, noise = rng.randint(0, 65536, (9, 13)), rng.randn(9, 13).astype(np.float32)
     strange = noise.copy()

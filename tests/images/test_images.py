@@ -1,4 +1,4 @@
-"""Finding images, and reading every odd kind of them."""
+"""Images are found, and read in all unusual formats."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_16_bit_uses_the_full_range(tmp_path):
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14])
 def test_fewer_bits_than_the_file_could_hold(tmp_path, bits):
-    """The same picture, whichever way its values are stored; the darkest of 14 bits needs 13."""
+    """The picture is the same however its values are stored; the darkest of 14 bits needs 13."""
     eight = np.linspace(40, 200, 12 * 9).reshape(9, 12).round()
     values = np.round(eight / 255 * (2**bits - 1))
     expected = [f"values up to {values.max():g} read as {bits} bits"]
@@ -157,7 +157,9 @@ def test_a_file_may_say_what_is_white(tmp_path):
     image, notes = load_image(tmp_path / "a.tif")
     assert np.asarray(image)[0, :, 0].tolist() == [0, 32, 64]
     assert notes == ["white is 4000, as the file says"]
-    Image.fromarray(values).save(tmp_path / "b.tif", tiffinfo={281: 999})  # it does not hold
+    Image.fromarray(values).save(
+        tmp_path / "b.tif", tiffinfo={281: 999}
+    )  # the file contains larger values
     assert load_image(tmp_path / "b.tif")[1] == ["values up to 1000 read as 10 bits"]
 
 
@@ -179,12 +181,12 @@ def test_colours_of_16_bits_are_cut_and_noted(tmp_path):
     for name in ("c.png", "d.ppm"):
         with pytest.raises(ImageError, match="its 16-bit colours use the lower bits alone"):
             load_image(tmp_path / name)
-    (tmp_path / "e.ppm").write_bytes(b"P6 4 5 4095\n" + pixels)  # it says what is white
+    (tmp_path / "e.ppm").write_bytes(b"P6 4 5 4095\n" + pixels)  # the header states the white value
     assert np.asarray(load_image(tmp_path / "e.ppm")[0]).min() == 255
 
 
 def test_plugins_of_pillow(tmp_path, monkeypatch):
-    """One that is missing is named; one that is there is registered when it is first needed."""
+    """A missing plug-in is named; an installed one is registered at its first use."""
     path = tmp_path / "a.HEIC"
     path.write_bytes(b"some new format")
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

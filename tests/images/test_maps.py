@@ -1,4 +1,4 @@
-"""Ground truth and saliency from files: what masks of all kinds mean, and which are refused."""
+"""Ground truth and saliency from files: the meaning of all kinds of masks, and refused ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def in_12_bits() -> Image.Image:
 
 
 def test_grey_levels_in_deeper_files_stay():
-    """White of 8 bits is no border of unknown pixels in a file of 32."""
+    """In a file of 32 bits, 255 is the white of 8 bits, not a border of unknown pixels."""
     grey = antialiased()
     for dtype in (np.uint16, np.int32, np.float32):
         levels, notes = truth_of(Image.fromarray(grey.astype(dtype)))
@@ -125,7 +125,7 @@ def test_grey_levels_in_deeper_files_stay():
 
 
 def test_numbers_of_class_and_object_in_one():
-    """As 24,001 and 33,018, which exceed half of 16 bits and are no grey."""
+    """24,001 and 33,018 exceed half of 16 bits, but are no grey levels."""
     numbers = np.where(INNER, 33018, np.where(MASK, 24001, 0)).astype(np.uint16)
     levels, notes = truth_of(Image.fromarray(numbers))
     assert np.array_equal(levels, LEVELS)
@@ -217,7 +217,7 @@ def test_one_pair_that_is_refused_costs_itself_alone(tmp_path):
 
 
 def test_faint_saliency_stays_faint(tmp_path):
-    """It is no photograph: nobody brightens it."""
+    """It is not a photograph and is not brightened."""
     values = np.where(MASK, 900, 30)
     Image.fromarray(values.astype(np.uint16)).save(tmp_path / "a.png")
     assert read_saliency(tmp_path / "a.png")[0].max() == 4

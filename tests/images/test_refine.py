@@ -1,4 +1,4 @@
-"""Refinement: each filter against a literal, dense one; masks that snap to the edges of images."""
+"""Refinement: each filter equals a literal, dense one; masks snap to the edges of images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PATCH = 16
 
 
 def photo(shape: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Noise on a ramp: no two windows alike."""
+    """Returns noise on a ramp: all windows differ."""
     rng = np.random.RandomState(seed)
     ramp = np.linspace(0, 120, shape[0] * shape[1]).reshape(*shape, 1)
     return (ramp + rng.randint(0, 100, (*shape, 3))).astype(np.uint8)
 
 
 def planted(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """An image (160, 192, 3) of an object on a ground, both noisy, and the object's mask."""
+    """Returns an image (160, 192, 3) of a noisy object on noisy ground, and its mask."""
     rng = np.random.RandomState(seed)
     truth = np.zeros((160, 192), dtype=bool)
     truth[32:128, 48:144] = True
@@ -63,7 +63,7 @@ def test_a_right_mask_stays_right(method):
 
 
 def dense_bilateral(target, image, spaces, smoothness) -> np.ndarray:
-    """The solver, cell by cell, with dense matrices and LAPACK."""
+    """Runs the solver cell by cell, with dense matrices and LAPACK."""
     space, luma, chroma = spaces
     cells, vertex = {}, {}
     for (y, x), _ in np.ndenumerate(target):
@@ -147,7 +147,7 @@ def test_the_lattice_filters_by_a_gaussian(d, error):
 
 
 def dense_mean_field(target, image, smooth, space, colour, weights, certainty, steps):
-    """Mean field of two labels with all pairs of pixels in float64."""
+    """Computes mean field for two labels with all pairs of pixels in float64."""
     spots = np.indices(target.shape).reshape(2, -1).T.astype(float)
     colours = image.reshape(-1, 3).astype(float)
 

@@ -3,68 +3,22 @@
 from __future__ import annotations
 
 import errno
-import json
-import pickle
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from selfment import CutOptions, Objects, PseudoLabeler, cli, multi_label, refine_mask
-from selfment.images.draw import overlay_instances
-from selfment.images.load import find_images, sample_images
+from helpers.pictures import files_in, records
+from helpers.scenes import SIZES, coco_of, labeler, run, scene
+from selfment import CutOptions, Objects, PseudoLabeler, refine_mask
+from selfment.images.load import find_images
 from selfment.jobs import label as labeling
-from selfment.jobs.coco import coco_record, write_coco
+from selfment.jobs.coco import coco_record
 from selfment.jobs.exports import as_instances, label_image, yolo_lines
 from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.runner import Runner
-from selfment.methods import Method, MultiObject, Selfment
-from selfment.training.run import train
-
-SIZES = {"a.png": (90, 60), "sub/b.jpg": (61, 80), "sub/c.png": (64, 64)}
-
-
-def scene(path: Path, size: tuple[int, int], seed: int) -> Path:
-    """Two flat things of different colour and texture on a noisy ground."""
-    width, height = size
-    rng = np.random.RandomState(seed)
-    pixels = rng.randint(60, 80, (height, width, 3))
-    pixels[height // 6 : height // 2, width // 6 : width // 2] = (225, 60, 40)
-    pixels[5 * height // 8 : 7 * height // 8, 5 * width // 8 : 7 * width // 8] = (30, 70, 220)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture
-def scenes(tmp_path):
-    for seed, (name, size) in enumerate(SIZES.items()):
-        scene(tmp_path / "in" / name, size, seed)
-    return tmp_path / "in"
-
-
-def labeler(method: Method | None = None, **cut) -> PseudoLabeler:
-    method = method or MultiObject(3, CutOptions(**cut))
-    return PseudoLabeler(size=160, batch_size=2, method=method)
-
-
-def run(inputs, out: Path, model=None, **options) -> LabelSummary:
-    model = model or labeler()
-    return label_images(find_images(inputs, out=out), out, model, progress=False, **options)
-
-
-def records(out: Path) -> dict[str, dict]:
-    lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
-    return {Path(line["image"]).name: line for line in lines}
-
-
-def coco_of(path: Path):
-    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is missing")
-    return coco.COCO(str(path))
+from selfment.methods import MultiObject, Selfment
 
 
 def test_where_masks_overlap_the_earlier_one_counts():
@@ -154,24 +108,6 @@ def test_all_formats_say_the_same(scenes, tmp_path):
     assert record["objects"] == len(record["eigenvalues"]) == len(record["separations"])
 
 
-def test_cocoeval_finds_our_annotations_perfect_against_themselves(scenes, tmp_path, capsys):
-    out = tmp_path / "out"
-    run([scenes], out, formats=["coco"])
-    coco = coco_of(out / "annotations.json")
-    from pycocotools.cocoeval import COCOeval
-
-    keys = ("image_id", "category_id", "bbox", "segmentation", "score")
-    results = [{key: one[key] for key in keys} for one in coco.dataset["annotations"]]
-    for kind in ("segm", "bbox"):
-        evaluation = COCOeval(coco, coco.loadRes([dict(one) for one in results]), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-        assert evaluation.stats[0] == pytest.approx(1)
-    assert not (out / "a.png").exists()
-    assert records(out)["a.png"]["mask"] is None
-
-
 def test_one_mask_is_one_object(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, labeler(Selfment()), formats=("png", "coco", "yolo"))
@@ -227,50 +163,6 @@ def test_the_same_run_gives_the_same_bytes_whatever_its_order(scenes, tmp_path):
     assert first == (tmp_path / "two/annotations.json").read_bytes()
 
 
-class Interrupted(PseudoLabeler):
-    """Ctrl-C in the second batch."""
-
-    passes = 0
-
-    def label_batch(self, batch):
-        self.passes += 1
-        if self.passes == 2:
-            raise KeyboardInterrupt
-        return super().label_batch(batch)
-
-
-def test_an_interrupted_run_composes_what_is_done_and_the_next_one_the_rest(scenes, tmp_path):
-    out = tmp_path / "out"
-    model = Interrupted(size=160, batch_size=1, method=MultiObject(3))
-    with pytest.raises(KeyboardInterrupt):
-        run([scenes], out, model, formats=["coco"])
-    names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
-    assert names == ["a.png"]
-    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=2, skipped=1)
-    run([scenes], tmp_path / "whole", formats=["coco"])
-    expected = (tmp_path / "whole/annotations.json").read_bytes()
-    assert (out / "annotations.json").read_bytes() == expected
-    (out / "annotations.json").unlink()
-    assert run([scenes], out, formats=["coco"]) == LabelSummary(skipped=3)
-    assert (out / "annotations.json").read_bytes() == expected
-
-
-def test_the_last_process_of_a_sharded_run_composes(scenes, tmp_path):
-    from selfment.jobs.records import Records
-
-    out = tmp_path / "out"
-    out.mkdir()
-    other = Records(out / "labels.jsonl", "name", (2, 3))  # another process, at work
-    assert run([scenes], out, formats=["coco"], shard=(0, 3)) == LabelSummary(labelled=1)
-    assert run([scenes], out, formats=["coco"], shard=(1, 3)) == LabelSummary(labelled=1)
-    assert not (out / "annotations.json").exists()
-    other.close()
-    assert run([scenes], out, formats=["coco"], shard=(2, 3)) == LabelSummary(labelled=1)
-    run([scenes], tmp_path / "whole", formats=["coco"])
-    expected = (tmp_path / "whole/annotations.json").read_bytes()
-    assert (out / "annotations.json").read_bytes() == expected
-
-
 def test_what_is_wanted_anew_is_done_and_the_rest_skipped(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out)
@@ -310,10 +202,6 @@ def test_files_of_the_same_label_stay_done(scenes, tmp_path):
     assert [records(out)["a.png"][field] for field in fields] == expected
 
 
-def files_in(out: Path) -> list[str]:
-    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
-
-
 def test_no_file_of_another_label_stays(scenes, tmp_path):
     out = tmp_path / "out"
     run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
@@ -351,19 +239,6 @@ def test_files_of_others_are_never_removed(scenes, tmp_path):
         (out / name).write_text("mine")
     assert run([scenes], out, labeler(tau=0.4)) == LabelSummary(labelled=3)
     assert (out / "labels/a.txt").read_text() == (out / "overlays").read_text() == "mine"
-
-
-def test_failed_images_are_not_in_the_set_and_keep_their_name(scenes, tmp_path):
-    out = tmp_path / "out"
-    run([scenes], out, formats=["coco"])
-    good = (scenes / "a.png").read_bytes()
-    (scenes / "a.png").write_bytes(good[:100])
-    assert run([scenes], out, formats=["coco"]) == LabelSummary(skipped=2, failed=1)
-    names = [one["file_name"] for one in coco_of(out / "annotations.json").dataset["images"]]
-    assert names == ["sub/b.jpg", "sub/c.png"]
-    (scenes / "a.png").write_bytes(good)
-    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=1, skipped=2)
-    assert records(out)["a.png"]["annotations"] == "annotations/a.json"
 
 
 def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch):
@@ -415,28 +290,6 @@ def test_a_file_of_boxes_that_was_cut_off_is_made_again(scenes, tmp_path):
     assert (out / "labels/a.txt").read_text()
 
 
-def test_annotations_that_a_killed_run_left_are_not_in_the_set(scenes, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    run([scenes], out, formats=["coco"])
-    monkeypatch.setattr(Runner, "_record_written", lambda self, most: None)
-    run([scenes], out, labeler(tau=0.4), formats=["coco"])
-    assert coco_of(out / "annotations.json").dataset["images"] == []
-
-
-class Doubtful(PseudoLabeler):
-    """Cuts that cost more than they leave."""
-
-    def label_batch(self, batch):
-        labels = super().label_batch(batch)
-        return replace(labels, eigenvalue=labels.eigenvalue + 1.0)
-
-
-def test_scores_are_never_negative(scenes, tmp_path):
-    run([scenes], tmp_path / "out", Doubtful(size=160), formats=["coco"])
-    annotations = coco_of(tmp_path / "out/annotations.json").dataset["annotations"]
-    assert [annotation["score"] for annotation in annotations] == [0, 0, 0]
-
-
 def test_images_of_one_name_are_told_apart(scenes, tmp_path):
     other = scene(tmp_path / "other/a.png", (40, 40), 7)
     out = tmp_path / "out"
@@ -469,50 +322,6 @@ def test_refined_masks_are_those_of_refine_mask(scenes, tmp_path):
     assert plain != refined
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"width": 3, "height"', '{"width": 3}', "[" * 9999])
-def test_broken_annotations_are_left_out_and_made_again(scenes, tmp_path, capsys, content):
-    out = tmp_path / "out"
-    run([scenes], out, formats=("coco", "png"))
-    whole = (out / "annotations.json").read_bytes()
-    broken = out / "annotations/a.json"
-    broken.write_text(content)
-    (out / "annotations.json").unlink()
-    options = ("--size", 160, "--objects", 3, "--format", "coco")
-    arguments = [str(value) for value in ("label", scenes / "sub", "--out", out, *options)]
-    assert cli.main(arguments) == 1
-    errors = capsys.readouterr().err.splitlines()
-    said = [line for line in errors if "cannot" in line]
-    assert len(said) == 1
-    assert said[0].startswith(f"cannot read {broken}: it holds no annotations")
-    images = coco_of(out / "annotations.json").dataset["images"]
-    assert [one["file_name"] for one in images] == ["sub/b.jpg", "sub/c.png"]
-    assert [records(out)["a.png"][field] for field in ("annotations", "mask")] == [None, "a.png"]
-    assert len((out / "labels.jsonl").read_text().splitlines()) == 3
-    assert cli.main(arguments) == 0
-    assert run([scenes], out, formats=["coco"]) == LabelSummary(labelled=1, skipped=2)
-    assert (out / "annotations.json").read_bytes() == whole
-    assert records(out)["a.png"]["mask"] == "a.png"
-
-
-def test_annotations_that_are_broken_do_not_stop_those_after_them(scenes, tmp_path):
-    run([scenes], tmp_path, formats=["coco"])
-    first, *others = (
-        (name, "", (tmp_path / "annotations" / name).with_suffix(".json")) for name in sorted(SIZES)
-    )
-    assert write_coco(tmp_path / "expected.json", others) == {}
-    expected = (tmp_path / "expected.json").read_bytes()
-    file = first[-1]
-    for content in ("{}", '{"width": 3, "height": 2, "annotations": [5]}', None):
-        file.unlink()
-        if content is None:
-            file.mkdir()
-        else:
-            file.write_text(content)
-        (sentence,) = write_coco(tmp_path / "all.json", [first, *others]).values()
-        assert sentence.startswith(f"cannot read {file}: ")
-        assert (tmp_path / "all.json").read_bytes() == expected
-
-
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -525,17 +334,6 @@ def test_options_are_checked_before_the_run(scenes, tmp_path, options, sentence)
     with pytest.raises(ValueError, match=sentence):
         run([scenes], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-
-
-def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
-    file = tmp_path / "out/annotations.json"
-    file.parent.mkdir()
-    file.write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"`out` must hold no file annotations\.json of another"):
-        run([scenes], tmp_path / "out", formats=["coco"])
-    assert file.read_text() == '{"images": []}'
-    assert run([scenes], tmp_path / "out") == LabelSummary(labelled=3)
-    assert file.read_text() == '{"images": []}'
 
 
 @pytest.mark.parametrize(
@@ -551,136 +349,3 @@ def test_missing_libraries_are_named_before_the_run(
     with pytest.raises(ImportError, match=rf'needs? {module}.*pip install "selfment\[{extra}\]"'):
         run([scenes], tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_labeler_finds_what_multi_label_finds(scenes):
-    model = labeler(tau=0.3)
-    paths = sorted(scenes.rglob("*.*g"))
-    batch = torch.stack([model.preprocess(Image.open(path).convert("RGB")) for path in paths])
-    features, grid = model.backbone(batch), model.backbone.grid(160)
-    expected = multi_label(features, grid, max_objects=3, tau=0.3, orient="corners")
-    for found in (model(paths), pickle.loads(pickle.dumps(model))(paths)):
-        assert len(found) == 3
-        for one, other in zip(found, expected, strict=True):
-            for name, value in vars(one).items():
-                assert torch.equal(value, getattr(other, name)), name
-    assert torch.equal(model(paths[0]).masks, expected[0].masks)
-    assert model.settings["method"]["max_objects"] == 3
-    name = "vit_small_patch16_224"  # which marks objects by itself
-    labelers = [PseudoLabeler(name, 160, method=method) for method in (Selfment(), MultiObject(1))]
-    orients = [labeler.method.cut.orient for labeler in labelers]
-    assert orients == ["seed", "corners"]
-
-
-def test_objects_are_no_single_mask(scenes, tmp_path):
-    model = labeler(MultiObject(np.int64(2)))
-    assert json.dumps(model.settings["method"]["max_objects"]) == "2"
-    sentence = r"`method` must make one mask of each image for training: got MultiObject\(max_obj"
-    with pytest.raises(ValueError, match=sentence):
-        train(find_images([scenes], out=tmp_path), tmp_path / "run", model, epochs=1)
-
-
-def test_a_batch_of_objects_has_columns_of_fixed_shapes(scenes):
-    model = labeler(MultiObject(4))
-    paths = sorted(map(str, scenes.rglob("*.*g")))
-    columns = model({"path": np.array(paths), "other": np.arange(3)})
-    assert columns["instances"].shape == (3, 10, 10)
-    assert columns["boxes"].shape == (3, 4, 4)
-    assert np.array_equal(columns["other"], np.arange(3))
-    for i, objects in enumerate(model(paths)):
-        count = columns["count"][i]
-        assert count == len(objects.masks) < 4
-        for name, filling in (("boxes", 0), ("seeds", -1), ("eigenvalues", np.nan)):
-            assert np.array_equal(columns[name][i, :count], getattr(objects, name))
-            rest = columns[name][i, count:]
-            assert np.array_equal(rest, np.full_like(rest, filling), equal_nan=name != "seeds")
-        assert np.array_equal(columns["instances"][i], objects.instances)
-
-
-@pytest.mark.parametrize("count", [0, 1.5, True])
-def test_a_wrong_number_of_objects(count):
-    with pytest.raises(ValueError, match=f"`max_objects` must be an integer >= 1: got {count}"):
-        MultiObject(count)
-
-
-def test_objects_are_drawn_in_colours_of_their_own():
-    instances = np.zeros((40, 60), dtype=int)
-    for number in range(1, 7):
-        instances[5:35, 10 * number - 8 : 10 * number] = number
-    drawn = np.asarray(overlay_instances(np.full((40, 60, 3), 128, np.uint8), instances))
-    assert drawn.shape == (40, 60 + 8 + 60, 3)
-    panel = drawn[:, 68:].astype(int)
-    colours = [panel[instances == number] for number in range(7)]
-    assert all((pixels == pixels[0]).all() for pixels in colours)
-    for i in range(7):
-        for j in range(i):
-            assert np.abs(colours[i][0] - colours[j][0]).sum() > 30
-
-
-def label_samples(out: Path, *options: str) -> int:
-    arguments = ["label", "--samples", "--out", str(out), "--size", "160", *map(str, options)]
-    return cli.main(arguments)
-
-
-def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
-    out = tmp_path / "out"
-    options = ("--objects", 3, "--format", "coco,yolo,png", "--overlay")
-    assert label_samples(out, *options) == 0
-    coco = coco_of(out / "annotations.json")
-    entries = sample_images()
-    assert [one["file_name"] for one in coco.dataset["images"]] == [e.path.name for e in entries]
-    model = PseudoLabeler(size=160, method=MultiObject(3))
-    counts = [len(model(entry.path).masks) for entry in entries]
-    assert [len(coco.getAnnIds(imgIds=one["id"])) for one in coco.dataset["images"]] == counts
-    for entry, count in zip(entries, counts, strict=True):
-        assert np.asarray(Image.open(out / entry.mask_name)).max() == count
-        stem = Path(entry.mask_name).stem
-        assert len((out / f"labels/{stem}.txt").read_text().splitlines()) == count
-    panels = Image.open(out / "overlays/chelsea.jpg")
-    assert panels.size == (2 * 451 + 8, 300)
-
-
-def test_the_help_says_that_numbers_of_objects_are_not_scored(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["label", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "PNG files hold their numbers, not for eval" in text
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "steps"),
-    [
-        (["--refine", "bilateral"], {"method": "bilateral"}),
-        (["--refine", "guided"], {"method": "guided"}),
-        (["--fill-holes", "--size", 480], {"fill_holes": True}),
-        (["--largest-component"], {"largest_component": True}),
-    ],
-)
-def test_the_command_line_refines(tmp_path, options, steps):
-    # Their masks have holes and several components.
-    assert label_samples(tmp_path / "out", "--backbone", "statistics", *options) == 0
-    entries = sample_images()
-    model = PseudoLabeler("statistics", size=480 if 480 in options else 160)
-    changed = 0
-    for entry, mask in zip(entries, model([e.path for e in entries]).mask, strict=True):
-        png = np.asarray(Image.open(tmp_path / "out" / entry.mask_name)) > 0
-        assert np.array_equal(png, refine_mask(mask, entry.path, **steps))
-        changed += not np.array_equal(png, refine_mask(mask, entry.path))
-    assert changed > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--format", "png,voc"], "argument --format: must be of png, coco, yolo: got 'voc'"),
-        (["--objects", "0"], "`max_objects` must be an integer >= 1: got 0"),
-    ],
-)
-def test_wrong_options_are_one_sentence(tmp_path, capsys, options, sentence):
-    try:
-        code = label_samples(tmp_path / "out", *options)
-    except SystemExit as stop:
-        code = stop.code
-    assert code == 2
-    assert sentence in capsys.readouterr().err.splitlines()[-1]

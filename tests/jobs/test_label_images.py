@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.pictures import picture, pictures, records
 from selfment import CutOptions, PseudoLabeler
 from selfment.images.load import find_images
 from selfment.jobs.label import LabelSummary, label_images
@@ -18,37 +19,18 @@ from selfment.jobs.runner import Runner
 from selfment.methods import Selfment
 
 
-def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = np.random.RandomState(seed)
-    pixels = stream.randint(60, 90, (size[1], size[0], 3)).astype(np.uint8)
-    pixels[size[1] // 4 : size[1] // 2, size[0] // 3 : size[0] // 2] = (220, 60, 30)
-    Image.fromarray(pixels).save(path)
-    return path
+@pytest.fixture
+def photos_in(tmp_path: Path) -> Path:
+    return pictures(tmp_path / "photos", "a.jpg", "sub/b.png", "sub/c.png")
 
 
 def at_tau(tau: float) -> PseudoLabeler:
     return PseudoLabeler(size=96, batch_size=2, method=Selfment(CutOptions(tau=tau)))
 
 
-def records(out: Path) -> dict[str, dict]:
-    lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
-    found = {Path(line["image"]).name: line for line in lines}
-    assert len(found) == len(lines)
-    return found
-
-
 def run(inputs, out: Path, labeler=None, **options) -> LabelSummary:
     labeler = labeler or PseudoLabeler(size=96, batch_size=2)
     return label_images(find_images(inputs, out=out), out, labeler, progress=False, **options)
-
-
-@pytest.fixture
-def photos_in(tmp_path):
-    folder = tmp_path / "photos"
-    for index, name in enumerate(("a.jpg", "sub/b.png", "sub/c.png")):
-        picture(folder / name, (50 + index, 30), index)
-    return folder
 
 
 def test_masks_and_records(photos_in, tmp_path):
@@ -88,7 +70,7 @@ def test_a_second_run_skips_and_changes_are_redone(photos_in, tmp_path):
     assert run([photos_in], out, overlays=True) == LabelSummary(labelled=3)
     assert run([photos_in], out) == LabelSummary(skipped=3)
     (out / "a.png").unlink()
-    picture(photos_in / "sub/b.png", (51, 30), 9)
+    picture(photos_in / "sub/b.png", 9, (51, 30))
     os.utime(photos_in / "sub/b.png", ns=(1, 1))
     assert run([photos_in], out) == LabelSummary(labelled=2, skipped=1)
     assert run([photos_in], out, at_tau(0.25)) == LabelSummary(labelled=3)
@@ -147,7 +129,7 @@ def test_another_images_mask_is_never_replaced(photos_in, tmp_path):
     out = tmp_path / "out"
     run([photos_in], out)
     first = (out / "a.png").read_bytes()
-    other = picture(tmp_path / "other/a.jpg", (40, 40), 5)
+    other = picture(tmp_path / "other/a.jpg", 5, (40, 40))
     assert run([other], out) == LabelSummary(labelled=1)
     assert (out / "a.png").read_bytes() == first
     lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]

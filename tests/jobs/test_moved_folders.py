@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from helpers.commands import call
+from helpers.pictures import picture, pictures
 from selfment import PseudoLabeler
 from selfment.evaluation.pairs import match
 from selfment.images import suffixes as _suffixes
@@ -26,19 +27,9 @@ from selfment.models.segmenter import Segmenter
 SMALL = ("--size", 48, "--threads", 1)
 
 
-def photo(path: Path, seed: int, size: tuple[int, int] = (40, 30)) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    noise = np.random.default_rng(seed).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
-    Image.fromarray(noise).save(path)
-    return path
-
-
 @pytest.fixture
 def photos_in(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    for seed, name in enumerate(("a.png", "b.png", "sub/c.png")):
-        photo(folder / name, seed)
-    return folder
+    return pictures(tmp_path / "photos", "a.png", "b.png", "sub/c.png")
 
 
 def label(capsys: Any, *arguments: object) -> str:
@@ -89,7 +80,7 @@ def test_other_photographs_of_the_same_names_are_not_mixed(photos_in, tmp_path, 
     first = {name: (out / name).read_bytes() for name in masks(out)}
     for seed, name in enumerate(("a.png", "b.png", "sub/c.png")):
         # The same size in bytes and the same time, as raw pixels of a camera have.
-        path = photo(other / name, 10 + seed)
+        path = picture(other / name, 10 + seed)
         stat = (photos_in / name).stat()
         os.utime(path, ns=(stat.st_mtime_ns, stat.st_mtime_ns))
     err = label(capsys, other, "--out", out)
@@ -107,11 +98,11 @@ def test_other_photographs_of_the_same_names_are_not_mixed(photos_in, tmp_path, 
 def test_a_photograph_that_has_changed_keeps_its_name(photos_in, tmp_path, capsys):
     out = tmp_path / "out"
     label(capsys, photos_in, "--out", out)
-    photo(photos_in / "a.png", 7, (50, 30))
+    picture(photos_in / "a.png", 7, (50, 30))
     assert "1 labelled, 2 already done" in label(capsys, photos_in, "--out", out)
     # And so it does where it has changed in a folder that has moved.
     photos_in.rename(tmp_path / "moved")
-    photo(tmp_path / "moved/b.png", 8, (50, 30))
+    picture(tmp_path / "moved/b.png", 8, (50, 30))
     assert "1 labelled, 2 already done" in label(capsys, tmp_path / "moved", "--out", out)
     assert masks(out) == ["a.png", "b.png", "sub/c.png"]
     assert Image.open(out / "b.png").size == (50, 30)
@@ -129,7 +120,7 @@ def test_other_ways_to_name_the_same_files(photos_in, tmp_path, capsys, monkeypa
 def test_folders_with_the_same_names_at_once_and_alone(tmp_path, capsys):
     out = tmp_path / "out"
     for seed, name in enumerate(("x/a.png", "y/a.png")):
-        photo(tmp_path / "in" / name, seed)
+        picture(tmp_path / "in" / name, seed)
     one, two = tmp_path / "in/x", tmp_path / "in/y"
     assert "2 labelled" in label(capsys, one, two, "--out", out)
     assert masks(out) == ["x/a.png", "y/a.png"]
@@ -147,7 +138,7 @@ def test_a_set_names_the_files_of_one_folder(photos_in, tmp_path, capsys):
     label(capsys, photos_in / "sub", *options)
     assert sorted(coco_names(out)) == names
     # As if both folders had been labelled at once, although two images have the name a.png.
-    photo(other / "a.png", 10)
+    picture(other / "a.png", 10)
     label(capsys, other, *options)
     assert sorted(coco_names(out)) == ["other/a.png", *(f"photos/{name}" for name in names)]
 
@@ -160,7 +151,7 @@ def test_a_set_names_files_behind_links(photos_in, tmp_path, capsys):
     label(capsys, *inputs, "--out", out, "--format", "coco")
     names = ["a.png", "b.png", "sub/c.png"]
     assert coco_names(out) == names
-    photo(tmp_path / "other/0.png", 10)
+    picture(tmp_path / "other/0.png", 10)
     label(capsys, tmp_path / "other", "--out", out, "--format", "coco")
     assert coco_names(out) == ["other/0.png", *(f"photos/{name}" for name in names)]
     # Where the folder of the names is not known, the files themselves are named.
@@ -184,7 +175,7 @@ def test_a_training_goes_on_with_photographs_that_have_moved(photos_in, tmp_path
     moved = ("train", tmp_path / "moved", "--epochs", 2, "--resume", *options)
     code, _, err = call(capsys, *moved)
     assert code == 0, err
-    photo(tmp_path / "moved/a.png", 9)
+    picture(tmp_path / "moved/a.png", 9)
     code, _, err = call(capsys, *moved)
     assert code == 2
     assert "a.png has changed" in err
@@ -259,16 +250,16 @@ def test_labels_and_predictions_in_one_folder(photos_in, truths, tmp_path, capsy
 def test_boxes_of_the_first_of_two_suffixes_are_where_they_are_looked_for(tmp_path, capsys):
     folder, out = tmp_path / "in", tmp_path / "out"
     for seed, name in enumerate(("a.jpg", "b.jpg")):
-        photo(folder / name, seed)
+        picture(folder / name, seed)
     options = (folder, "--out", out, "--format", "png,yolo")
-    photo(folder / "a.png", 2)
+    picture(folder / "a.png", 2)
     err = label(capsys, *options)
     assert "the boxes of a.png are in labels/a.png.txt, where programs do not look" in err
     names = ["a.png.txt", "a.txt", "b.txt"]
     assert sorted(file.name for file in (out / "labels").iterdir()) == names
     assert masks(out) == ["a.jpg.png", "a.png.png", "b.png"]
     # An image that comes first later takes no file of another.
-    photo(folder / "a.bmp", 3)
+    picture(folder / "a.bmp", 3)
     assert "1 labelled, 3 already done" in label(capsys, *options)
     rows = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
     boxes = {row["image"]: row["boxes"] for row in rows}

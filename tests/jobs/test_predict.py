@@ -19,8 +19,10 @@ from torch.nn import functional
 from torchvision import transforms
 
 from helpers import mortal, processes
+from helpers.commands import call
 from helpers.heads import a_head
-from selfment import PatchHead, PseudoLabeler, Segmenter, cli
+from helpers.pictures import picture, pictures, records
+from selfment import PatchHead, PseudoLabeler, Segmenter
 from selfment.backbones import load_backbone
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
@@ -29,33 +31,14 @@ from selfment.jobs.records import Records
 from selfment.models.head import HeadInfo, save_head
 
 
-def picture(path: Path, size: tuple[int, int] = (50, 30), seed: int = 0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = np.random.RandomState(seed)
-    pixels = stream.randint(0, 255, (size[1], size[0], 3)).astype(np.uint8)
-    pixels[: size[1] // 2] //= 4
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def records(out: Path) -> dict[str, dict]:
-    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
-    found = {Path(line["image"]).name: line for line in lines}
-    assert len(found) == len(lines)
-    return found
-
-
 def run(inputs, out: Path, segmenter=None, **options) -> PredictionSummary:
     segmenter = segmenter or Segmenter(a_head(), "classic", 64, batch_size=2)
     return predict_images(find_inputs(inputs, out=out), out, segmenter, progress=False, **options)
 
 
 @pytest.fixture
-def photos_in(tmp_path):
-    folder = tmp_path / "photos"
-    for index, name in enumerate(("a.jpg", "sub/b.png", "sub/c.png")):
-        picture(folder / name, (50 + index, 30), index)
-    return folder
+def photos_in(tmp_path: Path) -> Path:
+    return pictures(tmp_path / "photos", "a.jpg", "sub/b.png", "sub/c.png")
 
 
 @pytest.fixture
@@ -64,35 +47,27 @@ def head_in(tmp_path):
     return tmp_path / "head"
 
 
-def call(capsys, *arguments) -> tuple[int, str]:
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code, capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_files_and_records(photos_in, tmp_path):
     out = tmp_path / "out"
     segmenter = Segmenter(a_head(), "classic", 64, batch_size=2)
-    assert run([photos_in], out, segmenter, overlays=True, binary=0.5) == PredictionSummary(
-        predicted=3
-    )
     expected = segmenter(photos_in / "sub/b.png").numpy()
+    level = float(np.median(expected))
+    done = run([photos_in], out, segmenter, overlays=True, binary=level)
+    assert done == PredictionSummary(predicted=3)
     saliency = Image.open(out / "sub/b_saliency.png")
     assert (saliency.mode, saliency.size) == ("L", (51, 30))
     assert np.array_equal(np.asarray(saliency), np.floor(np.float32(255) * expected))
     mask = np.asarray(Image.open(out / "sub/b_mask.png"))
-    assert np.array_equal(mask, (expected > 0.5) * 255)
+    assert np.array_equal(mask, (expected > level) * 255)
     assert 0 < mask.mean() < 255
     assert Image.open(out / "overlays/sub/b_overlay.jpg").size == (51, 30)
-    record = records(out)["b.png"]
+    record = records(out, "predictions.jsonl")["b.png"]
     assert (record["image"], record["path"]) == ("sub/b.png", str(photos_in / "sub/b.png"))
     assert (record["saliency"], record["mask"]) == ("sub/b_saliency.png", "sub/b_mask.png")
     assert record["overlay"] == "overlays/sub/b_overlay.jpg"
     assert record["mean_saliency"] == pytest.approx(expected.mean(), abs=1e-6)
-    assert (record["error"], record["binary"]) == (None, 0.5)
+    assert (record["error"], record["binary"]) == (None, level)
     assert len([path for path in out.rglob("*") if path.is_file()]) == 3 * 3 + 1
 
 
@@ -178,7 +153,7 @@ def test_the_png_is_that_of_the_official_inference(tmp_path, name):
     )
     equal = total = 0
     for index, size in enumerate([(300, 200), (90, 130), (96, 96), (801, 77)]):
-        photo = Image.open(picture(tmp_path / f"in/{index}.png", size, index))
+        photo = Image.open(picture(tmp_path / f"in/{index}.png", index, size))
         with torch.no_grad():
             features = functional.normalize(backbone(official(photo)[None])[0], dim=1)
             share = head(features)[0].softmax(dim=1)[:, 1].reshape(1, 1, 6, 6)
@@ -200,7 +175,7 @@ def test_batches_are_of_one_shape(tmp_path):
 
     shapes: list[tuple[int, ...]] = []
     for index in range(10):
-        picture(tmp_path / f"in/{index}.png", (64, 32) if index % 2 else (32, 64), index)
+        picture(tmp_path / f"in/{index}.png", index, (64, 32) if index % 2 else (32, 64))
     segmenter = Watching(a_head(), "classic", 64, keep_aspect=True, batch_size=3)
     assert run([tmp_path / "in"], tmp_path / "out", segmenter) == PredictionSummary(predicted=10)
     assert sorted(shapes) == [
@@ -225,7 +200,7 @@ def test_many_shapes_do_not_pile_up(tmp_path):
 
     held, done, prepared = [], [], [0]
     for index in range(40):
-        picture(tmp_path / f"in/{index:02}.png", (160, 8 + 4 * (7 * index % 40)), index)
+        picture(tmp_path / f"in/{index:02}.png", index, (160, 8 + 4 * (7 * index % 40)))
     segmenter = Watching(a_head(), "classic", 160, keep_aspect=True, batch_size=3)
     assert run([tmp_path / "in"], tmp_path / "out", segmenter) == PredictionSummary(predicted=40)
     assert max(held) <= 2 * 3 + 2 * 3 + 2
@@ -237,7 +212,7 @@ def test_files_of_others_are_never_replaced(photos_in, tmp_path):
     before = truth.read_bytes()
     assert run([photos_in], out, binary=0.5) == PredictionSummary(predicted=3)
     assert truth.read_bytes() == before
-    name = records(out)["a.jpg"]["saliency"]
+    name = records(out, "predictions.jsonl")["a.jpg"]["saliency"]
     assert name.startswith("a-")
     assert name.endswith("_saliency.png")
     assert (out / name).is_file()
@@ -264,7 +239,7 @@ def test_a_killed_run_goes_on(head_in, tmp_path):
     assert 5 <= summary.skipped <= 11
     assert summary == PredictionSummary(predicted=60 - summary.skipped, skipped=summary.skipped)
     assert len(list(out.glob("[!.]*.png"))) == 120
-    assert all(record["error"] is None for record in records(out).values())
+    assert all(record["error"] is None for record in records(out, "predictions.jsonl").values())
     fresh = tmp_path / "fresh"
     run([folder], fresh, Segmenter(head_in, size=64), binary=0.5)
     for path in fresh.glob("*.png"):
@@ -275,13 +250,13 @@ def test_a_broken_image_is_exit_code_1(capsys, photos_in, head_in, tmp_path):
     bad = photos_in / "bad.png"
     bad.write_bytes((photos_in / "sub/b.png").read_bytes()[:200])
     command = ("predict", photos_in, "--head", head_in, "--out", tmp_path / "out", "--size", 64)
-    code, err = call(capsys, *command)
+    code, _, err = call(capsys, *command)
     assert code == 1
     assert f"cannot read {bad}: " in err
     assert f"3 segmented, 0 already done, 1 failed; see {tmp_path}/out/predictions.jsonl" in err
     assert "Traceback" not in err
     bad.unlink()
-    code, err = call(capsys, *command)
+    code, _, err = call(capsys, *command)
     assert code == 0
     assert "0 segmented, 3 already done, 0 failed" in err
 
@@ -299,7 +274,7 @@ def test_options_reach_the_segmenter(capsys, photos_in, head_in, tmp_path):
 
 def test_errors_are_one_sentence_and_exit_code_2(capsys, photos_in, head_in, tmp_path):
     def error(*options, head=head_in):
-        code, err = call(
+        code, _, err = call(
             capsys, "predict", photos_in, "--out", tmp_path / "out", "--head", head, *options
         )
         assert code == 2
@@ -347,7 +322,7 @@ def test_two_processes_share_the_work(photos_in, head_in, tmp_path):
     assert "3 segmented, 0 already done, 0 failed" in said[1]
     # The last to end has merged the records.
     assert [path.name for path in out.glob("*.jsonl")] == ["predictions.jsonl"]
-    assert len(records(out)) == 7
+    assert len(records(out, "predictions.jsonl")) == 7
     alone = tmp_path / "alone"
     assert run([photos_in], alone, Segmenter(head_in, size=64)) == PredictionSummary(predicted=7)
     for path in alone.rglob("*.png"):
@@ -376,7 +351,7 @@ def test_shares_of_any_number_see_what_others_did(photos_in, tmp_path, monkeypat
         "predictions-rank1.jsonl",
     }
     assert run([photos_in], out) == PredictionSummary(predicted=2, skipped=5)
-    assert len(records(out)) == 7
+    assert len(records(out, "predictions.jsonl")) == 7
     assert len(list(out.glob("*.jsonl"))) == 1
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
+from helpers.pictures import pictures
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
 from selfment.jobs.folder import OutputFolder
@@ -17,13 +17,8 @@ from selfment.jobs.records import Records
 
 
 @pytest.fixture
-def photos_in(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(12):
-        pixels = np.random.RandomState(index).randint(0, 255, (20, 20, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{index:02}.png")
-    return folder
+def photos_in(tmp_path: Path) -> Path:
+    return pictures(tmp_path / "photos", *(f"{index:02}.png" for index in range(12)), size=(20, 20))
 
 
 def run(folder, out) -> LabelSummary:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from helpers import mortal, processes
 from helpers.heads import a_head
+from helpers.pictures import pictures
 from selfment import PseudoLabeler, Segmenter
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
@@ -31,6 +32,13 @@ pytestmark = [
 COUNT = 16
 
 
+@pytest.fixture
+def photos_in(tmp_path: Path) -> Path:
+    return pictures(
+        tmp_path / "photos", *(f"{index:02}.png" for index in range(COUNT)), size=(50, 40)
+    )
+
+
 def torchrun(
     folder: Path, fault: tuple[str, int, str] | None, *arguments: object
 ) -> subprocess.CompletedProcess[str]:
@@ -41,18 +49,6 @@ def torchrun(
     where, nth, rank = fault
     words = mortal.command(folder, where, nth, *words, rank=rank)
     return processes.torchrun(folder, *words, restarts=1)
-
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for index in range(COUNT):
-        stream = np.random.RandomState(index)
-        pixels = stream.randint(60, 90, (40, 50 + index, 3)).astype(np.uint8)
-        pixels[10:25, 15:30] = stream.randint(100, 255, 3)
-        Image.fromarray(pixels).save(folder / f"{index:02}.png")
-    return folder
 
 
 def assert_whole(out: Path, alone: Path, file: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from helpers.heads import a_head
+from helpers.pictures import pictures
 from selfment import PseudoLabeler, Segmenter, cli
 from selfment.backbones import load_backbone
 from selfment.models.head import HeadInfo, save_head
@@ -31,11 +31,7 @@ if not torch.xpu.is_available():
 
 @pytest.fixture
 def photos_in(tmp_path: Path) -> Path:
-    (tmp_path / "photos").mkdir()
-    for seed in range(3):
-        pixels = np.random.RandomState(seed).randint(0, 255, (40, 50, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"photos/{seed}.png")
-    return tmp_path / "photos"
+    return pictures(tmp_path / "photos", "0.png", "1.png", "2.png", size=(50, 40))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The build: what a source distribution holds, how it compiles, and what it refuses."""
+"""The build: the contents of a source distribution, how it compiles, and what it refuses."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ needs_tools = pytest.mark.skipif(bool(MISSING), reason=f"needs {', '.join(MISSIN
 def python(
     *arguments: str, cwd: Path, check: bool = True, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs this Python in ``cwd``, with no build settings but those of ``environment``.
+    """Runs this Python in ``cwd``, with the build settings of ``environment`` only.
 
-    Without SELFMENT_CUDA there, a build is one without CUDA.
+    A build is without CUDA unless SELFMENT_CUDA is among them.
     """
     ours = ("SELFMENT_CUDA_ARCHS", "CUDACXX", "CUDA_HOME", "CXXFLAGS", "LDFLAGS", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
@@ -66,13 +66,13 @@ def python(
 
 
 def commands_in(output: str) -> list[list[str]]:
-    """The commands that ninja has printed."""
+    """Returns the commands that ninja printed."""
     return [shlex.split(step) for step in re.findall(r"^\[\d+/\d+\] (.*)$", output, re.MULTILINE)]
 
 
 def build(tree: Path, script: str = "setup.py", **environment: str) -> list[list[str]]:
     """Builds in ``tree`` as `setup.py build_ext --inplace` does; returns the commands that ran."""
-    # -O0 comes last and wins: these tests are about the build, not about its speed.
+    # -O0 comes last and wins: the speed of the module does not matter here.
     environment["CXXFLAGS"] = "-O0"
     done = python(script, "build_ext", "--inplace", cwd=tree, check=True, **environment)
     ran = commands_in(done.stdout)
@@ -81,7 +81,7 @@ def build(tree: Path, script: str = "setup.py", **environment: str) -> list[list
 
 
 def fake_nvcc(folder: Path, known: str) -> str:
-    """A compiler that answers as nvcc does and fails at each file; returns its path."""
+    """Writes a compiler that answers like nvcc but compiles nothing; returns its path."""
     file = folder / "nvcc"
     file.write_text(f"""#!/bin/sh
 case "$*" in
@@ -95,8 +95,8 @@ esac
 
 
 def refused(tree: Path, script: str = "setup.py", **environment: str) -> tuple[str, str]:
-    """The output and the error of a build that must fail."""
-    # -O0 as in build(), or all of selfment._cpu would be compiled again.
+    """Returns the output and the error of a build that must fail."""
+    # -O0 as in build(), otherwise all of selfment._cpu would be compiled again.
     environment["CXXFLAGS"] = "-O0"
     done = python(script, "build_ext", cwd=tree, check=False, **environment)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -104,13 +104,13 @@ def refused(tree: Path, script: str = "setup.py", **environment: str) -> tuple[s
 
 
 def source(command: list[str]) -> str:
-    """The name of what a command compiles, or "link"."""
+    """Returns the name of the source that a command compiles, or "link"."""
     return Path(command[command.index("-c") + 1]).name if "-c" in command else "link"
 
 
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source distribution, made from a copy of the tree that a build has been run in."""
+    """A source distribution of a copy of the tree in which a build has run."""
     tree = tmp_path_factory.mktemp("tree")
     for path in (*ROOT.glob("*.*"), ROOT / "LICENSE"):
         if path.is_file():
@@ -125,7 +125,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tree(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution unpacked, under a path with a space."""
+    """The unpacked source distribution, under a path with a space."""
     folder = tmp_path_factory.mktemp("sdist") / "a folder"
     with tarfile.open(sdist) as archive:
         archive.extractall(folder)  # our own archive
@@ -134,7 +134,7 @@ def tree(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def commands(tree: Path) -> list[list[str]]:
-    """What a first build runs."""
+    """The commands of a first build."""
     return build(tree)
 
 
@@ -218,7 +218,7 @@ def test_a_second_build_redoes_what_changed(
 
 @pytest.fixture
 def elsewhere(tree: Path, tmp_path: Path) -> str:
-    """The name of a setup.py that looks for nvcc in ``tmp_path`` and not in /usr/local."""
+    """The name of a setup.py that searches nvcc in ``tmp_path``, not in /usr/local."""
     text = (tree / "setup.py").read_text()
     assert text.count('"/usr/local/cuda/bin/nvcc"') == 1
     text = text.replace('"/usr/local/cuda/bin/nvcc"', repr(str(tmp_path / "local/nvcc")))
@@ -355,7 +355,7 @@ def test_a_build_without_cuda_leaves_no_module_of_an_earlier_one(
 @pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 @pytest.mark.usefixtures("commands")
 def test_cuda_module_needs_no_cuda_library_and_loads_without_a_driver(tree: Path) -> None:
-    # One architecture, one build, for all that there is to see of it: nvcc takes its time.
+    # One architecture and one build for all checks, because nvcc is slow.
     wishes = {"SELFMENT_CUDA": "1", "SELFMENT_CUDA_ARCHS": "90", "CUDACXX": str(NVCC)}
     sources = [source(command) for command in build(tree, **wishes)]
     assert sorted(sources) == sorted([*(Path(name).name for name in CUDA), "link"])
@@ -372,7 +372,7 @@ def test_cuda_module_needs_no_cuda_library_and_loads_without_a_driver(tree: Path
     assert "PyInit__cuda" in text
     assert not re.search(r" (cuda|_ZNK?8selfment)", text)
 
-    # By itself: torch, which selfment imports, would bring a CUDA runtime of its own.
+    # The module alone: torch, which selfment imports, would load its own CUDA runtime.
     script = f"""
 import importlib.machinery as machinery, importlib.util as util
 loader = machinery.ExtensionFileLoader("selfment._cuda", {str(binary)!r})
@@ -382,7 +382,7 @@ print(module.__version__)
 """
     assert python("-c", script, cwd=tree).stdout == f"{VERSION}\n"
 
-    # What a change of a header would redo, without doing it.
+    # A dry run: what a change of a header would compile again.
     (tree / "csrc/cuda/platform.h").touch()
     script = "import ninja, subprocess as s, sys; s.run([ninja.BIN_DIR + '/ninja', *sys.argv[1:]])"
     folder = next(tree.glob("build/temp*/selfment._cuda"))

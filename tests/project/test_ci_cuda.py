@@ -1,4 +1,4 @@
-"""`.ci/cuda`, with programs that only pretend: what it runs, what it keeps, and what it reports."""
+"""`.ci/cuda` with fake programs: what it runs, what it keeps, and what it reports."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROBE = {"device": "NVIDIA Pretence", "compute capability": "9.0", "torch": "2.9
 
 
 class Machine:
-    """A machine with a device, as far as a script can tell."""
+    """A machine that appears to have a device."""
 
     def __init__(self, folder: Path) -> None:
         self.bin, self.out, self.log = folder / "bin", folder / "out", folder / "calls"
@@ -54,7 +54,7 @@ class Machine:
         )
 
     def calls(self) -> list[str]:
-        """What has been run since this was asked last."""
+        """Returns the commands since the last call."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return lines

@@ -1,4 +1,4 @@
-"""The commands that the documentation prints: each is one, and works in a clone of the project."""
+"""The documentation: its commands parse and work in a clone, and the files it names exist."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ SCRIPTS = [
 MODULES = sorted(ROOT.glob("selfment/**/*.py"))
 
 OURS = ("selfment", "python", "pip", "torchrun")
-#: Those of others, as the pages print them: nothing of ours depends on where they run.
+#: Programs of other projects in the documentation; their arguments are not checked.
 OTHERS = {"pytest", "ruff", "mypy", "find", "sphinx-build", "pre-commit"}
 
 pytestmark = pytest.mark.skipif(not PAGES[0].exists(), reason="needs the source tree")
 
 
 class Command(NamedTuple):
-    """A command as it is printed."""
+    """A command in the documentation."""
 
     file: str
     text: str
     words: list[str]
-    whole: bool  # whether it is meant to be typed as it is: a line of its own, not an inline name
+    whole: bool  # True if it can be typed as it is: a line of its own, not shortened in a sentence
 
 
 def split(text: str) -> Iterator[list[str]]:
-    """The words of each simple command of a line of a shell."""
+    """Yields the words of each simple command in a line of a shell."""
     lexer = shlex.shlex(text, posix=True, punctuation_chars="&|;")
     lexer.whitespace_split = True
     words: list[str] = []
@@ -49,13 +49,13 @@ def split(text: str) -> Iterator[list[str]]:
             if words:
                 yield words
             words = []
-        elif words or not re.fullmatch(r"[A-Z_]+=.*", word):  # of its environment
+        elif words or not re.fullmatch(r"[A-Z_]+=.*", word):  # not an environment variable
             words.append(word)
 
 
 def commands() -> list[Command]:
-    """All of the pages, of the headers of scripts and of the docstrings and messages of modules."""
-    found = []
+    """Returns the commands in pages, in headers of scripts, and in docstrings and messages."""
+    printed = []
     for path in (*PAGES, *SCRIPTS, *MODULES):
         text, name = path.read_text(), str(path.relative_to(ROOT))
         lines: list[str] = []
@@ -67,15 +67,15 @@ def commands() -> list[Command]:
             header = text.split('"""')[1]
             lines += re.findall(rf"^ {{4}}((?:{'|'.join(OURS)}) .*)$", header, re.MULTILINE)
         for line in lines:
-            found += [Command(name, line, words, True) for words in split(line)]
+            printed += [Command(name, line, words, True) for words in split(line)]
         for span in re.findall(rf"`((?:{'|'.join(OURS)}) [^`{{}}]*)`", text):
             whole = path.suffix == ".md" and span.startswith("torchrun")
-            found += [Command(name, span, words, whole) for words in split(span)]
-    return [command for command in found if command.words[0] not in ("for", "done", "do")]
+            printed += [Command(name, span, words, whole) for words in split(span)]
+    return [command for command in printed if command.words[0] not in ("for", "done", "do")]
 
 
 def check_ours(words: list[str], whole: bool) -> None:
-    """A command of ours is parsed; of a shortened one, its options are known."""
+    """Parses a command of selfment; for a shortened one, only checks that its options exist."""
     if words == ["..."]:
         return
     words = [word for word in words if word not in ("...", "-h", "--help")]
@@ -96,7 +96,7 @@ def test_printed_commands_are_commands(command: Command) -> None:
     program, *words = command.words
     joined = " ".join(command.words)
     assert "-m selfment" not in joined or command.file == "selfment/__main__.py", (
-        "in the source tree this is the folder, in which nothing is built, and not the package"
+        "in the source tree this would import the folder, in which nothing is built"
     )
     if program == "selfment":
         check_ours(words, command.whole)
@@ -142,13 +142,27 @@ def test_commands_are_found() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_and_tests_that_pages_name_exist(page: Path) -> None:
+    tests = {path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")}
+    sources = "".join(tests.values())
+    for name in re.findall(r"`([\w./*-]+)`", page.read_text()):
+        if re.match(r"(selfment|csrc|tests|docs|benchmarks|examples|\.ci)/", name):
+            pattern = re.sub(r"[A-Z]{4,}", "*", name)  # NAME and others stand for any name
+            assert list(ROOT.glob(pattern)), name
+        elif re.fullmatch(r"test_\w+\.py", name):
+            assert name in tests
+        elif name.startswith("test_"):
+            assert f"def {name}(" in sources, name
+
+
 @pytest.mark.parametrize(
     "script",
     [path for path in SCRIPTS if "argparse" in path.read_text()],
     ids=lambda path: path.stem,
 )
 def test_scripts_say_how_they_are_used(script: Path) -> None:
-    """In the clone, as their headers say."""
+    """Scripts run in the clone, as their headers say."""
     done = processes.run([sys.executable, script.relative_to(ROOT), "--help"], cwd=ROOT)
     if script.stem == "ray_label" and done.returncode == 1:
         assert re.fullmatch(r"ray_label: Ray is needed \(.*\): pip install .*\n", done.stderr)
@@ -160,7 +174,7 @@ def test_scripts_say_how_they_are_used(script: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["", "torchrun"])
 def test_the_command_runs_in_the_source_tree(tmp_path: Path, launcher: str) -> None:
-    """By itself and under torchrun, where the folder must not hide the package."""
+    """The command runs by itself and under torchrun; the folder must not hide the package."""
     folder = Path(sys.executable).parent
     assert (folder / "selfment").exists(), "the package is not installed"
     label = ["selfment", "label", "--samples", "--size", "96", "--out", tmp_path / "out"]

@@ -1,7 +1,7 @@
-"""Without the extras: images and features are labelled, and what needs an extra says which.
+"""Without the extras: images and features are labelled, and errors name the missing extra.
 
-Each test runs a process in which the libraries of all extras are missing, so that it says the same
-where they are installed.
+Each test runs a process that cannot import the libraries of the extras, so that the result does not
+depend on which are installed.
 """
 
 from __future__ import annotations

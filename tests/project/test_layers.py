@@ -1,4 +1,4 @@
-"""The direction of imports: a layer imports those before it, and its own modules, never others."""
+"""The direction of imports: a layer imports only layers before it, and its own modules."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ LAYERS = [
 ]
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
 PRINTS = {"jobs", "training", "experiments", "cli"}
-#: A search and a score say on standard error what they have left out.
+#: A search and a score print on standard error what they left out.
 SAY_WHAT_IS_LEFT_OUT = {"images/search.py", "evaluation/pairs.py"}
 
 
 def modules() -> Iterator[tuple[str, Path, ast.Module]]:
-    """Folder, path and syntax tree of each module in a folder of the package."""
+    """Yields folder, path and syntax tree of each module in a folder of the package."""
     for path in sorted(PACKAGE.glob("*/**/*.py")):
         yield path.relative_to(PACKAGE).parts[0], path, ast.parse(path.read_text())
 
 
 def imported(path: Path, tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Line and folder of what a module imports from the package, in functions, too."""
+    """Yields line and folder of each import from the package, also inside functions."""
     own = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:

@@ -1,4 +1,4 @@
-"""The guards of the tests: whatever a test leaves behind is named, and ended where it can be."""
+"""The guards of the tests: anything that a test leaves behind is named, and removed if possible."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLEEP = [sys.executable, "-c", "import time; time.sleep(10**6)"]
 def pytest_on(
     folder: Path, *tests: str, settings: str = "", options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    """Runs tests, of which each body is given, with the conftest.py of these."""
+    """Runs tests with the given bodies and the conftest.py of this suite."""
     bodies = [
         f"def test_{index}(tmp_path):\n" + "".join(f"    {line}\n" for line in test.splitlines())
         for index, test in enumerate(tests)
@@ -125,7 +125,7 @@ def test_memory_is_reported_and_limited(tmp_path: Path) -> None:
 
 
 def test_the_guards_work_in_several_processes(tmp_path: Path) -> None:
-    """The memory is shared, and a thread that stays ends them all."""
+    """The processes share the memory limit, and a thread that stays ends them all."""
     pytest.importorskip("xdist")
     passing = pytest_on(tmp_path, "pass", "pass", options=("-n", "2"))
     assert passing.returncode == 0, passing.stdout

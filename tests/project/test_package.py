@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it brings along, and the extras that messages name."""
+"""The package as a whole: what importing it imports, and the extras that messages name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPTIONAL = {
 
 
 def brought_by(statement: str) -> set[str]:
-    """The third-party packages that ``statement`` imports in a new interpreter, after torch."""
+    """Returns the third-party packages that ``statement`` imports in a new process, after torch."""
     script = f"""
 import sys, torch
 before = set(sys.modules)
