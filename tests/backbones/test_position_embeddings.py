@@ -183,9 +183,9 @@ def test_resampling_starts_from_the_grid_of_the_file(tmp_path):
 )
 def test_the_rule_is_in_the_settings(name, rule):
     assert resampling(name, "authors") == rule
-    assert PseudoLabeler(name, 56).settings["positions"] == rule
+    assert PseudoLabeler(name).settings["positions"] == rule
     if name != "classic":
-        by_timm = PseudoLabeler(name, 56, positions="timm").settings["positions"]
+        by_timm = PseudoLabeler(name, positions="timm").settings["positions"]
         assert by_timm == (rule and "timm")
 
 
