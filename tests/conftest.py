@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ def outside_the_tree(tmp_path_factory: pytest.TempPathFactory) -> Iterator[leaks
 
     Commands that tests start then import the installed package, not the folder of sources.
     """
+    import_module("torch.distributed.nn")  # torch 2.6 makes a temporary folder at its first import
     with leaks.watched(tmp_path_factory.mktemp("cwd")) as watch:
         yield watch
 
