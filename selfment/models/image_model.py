@@ -48,6 +48,22 @@ class ImageModel:
         batch_size: int,
         positions: str,
     ) -> None:
+        """Checks the arguments; nothing is loaded yet.
+
+        Args:
+            backbone: a name, or one's own, see :func:`selfment.backbones.as_backbone`.
+            size: the side in pixels; None for the multiple of the patch size that is nearest to
+                ``default_size``.
+            features: see :func:`selfment.backbones.load_backbone`.
+            weights: see there.
+            device: where the backbone runs; None takes CUDA if there is one at the first use.
+            dtype: see :func:`selfment.backbones.load_backbone`.
+            batch_size: images per pass.
+            positions: see :func:`selfment.backbones.load_backbone`.
+
+        Raises:
+            ValueError: a wrong argument.
+        """
         whole = isinstance(batch_size, int) and batch_size >= 1
         params.require("batch_size", batch_size, "an integer >= 1", whole)
         params.choice("positions", positions, POSITIONS)

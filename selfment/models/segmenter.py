@@ -51,31 +51,40 @@ class Segmenter(ImageModel):
         batch_size: int = 8,
         compile: bool = False,
     ) -> None:
-        """``head``: a module, which is copied, or a path as :func:`selfment.models.head.load_head`
-        takes it.
+        """Loads the head; the backbone is loaded at its first use.
 
-        ``backbone``, ``features`` and ``positions`` None: those the head was trained on, as its
-        file says; ``features``, ``weights``, ``dtype`` and ``positions`` as in
-        :func:`selfment.backbones.load_backbone`.
-        ``size``: side in pixels, a multiple of the patch size, of the square that an image is
-        resized to; with ``keep_aspect`` its longer side, the shorter padded to whole patches.
-        None: the multiple that is nearest to 1536.
-        ``device`` None: CUDA if there is one. ``batch_size``: images per pass. ``compile``: runs
-        backbone and head through ``torch.compile`` where this platform has it; the first pass of
-        each shape is slow. Raises ``ValueError``, and
-        :class:`selfment.backbones.WeightsError` for a head that cannot be read.
+        Args:
+            head: a module, which is copied, or a path, see :func:`selfment.models.head.load_head`.
+            backbone: as :class:`selfment.PseudoLabeler` takes it; None for the backbone that the
+                head was trained on, which must have a name.
+            size: the side in pixels of the square that an image is resized to, a multiple of the
+                patch size. None takes the multiple that is nearest to 1536.
+            features: see :func:`selfment.backbones.load_backbone`; None for those that the head
+                was trained on.
+            weights: see there.
+            device: where the backbone runs; None takes CUDA if there is one at the first use.
+            dtype: see :func:`selfment.backbones.load_backbone`.
+            positions: see there; None for those that the head was trained on.
+            keep_aspect: make the longer side ``size``, and pad the shorter to whole patches.
+            batch_size: images per pass.
+            compile: run backbone and head through ``torch.compile``, if this platform has it. The
+                first pass of each shape is slow.
+
+        Raises:
+            ValueError: a wrong argument.
+            WeightsError: the head cannot be read.
         """
         if isinstance(head, PatchHead):
             self.head, self.info = copy.deepcopy(head).cpu(), HeadInfo()
         else:
             self.head, self.info = load_head(head)
         self.head.eval().requires_grad_(False)
-        name = backbone or self.info.backbone
+        name = self.info.backbone if backbone is None else backbone
         if name is None:
             raise ValueError(
                 "`backbone` must be given: the head does not say which one it was trained on"
             )
-        if isinstance(name, str) and not backbone and is_factory(name):
+        if isinstance(name, str) and backbone is None and is_factory(name):
             raise ValueError(
                 f"`backbone` must be given: the head was trained on {name!r}, and the code that a "
                 "head names is not run by itself"

@@ -5,106 +5,23 @@ The same examples each time; HYPOTHESIS_PROFILE=long draws thousands of new ones
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import selfment
+from helpers.drawn import EPS, TAUS, checked, grids, layouts, rows
 from selfment import reference
 from selfment.evaluation import metrics
-from selfment.images.load import ImageError
 
-_COMMON = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("quick", max_examples=60, derandomize=True, database=None, **_COMMON)
-settings.register_profile("long", max_examples=2000, **_COMMON)
-_PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "quick")
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-TAUS = st.sampled_from([0.2, 0.0, -0.3, 0.5, 0.95, 1.0, -1.0]) | st.floats(-1.5, 1.5, width=32)
-EPS = st.sampled_from([1e-5, 1e-30, 1e-12, 0.1, 0.999])
-LAYOUTS = ("plain", "expanded", "transposed", "sliced", "offset", "numpy", "reversed", "read-only")
 GRAPHS = st.sampled_from(["binary", "weighted"])
 ORIENTS = st.sampled_from(["seed", "corners"])
-
-
-checked = settings(settings.get_profile(_PROFILE))
-
-
-@st.composite
-def grids(draw, most: int = 80) -> tuple[int, int]:
-    h = draw(st.integers(1, 12))
-    return h, draw(st.integers(1, max(1, most // h)))
-
-
-@st.composite
-def rows(draw, n: int, finite: bool = True) -> Tensor:
-    """(n, d) features with a structure, at any scale, of any dtype."""
-    d = draw(st.sampled_from([1, 2, 3, 7, 16, 17, 33, 64]))
-    rng = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
-    kind = draw(
-        st.sampled_from(
-            ["noise", "shifted", "signs", "integers", "equal", "zero", "two kinds", "eye", "few"]
-        )
-    )
-    values = {
-        "noise": lambda: torch.randn(n, d, generator=rng),
-        "shifted": lambda: torch.randn(n, d, generator=rng) + 1,
-        "signs": lambda: torch.randint(0, 2, (n, d), generator=rng) * 2.0 - 1,
-        "integers": lambda: torch.randint(-2, 3, (n, d), generator=rng).float(),
-        "equal": lambda: torch.randn(1, d, generator=rng).repeat(n, 1),
-        "zero": lambda: torch.zeros(n, d) * -1.0,  # of either sign
-        "two kinds": lambda: torch.randn(2, d, generator=rng)[
-            torch.randint(0, 2, (n,), generator=rng)
-        ],
-        "eye": lambda: torch.eye(d).repeat(n // d + 1, 1)[:n].clone(),
-        "few": lambda: torch.randn(n, d, generator=rng) * (torch.rand(n, 1, generator=rng) < 0.3),
-    }[kind]()
-    if draw(st.booleans()):  # duplicated rows
-        values = values[torch.randint(0, n, (n,), generator=rng)]
-    dtype = draw(st.sampled_from(DTYPES))
-    scale = draw(st.sampled_from([1.0, 1.0, 1e-3, 1e3, 1e-7, 1e-40, 1e30, 1e-200, 1e100]))
-    values = (values.double() * scale).to(dtype)
-    if finite:
-        norms = values.double().norm(dim=1)
-        assume(bool(values.isfinite().all()) and bool(norms.isfinite().all()))
-    return values
-
-
-@st.composite
-def layouts(draw, values: Tensor) -> Any:
-    """The same numbers, in other strides or as numpy's."""
-    n, d = values.shape
-    kind = draw(st.sampled_from(LAYOUTS))
-    if kind == "transposed":
-        return values.T.contiguous().T
-    if kind == "expanded" and torch.equal(values, values[:1].expand(n, d)):
-        return values[:1].expand(n, d)
-    if kind == "sliced":
-        wide = torch.full((n, 2 * d + 1), float("nan"), dtype=values.dtype)
-        wide[:, 1::2] = values
-        return wide[:, 1::2]
-    if kind == "offset":
-        long = torch.full((n * d + 1,), float("nan"), dtype=values.dtype)
-        long[1:] = values.flatten()
-        return long[1:].view(n, d)
-    if kind in ("plain", "expanded") or values.dtype == torch.bfloat16:
-        return values
-    array = values.numpy()
-    if kind == "reversed":
-        return array[::-1, ::-1].copy()[::-1, ::-1]
-    if kind == "read-only":
-        array = array.copy()
-        array.flags.writeable = False
-    return array
 
 
 @st.composite
@@ -375,79 +292,3 @@ def test_what_is_not_finite_is_named(problem, value, data) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
-
-
-WRONG: Any = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(-(2**70), 2**70),
-    st.floats(),
-    st.complex_numbers(),
-    st.text(max_size=5),
-    st.binary(max_size=5),
-    st.lists(st.integers(-3, 3), max_size=4),
-    st.tuples(st.floats(), st.text(max_size=2)),
-    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
-    st.sampled_from([np.float32("nan"), np.int8(3), np.zeros(3), torch.ones(2), object()]),
-)
-ARGUMENTS = {
-    "pseudo_label": "grid tau eps graph orient ipo_iters ipo_min_count min_confidence",
-    "affinity": "tau eps graph",
-    "ncut": "k tau eps graph",
-    "ipo": "labels iters min_count",
-    "multi_label": "grid max_objects max_cut min_area tau eps graph orient ipo_iters ipo_min_count",
-    "regions": "grid k method vectors tau eps graph seed",
-    "refine_mask": "mask image method max_side",
-}
-_PAIRS = [(name, one) for name, names in ARGUMENTS.items() for one in names.split()]
-
-
-def refusal(call: Callable[[], Any]) -> Exception | None:
-    try:
-        call()
-    except (TypeError, ValueError) as error:
-        return error
-    return None
-
-
-@pytest.mark.slow
-@settings(checked, max_examples=8 * checked.max_examples)
-@given(st.sampled_from(_PAIRS), WRONG)
-def test_wrong_arguments_are_named(pair, value) -> None:
-    """A value is taken, or refused by its argument's name; nothing else comes out."""
-    function, argument = pair
-    arguments: dict[str, Any] = {"features": torch.eye(6), "grid": (2, 3)}
-    if function in ("affinity", "ncut", "ipo"):
-        del arguments["grid"]
-    if function == "ipo":
-        arguments["labels"] = torch.arange(6) % 2
-    if function == "regions":
-        arguments["k"] = 2
-    if function == "refine_mask":
-        arguments = {"mask": np.eye(3), "image": np.zeros((4, 4, 3), np.uint8)}
-        arguments["method"] = "bilateral" if argument == "max_side" else None
-    arguments[argument] = value
-    error = refusal(lambda: getattr(selfment, function)(**arguments))
-    if isinstance(error, ImageError):
-        assert argument == "image"
-    elif error is not None:
-        assert f"`{argument}`" in str(error), repr(error)
-
-
-@pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-def test_numbers_of_numpy_are_numbers(kind) -> None:
-    features = torch.eye(6) + 0.25
-    for value in ("inf", "-inf", "nan"):
-        with pytest.raises(ValueError, match="`tau` must be a finite number: got"):
-            selfment.affinity(features, tau=kind(value))
-    found = selfment.affinity(features, tau=kind(0.5), eps=kind(0.25)).to_dense()
-    assert torch.equal(found, selfment.affinity(features, tau=0.5, eps=0.25).to_dense())
-
-
-@checked
-@given(WRONG)
-def test_what_are_no_features_is_said(value) -> None:
-    for call in (selfment.affinity, selfment.ncut, lambda v: selfment.pseudo_label(v, (1, 1))):
-        error = refusal(functools.partial(call, value))
-        assert error is None or "`features`" in str(error) or "`grid`" in str(error), repr(error)

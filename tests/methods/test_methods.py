@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.linalg
 import scipy.ndimage
 import torch
-from PIL import Image
 from torch import Tensor
 
-from helpers.cases import CASES, DEGENERATE, generator, noise, smooth
-from selfment import CutOptions, IpoOptions, PseudoLabeler, PseudoLabels, reference
-from selfment.backbones import Attended, load_backbone
+from helpers.cases import CASES, DEGENERATE, noise, smooth
+from helpers.method_cases import DETERMINED, found_of, heads_of, label, photo_features, rows_of
+from selfment import IpoOptions, PseudoLabels, reference
+from selfment.backbones import Attended
 from selfment.compat import dsm as compat_dsm
 from selfment.compat.maskcut import maskcut_forward
 from selfment.core.options import NO_IPO
-from selfment.images.load import find_images
-from selfment.jobs.label import label_images
 from selfment.methods import (
     METHODS,
     Dsm,
     Found,
     MaskCut,
-    MultiObject,
     SelfMask,
     Selfment,
     SelfmentCls,
@@ -35,43 +30,18 @@ from selfment.methods import (
     TokenCut,
     as_method,
 )
-from selfment.methods import selfmask as _selfmask
 from selfment.methods.found import foreground
 from selfment.methods.splits import cls_split, kmeans_split
 
 pytest.importorskip("sklearn")
-from sklearn.cluster import KMeans
 
 TINY = "vit_tiny_patch16_224"
-DETERMINED = 1e-6  # the least gap between eigenvalues at which a vector is one and the same
 
 ALL = sorted(CASES)
-POSITIVE = smooth(14, 11, 24, seed=3).abs() + 0.5  # all cosines > 0
-WITH_ZEROS = torch.cat([POSITIVE[:150], torch.zeros(4, 24)])  # the least cosine is 0
-MORE = {
-    "positive": (POSITIVE, (14, 11)),
-    "positive, zero rows": (WITH_ZEROS, (14, 11)),
-    "few patches": (noise(4, 2, 5), (4, 2)),
-}
-
-
-def rows_of(f: Tensor) -> np.ndarray:
-    f = f.double().numpy()
-    return f / np.maximum(np.linalg.norm(f, axis=1, keepdims=True), 1e-12)
 
 
 def pairs_of(A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scipy.linalg.eigh(np.diag(A.sum(1)) - A, np.diag(A.sum(1)))
-
-
-def label(f: Tensor, grid, method="selfment") -> PseudoLabels:
-    return as_method(method).label(f[None], grid)
-
-
-def photo_features(paths: list[Path], size: int = 320) -> list[Tensor]:
-    backbone = load_backbone("classic")
-    pictures = (Image.open(path).convert("RGB") for path in paths)
-    return [backbone(backbone.preprocess(picture, size)[None])[0] for picture in pictures]
 
 
 # TokenCut, MaskCut and Deep Spectral Methods
@@ -192,160 +162,7 @@ def test_maskcut_takes_batches():
         assert torch.equal(label(f[image], (12, 9), "maskcut").mask[0], together.mask[image])
 
 
-# SelfMask
-
-
-def spans(mask: np.ndarray) -> bool:
-    ys, xs = np.nonzero(mask)
-    h, w = mask.shape
-    return (ys.min() == 0 and ys.max() + 1 == h) or (xs.min() == 0 and xs.max() + 1 == w)
-
-
-def vote(candidates: list[np.ndarray]) -> np.ndarray:
-    kept = [mask for mask in candidates if mask.any() and not spans(mask)]
-    kept = kept or [mask for mask in candidates if mask.any()]
-    scores = [sum((a & b).sum() / (a | b).sum() for b in kept) for a in kept]
-    return kept[next(i for i, score in enumerate(scores) if score > max(scores) - 1e-9)]
-
-
-def scaled(f: Tensor) -> np.ndarray:
-    products = rows_of(f) @ rows_of(f).T
-    return (products - products.min()) / (products.max() - products.min())
-
-
-def clusters(f: Tensor, grid) -> list[np.ndarray] | None:
-    A = scaled(f)
-    degree = A.sum(1)
-    degree[degree < 1e-12] = 1
-    values, vectors = scipy.linalg.eigh(np.diag(degree) - A, np.diag(degree))
-    if np.diff(values[1:5]).min(initial=1) < DETERMINED:
-        return None
-    candidates = []
-    for k in (2, 3, 4):
-        if k <= len(f):
-            assigned = KMeans(k, n_init=10, random_state=0).fit_predict(vectors[:, :k])
-            candidates += [(assigned == cluster).reshape(grid) for cluster in range(k)]
-    return candidates
-
-
-SELFMASK = ["noise", "smooth", "rectangle, N = 64 k + 1", "object", "tiny", "isolated patches"]
-SELFMASK += ["smooth, N = 64 k", "outlier channels", "duplicated rows", "deep", *MORE]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SELFMASK)
-def test_selfmask_on_cases(name):
-    f, grid = {**CASES, **MORE}[name]
-    candidates = clusters(f, grid)
-    assert candidates is not None
-    found = label(f, grid, "selfmask")
-    assert np.array_equal(found.mask[0].numpy(), vote(candidates))
-
-
-@pytest.mark.slow
-def test_selfmask_on_photos(photos):
-    for f in photo_features(photos[::40]):
-        candidates = clusters(f, (20, 20))
-        assert candidates is not None
-        assert np.array_equal(_selfmask.selfmask(f, (20, 20)).reshape(20, 20), vote(candidates))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["smooth", "large", *MORE])
-def test_the_vectors_of_selfmask_solve_the_dense_problem(name):
-    f, _ = {**CASES, **MORE}[name]
-    A = scaled(f)
-    degree = A.sum(1)
-    degree[degree < 1e-12] = 1
-    D = np.diag(degree)
-    values = scipy.linalg.eigh(D - A, D)[0][:4]
-    x = _selfmask._cosine_vectors(torch.from_numpy(rows_of(f)), 4)
-    assert np.allclose(x.T @ D @ x, np.eye(4), atol=1e-6)
-    assert np.allclose(x.T @ (D - A) @ x, np.diag(values), atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kinds", [2, 3])
-def test_selfmask_of_few_kinds_of_patches_is_the_same_each_time(kinds):
-    """M has fewer positive eigenvalues than vectors are asked for: the others are arbitrary."""
-    threads = torch.get_num_threads()
-    for seed in range(8):
-        f = noise(1, kinds, 16, seed=seed)[torch.arange(108) * kinds // 108]
-        vectors = _selfmask._cosine_vectors(torch.from_numpy(rows_of(f)), 4)
-        assert (np.abs(vectors).max(axis=0) > 0).sum() <= kinds
-        masks = []
-        for count in (1, 2, 1, 2):
-            torch.set_num_threads(count)
-            masks.append(_selfmask.selfmask(f.clone(), (9, 12)).tolist())
-        torch.set_num_threads(threads)
-        assert all(mask == masks[0] for mask in masks)
-
-
-def test_the_range_of_products_over_blocks():
-    f = smooth(40, 37, 24, seed=8).abs().double()
-    f[900] = -f[1402]
-    rows = rows_of(f)
-    found = _selfmask._range_of_products(torch.from_numpy(rows))
-    assert found == pytest.approx(((rows @ rows.T).min(), (rows @ rows.T).max()), abs=1e-12)
-
-
-@pytest.mark.slow
-def test_backbones_vote_together():
-    f, g = smooth(12, 9, 32, seed=1), smooth(7, 5, 16, seed=2)
-    ours, others = clusters(f, (12, 9)), clusters(g, (7, 5))
-    assert ours is not None
-    assert others is not None
-    # The patch of the other grid that holds the centre of each patch.
-    ys = [int((y + 0.5) * 7 / 12) for y in range(12)]
-    xs = [int((x + 0.5) * 5 / 9) for x in range(9)]
-    candidates = ours + [mask[np.ix_(ys, xs)] for mask in others]
-    found = _selfmask.selfmask(f, (12, 9), [(g, (7, 5))]).reshape(12, 9)
-    assert np.array_equal(found, vote(candidates))
-
-
-@pytest.mark.parametrize(
-    ("masks", "winner"),
-    [
-        (["010 010 010", "010 110 000", "010 010 000"], 1),  # from top to bottom: no candidate
-        (["000 111 000", "110 110 000", "010 110 000", "000 010 000"], 2),
-        (["111 000 000", "010 010 010", "111 010 010"], 2),  # all reach across: all take part
-        (["000 000 000", "100 000 000", "000 000 001"], 1),  # empty; the first of equals
-    ],
-)
-def test_the_vote(masks, winner, monkeypatch):
-    given = [np.array([[c == "1" for c in row] for row in mask.split()]) for mask in masks]
-    monkeypatch.setattr(_selfmask, "_clusters", lambda _: [mask.ravel() for mask in given])
-    found = _selfmask.selfmask(noise(3, 3, 4), (3, 3)).reshape(3, 3)
-    assert np.array_equal(found, given[winner])
-    assert np.array_equal(found, vote(given))
-
-
 # FOUND
-
-
-def heads_of(n: int, count: int = 3, seed: int = 0) -> Tensor:
-    """What is left of it for the patches differs from head to head."""
-    shares = torch.linspace(0.2, 0.9, count)[:, None]
-    return shares * (2 * torch.randn(count, n, generator=generator(seed))).softmax(dim=1)
-
-
-def found_of(f: Tensor, attention: Tensor, by_head: bool) -> np.ndarray:
-    f, a = f.double().numpy(), attention.double().numpy()
-    heads, n = a.shape
-    weights = [1.0] * heads
-    if by_head:
-        threshold = sum(a[h, i] for h in range(heads) for i in range(n)) / (heads * n)
-        share = [sum(a[h, i] > threshold for i in range(n)) / n for h in range(heads)]
-        weights = [np.log(sum(q + 1e-10 for q in share) / (share[h] + 1e-10)) for h in range(heads)]
-    least = min(range(n), key=lambda i: sum(weights[h] * a[h, i] for h in range(heads)))
-    wide = f.shape[1] // heads if by_head else f.shape[1]
-    parts = [weights[h] * f[:, h * wide : (h + 1) * wide] for h in range(f.shape[1] // wide)]
-    rows = np.concatenate(parts, axis=1)
-    cosine = [
-        row @ rows[least] / max(np.linalg.norm(row) * np.linalg.norm(rows[least]), 1e-12)
-        for row in rows
-    ]
-    return ~(np.array(cosine) > 0.3)
 
 
 @pytest.mark.parametrize("by_head", [True, False])
@@ -508,140 +325,3 @@ def test_features_that_are_not_finite(method):
 
 
 # The labeler
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    timm = pytest.importorskip("timm")
-    torch.manual_seed(0)
-    model = timm.create_model(TINY, pretrained=False, dynamic_img_size=True)
-    file = tmp_path_factory.mktemp("weights") / "tiny.pth"
-    torch.save(model.state_dict(), file)
-    return file
-
-
-@pytest.fixture
-def picture(tmp_path) -> Path:
-    pixels = np.random.RandomState(0).randint(60, 90, (60, 80, 3)).astype(np.uint8)
-    pixels[20:40, 30:60] = (220, 60, 30)
-    (tmp_path / "in").mkdir()
-    Image.fromarray(pixels).save(tmp_path / "in/photo.png")
-    return tmp_path / "in/photo.png"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tokens", "keys"])
-def test_a_vit_gives_what_found_and_cls_need(weights, picture, kind):
-    options = {"features": kind, "weights": weights, "batch_size": 1}
-    found = PseudoLabeler(TINY, 96, method="found", **options)
-    given = found.backbone.attend(found.preprocess(Image.open(picture))[None])
-    expected = found_of(given.features[0], given.attention[0], kind == "keys")
-    assert np.array_equal(found(picture).mask.flatten().numpy(), expected)
-    cls = PseudoLabeler(TINY, 96, method="selfment-cls", **options)
-    start = cls_split(given.features[0], given.cls[0])
-    assert np.array_equal(cls(picture).ncut_mask.flatten().numpy(), start)
-    for labeler in (found, cls):
-        with pytest.raises(ValueError, match=r"needs a ViT's .*: got patch features alone"):
-            labeler.label_features(given.features)
-
-
-@pytest.mark.slow
-def test_more_backbones_vote(weights, picture):
-    import pickle
-
-    votes = PseudoLabeler(size=224, method=SelfMask({TINY: weights}))
-    with Image.open(picture) as opened:
-        pixels = [
-            load_backbone(name, weights=file).preprocess(opened, 224)[None]
-            for name, file in (("classic", None), (TINY, weights))
-        ]
-    ours = load_backbone("classic")(pixels[0])[0]
-    theirs = load_backbone(TINY, weights=weights)(pixels[1])[0]
-    candidates = [clusters(rows, (14, 14)) for rows in (ours, theirs)]
-    found = votes(picture)
-    assert np.array_equal(found.mask.numpy(), vote([mask for part in candidates for mask in part]))
-    assert torch.equal(pickle.loads(pickle.dumps(votes))(picture).mask, found.mask)
-    assert votes.settings != PseudoLabeler(size=224, method="selfmask").settings
-    with pytest.raises(ValueError, match="`voters` need the images: got patch features alone"):
-        votes.label_features(ours[None])
-    with pytest.raises(ValueError, match="`voters` must be a list or a mapping of names: got 'x'"):
-        SelfMask("x")
-
-
-@pytest.mark.parametrize("method", ["maskcut", "dsm", "selfmask", "selfment-kmeans"])
-def test_the_folder_job(method, picture, tmp_path):
-    labeler = PseudoLabeler(size=160, method=method)
-    out = tmp_path / "out"
-    summary = label_images(find_images([picture]), out, labeler, overlays=True, progress=False)
-    assert (summary.labelled, summary.failed) == (1, 0)
-
-    def refuse(name):
-        raise AssertionError(f"{name} is not JSON")
-
-    record = json.loads((out / "labels.jsonl").read_text(), parse_constant=refuse)
-    assert (record["eigenvalue"] is None) == (method in ("selfmask", "selfment-kmeans"))
-    assert record["foreground"] == labeler(picture).mask.float().mean().item()
-    assert (out / record["overlay"]).is_file()
-    again = label_images(find_images([picture]), out, PseudoLabeler(size=160), progress=False)
-    assert again.labelled == 1  # the labels of another method are not these
-
-
-CHANGED = [
-    Selfment(CutOptions(tau=0.3)),
-    Selfment(CutOptions(eps=1e-4)),
-    Selfment(CutOptions(graph="weighted")),
-    Selfment(CutOptions(orient="corners")),
-    Selfment(ipo=IpoOptions(iters=3)),
-    Selfment(ipo=IpoOptions(min_count=3)),
-    Selfment(min_confidence=0.5),
-    SelfmentKmeans(NO_IPO),
-    SelfmentCls(NO_IPO),
-    SelfMask(["classic"]),
-    MultiObject(),
-    MultiObject(4),
-    MultiObject(cut=CutOptions(orient="seed")),
-]
-
-
-def test_settings_tell_methods_apart():
-    made = [PseudoLabeler(TINY, method=method) for method in METHODS]
-    made += [PseudoLabeler(TINY, method=method) for method in CHANGED]
-    assert len({json.dumps(labeler.settings, sort_keys=True) for labeler in made}) == len(made)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"method": "lost"}, "`method` must be 'selfment' or .*'found': got 'lost'"),
-        (
-            {"method": "found"},
-            "`method` 'found' needs a ViT's attention: got the backbone 'classic'",
-        ),
-        (
-            {"method": SelfmentCls()},
-            "`method` 'selfment-cls' needs a ViT's CLS token: got the backbone 'classic'",
-        ),
-    ],
-)
-def test_wrong_arguments(options, message):
-    with pytest.raises(ValueError, match=message):
-        PseudoLabeler(**options)
-
-
-def test_training_keeps_features_alone(picture, tmp_path):
-    from selfment.training.run import train
-
-    labeler = PseudoLabeler(TINY, method="found")
-    message = "`method` 'found' needs a ViT's attention: got patch features alone, which training"
-    with pytest.raises(ValueError, match=message):
-        train(find_images([picture]), tmp_path / "run", labeler, progress=False)
-
-
-def test_training_on_another_methods_labels(picture, tmp_path):
-    from selfment.training.run import train
-
-    labeler = PseudoLabeler(size=96, method="dsm")
-    done = train(find_images([picture]), tmp_path / "run", labeler, epochs=1, progress=False)
-    assert (done.images, done.failed) == (1, 0)
-    head = json.loads((done.head / "config.json").read_text())
-    assert "dsm" in json.dumps(head)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -12,15 +11,12 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
-import selfment
 from helpers import processes
 from helpers.folders import ROOT
-from selfment.core import native as _native
 
 CSRC = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("csrc/**/*.*"))
 CUDA = ["csrc/bindings_cuda.cpp", *(name for name in CSRC if name.endswith(".cu"))]
@@ -36,7 +32,6 @@ TESTS = [
 ]
 VERSION = (ROOT / "selfment/VERSION").read_text().strip()
 BINARY = f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-AARCH64 = "aarch64-linux-gnu-g++"
 
 MISSING = [
     name for name in ("setuptools", "pybind11", "ninja") if not importlib.util.find_spec(name)
@@ -389,27 +384,3 @@ print(module.__version__)
     again = python("-c", script, "-n", "-v", "-C", str(folder), cwd=tree).stdout
     including = {Path(name).name for name in CUDA if "platform.h" in (tree / name).read_text()}
     assert including - {source(command) for command in commands_in(again)} == set()
-
-
-def test_one_version() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", VERSION)
-    versions = (selfment.__version__, _native.cpu().__version__, metadata.version("selfment"))
-    assert versions == (VERSION,) * 3
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(platform.machine() == "aarch64", reason="the ordinary build is for arm64 here")
-@pytest.mark.skipif(shutil.which(AARCH64) is None, reason=f"needs {AARCH64}")
-def test_portable_sources_compile_for_arm64(tmp_path: Path) -> None:
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
-    sources = [
-        str(ROOT / name)
-        for name in CSRC
-        if name.startswith("csrc/cpu/") and name.endswith(".cpp") and "simd_avx" not in name
-    ]
-    done = processes.run(
-        [AARCH64, *flags, "-c", *sources],
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*.o"))) == len(sources)

@@ -78,3 +78,39 @@ def test_only_commands_parse_arguments() -> None:
         if any(alias.name == "argparse" for alias in node.names)
     ]
     assert not parsing
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    yield from (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def test_files_and_functions_are_short() -> None:
+    """A file has at most 400 lines; a function at most 60, without signature and docstring."""
+    files = [
+        path
+        for folder in ("selfment", "tests", "benchmarks")
+        for path in ROOT.glob(f"{folder}/**/*.py")
+    ]
+    long = [f"{path.relative_to(ROOT)}" for path in files if path.read_text().count("\n") > 400]
+    for _, path, tree in modules():
+        for function in functions(tree):
+            body = function.body[1:] if ast.get_docstring(function) else function.body
+            if body and function.body[-1].end_lineno - body[0].lineno >= 60:
+                long.append(f"{path.relative_to(ROOT)}: {function.name}")
+    assert not long
+
+
+def test_arguments_are_described() -> None:
+    """The docstring of a public function with more than five arguments has a list of them."""
+    undescribed = [
+        f"{path.relative_to(ROOT)}: {function.name}"
+        for _, path, tree in modules()
+        for function in functions(tree)
+        if not function.name.startswith("_") or function.name == "__init__"
+        if "Args:" not in (ast.get_docstring(function) or "")
+        for arguments in [
+            [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+        ]
+        if len([argument for argument in arguments if argument.arg not in ("self", "cls")]) > 5
+    ]
+    assert not undescribed
