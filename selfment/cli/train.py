@@ -19,7 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     add = parser.add_argument
     add("--out", required=True, metavar="RUN", help="folder for the head, checkpoints and records")
-    add("--epochs", type=int, default=3, metavar="N", help="(%(default)s)")
+    often = "how often each image is trained on (as often as 3,000 steps take)"
+    add("--epochs", type=int, metavar="N", help=often)
     most = "train on so many of the images, chosen by the seed (%(default)s)"
     add("--max-images", type=int, default=1000, metavar="N", help=most)
     add("--lr", type=float, default=1e-3, metavar="R", help="Adam's learning rate (%(default)s)")
@@ -61,4 +62,18 @@ def run(arguments: argparse.Namespace) -> int:
         return 0  # the first process speaks for all
     counts = f"trained on {summary.images} images, {summary.failed} failed"
     print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
-    return 1 if summary.failed or images.unlisted else 0
+    if summary.empty:
+        print(f"images with labels without any foreground: {summary.empty}", file=sys.stderr)
+    print(
+        f"the head agrees with its labels at IoU {summary.agreement:.2f}, "
+        f"foreground {100 * summary.foreground:.0f} %",
+        file=sys.stderr,
+    )
+    if summary.is_constant:
+        side = "foreground" if summary.foreground > 0.5 else "background"
+        print(
+            f"the head has learned nothing: it calls everything {side}; train for more --epochs, "
+            "on more images, or with another --tau or --backbone",
+            file=sys.stderr,
+        )
+    return 1 if summary.failed or images.unlisted or summary.is_constant else 0

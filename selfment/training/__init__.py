@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from .loop import EPOCHS, LEARNING_RATE, SEED, WEIGHT_DECAY, Samples, Step, fit
+from .loop import LEARNING_RATE, SEED, STEPS, WEIGHT_DECAY, Samples, Step, fit
 from .run import MAX_IMAGES, train
 
 __all__ = [
-    "EPOCHS",
     "LEARNING_RATE",
     "MAX_IMAGES",
     "SEED",
+    "STEPS",
     "WEIGHT_DECAY",
     "Samples",
     "Step",

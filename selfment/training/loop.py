@@ -18,7 +18,7 @@ from ..util import distributed as _distributed
 from .losses import HeadLoss, head_loss
 from .samples import ahead
 
-EPOCHS = 3
+STEPS = 3000  # images that a head is trained on by default, as in the paper
 LEARNING_RATE = 1e-3
 WEIGHT_DECAY = 1e-5
 SEED = 111
@@ -53,7 +53,7 @@ def fit(
     head: PatchHead,
     samples: Samples,
     *,
-    epochs: int = EPOCHS,
+    epochs: int,
     lr: float = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
     seed: int = SEED,

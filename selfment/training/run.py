@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -16,17 +17,18 @@ from tqdm import tqdm
 
 from ..backbones import DTYPES
 from ..core import options as params
-from ..core.torch_state import loading
-from ..images.load import ImageEntry
+from ..core.torch_state import as_documented, loading
+from ..images.load import ImageEntry, ImageError
 from ..models.head import HeadInfo, PatchHead, save_head
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
 from .cache import TensorCache
 from .folder import RunFolder, load_tensorboard
-from .loop import EPOCHS, LEARNING_RATE, SEED, WEIGHT_DECAY, fit
+from .loop import LEARNING_RATE, SEED, STEPS, WEIGHT_DECAY, fit
 from .samples import LabelledImages
 
 MAX_IMAGES = 1000
+_CHECKED = 64  # images at most that a finished head is compared on
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class TrainingSummary:
     failed: int  #: that could not be labelled
     steps: int  #: taken by this run
     seconds_per_step: float  #: the median; NaN without a step
+    empty: int  #: images whose labels have no foreground, as those that the labeler rejects
+    agreement: float  #: intersection over union of the head's foreground and the labels'
+    foreground: float  #: the share of the patches that the head calls foreground
+
+    @property
+    def is_constant(self) -> bool:
+        """True if the head has learned nothing: all of its patches are on one side."""
+        return self.foreground < 0.001 or self.foreground > 0.999
 
 
 def train(
@@ -45,7 +55,7 @@ def train(
     out: str | os.PathLike[str],
     labeler: PseudoLabeler,
     *,
-    epochs: int = EPOCHS,
+    epochs: int | None = None,
     max_images: int = MAX_IMAGES,
     lr: float = LEARNING_RATE,
     weight_decay: float = WEIGHT_DECAY,
@@ -70,7 +80,8 @@ def train(
         out: The folder that gets ``settings.json``, ``steps.jsonl`` (the losses of each step),
             TensorBoard events, ``epoch-NNN.pt`` after each epoch and the finished ``head/``.
         labeler: Makes the features and the labels.
-        epochs: How often each image is trained on.
+        epochs: How often each image is trained on. None: as often as it takes for 3,000 images in
+            all, which is what the paper's heads are trained on.
         max_images: How many of the images are used at most; ``seed`` chooses them.
         lr: Learning rate of Adam.
         weight_decay: Of Adam.
@@ -92,7 +103,11 @@ def train(
         selfment.backbones.WeightsError: Where the backbone cannot be loaded.
     """
     _check(epochs, max_images, lr, weight_decay, seed, cache_limit, feature_dtype)
-    lr, weight_decay, seed = float(lr), float(weight_decay), int(seed)
+    options: dict[str, Any] = {
+        "lr": float(lr),
+        "weight_decay": float(weight_decay),
+        "seed": int(seed),
+    }
     rank, world = _distributed.world()
     if rank == 0:
         load_tensorboard()  # before any work is done
@@ -100,12 +115,7 @@ def train(
     device = labeler.torch_device
     run = RunFolder(folder, rank == 0, resume)
     try:
-        chosen = _choose(images, max_images, seed)
-        if run.finished > epochs:
-            raise ValueError(
-                f"`epochs` must be at least as many as are finished: got {epochs}, {folder} has "
-                f"{run.finished}"
-            )
+        chosen = _choose(images, max_images, int(seed))
         store = None
         if use_cache:
             cache = folder / "cache" if cache is None else Path(cache).absolute()
@@ -119,25 +129,20 @@ def train(
                     "`images` must hold one that can be labelled: "
                     f"got {len(chosen)}, of which none can"
                 )
-            settings = {
-                **labeler.settings,
-                "lr": lr,
-                "weight_decay": weight_decay,
-                "seed": seed,
-                "processes": world,
-                "feature_dtype": feature_dtype,
-            }
+            epochs = _epochs(epochs, samples, run)
+            settings = {**labeler.settings, **options, "processes": world}
+            settings["feature_dtype"] = feature_dtype
             run.begin(settings, dict(zip(samples.names, samples.keys, strict=True)), failed)
-            head, info = _head(labeler, seed, settings, run)
-            steps = -(-len(samples) // world) * max(0, epochs - run.finished)
+            head, info = _head(labeler, int(seed), settings, run)
+            steps = -(-len(samples) // world) * (epochs - run.finished)
+            if progress and rank == 0:
+                print(f"training: {steps:,} steps on {len(samples):,} images", file=sys.stderr)
             with tqdm(total=steps, unit="step", disable=not progress or rank > 0) as bar:
                 fit(
                     head.to(device),
                     samples,
                     epochs=epochs,
-                    lr=lr,
-                    weight_decay=weight_decay,
-                    seed=seed,
+                    **options,
                     finished=run.finished,
                     optimizer_state=run.checkpoint.get("optimizer_state"),
                     on_step=lambda step: run.log(step, bar),
@@ -149,7 +154,45 @@ def train(
             _distributed.gathered(None)  # no process leaves before all is written
     finally:
         run.close()
-    return TrainingSummary(folder / "head", len(samples), len(failed), len(run.seconds), run.median)
+    counts = len(samples), len(failed), len(run.seconds)
+    return TrainingSummary(
+        folder / "head", *counts, run.median, samples.empty, *_agreement(head, samples)
+    )
+
+
+def _epochs(epochs: int | None, samples: LabelledImages, run: RunFolder) -> int:
+    """The number of epochs; raises ``ValueError`` if more are finished already."""
+    if epochs is None:
+        return max(run.finished, -(-STEPS // len(samples)))
+    if run.finished > epochs:
+        raise ValueError(
+            f"`epochs` must be at least as many as are finished: got {epochs}, {run.folder} has "
+            f"{run.finished}"
+        )
+    return epochs
+
+
+def _agreement(head: PatchHead, samples: LabelledImages) -> tuple[float, float]:
+    """The IoU of the head's foreground with the labels, and its share of the patches.
+
+    Both are of some of the images, without those that cannot be read any more; NaN without any.
+    """
+    device = next(head.parameters()).device
+    both = either = foreground = patches = 0
+    for index in range(0, len(samples), -(-len(samples) // _CHECKED)):
+        try:
+            features, labels = samples[index]
+        except ImageError:  # the head is there already: this must not lose it
+            continue
+        with torch.no_grad(), as_documented(device):
+            ours = (head.saliency(features.to(device)) > 0.5).cpu()
+        both += int((ours & labels).sum())
+        either += int((ours | labels).sum())
+        foreground += int(ours.sum())
+        patches += len(ours)
+    if not patches:
+        return math.nan, math.nan
+    return both / either if either else 1.0, foreground / patches
 
 
 def _choose(images: Sequence[ImageEntry], most: int, seed: int) -> list[ImageEntry]:
@@ -203,7 +246,7 @@ def _new_head(dim: int, seed: int) -> PatchHead:
 
 
 def _check(
-    epochs: int,
+    epochs: int | None,
     max_images: int,
     lr: float,
     weight_decay: float,
@@ -211,7 +254,7 @@ def _check(
     cache_limit: int | None,
     feature_dtype: str,
 ) -> None:
-    for name, value in (("epochs", epochs), ("max_images", max_images)):
+    for name, value in (("epochs", 1 if epochs is None else epochs), ("max_images", max_images)):
         params.require(name, value, "an integer >= 1", isinstance(value, Integral) and value >= 1)
     finite = isinstance(lr, Real) and lr < math.inf
     params.require("lr", lr, "a number > 0", finite and lr > 0)

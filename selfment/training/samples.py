@@ -61,6 +61,11 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def empty(self) -> int:
+        """The number of images whose labels have no foreground."""
+        return sum(not bool(labels.any()) for labels in self.labels)
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         features = None if self.cache is None else self.cache.get(self.keys[index])
         if features is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from helpers import mortal, processes
+from helpers.commands import call
 from helpers.training import equal, pictures, run, steps, weights
 from selfment import PatchHead, PseudoLabeler
 from selfment.models.head import load_head
@@ -298,3 +300,48 @@ def test_two_processes(folder: Path, tmp_path: Path) -> None:
         adam.step()
     for name, value in weights(tmp_path / "run").items():
         torch.testing.assert_close(value, head.state_dict()[name], rtol=1e-3, atol=1e-5)
+
+
+def test_the_default_length_is_that_of_the_paper_whatever_the_number_of_images(folder, tmp_path):
+    epochs = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfment.training.run.fit", lambda *_, **options: epochs.append(options))
+        run(folder, tmp_path / "six", epochs=None)
+        run(folder, tmp_path / "two", epochs=None, max_images=2)
+    assert [options["epochs"] for options in epochs] == [500, 1500]
+
+
+@pytest.mark.parametrize(("bias", "side"), [(9.0, "foreground"), (-9.0, "background")])
+def test_a_head_that_has_learned_nothing_is_said(
+    folder: Path, tmp_path: Path, monkeypatch, capsys, bias: float, side: str
+) -> None:
+    def constant(head: PatchHead, *_: object, **__: object) -> None:
+        with torch.no_grad():
+            head.classifier.weight.zero_()
+            head.classifier.bias.copy_(torch.tensor([0.0, bias]))
+
+    monkeypatch.setattr("selfment.training.run.fit", constant)
+    command = ("train", folder, "--out", tmp_path / "run", "--size", 96, "--epochs", 1)
+    code, _, err = call(capsys, *command)
+    assert code == 1
+    assert "training: 6 steps on 6 images" in err
+    share = 100 if side == "foreground" else 0
+    assert re.search(rf"the head agrees with its labels at IoU 0\.\d\d, foreground {share} %", err)
+    assert f"the head has learned nothing: it calls everything {side}; train for more" in err
+
+
+def test_the_summary_says_how_well_the_head_agrees(folder: Path, tmp_path: Path) -> None:
+    summary = run(folder, tmp_path / "run", epochs=30)
+    assert summary.agreement > 0.8
+    assert 0.02 < summary.foreground < 0.6
+    assert (summary.empty, summary.is_constant) == (0, False)
+    labeler = PseudoLabeler(size=96)
+    head = load_head(summary.head)[0]
+    both = either = 0
+    for path in sorted(folder.iterdir()):
+        pixels = labeler.preprocess(Image.open(path))[None]
+        ours = head.saliency(labeler.backbone(pixels))[0] > 0.5
+        labels = labeler(path).mask.flatten()
+        both += int((ours & labels).sum())
+        either += int((ours | labels).sum())
+    assert summary.agreement == pytest.approx(both / either)
