@@ -96,7 +96,7 @@ void Lanczos::project(double* v) const {
 // so that y is off by residual / gap <= kVectorError at most. `gap` is the distance of theta to the
 // nearest other Ritz value. The rule is tried after about want + 9 steps, and then each time that
 // the basis has grown by a sixth. Without convergence, Lanczos stops when the basis spans the whole
-// space, or after kMaxProducts products.
+// space, or after kMaxProducts + want products.
 //
 // Restart (Wu and Simon, 2000), when the basis is full: the `keep` leading Ritz vectors and v_{m+1}
 // become the basis. T is then diag(theta_1, ..., theta_keep), and its next column couples v_{m+1}

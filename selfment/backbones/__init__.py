@@ -15,9 +15,9 @@ from ..core.options import choice
 from ..core.torch_state import as_device, loading
 from .base import Attended, Backbone, WeightsError
 from .classic import Classic
-from .custom import Model, ModuleBackbone, from_factory
-from .hugging_face import PREFIX, HuggingFaceViT
-from .names import EMBEDDED, timm_name
+from .custom import OWN, ModuleBackbone, from_factory
+from .hugging_face import PREFIX, HuggingFaceViT, folder_patch_size
+from .names import EMBEDDED, patch_size, timm_name
 from .position_embeddings import POSITIONS, resampling
 from .statistics import Statistics
 
@@ -35,6 +35,7 @@ __all__ = [
     "backbone_class",
     "is_factory",
     "load_backbone",
+    "patch_size_of",
     "resampling",
 ]
 
@@ -62,8 +63,9 @@ def load_backbone(
     of float32 matrices.
 
     Args:
-        name: one of ``EMBEDDED``, the name of a ViT in timm, or ``hf:`` and a folder or a
-            repository of the Hugging Face hub, which transformers loads.
+        name: one of ``EMBEDDED``, the name of a ViT in timm, ``hf:`` and a folder or a repository
+            of the Hugging Face hub, which transformers loads, or ``package.module:factory``, a
+            function without arguments that returns a backbone, a module or a function.
         features: ``"tokens"``, the final normalised patch tokens, or ``"keys"``, the keys of the
             last attention block.
         weights: a checkpoint file, or a folder of the Hugging Face hub, instead of timm's download.
@@ -89,12 +91,17 @@ def load_backbone(
             raise ValueError(f"the backbone {name!r} has no such option: got {', '.join(wrong)}")
         with loading():
             return _CLASSES[name](where)
+    elsewhere = is_factory(name) or name.startswith(PREFIX)
+    if elsewhere and (features != "tokens" or weights is not None):
+        raise ValueError(
+            f"`features` and `weights` must be left alone with {name!r}: "
+            f"got {features!r} and {weights!r}"
+        )
+    if is_factory(name):
+        backbone = as_backbone(from_factory(name), where, autocast, name)
+        backbone.name = name
+        return backbone
     if name.startswith(PREFIX):
-        if features != "tokens" or weights is not None:
-            raise ValueError(
-                f"`features` and `weights` must be left alone with {name!r}, which transformers "
-                f"loads: got {features!r} and {weights!r}"
-            )
         with loading():
             return HuggingFaceViT(name, dtype=autocast, positions=positions, device=where)
     from .timm_vit import TimmViT
@@ -111,43 +118,56 @@ def load_backbone(
 
 
 def as_backbone(
-    backbone: str | Backbone | Model,
+    backbone: Any,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> str | Backbone:
-    """Returns a name or a backbone as it is, and makes a backbone of anything else.
+    name: str | None = None,
+) -> Backbone:
+    """Returns a :class:`Backbone` as it is, and makes one of a module or function.
 
     Args:
-        backbone: a name for :func:`load_backbone`, a :class:`Backbone`, a module or function as
-            :class:`ModuleBackbone` takes it, or ``"package.module:factory"``, the name of a
-            function without arguments that returns one of them.
+        backbone: the backbone, or what :class:`ModuleBackbone` takes.
         device: where a module or function runs; see :class:`ModuleBackbone`.
         dtype: the autocast dtype of a module or function.
+        name: the name of a function.
 
     Raises:
-        ValueError: a wrong argument, or a factory that fails.
+        ValueError: a wrong argument, or a device or dtype for a backbone, which has its own.
     """
-    name = None
-    made: Any = backbone
-    if isinstance(backbone, str):
-        if not is_factory(backbone):
-            return backbone
-        name, made = backbone, from_factory(backbone)
-    if not isinstance(made, Backbone):
-        return ModuleBackbone(made, device=device, dtype=dtype, name=name)
-    made.name = name or made.name
-    return made
+    if not isinstance(backbone, Backbone):
+        return ModuleBackbone(backbone, device=device, dtype=dtype, name=name)
+    own = getattr(backbone, "device", None)
+    if dtype is not None or (device is not None and own is not None and own != as_device(device)):
+        raise ValueError(
+            "`device` and `dtype` must be left alone with a backbone, which has its own: "
+            f"got {str(device)!r} and {dtype}"
+        )
+    return backbone
 
 
 def is_factory(name: str) -> bool:
     """Returns whether a name is ``package.module:factory``, and not one of a hub."""
-    return ":" in name and not name.startswith(PREFIX) and not timm_name(name)
+    return ":" in name and not name.startswith((PREFIX, OWN)) and not timm_name(name)
+
+
+def patch_size_of(name: str) -> int | None:
+    """Returns the patch size of a backbone that is not loaded; None if it is not known.
+
+    It is in the names of timm's models, and in the ``config.json`` of a folder.
+    """
+    if name in EMBEDDED:
+        return _CLASSES[name].patch_size
+    if name.startswith(PREFIX):
+        return folder_patch_size(name) or patch_size(timm_name(name.removeprefix(PREFIX)) or "")
+    return None if is_factory(name) else patch_size(name)
 
 
 def backbone_class(name: str) -> type[Backbone]:
     """Returns the class of the backbone ``name``; it need not be loaded to read its attributes."""
     if name.startswith(PREFIX):
         return HuggingFaceViT
+    if is_factory(name):
+        return ModuleBackbone
     return _CLASSES.get(name, Backbone)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -11,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 _MOST_BETWEEN = 1 << 24  # pixels between the two steps of a resize, in 192 MiB
 _STRIP = 1 << 21  # pixels of a photograph that are converted to floats at a time
+_PLAIN = (bool, int, float, str, tuple, torch.dtype, type(None))
 _EXPANDED = 1 << 26  # bytes that a tensor's shape may need if its file contains fewer
 
 
@@ -53,6 +55,20 @@ class Backbone(ABC):
     note: str | None = None  #: one line for the user of this backbone
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  #: of the RGB input in [0, 1]
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)  #: of the RGB input in [0, 1]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the features depend on besides the image, ready for JSON.
+
+        Numbers, texts and dtypes in attributes, and hashes of modules. A class that keeps more
+        state, or state elsewhere, adds it.
+        """
+        plain = {"mean": self.mean, "std": self.std, "patch_size": self.patch_size}
+        plain |= {k: v for k, v in vars(self).items() if isinstance(v, _PLAIN)}
+        modules = {k: v for k, v in vars(self).items() if isinstance(v, nn.Module)}
+        return {k: str(v) for k, v in sorted(plain.items())} | {
+            name: digest_of(module) for name, module in sorted(modules.items())
+        }
 
     def grid(self, height: int, width: int | None = None) -> tuple[int, int]:
         """Returns the patch grid (h, w) of a ``height`` x ``width`` input; square by default.
@@ -106,6 +122,15 @@ class Backbone(ABC):
         The features equal those of a call. Raises ``ValueError`` unless ``attends``.
         """
         raise ValueError(f"the backbone must be a ViT with a CLS token: got {self.name!r}")
+
+
+def digest_of(module: nn.Module) -> str:
+    """Returns a hash of all parameters and buffers of a module."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def check_size(size: int, patch: int, name: str) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.options import require
+from ..core.options import ORIENTS, choice, require
 from ..core.torch_state import as_device, as_documented
 from .base import Backbone
+
+#: Begins the names of these backbones in records and heads, which cannot load them.
+OWN = "own:"
 
 _MOST_PREFIX = 16  # prefix tokens that are found out; ViTs have up to 9
 
@@ -25,10 +29,11 @@ Model = nn.Module | Callable[[Tensor], Any]
 class ModuleBackbone(Backbone):
     """Patch features by a module, or by any function of a batch of images.
 
-    The model maps (B, 3, H, W) float32 images to (B, N, d) tokens, to (B, prefix + N, d) tokens
-    with CLS and registers first, or to (B, d, h, w) maps. A mapping or an object may hold them as
+    The model maps (B, 3, H, W) images to (B, N, d) tokens, to (B, prefix + N, d) tokens with CLS
+    and registers first, or to (B, d, h, w) maps. A mapping or an object may hold them as
     ``x_norm_patchtokens`` or ``last_hidden_state``. The method ``forward_features`` is called if
-    there is one, else the model itself.
+    there is one, else the model itself. Images are float32, or of the dtype of a module's
+    parameters.
     """
 
     attends = False
@@ -59,75 +64,99 @@ class ModuleBackbone(Backbone):
             std: likewise.
             dim: d. None reads it from the model, or from the features of a black image.
             orient: the rule that chooses the foreground: "seed" or "corners".
-            dtype: the autocast dtype; None computes in float32.
+            dtype: the autocast dtype, ``torch.bfloat16`` or ``torch.float16``; None uses none.
             device: where the model runs. None leaves a module where its parameters are, and calls a
                 function on the CPU; a module is moved to another device.
-            name: the name in records and heads. None takes that of the class or function.
+            name: the name in records and heads. It must be given for a function, and changed with
+                all that its results depend on: results under the same name count as done. None
+                takes the class of a module, whose weights are recorded by their hash.
 
         Raises:
             ValueError: an argument is neither given nor found in the model, or is wrong.
         """
+        usable = callable(model) and not isinstance(model, type)
+        require("model", model, "a module or a function of a batch", usable)
         self.model = model
-        self.name = _name_of(model) if name is None else name
-        self.orient = orient
+        if name is None and isinstance(model, nn.Module):
+            name = f"{type(model).__module__}.{type(model).__qualname__}"
+        named = isinstance(name, str) and name != ""
+        require("name", name, "a name, which a function does not say", named)
+        self.name = f"{OWN}{name}"
+        self.orient = choice("orient", orient, ORIENTS)
+        kinds = (None, torch.bfloat16, torch.float16)
+        require("dtype", dtype, "torch.bfloat16, torch.float16 or None", dtype in kinds)
         self.dtype = dtype
-        self.patch_size = _patch_size(model) if patch_size is None else patch_size
-        rule = "an integer >= 1, given where the model does not say it"
-        whole = isinstance(self.patch_size, int) and self.patch_size >= 1
-        require("patch_size", self.patch_size, rule, whole)
-        if prefix_tokens is not None:
-            whole = isinstance(prefix_tokens, int) and prefix_tokens >= 0
-            require("prefix_tokens", prefix_tokens, "an integer >= 0", whole)
+        self.patch_size = _whole("patch_size", _patch_size(model, patch_size), 1)
         self.prefix_tokens = prefix_tokens
+        if prefix_tokens is not None:
+            self.prefix_tokens = _whole("prefix_tokens", prefix_tokens, 0)
         self.mean, self.std = _colours(model, "mean", mean), _colours(model, "std", std)
-        parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
+        self._input_dtype = torch.float32
         if isinstance(model, nn.Module):
             model.eval()
             if device is not None:
                 model.to(as_device(device))
-        if device is None:
-            device = parameters[0].device if parameters else "cpu"
-        self.device = as_device(device)
-        self.dim = _length(model) or self._probed() if dim is None else dim
+            for parameter in model.parameters():
+                device, self._input_dtype = parameter.device, parameter.dtype
+                break
+        self.device = as_device("cpu" if device is None else device)
+        dim = _length(model) if dim is None else dim
+        self.dim = self._probed() if dim is None else _whole("dim", dim, 1)
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         """Returns (B, N, d) float32; raises ``ValueError`` for an output of another shape."""
         grid = self.grid(*batch.shape[-2:])
+        if isinstance(self.model, nn.Module) and self.model.training:
+            raise ValueError("`model` must be in evaluation mode: call its eval()")
         run = getattr(self.model, "forward_features", self.model)
         kind = self.device.type
         with (
             as_documented(self.device),
             torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
         ):
-            output = run(batch.to(self.device))
+            output = run(batch.to(self.device, self._input_dtype))
         return self._rows(_tensor_of(output), len(batch), grid).float()
 
     def _rows(self, output: Any, images: int, grid: tuple[int, int]) -> Tensor:
         """Returns the (B, N, d) patch features in an output."""
-        patches = grid[0] * grid[1]
-        if isinstance(output, Tensor) and len(output) == images:
+        patches, d = grid[0] * grid[1], getattr(self, "dim", None)
+        rows = None
+        if isinstance(output, Tensor) and output.is_floating_point() and len(output) == images:
             if output.ndim == 4 and tuple(output.shape[2:]) == grid:
-                return output.flatten(2).transpose(1, 2)
-            if output.ndim == 3:
+                rows = output.flatten(2).transpose(1, 2)
+            elif output.ndim == 3:
                 prefix = output.shape[1] - patches
                 if prefix == self.prefix_tokens or (
                     self.prefix_tokens is None and 0 <= prefix <= _MOST_PREFIX
                 ):
-                    return output[:, prefix:]
-        said = f"prefix of {self.prefix_tokens or 'a few'} tokens"
-        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+                    rows = output[:, prefix:]
+        if rows is not None and d in (None, rows.shape[-1]):
+            return rows
+        tokens = "a few" if self.prefix_tokens is None else self.prefix_tokens
+        got = type(output).__name__
+        if isinstance(output, Tensor):
+            got = f"{tuple(output.shape)} {output.dtype}".replace("torch.", "")
+        d = d or "d"
         raise ValueError(
-            f"`model` must return ({images}, {patches}, d), the same after a {said}, or "
-            f"({images}, d, {grid[0]}, {grid[1]}) for patches of {self.patch_size} pixels: "
-            f"{self.name} returned {shape}"
+            f"`model` must return floats ({images}, {patches}, {d}), the same after a prefix of "
+            f"{tokens} tokens, or ({images}, {d}, {grid[0]}, {grid[1]}) for patches of "
+            f"{self.patch_size} pixels: {self.name} returned {got}"
         )
 
     def _probed(self) -> int:
         """Returns the length of the features of a black image of 14 x 14 patches."""
         side = 14 * self.patch_size
         black = torch.zeros(1, 3, side, side, dtype=torch.float32, device=self.device)
-        return int(self(black).shape[-1])
+        try:
+            return int(self(black).shape[-1])
+        except ValueError:
+            raise
+        except Exception as error:  # the code is the user's
+            raise ValueError(
+                "`dim` must be given for a model that does not say it and takes no image of "
+                f"{side} pixels: {self.name} raised {type(error).__name__} ({error})"
+            ) from error
 
 
 def from_factory(name: str) -> Any:
@@ -149,20 +178,20 @@ def from_factory(name: str) -> Any:
         sys.path.remove(folder)
 
 
-def _name_of(model: Any) -> str:
-    named = model if hasattr(model, "__qualname__") else type(model)
-    return f"{named.__module__}.{named.__qualname__}"
+def _whole(name: str, value: Any, least: int) -> int:
+    """Returns a whole number as an int; raises ``ValueError`` for anything else."""
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    rule = f"an integer >= {least}, given where the model does not say it"
+    require(name, value, rule, whole and value >= least)
+    return int(value)
 
 
-def _patch_size(model: Any) -> Any:
-    """Returns the patch size that a model says; None if it says none."""
-    for holder in (model, *(getattr(model, name, None) for name in ("patch_embed", "config"))):
-        size = getattr(holder, "patch_size", None)
-        if isinstance(size, Sequence) and len(set(size)) == 1:
-            size = size[0]
-        if isinstance(size, int):
-            return size
-    return None
+def _patch_size(model: Any, size: Any) -> Any:
+    """Returns the patch size, given or said by the model; None if there is none."""
+    embedding, config = getattr(model, "patch_embed", None), getattr(model, "config", None)
+    for holder in (model, embedding, config) if size is None else ():
+        size = getattr(holder, "patch_size", None) if size is None else size
+    return size[0] if isinstance(size, Sequence) and len(set(size)) == 1 else size
 
 
 def _length(model: Any) -> int | None:
@@ -174,16 +203,19 @@ def _length(model: Any) -> int | None:
     return None
 
 
-def _colours(model: Any, name: str, given: Sequence[float] | None) -> Colours:
+def _colours(model: Any, name: str, colours: Any) -> Colours:
     """Returns the mean or the standard deviation of the input, given or said by timm's model."""
-    if given is None:
-        given = (getattr(model, "pretrained_cfg", None) or {}).get(name)
+    if colours is None:
+        colours = (getattr(model, "pretrained_cfg", None) or {}).get(name)
+    try:
+        values = np.asarray(colours, dtype=np.float64).tolist()
+    except (TypeError, ValueError):
+        values = None
+    three = isinstance(values, list) and len(values) == 3 and bool(np.isfinite(values).all())
     rule = "three numbers, given where the model does not say them"
-    values = tuple(given) if isinstance(given, Sequence | Tensor) else ()
-    numbers = all(isinstance(value, int | float) for value in values)
-    require(name, given, rule, len(values) == 3 and numbers)
+    require(name, colours, rule, three)
     if name == "std":
-        require(name, given, "three numbers > 0", min(values) > 0)
+        require(name, colours, "three numbers > 0", min(values) > 0)
     return values[0], values[1], values[2]
 
 
@@ -195,12 +227,3 @@ def _tensor_of(output: Any) -> Any:
         if hasattr(output, name):
             return getattr(output, name)
     return output
-
-
-def digest_of(model: nn.Module) -> str:
-    """Returns a hash of all parameters and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()

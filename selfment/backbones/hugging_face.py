@@ -83,6 +83,16 @@ class HuggingFaceViT(Backbone):
         return tokens[:, self._prefix :].float()
 
 
+def folder_patch_size(name: str) -> int | None:
+    """Returns the patch size in the ``config.json`` of a folder; None if there is none."""
+    try:
+        file = Path(name.removeprefix(PREFIX), "config.json")
+        size = json.loads(file.read_text(encoding="utf-8"))["patch_size"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return size if isinstance(size, int) and size >= 1 else None
+
+
 def _load(name: str, source: str) -> tuple[Any, str, dict[str, Any]]:
     """Returns the model, its kind, and the settings of its image processor."""
     library = load_extra("transformers", "transformers", "hf", f"the backbone {name!r}")

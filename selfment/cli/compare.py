@@ -10,6 +10,7 @@ from .common import (
     add_images,
     add_voters,
     images_of,
+    make_method,
     method_options,
     model_options,
     names_of,
@@ -39,6 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     images = images_of(arguments)
     options = method_options(arguments)
     kinds = [METHODS[name] for name in arguments.methods or METHODS]
+    for name in options:
+        if not any(kind.known({name: None}) for kind in kinds):
+            make_method(kinds[0], {name: options[name]})  # which says that it has no such option
     comparison = compare(
         images,
         arguments.gt,

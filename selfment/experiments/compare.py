@@ -145,6 +145,9 @@ def compare(
     ``out`` with masks of other images, and whatever labelling and evaluation raise.
     """
     folder = Path(os.path.abspath(out))
+    truths = Path(os.path.abspath(gt))
+    apart = truths != folder and truths not in folder.parents
+    params.require("out", os.fspath(out), "no folder of ground truths, which `gt` is", apart)
     first = PseudoLabeler(backbone, size, **options)
     if progress and first.note:
         print(first.note, file=sys.stderr)

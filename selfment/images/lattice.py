@@ -65,9 +65,8 @@ def permutohedral_lattice(features: Floats) -> Lattice:
     order = np.argsort(multiples * (d + 1) - points, axis=1, kind="stable")
     rank = np.empty_like(order)
     np.put_along_axis(rank, order, np.arange(d + 1)[None], axis=1)
-    rank += multiples.sum(
-        1, keepdims=True
-    )  # rounding may leave the hyperplane; it is corrected next
+    # Rounding may leave the hyperplane, which the next lines correct.
+    rank += multiples.sum(1, keepdims=True)
     low, high = rank < 0, rank > d
     multiples += low.astype(np.int64) - high
     rank += (d + 1) * (low.astype(np.int64) - high)

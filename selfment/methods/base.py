@@ -17,7 +17,7 @@ from ..core.arrays import Grid, as_features
 from ..core.ipo import run_ipo
 from ..core.label import PseudoLabels
 from ..core.objects import Objects
-from ..core.options import NO_IPO, IpoOptions
+from ..core.options import NO_IPO, CutOptions, IpoOptions, require
 
 Mask = NDArray[np.bool_]
 
@@ -42,6 +42,14 @@ class Votes:
 Inputs = Tensor | Attended | Votes  #: what a method labels
 
 
+def check_types(method: Method) -> None:
+    """Raises ``ValueError`` unless ``cut`` and ``ipo`` are objects with such options."""
+    for name, kind in (("cut", CutOptions), ("ipo", IpoOptions)):
+        value = getattr(method, name, None)
+        wanted = any(field.name == name for field in fields(method))
+        require(name, value, f"of the class {kind.__name__}", not wanted or isinstance(value, kind))
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """A way to label images from their patch features; its options are its fields.
@@ -51,9 +59,8 @@ class Method(ABC):
     """
 
     name: ClassVar[str]  #: the string that stands for the method at its defaults
-    cls_token: ClassVar[str | None] = (
-        None  #: "CLS token" or its "attention", if the method needs it
-    )
+    #: "CLS token" or its "attention", if the method needs it
+    cls_token: ClassVar[str | None] = None
     has_vector: ClassVar[bool] = True  #: False if the labels come without a Fiedler vector
     default_backbone: ClassVar[str] = "classic"  #: the backbone that suits without weights
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..core.arrays import Grid, check_data, check_dense
+from ..core.options import require
 from ..core.regions import NO_ASSOCIATION, kmeans, load_kmeans
 from ..core.torch_state import as_documented
 from .base import Inputs, Mask, MaskMethod, Votes
@@ -32,8 +33,10 @@ class SelfMask(MaskMethod):
     name: ClassVar[str] = "selfmask"
 
     def __post_init__(self) -> None:
-        if isinstance(self.voters, str):
-            raise ValueError(f"`voters` must be a list or a mapping of names: got {self.voters!r}")
+        many = isinstance(self.voters, Sequence | Mapping) and not isinstance(self.voters, str)
+        require("voters", self.voters, "a list or a mapping of names", many)
+        if not isinstance(self.voters, Mapping):
+            object.__setattr__(self, "voters", tuple(self.voters))
         load_kmeans()  # a missing library is this call's error, not that of each image
 
     @property

@@ -10,7 +10,7 @@ from ..core.arrays import Grid
 from ..core.label import PseudoLabels, label_features
 from ..core.objects import Objects, RoundOptions, find_objects
 from ..core.options import CutOptions, IpoOptions, check_min_confidence, require
-from .base import Inputs, Method
+from .base import Inputs, Method, check_types
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Selfment(Method):
     name: ClassVar[str] = "selfment"
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_edges(self.cut)
         object.__setattr__(self, "min_confidence", check_min_confidence(self.min_confidence))
 
@@ -49,6 +50,7 @@ class MultiObject(Method):
     default_backbone: ClassVar[str] = "statistics"  # which tells more objects apart
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_edges(self.cut)
         object.__setattr__(self, "max_objects", self._rounds.max_objects)
         object.__setattr__(self, "cut", self.cut.oriented("corners"))

@@ -12,7 +12,7 @@ from ..backbones import Attended
 from ..core.arrays import Grid
 from ..core.options import IpoOptions
 from ..core.regions import kmeans, load_kmeans
-from .base import Inputs, Mask, MaskMethod
+from .base import Inputs, Mask, MaskMethod, check_types
 from .selfmask import unit
 
 
@@ -21,6 +21,9 @@ class _Split(MaskMethod):
     """IPO from a split; no component is taken, for a split has no seed."""
 
     ipo: IpoOptions = field(default_factory=IpoOptions)
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def ipo_after(self) -> IpoOptions:
@@ -35,6 +38,7 @@ class SelfmentKmeans(_Split):
     name: ClassVar[str] = "selfment-kmeans"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         load_kmeans()  # a missing library is this call's error, not that of each image
 
     def mask(self, features: Inputs, image: int, grid: Grid) -> Mask:

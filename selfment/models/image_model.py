@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import nn
 
 from ..backbones import (
     POSITIONS,
@@ -16,13 +16,13 @@ from ..backbones import (
     backbone_class,
     is_factory,
     load_backbone,
+    patch_size_of,
     resampling,
 )
 from ..backbones.base import check_size
 from ..backbones.checkpoints import files_of
-from ..backbones.custom import Model, digest_of
+from ..backbones.custom import Model
 from ..backbones.hugging_face import PREFIX
-from ..backbones.names import patch_size
 from ..core import options as params
 from ..core.torch_state import LOADING, as_device
 from ..images.load import DECODING
@@ -67,19 +67,14 @@ class ImageModel:
         whole = isinstance(batch_size, int) and batch_size >= 1
         params.require("batch_size", batch_size, "an integer >= 1", whole)
         params.choice("positions", positions, POSITIONS)
-        named = isinstance(backbone, str) and not is_factory(backbone)
-        if not named:
-            options: dict[str, Any] = {
-                "features": features,
-                "weights": weights,
-                "positions": positions,
-            }
-            if isinstance(backbone, Backbone):  # it has a device and a dtype
-                options |= {"device": device, "dtype": dtype}
-            _check_left_alone(options)
-        own = as_backbone(backbone, device, as_dtype(dtype))
-        self._own: Backbone | None = None if isinstance(own, str) else own
-        self.backbone_name: str = own if isinstance(own, str) else own.name
+        autocast = as_dtype(dtype)
+        self._own: Backbone | None = None
+        if isinstance(backbone, str):
+            self.backbone_name = backbone
+        else:
+            _check_left_alone({"features": features, "weights": weights, "positions": positions})
+            self._own = as_backbone(backbone, device, autocast)
+            self.backbone_name = self._own.name
         self.size = self._fitting_size(size)
         self.features = features
         self.weights = None if weights is None else os.path.abspath(weights)
@@ -96,9 +91,10 @@ class ImageModel:
 
         Raises ``ValueError`` where it is known that ``size`` is none, before anything is loaded.
         """
-        patch = getattr(self.described, "patch_size", None) or patch_size(self.backbone_name)
+        own = self._own
+        patch = patch_size_of(self.backbone_name) if own is None else own.patch_size
         if size is None:
-            return self.default_size if patch is None else round(self.default_size / patch) * patch
+            return max(1, round(self.default_size / (patch or 1))) * (patch or 1)
         params.require("size", size, "an integer >= 1", isinstance(size, int) and size >= 1)
         if patch is not None:
             check_size(size, patch, self.backbone_name)
@@ -149,22 +145,30 @@ class ImageModel:
     @property
     def settings(self) -> dict[str, Any]:
         """All that the backbone's features depend on besides the image, ready for JSON."""
-        # Of the file that was loaded: another may lie there by now.
-        weights: Any = self._state_of_weights() if self._backbone is None else self._loaded
-        positions = None
-        if self._own is None:
+        own = self.backbone if is_factory(self.backbone_name) else self._own
+        if own is not None:
+            about: dict[str, Any] = {"own": own.settings}
+        else:
+            # Of the file that was loaded: another may lie there by now.
+            file = self._state_of_weights() if self._backbone is None else self._loaded
             positions = resampling(self.backbone_name, self.positions)
-        elif isinstance(module := getattr(self._own, "model", None), nn.Module):
-            weights = digest_of(module)
+            about = {"weights": file, "positions": positions}
         return {
-            "backbone": self.backbone_name,
+            "backbone": self.recorded_name,
             "size": self.size,
             "features": self.features,
             "decoding": DECODING,
-            "weights": weights,
-            "positions": positions,
             "dtype": str(as_dtype(self.dtype) or torch.float32).removeprefix("torch."),
+            **about,
         }
+
+    @property
+    def recorded_name(self) -> str:
+        """The name of the backbone without the path of a folder on this machine."""
+        if self.backbone_name.startswith(PREFIX):
+            folder = Path(self.backbone_name.removeprefix(PREFIX))
+            return f"{PREFIX}{folder.resolve().name}" if folder.is_dir() else self.backbone_name
+        return self.backbone_name
 
     def _state_of_weights(self) -> list[Any] | None:
         path = self.weights
@@ -174,7 +178,7 @@ class ImageModel:
             return None
         stats = [os.stat(file) for file in files]
         size, time = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
-        return [os.path.basename(path), size, time]  # wherever it lies
+        return [Path(path).resolve().name, size, time]  # wherever it lies
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": self._own}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..backbones import EMBEDDED, Backbone
+from ..backbones import EMBEDDED, Backbone, is_factory
 from ..backbones.custom import Model
 from ..core import native as _native
 from ..core.arrays import Grid, check_data, check_dense
@@ -80,9 +80,17 @@ class PseudoLabeler(ImageModel):
         self.method = chosen.fitted(self.described, self.backbone_name)
         voters = chosen.weights if isinstance(chosen, SelfMask) else {}
         self._voters = [
-            ImageModel(name, self.size, "tokens", file, device, None, batch_size, whose)
+            ImageModel(
+                name,
+                self.size,
+                "tokens",
+                file,
+                device,
+                None,
+                batch_size,
+                "authors" if name in EMBEDDED or is_factory(name) else positions,
+            )
             for name, file in voters.items()
-            for whose in ["authors" if name in EMBEDDED else positions]
         ]
 
     @property

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..backbones import Backbone, WeightsError, is_factory
-from ..backbones.custom import Model, digest_of
+from ..backbones.base import digest_of
+from ..backbones.custom import OWN, Model
 from ..core.arrays import check_data, check_dense
 from ..core.torch_state import LOADING, as_documented
 from ..images.load import ImageLike, load_image
@@ -84,6 +85,11 @@ class Segmenter(ImageModel):
             raise ValueError(
                 "`backbone` must be given: the head does not say which one it was trained on"
             )
+        if isinstance(name, str) and name.startswith(OWN):
+            raise ValueError(
+                f"`backbone` must be given: the head was trained on {name!r}, a backbone of one's "
+                "own, which has no name to load it by"
+            )
         if isinstance(name, str) and backbone is None and is_factory(name):
             raise ValueError(
                 f"`backbone` must be given: the head was trained on {name!r}, and the code that a "
@@ -120,7 +126,7 @@ class Segmenter(ImageModel):
         ``README.md`` where there is none. :meth:`from_pretrained` reads it.
         """
         info = HeadInfo(
-            self.backbone_name,
+            self.recorded_name,
             self.features,
             self.info.size,
             self.info.settings,
@@ -129,7 +135,13 @@ class Segmenter(ImageModel):
         save_head(folder, self.head, info)
         card = Path(folder) / "README.md"
         if not card.exists():
-            text = _CARD.format(backbone=info.backbone, features=info.features, dim=self.head.dim)
+            own = self.recorded_name.startswith(OWN) or is_factory(self.recorded_name)
+            text = _CARD.format(
+                backbone=info.backbone,
+                features=info.features,
+                dim=self.head.dim,
+                argument=", backbone=..." if own else "",
+            )
             write_atomically(card, lambda file: file.write(text.encode()))
 
     @property
@@ -319,7 +331,7 @@ without labels.
 ```python
 from selfment import Segmenter
 
-segmenter = Segmenter.from_pretrained("owner/repository")
+segmenter = Segmenter.from_pretrained("owner/repository"{argument})
 saliency = segmenter("image.jpg")  # (H, W), float32 in [0, 1]
 ```
 """

@@ -225,7 +225,7 @@ def _head(
     # No path of this machine travels with the head.
     public = {name: value for name, value in settings.items() if name != "weights"}
     return head, HeadInfo(
-        labeler.backbone_name, labeler.features, labeler.size, public, labeler.positions
+        labeler.recorded_name, labeler.features, labeler.size, public, labeler.positions
     )
 
 

@@ -136,11 +136,8 @@ class LabelledImages:
             key = self._key(self.paths[index])
             labels = self.cache.get(self._key_of_labels(key))
             if labels is not None:
-                return (
-                    key,
-                    None,
-                    labels.clone(),
-                )  # the number of memory maps of a process is limited
+                # Copied, because the number of memory maps of a process is limited.
+                return key, None, labels.clone()
             if self.cache.get(key) is not None:
                 return key, None, None
         return *self._load(index), None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 from helpers.commands import call
 from selfment import PatchHead, PseudoLabeler, Segmenter
 from selfment.backbones import ModuleBackbone, load_backbone
+from selfment.images.load import find_images
+from selfment.jobs.label import label_images
 from selfment.models.head import HeadInfo, save_head
 
 COLOURS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -81,7 +86,9 @@ def test_all_outputs_are_the_same_features(kind: str, prefix: int) -> None:
 
 def test_a_function_is_a_backbone() -> None:
     net = Net().eval()
-    labeler = PseudoLabeler(ModuleBackbone(lambda batch: net(batch), patch_size=8, **COLOURS), 64)
+    labeler = PseudoLabeler(
+        ModuleBackbone(lambda batch: net(batch), patch_size=8, name="net", **COLOURS), 64
+    )
     module = PseudoLabeler(ModuleBackbone(net, patch_size=8, **COLOURS), 64)
     assert torch.equal(labeler(photo()).fiedler, module(photo()).fiedler)
 
@@ -96,23 +103,72 @@ def test_a_vit_of_timm_is_described_by_itself() -> None:
     assert torch.equal(backbone(batch), vit.eval().forward_features(batch)[:, 1:])
 
 
-def test_settings_tell_weights_apart_and_labelers_are_pickled() -> None:
-    labeler = PseudoLabeler(ModuleBackbone(Net(), patch_size=8, **COLOURS), 64)
-    other = PseudoLabeler(ModuleBackbone(Net(seed=1), patch_size=8, **COLOURS), 64)
-    settings = labeler.settings
-    assert settings["backbone"].endswith("test_custom.Net")
-    assert settings["weights"] != other.settings["weights"]
-    assert {**settings, "weights": 0} == {**other.settings, "weights": 0}
+def labeler_of(model: object = None, **options: object) -> PseudoLabeler:
+    options = {"patch_size": 8, **COLOURS, **options}
+    return PseudoLabeler(ModuleBackbone(model or Net(), **options), 64)
+
+
+def test_settings_tell_all_that_features_depend_on_apart() -> None:
+    made = [
+        labeler_of(),
+        labeler_of(Net(seed=1)),
+        labeler_of(mean=(0.5, 0.4, 0.2)),
+        labeler_of(std=(0.2, 0.3, 0.5)),
+        labeler_of(Net("tokens"), prefix_tokens=0),
+        labeler_of(dtype=torch.bfloat16),
+        labeler_of(orient="corners"),
+        labeler_of(name="another"),
+        labeler_of(Net().forward, name="a"),
+        labeler_of(Net().forward, name="b"),
+        PseudoLabeler(load_backbone("classic"), 64),
+        PseudoLabeler("classic", 64),
+    ]
+    settings = [json.dumps(labeler.settings, sort_keys=True) for labeler in made]
+    assert len(set(settings)) == len(made)
+    assert json.dumps(labeler_of().settings, sort_keys=True) == settings[0]
+
+
+def test_another_model_labels_anew(tmp_path) -> None:
+    photo().save(tmp_path / "photo.png")
+    images, out = find_images([tmp_path / "photo.png"]), tmp_path / "out"
+    for labeler, done in (
+        (labeler_of(), 1),
+        (labeler_of(), 0),
+        (labeler_of(mean=(0, 0, 0)), 1),
+        (labeler_of(Net(seed=1)), 1),
+    ):
+        assert label_images(images, out, labeler, progress=False).labelled == done
+
+
+def test_labelers_are_pickled() -> None:
+    labeler = labeler_of()
     copied = pickle.loads(pickle.dumps(labeler))
-    assert copied.settings == settings
+    assert copied.settings == labeler.settings
+    assert copied.settings["backbone"].startswith("own:")
     assert torch.equal(copied(photo()).mask, labeler(photo()).mask)
+
+
+def test_modules_in_double_precision() -> None:
+    backbone = ModuleBackbone(Net().double(), patch_size=8, **COLOURS)
+    features = backbone(torch.rand(1, 3, 16, 16))
+    assert features.dtype == torch.float32
+    backbone.model.train()
+    with pytest.raises(ValueError, match="`model` must be in evaluation mode"):
+        backbone(torch.rand(1, 3, 16, 16))
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    mean, std = np.array(COLOURS["mean"]), torch.tensor(COLOURS["std"])
+    backbone = ModuleBackbone(Net(), patch_size=np.int64(8), mean=mean, std=std)
+    assert (backbone.patch_size, backbone.mean) == (8, COLOURS["mean"])
+    assert ModuleBackbone(Net(), patch_size=(8, 8), **COLOURS).patch_size == 8
 
 
 def test_a_loaded_backbone_is_taken_as_it_is() -> None:
     named = PseudoLabeler("classic", 64)
     taken = PseudoLabeler(load_backbone("classic"), 64)
     assert torch.equal(named(photo()).mask, taken(photo()).mask)
-    assert taken.settings == named.settings
+    assert (taken.size, taken.backbone_name, taken.method) == (64, "classic", named.method)
 
 
 def test_segmenters_take_modules() -> None:
@@ -158,10 +214,26 @@ def test_a_head_does_not_run_the_code_that_it_names(factory: str, tmp_path) -> N
     [
         (Net(), COLOURS, "`patch_size` must be an integer >= 1, given where the model does not"),
         (Net(), {"patch_size": 8}, "`mean` must be three numbers, given where the model does not"),
-        (Net(), {**COLOURS, "patch_size": 16}, r"`model` must return \(1, 196, d\).*\(1, 16, 28, "),
+        (Net(), {**COLOURS, "patch_size": 16}, r"must return floats \(1, 196, d\).*\(1, 16, 28, "),
         (Net("tokens", 3), {**COLOURS, "patch_size": 8, "prefix_tokens": 1}, r"\(1, 199, 16\)"),
         (Net("tokens", 17), {**COLOURS, "patch_size": 8}, r"returned \(1, 213, 16\)"),
         (Net(), {**COLOURS, "patch_size": 8, "std": (1, 0, 1)}, "`std` must be three numbers > 0"),
+        (Net(), {**COLOURS, "patch_size": 8, "mean": (0, 0, np.nan)}, "`mean` must be three numb"),
+        (Net(), {**COLOURS, "patch_size": True}, "`patch_size` must be an integer >= 1"),
+        (
+            Net(),
+            {**COLOURS, "patch_size": 8, "orient": "up"},
+            "`orient` must be 'seed' or 'corners'",
+        ),
+        (Net(), {**COLOURS, "patch_size": 8, "dtype": "half"}, "`dtype` must be torch.bfloat16, "),
+        (None, {**COLOURS, "patch_size": 8}, "`model` must be a module or a function of a batch"),
+        (Net, {**COLOURS, "patch_size": 8}, "`model` must be a module or a function of a batch"),
+        (print, {**COLOURS, "patch_size": 8}, "`name` must be a name, which a function does not"),
+        (
+            nn.Linear(3, 3),
+            {**COLOURS, "patch_size": 8},
+            "`dim` must be given for a model that",
+        ),
     ],
 )
 def test_models_that_do_not_fit(model: nn.Module, options: dict, sentence: str) -> None:
@@ -171,13 +243,36 @@ def test_models_that_do_not_fit(model: nn.Module, options: dict, sentence: str) 
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("features", "keys"), ("weights", "x.pth"), ("device", "cpu"), ("dtype", "bfloat16")],
+    [("features", "keys"), ("weights", "x.pth"), ("positions", "timm"), ("dtype", "bfloat16")],
 )
 def test_options_that_a_backbone_of_ones_own_does_not_have(option: str, value: str) -> None:
-    with pytest.raises(ValueError, match=f"`{option}` must be left alone with a backbone of one"):
+    with pytest.raises(ValueError, match=f"`{option}`.* must be left alone with a backbone"):
         PseudoLabeler(load_backbone("classic"), 64, **{option: value})
 
 
 def test_a_factory_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="'no_such_module:net' raised ModuleNotFoundError"):
-        PseudoLabeler("no_such_module:net")
+        _ = PseudoLabeler("no_such_module:net").backbone
+
+
+def test_a_factory_runs_once_and_its_device_counts(factory: str, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    my_models = import_module("my_models")
+    calls, made = [], my_models.net
+    monkeypatch.setattr(my_models, "net", lambda: calls.append(1) or made())
+    labeler = PseudoLabeler(factory, 64, device="cpu")
+    assert not calls
+    assert len(pickle.dumps(labeler)) < 2000
+    _ = labeler.settings, labeler(photo()), labeler.settings
+    assert calls == [1]
+    monkeypatch.setattr(my_models, "net", lambda: load_backbone("classic"))
+    with pytest.raises(ValueError, match="`device` and `dtype` must be left alone with a backbone"):
+        _ = PseudoLabeler(factory, 64, device="cpu", dtype="bfloat16").backbone
+
+
+def test_a_head_of_a_module_says_that_it_needs_one(tmp_path) -> None:
+    segmenter = Segmenter(PatchHead(16), ModuleBackbone(Net(), patch_size=8, **COLOURS), 64)
+    segmenter.save_pretrained(tmp_path / "head")
+    with pytest.raises(ValueError, match=r"'own:.*Net', a backbone of one's own, which has no"):
+        Segmenter(tmp_path / "head", size=64)
+    assert "backbone=..." in (tmp_path / "head/README.md").read_text()

@@ -121,10 +121,22 @@ def test_what_cannot_be_loaded(tiny: Path, tmp_path: Path) -> None:
     (hub / "config.json").write_text((tiny / "config.json").read_text())
     with pytest.raises(WeightsError, match="it lacks 4 weights"):
         load_backbone(f"hf:{hub}")
-    with pytest.raises(ValueError, match=r"must be left alone with 'hf:.*loads: got 'keys'"):
+    with pytest.raises(ValueError, match=r"must be left alone with 'hf:.*: got 'keys' and"):
         load_backbone(f"hf:{tiny}", features="keys")
 
 
 def test_transformers_is_imported_when_it_is_needed() -> None:
     code = "import sys, selfment.backbones; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+def test_the_size_fits_the_patches_of_the_folder(tiny: Path, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "my_patch16_run"
+    path.symlink_to(tiny)
+    (labeler, same) = PseudoLabeler(f"hf:{path}"), PseudoLabeler(f"hf:{path}/")
+    assert (labeler.size, PseudoLabeler(f"hf:{path}", 8).size) == (768, 8)
+    with pytest.raises(ValueError, match="`size` must be a multiple of 8"):
+        PseudoLabeler(f"hf:{path}", 100)
+    monkeypatch.chdir(tmp_path)
+    assert labeler.settings == same.settings == PseudoLabeler("hf:my_patch16_run").settings
+    assert labeler.settings["backbone"] == "hf:tiny"

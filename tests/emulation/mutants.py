@@ -138,7 +138,7 @@ class Builder:
         log.unlink(missing_ok=True)
         path = os.pathsep.join([str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | {"SELFMENT_RACE_LOG": str(log), "PYTHONPATH": path}
-        command = [sys.executable, ROOT / "tests/helpers/race_cases.py", self.module, *cases]
+        command = [sys.executable, ROOT / "tests/emulation/race_cases.py", self.module, *cases]
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=LIMIT

@@ -243,3 +243,14 @@ def test_label_takes_a_method(folders, tmp_path, capsys):
         assert sentence in err
         assert len(err.splitlines()) == 1
     assert not (tmp_path / "no").exists()
+
+
+def test_mistakes_of_the_command(folders, tmp_path, capsys) -> None:
+    photos, masks = folders
+    command = ("compare", photos, "--gt", masks, "--size", 96)
+    for out in (masks, masks / "compared"):
+        code, _, err = call(capsys, *command, "--out", out)
+        assert (code, "`out` must be no folder of ground truths, which `gt` is" in err) == (2, True)
+    options = ("--methods", "tokencut", "--tau", 0.3, "--out", tmp_path / "out")
+    code, _, err = call(capsys, *command, *options)
+    assert (code, "`tau` is no option of the method 'tokencut': got 0.3" in err) == (2, True)

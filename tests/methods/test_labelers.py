@@ -163,3 +163,20 @@ def test_training_on_another_methods_labels(picture, tmp_path):
     assert (done.images, done.failed) == (1, 0)
     head = json.loads((done.head / "config.json").read_text())
     assert "dsm" in json.dumps(head)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sentence"),
+    [
+        (Selfment, {"cut": 0.3}, "`cut` must be of the class CutOptions: got 0.3"),
+        (Selfment, {"cut": None}, "`cut` must be of the class CutOptions: got None"),
+        (Selfment, {"ipo": 5}, "`ipo` must be of the class IpoOptions: got 5"),
+        (MultiObject, {"cut": 0.3}, "`cut` must be of the class CutOptions: got 0.3"),
+        (SelfmentKmeans, {"ipo": None}, "`ipo` must be of the class IpoOptions: got None"),
+        (SelfMask, {"voters": None}, "`voters` must be a list or a mapping of names: got None"),
+    ],
+)
+def test_options_of_a_wrong_kind(kind, options, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        kind(**options)
+    assert hash(SelfMask(["classic"])) == hash(SelfMask(("classic",)))

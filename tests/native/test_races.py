@@ -14,7 +14,7 @@ from helpers.folders import TESTS
 
 pytestmark = pytest.mark.slow
 
-CASES = TESTS / "helpers/race_cases.py"
+CASES = TESTS / "emulation/race_cases.py"
 SOURCES = [emulated.EMULATION / name for name in ("emulation.cpp", "race.cpp", "racetest.cu")]
 
 # What each planted kernel lacks, and what the detector says of it.
