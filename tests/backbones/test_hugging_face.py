@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers import processes
 from helpers.vits import (
     DINO,
     DINOV2,
     DINOV3,
     REGISTERS,
-    features,
     random_state,
     save,
     to_transformers,
@@ -54,6 +53,29 @@ MODELS = {
 }
 
 
+FEATURES = """
+import sys, torch
+from selfment.backbones import load_backbone
+name, weights, out = sys.argv[1:]
+backbone = load_backbone(name, weights=weights or None)
+stream = torch.Generator().manual_seed(1)
+found = []
+for patches in {sizes}:
+    sides = [count * backbone.patch_size for count in patches]
+    found.append(backbone(torch.randn(1, 3, *sides, generator=stream)))
+torch.save(found, out)
+"""
+
+
+def at_all_sizes(out: Path, name: str, weights: Path | None = None) -> list[torch.Tensor]:
+    """The features of random images of all sizes, by a process that then frees its memory."""
+    script = FEATURES.format(sizes=SIZES)
+    command = [sys.executable, "-c", script, name, weights or "", out]
+    processes.run(command, check=True)
+    features: list[torch.Tensor] = torch.load(out)
+    return features
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_features_are_those_of_timm_and_of_the_authors_file(name: str, tmp_path: Path) -> None:
@@ -64,14 +86,12 @@ def test_features_are_those_of_timm_and_of_the_authors_file(name: str, tmp_path:
     if kind == "dinov3_vit":
         del converted["embeddings.mask_token"]  # of another shape there
     hub = folder(tmp_path / path, kind, converted, **with_mlp(config))
-    backbone = load_backbone(f"hf:{hub}")
-    assert (backbone.patch_size, backbone.dim) == (config["patch_size"], 384)
-    for patches in SIZES:
-        expected = features(name, file, patches)
-        assert torch.allclose(features(name, hub, patches), expected, atol=1e-5)
-        side = [count * backbone.patch_size for count in patches]
-        batch = torch.randn(1, 3, *side, generator=torch.Generator().manual_seed(1))
-        assert torch.allclose(backbone(batch), expected, atol=1e-4), patches
+    del state, converted
+    out = tmp_path / "features.pt"
+    expected = at_all_sizes(out, name, file)
+    for ours in (at_all_sizes(out, name, hub), at_all_sizes(out, f"hf:{hub}")):
+        for features, wanted in zip(ours, expected, strict=True):
+            assert torch.allclose(features, wanted, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -79,11 +99,12 @@ def test_masked_autoencoders_see_the_whole_image(tmp_path: Path) -> None:
     name = "vit_small_patch16_224"
     state = to_transformers(random_state(name), "vit")
     hub = folder(tmp_path / "mae", "vit_mae", state, **with_mlp({"patch_size": 16}))
-    backbone = load_backbone(f"hf:{hub}")
-    batch = torch.randn(2, 3, 48, 80, generator=torch.Generator().manual_seed(1))
-    expected = load_backbone(name, weights=hub)(batch)
-    assert torch.allclose(backbone(batch), expected, atol=1e-4)
-    assert torch.equal(backbone(batch), backbone(batch))
+    out = tmp_path / "features.pt"
+    expected = at_all_sizes(out, name, hub)
+    ours, again = at_all_sizes(out, f"hf:{hub}"), at_all_sizes(out, f"hf:{hub}")
+    for features, same, wanted in zip(ours, again, expected, strict=True):
+        assert torch.equal(features, same)
+        assert torch.allclose(features, wanted, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +148,7 @@ def test_what_cannot_be_loaded(tiny: Path, tmp_path: Path) -> None:
 
 def test_transformers_is_imported_when_it_is_needed() -> None:
     code = "import sys, selfment.backbones; assert 'transformers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+    processes.run([sys.executable, "-c", code], check=True)
 
 
 def test_the_size_fits_the_patches_of_the_folder(tiny: Path, tmp_path: Path, monkeypatch) -> None:

@@ -16,7 +16,7 @@ import torch
 from helpers.commands import errors, label
 from helpers.heads import a_head
 from helpers.pictures import pictures
-from selfment import cli
+from helpers.training import run
 from selfment.backbones import WeightsError, load_backbone
 from selfment.experiments.recipes import RecipeError, read_recipe
 from selfment.jobs.records import Records
@@ -218,20 +218,14 @@ def test_cached_tensors_have_checksums(dtype, tmp_path, capsys):
 
 
 def test_training_computes_damaged_features_again(photos_in, tmp_path, capsys):
-    arguments = ["train", photos_in, "--size", 96, "--epochs", 1, "--cache", tmp_path / "cache"]
-
-    def run(out) -> str:
-        code = cli.main([str(a) for a in [*arguments, "--out", out]])
-        err = capsys.readouterr().err
-        assert code == 0, err
-        return err
-
-    run(tmp_path / "one")
+    options = {"epochs": 1, "cache": tmp_path / "cache"}
+    run(photos_in, tmp_path / "one", **options)
     files = sorted((tmp_path / "cache").rglob("*.safetensors"))
     whole = {file: file.read_bytes() for file in files}
     for file in files:
         file.write_bytes(whole[file][:-9] + bytes([whole[file][-9] ^ 4]) + whole[file][-8:])
-    err = run(tmp_path / "two")
+    run(photos_in, tmp_path / "two", **options)
+    err = capsys.readouterr().err
     for file in files:
         assert f"cache: {file} is damaged, and computed again" in err
     assert {file: file.read_bytes() for file in files} == whole

@@ -16,6 +16,7 @@ from PIL import Image
 
 from helpers.commands import call
 from helpers.pictures import picture, pictures
+from helpers.training import run
 from selfment import PseudoLabeler
 from selfment.evaluation.pairs import match
 from selfment.images import suffixes as _suffixes
@@ -168,17 +169,13 @@ def test_photographs_that_are_gone_are_not_in_the_set(photos_in, tmp_path, capsy
     assert coco_names(out) == ["a.png", "sub/c.png"]
 
 
-def test_a_training_goes_on_with_photographs_that_have_moved(photos_in, tmp_path, capsys):
-    options = ("--out", tmp_path / "run", *SMALL)
-    assert call(capsys, "train", photos_in, "--epochs", 1, *options)[0] == 0
-    photos_in.rename(tmp_path / "moved")
-    moved = ("train", tmp_path / "moved", "--epochs", 2, "--resume", *options)
-    code, _, err = call(capsys, *moved)
-    assert code == 0, err
-    picture(tmp_path / "moved/a.png", 9)
-    code, _, err = call(capsys, *moved)
-    assert code == 2
-    assert "a.png has changed" in err
+def test_a_training_goes_on_with_photographs_that_have_moved(photos_in, tmp_path):
+    run(photos_in, tmp_path / "run", epochs=1)
+    moved = photos_in.rename(tmp_path / "moved")
+    assert run(moved, tmp_path / "run", epochs=2, resume=True).steps == 3
+    picture(moved / "a.png", 9)
+    with pytest.raises(ValueError, match=r"a\.png has changed"):
+        run(moved, tmp_path / "run", epochs=2, resume=True)
 
 
 def test_results_are_not_taken_for_photographs(photos_in, tmp_path, capsys, monkeypatch):
