@@ -29,16 +29,6 @@ from helpers.vits import (
 from selfment.backbones import WeightsError, load_backbone
 
 
-@pytest.fixture(scope="module")
-def tiny() -> State:
-    return random_state(TINY)
-
-
-@pytest.fixture(scope="module")
-def expected(tiny, tmp_path_factory) -> torch.Tensor:
-    return features(TINY, save(tiny, tmp_path_factory.mktemp("plain") / "plain.pth"))
-
-
 def chunked(state: State) -> State:
     """Returns blocks as DINOv2's training stores them: each in one of four chunks."""
     return {

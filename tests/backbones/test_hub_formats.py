@@ -19,7 +19,6 @@ from helpers.vits import (
     DINOV3_GATED,
     REGISTERS,
     TINY,
-    State,
     features,
     prefixed,
     random_state,
@@ -29,17 +28,6 @@ from helpers.vits import (
 from selfment import PseudoLabeler
 from selfment.backbones import WeightsError, load_backbone
 from selfment.backbones.names import timm_name
-
-
-@pytest.fixture(scope="module")
-def tiny() -> State:
-    return random_state(TINY)
-
-
-@pytest.fixture(scope="module")
-def expected(tiny, tmp_path_factory) -> torch.Tensor:
-    return features(TINY, save(tiny, tmp_path_factory.mktemp("plain") / "plain.pth"))
-
 
 FORMATS = {
     DINO: ("vit", ""),
