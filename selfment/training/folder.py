@@ -22,6 +22,8 @@ from ..util.extras import load_extra
 from ..util.files import atomic_file, lock, remove_abandoned, write_atomically
 from .loop import LOSSES, Step
 
+_KEPT = 3  # checkpoints: a few images take 1,000 epochs, which would fill the disk
+
 
 class RunFolder:
     """The files of a training run. All processes read them; only the first process writes."""
@@ -94,7 +96,10 @@ class RunFolder:
             self._board.add_scalar(f"loss/{name}", getattr(step, name), step.step)
 
     def save(self, epoch: int, head: PatchHead, info: HeadInfo, state: dict[str, Any]) -> None:
-        """Writes the checkpoint of an epoch. ``state``: of the optimiser."""
+        """Writes the checkpoint of an epoch, and removes the one before the last ``_KEPT``.
+
+        ``state``: of the optimiser.
+        """
         if not self._writes:
             return
         content = {
@@ -105,8 +110,12 @@ class RunFolder:
             "images": self._images,
             "info": asdict(info),
         }
-        with atomic_file(self.folder / f"epoch-{epoch:03}.pt", durable=True) as file:
+        with atomic_file(self._checkpoint_file(epoch), durable=True) as file:
             torch.save(content, file)
+        self._checkpoint_file(epoch - _KEPT).unlink(missing_ok=True)
+
+    def _checkpoint_file(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:03}.pt"
 
     def close(self) -> None:
         """Closes the logs and releases the lock."""

@@ -78,7 +78,8 @@ def train(
     Args:
         images: From :func:`selfment.images.find_images`.
         out: The folder that gets ``settings.json``, ``steps.jsonl`` (the losses of each step),
-            TensorBoard events, ``epoch-NNN.pt`` after each epoch and the finished ``head/``.
+            TensorBoard events, ``epoch-NNN.pt`` after each of the last three epochs, and the
+            finished ``head/``.
         labeler: Makes the features and the labels.
         epochs: How often each image is trained on. None: as often as it takes for 3,000 images in
             all, which is what the paper's heads are trained on.

@@ -345,3 +345,14 @@ def test_the_summary_says_how_well_the_head_agrees(folder: Path, tmp_path: Path)
         both += int((ours & labels).sum())
         either += int((ours | labels).sum())
     assert summary.agreement == pytest.approx(both / either)
+
+
+def test_the_checkpoints_of_the_last_three_epochs_are_kept(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(folder, out, epochs=5)
+    assert {file.name for file in out.glob("*.pt")} == {f"epoch-00{n}.pt" for n in (3, 4, 5)}
+    (out / "epoch-005.pt").write_bytes(b"cut off")
+    assert run(folder, out, epochs=6, resume=True).steps == 12
+    assert {file.name for file in out.glob("*.pt")} == {f"epoch-00{n}.pt" for n in (4, 5, 6)}
+    run(folder, tmp_path / "whole", epochs=6)
+    assert equal(out, tmp_path / "whole")
