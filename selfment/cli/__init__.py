@@ -11,10 +11,11 @@ from typing import NoReturn
 
 from .. import __version__
 from ..backbones import WeightsError
-from . import compare, data, evaluate, info, label, predict, reproduce, train
+from . import compare, data, evaluate, info, label, predict, report, reproduce, train
 
 COMMANDS: dict[str, ModuleType] = {
     "label": label,
+    "report": report,
     "train": train,
     "predict": predict,
     "compare": compare,

@@ -9,6 +9,7 @@ from ..images.refine import METHODS as REFINEMENTS
 from ..jobs.exports import FORMATS
 from ..jobs.label import label_images
 from ..util import distributed
+from ..util.files import printable
 from .common import (
     add_images,
     add_method,
@@ -37,6 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
     add("--fill-holes", action="store_true", help="fill the holes of masks")
     add("--largest-component", action="store_true", help="keep the largest component of a mask")
+    page = "also write a page to look through the labels, and keep Fiedler vectors for it"
+    add("--report", metavar="F.html", help=page)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -53,8 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
             refine=arguments.refine,
             fill_holes=arguments.fill_holes,
             largest_component=arguments.largest_component,
+            report=arguments.report,
             shard=distributed.world(),
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
+    if summary.report is not None:
+        print(printable(str(summary.report)), file=sys.stderr)
     return 1 if distributed.any_failed(summary.failed + len(images.unlisted)) else 0
