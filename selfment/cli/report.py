@@ -7,7 +7,10 @@ import sys
 
 from ..util.files import printable
 
-HELP = "write a page to look through labels"
+EXAMPLES = """\
+selfment report labels
+selfment report labels --images moved/photos --out labels.html
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -50,7 +50,7 @@ from ..images.draw import (
 )
 from ..images.load import ImageEntry
 from ..models.labeler import PseudoLabeler, one_by_one
-from ..util.files import printable, reason, write_atomically
+from ..util.files import output_path, printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
 from .folder import OutputFolder
@@ -121,7 +121,7 @@ def label_images(
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     if report is not None:
-        is_file = not os.path.isdir(report)
+        is_file = not output_path("report", report).is_dir()
         params.require("report", os.fspath(report), "a file, not a folder", is_file)
         formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
     job = LabelJob(labeler, overlays, formats, steps)

@@ -31,7 +31,7 @@ from ..images.draw import colour_levels
 from ..images.load import ImageError, open_image
 from ..images.suffixes import VIDEO_SUFFIXES, is_taken
 from ..images.thumbnails import SIDE, data_url, outline, read_thumbnail
-from ..util.files import printable, reason, write_atomically
+from ..util.files import output_path, printable, reason, write_atomically
 from ..util.html import page
 from ..util.lines import Record
 from ..util.results import record_file
@@ -98,7 +98,7 @@ def report_labels(
     params.require("folder", os.fspath(folder), rule, found is not None)
     records = StoredRecords(folder / RECORDS, "name")
     records.read()
-    target = folder / "report.html" if path is None else Path(path)
+    target = folder / "report.html" if path is None else output_path("path", path)
     return write_report(records.all(), folder, target, images=images, progress=progress)
 
 
