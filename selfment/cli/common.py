@@ -27,16 +27,18 @@ BACKBONES = "classic, statistics, a ViT of timm, hf:PATH_OR_NAME, or package.mod
 _CUT = CutOptions()
 
 
-def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") -> None:
+def add_images(
+    parser: argparse.ArgumentParser, verb: str, several: str = "", several_taus: bool = False
+) -> None:
     """Adds the images to ``verb``, and all that their labels depend on.
 
-    ``several``: more words on the default backbone.
+    ``several``: more words on the default backbone. ``several_taus``: see :func:`add_cut`.
     """
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
     add_backbone(parser, f"classic{several}")
-    add_cut(parser)
+    add_cut(parser, several_taus)
     add_run(parser)
 
 
@@ -71,11 +73,18 @@ def add_backbone(
     add("--size", type=int, metavar="S", help=size)
 
 
-def add_cut(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the cut, and those that judge its result."""
+def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Adds the options of the cut, and those that judge its result.
+
+    ``several``: ``--tau`` is a list of thresholds.
+    """
     add = parser.add_argument_group("cut").add_argument
     similarity = "similarity of an edge, or auto: one for each image (%(default)s)"
-    add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
+    if several:
+        similarity += "; several, with commas, are compared by eye, without --gt"
+        add("--tau", type=_taus, default=[params.TAU], metavar="T,...", help=similarity)
+    else:
+        add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
     add(
         "--eps", type=float, default=params.EPS, metavar="E", help="weight of no edge (%(default)s)"
     )
@@ -133,6 +142,10 @@ def _tau(text: str) -> float | str:
         return text if text == params.AUTO else float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number or 'auto': got {text!r}") from None
+
+
+def _taus(text: str) -> list[float | str]:
+    return [_tau(part) for part in text.split(",")]
 
 
 def images_of(arguments: argparse.Namespace) -> ImageEntries:
