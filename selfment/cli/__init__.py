@@ -15,6 +15,7 @@ from .. import __version__
 #: The commands: their modules here, and what they do. A module is imported when it is needed.
 COMMANDS = {
     "label": ("label", "write a mask for each image"),
+    "report": ("report", "write a page to look through labels"),
     "train": ("train", "train a segmentation head on pseudo-labels"),
     "predict": ("predict", "write the saliency of images and videos"),
     "compare": ("compare", "label by several methods, and score them"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ..util.files import printable
 from .choices import FORMATS, REFINEMENTS
 from .common import (
     add_images,
@@ -18,6 +19,7 @@ from .common import (
 
 EXAMPLES = """\
 selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
+selfment label photos/ --out labels --report labels.html
 selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
 """
 
@@ -38,6 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
     add("--fill-holes", action="store_true", help="fill the holes of masks")
     add("--largest-component", action="store_true", help="keep the largest component of a mask")
+    page = "also write a page to look through the labels, and keep Fiedler vectors for it"
+    add("--report", metavar="F.html", help=page)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -57,8 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
             refine=arguments.refine,
             fill_holes=arguments.fill_holes,
             largest_component=arguments.largest_component,
+            report=arguments.report,
             shard=distributed.world(),
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
+    if summary.report is not None:
+        print(printable(str(summary.report)), file=sys.stderr)
     return 1 if distributed.any_failed(summary.failed + len(images.unlisted)) else 0

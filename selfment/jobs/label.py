@@ -28,7 +28,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
@@ -50,10 +50,11 @@ from ..images.draw import (
 )
 from ..images.load import ImageEntry
 from ..models.labeler import PseudoLabeler, one_by_one
-from ..util.files import printable, reason, write_atomically
+from ..util.files import output_path, printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
 from .folder import OutputFolder
+from .report import ReportSummary, write_report
 from .runner import run_job
 from .task import Task
 
@@ -70,6 +71,7 @@ class LabelSummary:
     labelled: int = 0
     skipped: int = 0
     failed: int = 0
+    report: ReportSummary | None = None  #: the page, if this process has written it
 
 
 def label_images(
@@ -82,6 +84,7 @@ def label_images(
     refine: str | None = None,
     fill_holes: bool = False,
     largest_component: bool = False,
+    report: str | os.PathLike[str] | None = None,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
 ) -> LabelSummary:
@@ -104,6 +107,9 @@ def label_images(
             object; where these overlap, the earlier object counts.
         fill_holes: Fill the holes of each mask.
         largest_component: Keep the largest component of each mask.
+        report: Also write a page of all labels in the folder to this HTML file, at the end of the
+            run, see :mod:`selfment.jobs.report`. Fiedler vectors are then written, too, if the
+            method has them.
         progress: Show a bar on stderr.
         shard: The rank of this process and the number of processes. Each labels and counts its
             share of the images; the last to end merges their records.
@@ -114,6 +120,10 @@ def label_images(
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
+    if report is not None:
+        is_file = not output_path("report", report).is_dir()
+        params.require("report", os.fspath(report), "a file, not a folder", is_file)
+        formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
     job = LabelJob(labeler, overlays, formats, steps)
     composed = Path(out) / coco.COMPOSED_FILE
     if "coco" in job.formats:
@@ -121,12 +131,16 @@ def label_images(
         coco.check_coco(composed)
     folder = OutputFolder(out, job, shard)
 
+    summary = LabelSummary()
+
     def compose(records: Iterable[Record]) -> None:
         if "coco" in job.formats or coco.is_coco(composed):
             coco.compose_annotations(folder, records)
+        if report is not None:
+            summary.report = write_report(folder.records.all(), out, report, progress=progress)
 
     run_job(job, folder, images, progress, compose)
-    return LabelSummary(folder.done, folder.skipped, folder.failed)
+    return replace(summary, labelled=folder.done, skipped=folder.skipped, failed=folder.failed)
 
 
 class LabelJob:
