@@ -1,4 +1,4 @@
-"""``selfment train``: a segmentation head, trained on pseudo-labels."""
+"""``selfment train``: a segmentation head, trained on pseudo-labels or on masks that exist."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import sys
 
 from ..backbones import DTYPES
 from ..core import options as params
+from ..core.options import CutOptions
 from ..util import distributed
-from .common import add_images, add_method, images_of, labeler_of
+from .common import add_images, add_method, images_of, labeler_of, method_options
 
 HELP = "train a segmentation head on pseudo-labels"
 
@@ -19,6 +20,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_method(parser)
     add = parser.add_argument
     add("--out", required=True, metavar="RUN", help="folder for the head, checkpoints and records")
+    masks = "train on the masks in DIR, of selfment label or anybody's, instead of new labels"
+    add("--labels", metavar="DIR", help=masks)
+    names = "train only on the images that the lines of this text file name"
+    add("--only", metavar="FILE", help=names)
+    rejected = "leave out images that the labeler rejected (they count as all background)"
+    add("--drop-rejected", action="store_true", help=rejected)
     often = "how often each image is trained on (as often as 3,000 steps take)"
     add("--epochs", type=int, metavar="N", help=often)
     most = "train on so many of the images, chosen by the seed (%(default)s)"
@@ -37,8 +44,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from ..training.choice import read_names
     from ..training.run import train
 
+    _check_labels(arguments)
+    only = None if arguments.only is None else read_names(arguments.only)
     images = images_of(arguments)
     limit = arguments.cache_limit
     if limit is not None:
@@ -47,6 +57,9 @@ def run(arguments: argparse.Namespace) -> int:
         images,
         arguments.out,
         labeler_of(arguments),
+        labels=arguments.labels,
+        only=only,
+        drop_rejected=arguments.drop_rejected,
         epochs=arguments.epochs,
         max_images=arguments.max_images,
         lr=arguments.lr,
@@ -62,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0  # the first process speaks for all
     counts = f"trained on {summary.images} images, {summary.failed} failed"
     print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
-    if summary.empty:
-        print(f"images with labels without any foreground: {summary.empty}", file=sys.stderr)
+    for sentence in summary.sentences():
+        print(sentence, file=sys.stderr)
     print(
         f"the head agrees with its labels at IoU {summary.agreement:.2f}, "
         f"foreground {100 * summary.foreground:.0f} %",
@@ -77,3 +90,18 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if summary.failed or images.unlisted or summary.is_constant else 0
+
+
+def _check_labels(arguments: argparse.Namespace) -> None:
+    """Raises ``ValueError`` for options of a method where the labels are masks that exist."""
+    if arguments.labels is None:
+        return
+    options = method_options(arguments)
+    cut = vars(options.pop("cut", CutOptions()))
+    changed = [name for name, value in vars(CutOptions()).items() if cut[name] != value]
+    changed += [*options, *(["method"] if arguments.method != "selfment" else [])]
+    if changed:
+        raise ValueError(
+            f"`{changed[0]}` must be left alone with `labels`, which exist already: got "
+            f"{getattr(arguments, changed[0])!r}"
+        )
