@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..methods import METHODS
+from .choices import METHODS
 from .common import (
     add_images,
     add_voters,
@@ -16,7 +16,9 @@ from .common import (
     names_of,
 )
 
-HELP = "label by several methods, and score them"
+EXAMPLES = """\
+selfment compare photos/ --gt masks/ --out compared --methods selfment,tokencut,maskcut
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,10 +38,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ..experiments.compare import compare
+    from ..methods import METHODS as KINDS
 
     images = images_of(arguments)
     options = method_options(arguments)
-    kinds = [METHODS[name] for name in arguments.methods or METHODS]
+    kinds = [KINDS[name] for name in arguments.methods or METHODS]
     for name in options:
         if not any(kind.known({name: None}) for kind in kinds):
             make_method(kinds[0], {name: options[name]})  # which says that it has no such option

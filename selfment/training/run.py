@@ -22,6 +22,7 @@ from ..images.load import ImageEntry, ImageError
 from ..models.head import HeadInfo, PatchHead, save_head
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
+from ..util.files import output_path
 from .cache import TensorCache
 from .choice import Choice, Counts, choose
 from .folder import RunFolder, load_tensorboard
@@ -133,15 +134,15 @@ def train(
             "`drop_rejected` must come with the labels of `selfment label`, whose records say what "
             f"was rejected: {masks.path} has none"
         )
+    folder = output_path("out", out)
     choice = choose(images, only, masks, max_images, int(seed))
-    folder = Path(out).absolute()
     device = labeler.torch_device
     progress = progress and rank == 0
     run = RunFolder(folder, rank == 0, resume)
     try:
         store = None
         if use_cache:
-            cache = folder / "cache" if cache is None else Path(cache).absolute()
+            cache = folder / "cache" if cache is None else output_path("cache", cache)
             store = TensorCache(cache, cache_limit, world)
         with _distributed.process_group(device):
             _check_one_folder(run.finished)
