@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core import options as params
 from ..core.arrays import Grid
 from ..evaluation.pairs import by_stem, find_suffix, nfc
-from ..images.load import ImageEntry, ImageError, size_of
+from ..images.load import ImageEntry, ImageError
 from ..images.maps import read_truth
 from ..util.files import RealPaths, sha256_of
 from ..util.lines import Record
@@ -91,19 +91,20 @@ class MaskFolder:
         ]
         return masks
 
-    def read(self, entry: ImageEntry, mask: Path, grid: Grid) -> MaskLabel:
-        """Reads a mask on the patch grid of its image, whose pixels must have its aspect ratio.
+    def read(
+        self, entry: ImageEntry, mask: Path, image_size: tuple[int, int], grid: Grid
+    ) -> MaskLabel:
+        """Reads a mask on the patch grid (h, w) of its image, which has ``image_size`` (W, H).
 
-        Raises :class:`selfment.images.ImageError`.
+        Raises :class:`selfment.images.ImageError`, also for a mask of another aspect ratio.
         """
         digest = sha256_of(mask)
         levels, notes = read_truth(mask)
-        size, image_size = levels.shape[::-1], size_of(entry.path)
-        if not _is_scaled(size, image_size):
-            width, height = image_size
+        height, width = levels.shape
+        if not _is_scaled((width, height), image_size):
             raise ImageError(
-                f"{mask} must have the aspect ratio of its image: got {size[0]} x {size[1]} pixels "
-                f"for the {width} x {height} of {entry.path}"
+                f"{mask} must have the aspect ratio of its image: got {width} x {height} pixels "
+                f"for the {image_size[0]} x {image_size[1]} of {entry.path}"
             )
         is_rejected = bool(self.record(entry).get("rejected")) and not levels.any()
         shares = torch.from_numpy(area_averages(levels, grid)).flatten()

@@ -272,7 +272,12 @@ def _head(labeler: PseudoLabeler, seed: int, run: RunFolder) -> tuple[PatchHead,
     # No path of this machine travels with the head.
     public = {name: value for name, value in run.settings.items() if name != "weights"}
     return head, HeadInfo(
-        labeler.recorded_name, labeler.features, labeler.size, public, labeler.positions
+        labeler.recorded_name,
+        labeler.features,
+        labeler.size,
+        public,
+        labeler.positions,
+        labeler.keep_aspect,
     )
 
 

@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..backbones import EMBEDDED
+from ..core.arrays import Grid
 from ..core.label import PseudoLabels
 from ..core.torch_state import as_documented
-from ..images.load import ImageError, load_image
+from ..images.load import ImageError, load_image, size_of
 from ..methods import MultiObject
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
@@ -165,27 +166,39 @@ class LabelledImages:
             ThreadPoolExecutor(min(8, max(2, torch.get_num_threads()))) as pool,
             tqdm(total=len(own), unit="image", disable=not progress, file=sys.stderr) as bar,
         ):
-            batch: list[tuple[int, _Read]] = []
+            batches: dict[torch.Size, list[tuple[int, _Read]]] = {}  # by the shape of the pixels
             for index, future in ahead(pool, self._read, own, 2 * self.labeler.batch_size):
                 try:
                     read = future.result()
                     if read.pixels is None and read.sample is None:
-                        read.sample = self._from_features(read.key)
+                        read.sample = self._from_features(index, read.key)
                         if read.sample is None:  # the features were removed meanwhile
                             read.key, read.pixels = self._load(index)
                 except Exception as error:
                     self._fail(index, error)
                 else:
-                    if read.pixels is None and read.sample is not None:
-                        self._done[index] = read.sample
-                    else:
-                        batch.append((index, read))
-                if len(batch) == self.labeler.batch_size:
-                    self._label(batch)
-                    batch = []
+                    self._add(index, read, batches)
                 bar.update()
-            self._label(batch)
+            for batch in batches.values():
+                self._label(batch)
         return self._collect()
+
+    def _add(
+        self, index: int, read: _Read, batches: dict[torch.Size, list[tuple[int, _Read]]]
+    ) -> None:
+        """Adds an image to the batch of its shape, if it is not done; labels a batch that is full.
+
+        The fullest batch is labelled, too, where images of many shapes wait: they take memory.
+        """
+        if read.pixels is None:
+            assert read.sample is not None
+            self._done[index] = read.sample
+            return
+        batches.setdefault(read.pixels.shape, []).append((index, read))
+        fullest = max(batches, key=lambda shape: len(batches[shape]))
+        size = self.labeler.batch_size
+        if len(batches[fullest]) == size or sum(map(len, batches.values())) == 2 * size:
+            self._label(batches.pop(fullest))
 
     def _collect(self) -> list[str]:
         """Keeps what all processes have done; returns a sentence for each image that failed."""
@@ -209,8 +222,9 @@ class LabelledImages:
             backbone = self.labeler.backbone
             h, w = backbone.grid(self.labeler.size)
             size = h * w * backbone.dim * self.dtype.itemsize / 2**20
+            most = "up to " if self.labeler.keep_aspect else ""
             print(
-                f"cache: {size:.1f} MiB for each of {len(self._entries)} images, in "
+                f"cache: {most}{size:.1f} MiB for each of {len(self._entries)} images, in "
                 f"{self.cache.folder}",
                 file=sys.stderr,
             )
@@ -223,8 +237,8 @@ class LabelledImages:
         entry = self._entries[index]
         key = self._key(entry.path) if self.cache is not None else ""
         if self.folder is not None and self._masks is not None:
-            grid = self.labeler.backbone.grid(self.labeler.size)
-            label = self.folder.read(entry, self._masks[index], grid)
+            size = size_of(entry.path)
+            label = self.folder.read(entry, self._masks[index], size, self.labeler.grid(size))
             pixels = None
             if self.cache is None or self.cache.get(key) is None:
                 key, pixels = self._load(index)
@@ -253,12 +267,13 @@ class LabelledImages:
     def _key_of_labels(self, key: str) -> str:
         return key_of(labels_of=key, **self._of_labels)
 
-    def _from_features(self, key: str) -> Sample | None:
-        """The sample of cached features; None if there are no features."""
+    def _from_features(self, index: int, key: str) -> Sample | None:
+        """The sample of an image with cached features; None if there are no features."""
         features = None if self.cache is None else self.cache.get(key)
         if features is None:
             return None
-        return self._labelled(key, self._masks_of(features[None])[0])
+        grid = self.labeler.grid(size_of(self._entries[index].path))
+        return self._labelled(key, self._masks_of(features[None], grid)[0])
 
     def _labelled(self, key: str, labels: Tensor) -> Sample:
         """Stores the labels of an image in the cache, and returns its sample."""
@@ -266,9 +281,9 @@ class LabelledImages:
             self.cache.put(self._key_of_labels(key), labels)
         return _sample(key, labels)
 
-    def _masks_of(self, features: Tensor) -> Tensor:
+    def _masks_of(self, features: Tensor, grid: Grid) -> Tensor:
         """The labels (B, N + 1) bool of (B, N, d) features: the mask, then if it was rejected."""
-        labels = self.labeler.label_features(features)
+        labels = self.labeler.label_features(features, grid)
         assert isinstance(labels, PseudoLabels)
         return torch.cat([labels.mask.flatten(1), labels.rejected[:, None]], dim=1)
 
@@ -279,12 +294,12 @@ class LabelledImages:
         return features.to(self.dtype)
 
     def _label(self, batch: list[tuple[int, _Read]]) -> None:
-        if not batch:
-            return
-        pixels = [read.pixels for _, read in batch if read.pixels is not None]
+        """Labels images of one shape."""
+        pixels = torch.stack([read.pixels for _, read in batch if read.pixels is not None])
+        grid = self.labeler.backbone.grid(*pixels.shape[-2:])
         try:
-            features = self._extract(torch.stack(pixels))
-            masks = self._masks_of(features) if self.folder is None else [None] * len(batch)
+            features = self._extract(pixels)
+            masks = self._masks_of(features, grid) if self.folder is None else [None] * len(batch)
         except Exception as error:
             # One bad image must not fail the others of its batch: label each by itself.
             if len(batch) == 1:
