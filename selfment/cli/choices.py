@@ -13,6 +13,6 @@ METHODS = (
     *("selfment", "selfment-kmeans", "selfment-cls", "tokencut", "maskcut", "dsm", "selfmask"),
     "found",
 )
-FORMATS = ("png", "coco", "yolo")
+FORMATS = ("png", "coco", "yolo", "fiedler")
 REFINEMENTS = ("bilateral", "guided", "crf")
 PROTOCOLS = ("paper", "pysod", "tokencut", "all")

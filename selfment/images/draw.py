@@ -34,23 +34,37 @@ def overlay(
     (H, W) bool is drawn in place of the mask after IPO, for a mask that was refined. Raises
     ``ValueError`` for batched labels.
     """
-    fiedler = np.nan_to_num(as_array(labels.fiedler, "labels").astype(np.float64))
+    fiedler = as_array(labels.fiedler, "labels")
     if fiedler.ndim != 2:
         raise ValueError(
             "`labels` must be those of one image, fields (h, w): "
             f"got a Fiedler vector of shape {fiedler.shape}"
         )
     picture = _shrunk(image, max_side)
-    span = float(np.ptp(fiedler)) or 1.0
-    levels = np.rint(255 * (fiedler - fiedler.min()) / span).astype(np.uint8)
-    vector = Image.fromarray(_COLORS[levels]).resize(picture.size, Image.Resampling.BILINEAR)
+    vector = colour_levels(vector_levels(fiedler))
     panels = {
         "image": picture,
-        "Fiedler vector": vector,
+        "Fiedler vector": vector.resize(picture.size, Image.Resampling.BILINEAR),
         "initial mask": tint(picture, labels.ncut_mask),
         "mask": tint(picture, labels.mask if mask is None else mask),
     }
     return _row(panels)
+
+
+def vector_levels(vector: Any) -> Pixels:
+    """Converts an (h, w) vector to 8-bit levels: 0 for its minimum, 255 for its maximum.
+
+    NaN counts as 0, and a constant vector is 0 everywhere.
+    """
+    values = np.nan_to_num(as_array(vector, "vector").astype(np.float64))
+    span = float(np.ptp(values)) or 1.0
+    levels: Pixels = np.rint(255 * (values - values.min()) / span).astype(np.uint8)
+    return levels
+
+
+def colour_levels(levels: Pixels) -> Image.Image:
+    """Colours (h, w) levels, from dark blue for 0 to light yellow for 255."""
+    return Image.fromarray(_COLORS[levels])
 
 
 def overlay_instances(image: ImageLike, instances: Any, *, max_side: int = 768) -> Image.Image:
