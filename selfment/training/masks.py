@@ -17,9 +17,11 @@ from ..core.arrays import Grid
 from ..evaluation.pairs import by_stem, find_suffix, nfc
 from ..images.load import ImageEntry, ImageError
 from ..images.maps import read_truth
+from ..jobs.label import LabelJob
+from ..jobs.records import StoredRecords
+from ..util.distributed import world
 from ..util.files import RealPaths, sha256_of
 from ..util.lines import Record
-from ..util.results import label_records
 
 _ROWS = 1 << 22  # pixels of a mask that are floats at a time
 _SUFFIXES = ("_mask", "_saliency")  # of foreign masks; a mask counts more than a saliency
@@ -49,21 +51,21 @@ class MaskFolder:
         is_folder = os.path.isdir(folder)
         params.require("labels", os.fspath(folder), "a folder that exists", is_folder)
         self.path = Path(os.path.abspath(folder))
-        self._records = label_records(os.fspath(self.path))
-        self._by_path = {record.get("path"): record for record in self._records.values()}
+        self._records = StoredRecords(
+            self.path / LabelJob.records_file, LabelJob.key, world()[0] == 0
+        )
+        self.has_records = self._records.path.is_file()  #: records, which say what was rejected
+        if self.has_records:
+            self._records.read()
+        self._by_path = {record.get("path"): record["image"] for record in self._records.all()}
         self._real_path = RealPaths()
         #: masks that belong to no image, relative, once :meth:`masks` has searched for files
         self.unused: list[str] = []
 
-    @property
-    def has_records(self) -> bool:
-        """True if the folder has records, which say what was rejected."""
-        return bool(self._records)
-
     def record(self, entry: ImageEntry) -> Record:
         """The record of an image; empty if there is none."""
         path = self._real_path(os.path.abspath(entry.path))
-        return self._by_path.get(path) or self._records.get(entry.name) or {}
+        return self._records.get(self._by_path.get(path, entry.name))
 
     def is_other(self, entry: ImageEntry) -> bool:
         """True if another file than this image, of another length, has been labelled."""

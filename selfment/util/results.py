@@ -48,24 +48,6 @@ def recorded_files(folder: str) -> dict[str, tuple[str, str]]:
     return results
 
 
-def label_records(folder: str) -> dict[str, Record]:
-    """Returns the latest record of each image that was labelled into a folder, by image.
-
-    It is empty if the folder has no records of labels.
-    """
-    latest: dict[str, Record] = {}
-    for name in sorted(os.listdir(folder)):
-        match = _FILE.fullmatch(name)
-        if match is None or match[1] != "labels":
-            continue
-        for record in _records(os.path.join(folder, name)):
-            before = latest.get(record["image"])
-            # The processes of a run have a file each; within a file the last line is the latest.
-            if before is None or record.get("time", 0) >= before.get("time", 0):
-                latest[record["image"]] = record
-    return latest
-
-
 def _records(path: str) -> Iterator[Record]:
     """Yields the undamaged records of a file; none if it contains no records of selfment."""
     try:
