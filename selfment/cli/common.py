@@ -50,7 +50,8 @@ def add_backbone(
     Args:
         parser: receives the options.
         default: the words for the default backbone.
-        trained: the words for the default features and positions, if a head decides on them.
+        trained: the words for the default features, positions and aspect ratio, if a head decides
+            on them.
         side: the default size.
     """
     add = parser.add_argument_group("backbone").add_argument
@@ -71,6 +72,14 @@ def add_backbone(
     )
     size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
     add("--size", type=int, metavar="S", help=size)
+    shorter = "padded to whole patches" if trained else "the nearest multiple of the patch size"
+    add(
+        "--keep-aspect",
+        action=argparse.BooleanOptionalAction,
+        default=None if trained else False,
+        help=f"keep the aspect ratio: the longer side is S, the shorter {shorter}"
+        f" ({trained or 'no'})",
+    )
 
 
 def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -189,6 +198,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "positions": arguments.positions,
+        "keep_aspect": arguments.keep_aspect,
         "batch_size": arguments.batch,
     }
 

@@ -22,8 +22,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--head", required=True, metavar="CKPT", help=head)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
     add_backbone(parser, default="that of the head's training", trained="as trained", side=1536)
-    aspect = "make the longer side S instead, and leave the aspect ratio as it is"
-    add("--keep-aspect", action="store_true", help=aspect)
     files = parser.add_argument_group("files").add_argument
     files("--overlay", action="store_true", help="also draw the saliency on the image")
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
