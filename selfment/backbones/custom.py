@@ -116,13 +116,17 @@ class ModuleBackbone(Backbone):
             torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
         ):
             output = run(batch.to(self.device, self._input_dtype))
-        return self._rows(_tensor_of(output), len(batch), grid).float()
+        return self._rows(_tensor_of(output), batch.shape[0], grid).float()
 
     def _rows(self, output: Any, images: int, grid: tuple[int, int]) -> Tensor:
         """Returns the (B, N, d) patch features in an output."""
         patches, d = grid[0] * grid[1], getattr(self, "dim", None)
         rows = None
-        if isinstance(output, Tensor) and output.is_floating_point() and len(output) == images:
+        if (
+            isinstance(output, Tensor)
+            and output.is_floating_point()
+            and output.shape[:1] == (images,)
+        ):
             if output.ndim == 4 and tuple(output.shape[2:]) == grid:
                 rows = output.flatten(2).transpose(1, 2)
             elif output.ndim == 3:

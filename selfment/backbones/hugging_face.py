@@ -73,7 +73,7 @@ class HuggingFaceViT(Backbone):
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self._resizes else {}
         if self._masks:  # no patch is masked; in the order of the noise they are not shuffled
             noise = torch.arange(h * w, dtype=torch.float32, device=self.device)
-            options["noise"] = noise.expand(len(batch), -1)
+            options["noise"] = noise.expand(batch.shape[0], -1)
         with (
             as_documented(self.device),
             torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),

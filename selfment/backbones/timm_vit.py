@@ -74,6 +74,10 @@ class TimmViT(Backbone):
             self._featuring = with_keys(name, self.model, weight, bias)
             self._attending = with_keys(name, self.model, weight, bias, attends=True)
 
+    def parts(self) -> list[nn.Module]:
+        """See :meth:`Backbone.parts`."""
+        return [self._featuring]
+
     def __call__(self, batch: Tensor) -> Tensor:
         """Returns (B, N, d) float32 of a (B, 3, H, W) batch, without prefix and register tokens."""
         tokens = self._tokens(self._featuring, batch)

@@ -11,12 +11,13 @@ from typing import NoReturn
 
 from .. import __version__
 from ..backbones import WeightsError
-from . import compare, data, evaluate, info, label, predict, reproduce, train
+from . import compare, data, evaluate, export, info, label, predict, reproduce, train
 
 COMMANDS: dict[str, ModuleType] = {
     "label": label,
     "train": train,
     "predict": predict,
+    "export": export,
     "compare": compare,
     "eval": evaluate,
     "data": data,

@@ -60,6 +60,20 @@ def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") ->
     add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
 
 
+def add_head(parser: argparse.ArgumentParser) -> None:
+    """Adds a trained head, and the backbone that it is for."""
+    add = parser.add_argument
+    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
+    add("--head", required=True, metavar="CKPT", help=head)
+    name = f"{BACKBONES} (the one that the head was trained on)"
+    add("--backbone", metavar="NAME", help=name)
+    features = "what a ViT gives (what the head was trained on)"
+    add("--features", choices=FEATURES, help=features)
+    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
+    whose = "whose way to resample position embeddings (that of the head's training)"
+    add("--positions", choices=POSITIONS, help=whose)
+
+
 def add_voters(parser: argparse.ArgumentParser) -> None:
     """Adds the backbones that vote beside the first."""
     voters = "more backbones, with commas, whose clusters vote with the method selfmask"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..backbones import DTYPES, FEATURES, POSITIONS
+from ..backbones import DTYPES
 from ..util import distributed
-from .common import BACKBONES, set_threads, terminable
+from .common import add_head, set_threads, terminable
 
 HELP = "write the saliency of images and videos"
 
@@ -17,16 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     inputs = "images and videos, folders (searched recursively), globs"
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
-    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
-    add("--head", required=True, metavar="CKPT", help=head)
+    add_head(parser)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
-    name = f"{BACKBONES} (the one that the head was trained on)"
-    add("--backbone", metavar="NAME", help=name)
-    features = "what a ViT gives (what the head was trained on)"
-    add("--features", choices=FEATURES, help=features)
-    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
-    whose = "whose way to resample position embeddings (that of the head's training)"
-    add("--positions", choices=POSITIONS, help=whose)
     side = "side the image is resized to (1536, or the nearest multiple of the patch size)"
     add("--size", type=int, metavar="S", help=side)
     add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
