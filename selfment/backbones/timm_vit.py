@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..core.torch_state import as_documented
+from ..core.torch_state import as_documented, autocast
 from . import fitting
 from .base import Attended, Backbone, WeightsError
 from .checkpoints import read_config, read_vit
@@ -102,11 +102,8 @@ class TimmViT(Backbone):
         ``model``: the ViT, or a view of it that returns keys.
         """
         self.grid(*batch.shape[-2:])
-        pixels, kind = batch.to(self.device), self.device.type
-        with (
-            as_documented(self.device),
-            torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
-        ):
+        pixels = batch.to(self.device)
+        with as_documented(self.device), autocast(self.device, self.dtype):
             # Models that pool before their norm have it in `fc_norm`, others an identity.
             tokens: Tensor = model.fc_norm(model.forward_features(pixels))
         return tokens

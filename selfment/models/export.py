@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,17 @@ from torch import Tensor
 from ..core import options as params
 from ..core.torch_state import SETTINGS
 from ..util.extras import load_extra
-from ..util.files import reason, write_atomically
+from ..util.files import write_atomically
 from .module import SaliencyModule
-from .segmenter import Segmenter
+from .segmenter import Segmenter, innermost
 
 SUFFIXES = (".onnx", ".pt2")
 TOLERANCE = 1e-4  #: the largest difference between a file's saliency and the segmenter's
 INPUT, OUTPUT = "photo_uint8", "saliency"  #: the names in an ONNX file
 
 _MOST_BYTES = 2**31 - 2**24  # of weights in an ONNX file, which has 2 GiB at most
-_OPSET = 20
+_OPSET = 20  # from 18 on, resizing may be antialiased
+_TORCH = (2, 7)  # torch 2.6 cannot convert resizing to a size that varies
 
 Run = Callable[[Tensor], Tensor]
 Pixels = npt.NDArray[np.uint8]
@@ -59,6 +61,8 @@ def export_segmenter(
     kind = target.suffix.lower()
     params.require("out", os.fspath(path), f"a file {' or '.join(SUFFIXES)}", kind in SUFFIXES)
     if kind == ".onnx":
+        old = tuple(map(int, torch.__version__.split(".")[:2])) < _TORCH
+        params.require("torch", torch.__version__, "2.7 or later for ONNX, not for .pt2", not old)
         for name, library in ("onnxscript", "onnxscript"), ("onnxruntime", "ONNX Runtime"):
             load_extra(name, library, "onnx", "an ONNX file")
     device = segmenter.torch_device
@@ -79,7 +83,7 @@ def export_segmenter(
         sizes = "" if resize else " for all sizes at once, only with `size` in pixels"
         raise ValueError(
             f"`backbone` must be one that torch can export: {segmenter.recorded_name} is not"
-            f"{sizes} ({type(error).__name__}: {reason(error)[:200]})"
+            f"{sizes}, but raises {innermost(error)}"
         ) from error
     if not difference <= TOLERANCE:
         raise ValueError(
@@ -103,7 +107,7 @@ def _about(segmenter: Segmenter, resize: bool) -> dict[str, str]:
 
 def _traced(module: SaliencyModule, patch: int) -> Any:
     """Returns the program of a module for any batch, and for any height and width that it takes."""
-    dim = torch.export.Dim
+    dim = partial(torch.export.Dim, max=1 << 20)  # torch 2.6 wants a limit
     shape = {0: dim("batch"), 2: dim("height"), 3: dim("width")}
     if module.size is None:
         shape |= {2: patch * dim("rows"), 3: patch * dim("columns")}

@@ -302,11 +302,11 @@ def _check_compiler(device: torch.device) -> None:
         raise ValueError(
             "`compile` must be left out where torch.compile does not work: it needs a C++ "
             "compiler, and Triton on a GPU, and got "
-            f"{_innermost(error)}"
+            f"{innermost(error)}"
         ) from error
 
 
-def _innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """What went wrong first, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
