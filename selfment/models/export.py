@@ -67,8 +67,8 @@ def export_segmenter(
             load_extra(name, library, "onnx", "an ONNX file")
     device = segmenter.torch_device
     params.require("device", str(device), "the CPU for an export", device.type == "cpu")
-    dtype = str(segmenter.dtype or "float32").removeprefix("torch.")
-    params.require("dtype", dtype, "float32 for an export", dtype == "float32")
+    dtype = getattr(segmenter.backbone, "dtype", None)
+    params.require("dtype", dtype, "float32 for an export, without autocast", dtype is None)
     module = segmenter.to_module(resize=resize)
     if kind == ".onnx":
         size = sum(weight.nbytes for weight in module.parameters())
@@ -147,9 +147,11 @@ def _as_onnx(program: Any, about: dict[str, str]) -> tuple[bytes, Run]:
 def _as_pt2(program: Any, about: dict[str, str]) -> tuple[bytes, Run]:
     """Returns a PT2 archive, and the function that it computes."""
     file = io.BytesIO()
-    torch.export.save(program, file, extra_files=about)
-    data = file.getvalue()
-    return data, torch.export.load(io.BytesIO(data)).module()
+    with SETTINGS.held(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(program, file, extra_files=about)
+        file.seek(0)
+        return file.getvalue(), torch.export.load(file).module()
 
 
 def _difference(segmenter: Segmenter, run: Run, resize: bool) -> float:
