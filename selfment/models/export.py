@@ -129,6 +129,7 @@ def _as_onnx(program: Any, about: dict[str, str]) -> tuple[bytes, Run]:
             input_names=[INPUT],
             output_names=[OUTPUT],
             opset_version=_OPSET,
+            dynamic_shapes={"photo": {0: "batch", 2: "height", 3: "width"}},  # their names
             verbose=False,
         )
     assert converted is not None
