@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 
-from .common import add_head, set_threads
+from .common import add_head, add_threads, set_threads
 
-HELP = "write a head and its backbone as one file that runs without selfment"
+EXAMPLES = """\
+selfment export --head run/head --out model.onnx
+selfment export --head run/head --out model.pt2 --size dynamic
+"""
 
 _DYNAMIC = "dynamic"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    add_head(parser)
+    add_head(parser, side=None)
     add = parser.add_argument
     out = "model.onnx for ONNX, or model.pt2 for torch.export.load"
     add("--out", required=True, metavar="FILE", help=out)
@@ -22,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "or dynamic: photos are taken as they are, with sides that are multiples of the patch size"
     )
     add("--size", type=_size, metavar="S", help=side)
-    add("--threads", type=int, metavar="N", help="CPU threads of the check (torch's default)")
+    add_threads(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..images.refine import METHODS as REFINEMENTS
-from ..jobs.exports import FORMATS
-from ..jobs.label import label_images
-from ..util import distributed
+from .choices import FORMATS, REFINEMENTS
 from .common import (
     add_images,
     add_method,
@@ -19,21 +16,25 @@ from .common import (
     terminable,
 )
 
-HELP = "write a mask for each image"
+EXAMPLES = """\
+selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
+selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for masks and records")
     add_images(parser, "label", several="; with --objects statistics")
-    add_method(parser)
-    add_voters(parser)
-    add = parser.add_argument
-    add("--out", required=True, metavar="DIR", help="folder for masks and records")
-    add("--overlay", action="store_true", help="also draw image, Fiedler vector and masks")
+    method = parser.add_argument_group("method")
+    add_method(method)
+    add_voters(method)
     objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
-    add("--objects", type=int, dest="max_objects", metavar="N", help=objects)
+    method.add_argument("--objects", type=int, dest="max_objects", metavar="N", help=objects)
+    add = parser.add_argument_group("files").add_argument
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
     add("--format", type=names_of(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
+    add("--overlay", action="store_true", help="also draw image, Fiedler vector and masks")
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
     add("--fill-holes", action="store_true", help="fill the holes of masks")
     add("--largest-component", action="store_true", help="keep the largest component of a mask")
@@ -41,6 +42,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from ..jobs.label import label_images
+    from ..util import distributed
+
     images = images_of(arguments)
     labeler = labeler_of(arguments)
     with terminable():

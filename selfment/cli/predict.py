@@ -5,38 +5,36 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..backbones import DTYPES
-from ..util import distributed
-from .common import add_head, set_threads, terminable
+from .common import add_head, add_run, set_threads, terminable
 
-HELP = "write the saliency of images and videos"
+EXAMPLES = """\
+selfment predict photos/ clip.mp4 --head run/head --out saliency --overlay
+selfment predict photos/ --head run/head --out masks --binary 0.5 --keep-aspect
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     add = parser.add_argument
     inputs = "images and videos, folders (searched recursively), globs"
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
-    add_head(parser)
+    add_head(parser, side=1536)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
-    side = "side the image is resized to (1536, or the nearest multiple of the patch size)"
-    add("--size", type=int, metavar="S", help=side)
-    add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
     aspect = "make the longer side S instead, and leave the aspect ratio as it is"
     add("--keep-aspect", action="store_true", help=aspect)
-    add("--overlay", action="store_true", help="also draw the saliency on the image")
+    files = parser.add_argument_group("files").add_argument
+    files("--overlay", action="store_true", help="also draw the saliency on the image")
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
-    add("--binary", type=float, metavar="T", help=mask)
-    add("--device", help="torch device of backbone and head (CUDA where there is one)")
-    add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
+    files("--binary", type=float, metavar="T", help=mask)
+    add_run(parser)
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
-    add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ..jobs.predict import find_inputs, predict_images
     from ..models.segmenter import Segmenter
+    from ..util import distributed
 
     set_threads(arguments.threads)
     inputs = find_inputs(arguments.inputs, out=arguments.out)

@@ -13,6 +13,8 @@ AUTO = "auto"  # tau: a threshold for each image, see threshold.py
 EPS = 1e-5
 IPO_ITERS = 20
 IPO_MIN_COUNT = 10
+#: Rejects flat images and noise, and hardly any photograph: measured in docs/confidence.md.
+RECOMMENDED_MIN_CONFIDENCE = 0.25
 
 _LARGEST: Any = sys.float_info.max
 

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..backbones import Backbone, WeightsError, is_factory
 from ..backbones.base import digest_of
 from ..backbones.custom import OWN, Model
+from ..backbones.hub import without_retries
 from ..core import options as params
 from ..core.arrays import check_data, check_dense
 from ..core.torch_state import LOADING, as_documented
@@ -181,6 +182,9 @@ class Segmenter(ImageModel):
             "keep_aspect": self.keep_aspect,
         }
 
+    def _more(self) -> str:
+        return f"head={type(self.head).__name__}({self.head.dim}), "
+
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
         """Saliency of one image (PIL, path, uint8 array), or a list of them for a list.
 
@@ -319,8 +323,9 @@ def _download(name: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(name, CONFIG_NAME, revision=revision)
-        file = hf_hub_download(name, WEIGHTS_NAME, revision=revision)
+        with without_retries():
+            hf_hub_download(name, CONFIG_NAME, revision=revision)
+            file = hf_hub_download(name, WEIGHTS_NAME, revision=revision)
     except Exception as error:  # every release of the hub library raises errors of its own
         at = f" at revision {revision!r}" if revision else ""
         raise WeightsError(

@@ -12,7 +12,7 @@ from .lines import Record, without_checksum
 
 _FILE = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")
 _TRAINING = {"settings.json", "steps.jsonl"}  # files of a run of `selfment train`
-_FIELDS = ("name", "mask", "overlay", "annotations", "boxes", "saliency")
+_FIELDS = ("name", "mask", "overlay", "annotations", "boxes", "saliency", "fiedler")
 _LONGEST = 1 << 20  # characters read of a line: a file of one long line is not read whole
 
 

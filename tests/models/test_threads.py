@@ -119,8 +119,7 @@ def test_a_segmenter(features: str, checkpoint: Path) -> None:
 
 def test_a_compiled_segmenter_on_keys(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile
-    # Each number of threads that torch has in a thread is compiled for: beyond a limit, an error.
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 64)
+    torch.compiler.reset()
     monkeypatch.setattr("selfment.models.segmenter._check_compiler", lambda device: None)
     monkeypatch.setattr(
         "torch.compile", lambda function: compiled(function, backend="eager", fullgraph=True)
@@ -130,7 +129,10 @@ def test_a_compiled_segmenter_on_keys(checkpoint: Path, monkeypatch: pytest.Monk
     segmenter = Segmenter(head, VIT, 64, features="keys", weights=checkpoint, compile=True)
     for image in range(2):
         assert torch.equal(segmenter(picture(image)), plain(picture(image)))
-    assert wrong_answers(lambda image: segmenter(picture(image)), 48) == []
+    # The code is compiled once for each number of threads that torch uses. `patch` restores the
+    # limit; pytest's `monkeypatch` removes it, as torch's configuration has no plain attributes.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        assert wrong_answers(lambda image: segmenter(picture(image)), 48) == []
 
 
 @pytest.mark.parametrize("itself", [False, True])
