@@ -43,7 +43,7 @@ def add_images(
 
 
 def add_backbone(
-    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int = 768
+    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int | None = 768
 ) -> None:
     """Adds the backbone and the size of its images.
 
@@ -52,7 +52,7 @@ def add_backbone(
         default: the words for the default backbone.
         trained: the words for the default features, positions and aspect ratio, if a head decides
             on them.
-        side: the default size.
+        side: the default size; None for a command with a ``--size`` of its own.
     """
     add = parser.add_argument_group("backbone").add_argument
     add("--backbone", metavar="NAME", help=f"{BACKBONES} ({default})")
@@ -70,6 +70,8 @@ def add_backbone(
         choices=POSITIONS,
         help=f"{whose} ({trained or 'authors'})",
     )
+    if side is None:
+        return
     size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
     add("--size", type=int, metavar="S", help=size)
     shorter = "padded to whole patches" if trained else "the nearest multiple of the patch size"
@@ -80,6 +82,13 @@ def add_backbone(
         help=f"keep the aspect ratio: the longer side is S, the shorter {shorter}"
         f" ({trained or 'no'})",
     )
+
+
+def add_head(parser: argparse.ArgumentParser, side: int | None) -> None:
+    """Adds a trained head and the backbone that it is for; ``side``: see :func:`add_backbone`."""
+    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
+    parser.add_argument("--head", required=True, metavar="CKPT", help=head)
+    add_backbone(parser, default="that of the head's training", trained="as trained", side=side)
 
 
 def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
