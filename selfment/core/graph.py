@@ -14,11 +14,12 @@ from . import ops as _ops
 from . import options as params
 from .arrays import TORCH, ArrayType, as_features, as_tensor, check_device
 from .options import CutOptions
+from .summary import Summarized
 from .threshold import auto_tau
 
 
-@dataclass(frozen=True, eq=False)
-class Graph:
+@dataclass(frozen=True, eq=False, repr=False)
+class Graph(Summarized):
     """The affinity matrices A of B images of N patches, as :func:`affinity` makes them.
 
     Binary: A = eps 11^T + (1 - eps) E, where E is one bit for each pair. Weighted: a float32 for

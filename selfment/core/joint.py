@@ -37,7 +37,7 @@ from .label import (
 from .options import CutOptions, IpoOptions
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class JointLabels(PseudoLabels):
     """The labels of F frames that share a graph: see :func:`joint_label`.
 

@@ -16,12 +16,13 @@ from .graph import Graph, build, thresholds
 from .ipo import run_ipo
 from .ncut import Eigenpairs, eigenpairs
 from .options import CutOptions, IpoOptions
+from .summary import Summarized
 
 MAPS = ("mask", "ncut_mask", "fiedler")  # fields of all patches
 
 
-@dataclass(frozen=True)
-class PseudoLabels:
+@dataclass(frozen=True, repr=False)
+class PseudoLabels(Summarized):
     """The labels of B images of h x w patches, in the caller's type of array.
 
     There is no axis B if the features had none. For the labels of other methods than

@@ -31,6 +31,7 @@ from .graph import build
 from .ipo import run_ipo
 from .ncut import eigenpairs, initial_mask
 from .options import NO_IPO, CutOptions, IpoOptions
+from .summary import Summarized
 
 Patches = NDArray[np.bool_]
 
@@ -39,8 +40,8 @@ Patches = NDArray[np.bool_]
 MAX_CUT = 0.5
 
 
-@dataclass(frozen=True)
-class Objects:
+@dataclass(frozen=True, repr=False)
+class Objects(Summarized):
     """The K objects of an image of h x w patches, in the order of their rounds; K may be 0.
 
     All fields are of the caller's type of array. No patch belongs to two objects.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .draw import overlay, overlay_instances, rgb
 from .load import ImageEntries, ImageEntry, ImageError, find_images, load_image, sample_images
 
 __all__ = [
@@ -10,5 +11,8 @@ __all__ = [
     "ImageError",
     "find_images",
     "load_image",
+    "overlay",
+    "overlay_instances",
+    "rgb",
     "sample_images",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..core.arrays import as_array
+from ..core.arrays import Grid, as_array, as_grid
 from ..core.label import PseudoLabels
 from .load import ImageLike, load_image
 
@@ -120,6 +120,55 @@ def mask_image(mask: Any, size: tuple[int, int]) -> Image.Image:
     """Converts an (h, w) bool mask to 0 and 255, at ``size`` (W, H) by nearest neighbour."""
     pixels = as_array(mask, "mask").astype(np.uint8) * np.uint8(255)
     return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
+
+
+def label_image(instances: Any) -> Image.Image:
+    """Converts (h, w) numbers of objects, 0 in the background, to a grey image.
+
+    It has 8 bits, or 16 if there are more than 255 objects.
+    """
+    numbers = as_array(instances, "instances")
+    small = numbers.size == 0 or numbers.max() <= np.iinfo(np.uint8).max
+    return Image.fromarray(numbers.astype(np.uint8 if small else np.uint16))
+
+
+def rgb(vectors: Any, grid: Grid) -> Image.Image:
+    """Draws the first eigenvectors of a graph as the colours of its patches.
+
+    Similar patches have similar colours: the values of each vector, scaled by its 2nd and 98th
+    percentile, move the colour along a direction of its own in Oklab, a space in which distances
+    are those that people see. The first vector is the lightness. The others share the plane of
+    hues: their directions are equal parts of a half turn apart.
+
+    Args:
+        vectors: (N, k) real numbers, k >= 1, as :func:`selfment.ncut` returns them; any type of
+            array; neither NaN nor infinity.
+        grid: (h, w) with h * w == N.
+
+    Returns:
+        An RGB image of w x h pixels; :meth:`PIL.Image.Image.resize` makes it larger.
+
+    Raises:
+        ValueError: a wrong shape or grid, or numbers that are not finite.
+    """
+    columns = as_array(vectors, "vectors").astype(np.float64)
+    if columns.ndim != 2 or columns.size == 0:
+        raise ValueError(f"`vectors` must be (N, k), N and k >= 1: got {columns.shape}")
+    height, width = as_grid(grid)
+    if height * width != len(columns):
+        raise ValueError(f"`grid` must satisfy h*w == N: got {grid} for N = {len(columns)}")
+    if not np.isfinite(columns).all():
+        raise ValueError("`vectors` must be finite: got NaN or infinity")
+    low, high = np.percentile(columns, (2, 98), axis=0)
+    span = np.where(high > low, high - low, 1.0)
+    scaled = (2 * (columns - low) / span - 1).clip(-1, 1)
+    hues = scaled.shape[1] - 1
+    directions = np.exp(1j * np.pi * np.arange(hues) / max(1, hues))
+    plane = scaled[:, 1:] @ directions / max(1.0, hues / 2)  # of magnitude 1.3 at most
+    colours = _from_oklab(
+        0.6 + 0.25 * scaled[:, 0], 0.14 * np.abs(plane), np.degrees(np.angle(plane))
+    )
+    return Image.fromarray(colours.reshape(height, width, 3))
 
 
 def _color_ramp() -> Pixels:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy.ndimage import find_objects
 
 from ..core import options as params
@@ -31,11 +30,6 @@ def as_instances(masks: Iterable[npt.NDArray[np.bool_]], size: tuple[int, int]) 
         params.require("masks", number, "65535 at most", number <= 65535)
         instances[mask & (instances == 0)] = number
     return instances
-
-
-def label_image(instances: Instances) -> Image.Image:
-    """A grey image of the instances' numbers: 8 bits, or 16 if there are more than 255."""
-    return Image.fromarray(instances.astype(np.uint8) if instances.max() <= 255 else instances)
 
 
 def boxes(instances: Instances) -> list[tuple[int, tuple[int, int, int, int]]]:

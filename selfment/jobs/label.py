@@ -39,7 +39,7 @@ from ..core import options as params
 from ..core.label import PseudoLabels
 from ..core.objects import Objects
 from ..images import refine as refinement
-from ..images.draw import mask_image, overlay, overlay_instances
+from ..images.draw import label_image, mask_image, overlay, overlay_instances
 from ..images.load import ImageEntry
 from ..models.labeler import PseudoLabeler, one_by_one
 from ..util.files import printable, reason, write_atomically
@@ -219,7 +219,7 @@ class LabelJob:
         contents: dict[str, Callable[[IO[bytes]], object]] = {}
         if "mask" in files:
             if isinstance(result, Objects):
-                picture = exports.label_image(instances)
+                picture = label_image(instances)
             else:
                 picture = mask_image(instances, task.size)
             contents["mask"] = lambda file: picture.save(file, "PNG")

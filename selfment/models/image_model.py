@@ -180,6 +180,14 @@ class ImageModel:
         size, time = sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats)
         return [Path(path).resolve().name, size, time]  # wherever it lies
 
+    def __repr__(self) -> str:
+        about = f"backbone={self.backbone_name!r}, size={self.size}, features={self.features!r}"
+        return f"{type(self).__name__}({about}, {self._more()}loaded={self._backbone is not None})"
+
+    def _more(self) -> str:
+        """Returns more fields for ``repr``, each with a comma after it."""
+        return ""
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_backbone": self._own}
 

@@ -23,6 +23,7 @@ from ..core.torch_state import as_documented
 from ..images.load import ImageLike, load_image
 from ..methods import Inputs, Method, MultiObject, SelfMask, Votes, as_method
 from .image_model import ImageModel
+from .pictured import with_image
 
 Labels = PseudoLabels | list[Objects]  #: of a batch: one object, or one for each image
 
@@ -116,22 +117,24 @@ class PseudoLabeler(ImageModel):
         """Labels one image, a list of images, or a batch as Ray Data passes it.
 
         One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
-        axis. A list: the same with a batch axis. A mapping with the column ``image`` (uint8 images
-        of any sizes) or ``path``: its columns, and one numpy array for each field of
+        axis that can be shown and saved, see :class:`selfment.models.pictured.ImageLabels`. A
+        list: :class:`PseudoLabels` with a batch axis. A mapping with the column ``image`` (uint8
+        images of any sizes) or ``path``: its columns, and one numpy array for each field of
         :class:`PseudoLabels`. One row, with one image or path in place of a column: the same,
         without the batch axis.
 
-        With the method ``MultiObject(K)`` the results are :class:`selfment.Objects`, a list of
-        them, or the columns ``count`` (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds``
-        (B, K), ``eigenvalues`` (B, K) and ``separations`` (B, K), filled up with 0, -1 and NaN if
-        an image has fewer objects.
+        With the method ``MultiObject(K)`` the results are :class:`selfment.Objects`, for one image
+        :class:`selfment.models.pictured.ImageObjects`; a list of them; or the columns ``count``
+        (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K), ``eigenvalues``
+        (B, K) and ``separations`` (B, K), filled up with 0, -1 and NaN if an image has fewer
+        objects.
         Raises :class:`selfment.images.ImageError` and ``ValueError``.
         """
         if isinstance(images, Mapping):
             return self._with_columns(images)
         if isinstance(images, Sequence) and not isinstance(images, str):
             return self._label(images)
-        return one_by_one(self._label([images]))[0]
+        return with_image(one_by_one(self._label([images]))[0], images)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Returns an RGB image as (3, size, size) float32, for :meth:`label_batch`."""
@@ -174,6 +177,9 @@ class PseudoLabeler(ImageModel):
                 f"overflow in image {image}"
             )
         return labels
+
+    def _more(self) -> str:
+        return f"method={self.method!r}, "
 
     def _votes(self, batch: Tensor) -> list[tuple[Tensor, Grid]]:
         """Returns the features of a batch by the other backbones, each in its own colours."""

@@ -164,6 +164,9 @@ class Segmenter(ImageModel):
             "keep_aspect": self.keep_aspect,
         }
 
+    def _more(self) -> str:
+        return f"head={type(self.head).__name__}({self.head.dim}), "
+
     def __call__(self, images: ImageLike | Sequence[ImageLike]) -> Any:
         """Saliency of one image (PIL, path, uint8 array), or a list of them for a list.
 

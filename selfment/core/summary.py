@@ -1,0 +1,25 @@
+"""One line about a result: numbers by their values, arrays by their types and shapes."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+
+class Summarized:
+    """A dataclass of arrays whose ``repr`` is one line and prints no array."""
+
+    def __repr__(self) -> str:
+        values = (f"{item.name}={_summary(getattr(self, item.name))}" for item in fields(self))  # type: ignore[arg-type]
+        return f"{type(self).__name__}({', '.join(values)})"
+
+
+def _summary(value: Any) -> str:
+    if isinstance(value, list):
+        return f"list of {len(value)}"
+    if not hasattr(value, "dtype"):
+        return repr(value)
+    if not value.shape:
+        number = value.item()
+        return f"{number:.4g}" if isinstance(number, float) else repr(number)
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
