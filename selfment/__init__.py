@@ -21,12 +21,14 @@ from .core.options import CutOptions, IpoOptions
 if TYPE_CHECKING:
     from .core.objects import Objects, multi_label
     from .core.regions import regions
+    from .core.windows import WindowOptions
     from .evaluation.folders import evaluate
     from .evaluation.scores import Evaluator
     from .images.refine import refine_mask
     from .models.head import PatchHead
     from .models.labeler import PseudoLabeler
     from .models.segmenter import Segmenter
+    from .models.video import VideoLabeler
 
 __all__ = [
     "CutOptions",
@@ -39,6 +41,8 @@ __all__ = [
     "PseudoLabeler",
     "PseudoLabels",
     "Segmenter",
+    "VideoLabeler",
+    "WindowOptions",
     "affinity",
     "evaluate",
     "ipo",
@@ -60,6 +64,8 @@ _LAZY = {
     "PatchHead": "models.head",
     "PseudoLabeler": "models.labeler",
     "Segmenter": "models.segmenter",
+    "VideoLabeler": "models.video",
+    "WindowOptions": "core.windows",
     "evaluate": "evaluation.folders",
     "multi_label": "core.objects",
     "refine_mask": "images.refine",

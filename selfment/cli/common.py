@@ -26,13 +26,17 @@ BACKBONES = "classic, statistics, a ViT of timm, hf:PATH_OR_NAME, or package.mod
 _CUT = CutOptions()
 
 
-def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") -> None:
+def add_images(
+    parser: argparse.ArgumentParser, verb: str, several: str = "", kinds: str = "images"
+) -> None:
     """Adds the images to ``verb``, and all that their labels depend on.
 
-    ``several``: more words on the default backbone.
+    ``several``: more words on the default backbone. ``kinds``: of inputs, in words.
     """
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
+    add(
+        "inputs", nargs="*", metavar="INPUT", help=f"{kinds}, folders (searched recursively), globs"
+    )
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
     name = f"{BACKBONES} (classic{several})"
     add("--backbone", metavar="NAME", help=name)
@@ -73,6 +77,16 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     add("--method", default="selfment", choices=METHODS, help="how to label (%(default)s)")
 
 
+def add_frames(parser: argparse.ArgumentParser, what: str, default: bool) -> None:
+    """Adds the option that writes the frames of videos as PNG files."""
+    usual = "done" if default else "not done"
+    words = (
+        f"also write the {what} of a video as PNG files, one for each frame ({usual} by default)"
+    )
+    action = argparse.BooleanOptionalAction
+    parser.add_argument("--frames", action=action, default=default, help=words)
+
+
 def names_of(*choices: str) -> Callable[[str], list[str]]:
     """Returns an argument type: names with commas between them, from ``choices`` if given."""
 
@@ -94,15 +108,20 @@ def _tau(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"must be a number or 'auto': got {text!r}") from None
 
 
-def images_of(arguments: argparse.Namespace) -> ImageEntries:
-    """Returns the images that the arguments name; sets the number of threads, too."""
+def images_of(
+    arguments: argparse.Namespace, find: Callable[..., ImageEntries] = find_images
+) -> ImageEntries:
+    """Returns the images that the arguments name; sets the number of threads, too.
+
+    ``find``: searches the inputs, as :func:`selfment.images.find_images` does.
+    """
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     if arguments.samples:
         return sample_images()
-    return find_images(arguments.inputs, out=arguments.out)
+    return find(arguments.inputs, out=arguments.out)
 
 
 def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:

@@ -1,15 +1,18 @@
-"""``selfment label``: a mask for each image."""
+"""``selfment label``: a mask for each image and each frame of a video."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from ..core.windows import WINDOW, WindowOptions
 from ..images.refine import METHODS as REFINEMENTS
 from ..jobs.exports import FORMATS
 from ..jobs.label import label_images
+from ..jobs.predict import find_inputs
 from ..util import distributed
 from .common import (
+    add_frames,
     add_images,
     add_method,
     add_voters,
@@ -19,12 +22,12 @@ from .common import (
     terminable,
 )
 
-HELP = "write a mask for each image"
+HELP = "write a mask for each image and each frame of a video"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    add_images(parser, "label", several="; with --objects statistics")
+    add_images(parser, "label", several="; with --objects statistics", kinds="images and videos")
     add_method(parser)
     add_voters(parser)
     add = parser.add_argument
@@ -34,6 +37,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--objects", type=int, dest="max_objects", metavar="N", help=objects)
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
     add("--format", type=names_of(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
+    window = "frames of a video that are labelled together (%(default)s)"
+    add("--window", type=int, default=WINDOW, metavar="N", help=window)
+    shared = "frames that a window shares with the one before (a quarter of --window)"
+    add("--overlap", type=int, metavar="N", help=shared)
+    add_frames(parser, "masks", default=True)
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
     add("--fill-holes", action="store_true", help="fill the holes of masks")
     add("--largest-component", action="store_true", help="keep the largest component of a mask")
@@ -41,7 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    images = images_of(arguments)
+    windows = WindowOptions(arguments.window, arguments.overlap)
+    images = images_of(arguments, find_inputs)
     labeler = labeler_of(arguments)
     with terminable():
         summary = label_images(
@@ -53,6 +62,8 @@ def run(arguments: argparse.Namespace) -> int:
             refine=arguments.refine,
             fill_holes=arguments.fill_holes,
             largest_component=arguments.largest_component,
+            windows=windows,
+            frames=arguments.frames,
             shard=distributed.world(),
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"

@@ -7,7 +7,7 @@ import sys
 
 from ..backbones import DTYPES, FEATURES, POSITIONS
 from ..util import distributed
-from .common import BACKBONES, set_threads, terminable
+from .common import BACKBONES, add_frames, set_threads, terminable
 
 HELP = "write the saliency of images and videos"
 
@@ -35,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--overlay", action="store_true", help="also draw the saliency on the image")
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
     add("--binary", type=float, metavar="T", help=mask)
+    add_frames(parser, "saliency and masks", default=False)
     add("--device", help="torch device of backbone and head (CUDA where there is one)")
     add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
@@ -70,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             segmenter,
             overlays=arguments.overlay,
             binary=arguments.binary,
+            frames=arguments.frames,
             shard=distributed.world(),
         )
     counts = f"{summary.predicted} segmented, {summary.skipped} already done"

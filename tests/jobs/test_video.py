@@ -16,8 +16,9 @@ from PIL import Image
 from helpers.folders import SHARED
 from helpers.heads import a_head
 from selfment import Segmenter, cli
+from selfment.images.video import VideoError
 from selfment.jobs.predict import PredictionSummary, find_inputs, predict_images
-from selfment.jobs.video import VideoError, segment_video
+from selfment.jobs.video import segment_video
 from selfment.models.head import HeadInfo, save_head
 
 av = pytest.importorskip("av")
@@ -90,7 +91,7 @@ def test_odd_sizes_are_rounded_to_even(tmp_path, keep_aspect):
     summary = segment_video(
         source, tmp_path / "s.mp4", segmenter, overlay=tmp_path / "o.mp4", progress=False
     )
-    assert (summary.size, summary.frames) == ((50, 36), 3)
+    assert (summary.size, summary.frames) == ((51, 37), 3)
     for name in ("s.mp4", "o.mp4"):
         assert [frame.shape for frame in decoded(tmp_path / name)[0]] == [(36, 50, 3)] * 3
 
