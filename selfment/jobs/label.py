@@ -125,8 +125,7 @@ def label_images(
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     job = LabelJob(labeler, overlays, formats, steps, windows, frames, progress)
-    if any(is_video(entry.path) for entry in images):
-        _ = job.video_labeler
+    job.check_videos([entry.name for entry in images if is_video(entry.path)])
     composed = Path(out) / coco.COMPOSED_FILE
     if "coco" in job.formats:
         coco.load_coco_masks()
@@ -192,9 +191,15 @@ class LabelJob:
         self._wanted_of_video = frozenset({"mask"} | ({"mask_frames"} if frames else set()) | drawn)
 
     @cached_property
-    def video_labeler(self) -> VideoLabeler:
-        """Labels the videos. Raises ``ValueError`` if the method cannot."""
+    def _video_labeler(self) -> VideoLabeler:
         return VideoLabeler(self._labeler, self._windows)
+
+    def check_videos(self, videos: Sequence[str]) -> None:
+        """Raises ``ValueError`` if the method cannot label videos, and there are such."""
+        try:
+            _ = self._video_labeler if videos else None
+        except ValueError as error:
+            raise ValueError(f"{error} for {videos[0]}{and_more(len(videos) - 1)}") from None
 
     def main_file(self, entry: ImageEntry) -> str:
         """The usual name of the mask of an image or a video."""
@@ -323,7 +328,7 @@ class LabelJob:
         labelled = label_video(
             task.path,
             files["mask"],
-            self.video_labeler,
+            self._video_labeler,
             overlay=files.get("overlay"),
             mask_frames=files.get("mask_frames"),
             steps=self._steps,
