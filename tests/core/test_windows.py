@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import weakref
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -15,6 +16,7 @@ import selfment
 from helpers.cases import generator, smooth
 from helpers.joint_rules import box
 from selfment import CutOptions, IpoOptions, JointLabels, PseudoLabels, WindowOptions
+from selfment.core import windows as core_windows
 from selfment.core.windows import WindowLabels, label_windows
 
 CUT, IPO = CutOptions(orient="seed"), IpoOptions()
@@ -115,19 +117,30 @@ def test_rejected_windows_are_empty_and_pass_the_side_on() -> None:
     assert [w.agreement for w in rejected[1:]] == [w.agreement for w in kept[1:]]
 
 
-def test_frames_are_read_when_they_are_needed_and_forgotten() -> None:
-    read = 0
+def test_frames_are_read_when_they_are_needed_and_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[weakref.ref[Tensor]] = []
+    labelled: list[weakref.ref[Tensor]] = []
 
     def endless() -> Iterator[tuple[Tensor, tuple[int, int]]]:
-        nonlocal read
         while True:
-            read += 1
-            yield smooth(5, 4, 6, seed=read), (5, 4)
+            frame = smooth(5, 4, 6, seed=len(read))
+            read.append(weakref.ref(frame))
+            yield frame, (5, 4)
 
+    def never(masks: list[Tensor], _: list[Tensor]) -> bool:
+        labelled.extend(map(weakref.ref, masks))
+        return False
+
+    monkeypatch.setattr(core_windows, "_is_opposite", never)
     found = label_windows(endless(), WindowOptions(6, 2), CUT, IPO)
     for index in range(30):
         window = next(found)
-        assert read == 6 + 4 * index == window.first + 6
+        assert len(read) == 6 + 4 * index == window.first + 6
+    del window
+    for seen, most in ((read, 6 + 1), (labelled, 2 * 6)):
+        assert sum(frame() is not None for frame in seen) <= most
 
 
 def test_frames_of_different_grids() -> None:

@@ -168,10 +168,12 @@ def test_files_of_others_in_a_folder_of_frames_stay(tmp_path, capsys):
     source, out = clip(tmp_path / "clip.mp4"), tmp_path / "out"
     assert label(capsys, source, "--out", out)[0] == 0
     (out / "frames/clip/notes.txt").write_text("mine")
+    before = (out / "clip.mp4").stat().st_mtime_ns
     code, err = label(capsys, source, "--out", out, "--overlap", 2)
     assert code == 1
     assert f"cannot label {source}: Directory not empty: {out}/frames/clip" in err
     assert (out / "frames/clip/notes.txt").read_text() == "mine"
+    assert (out / "clip.mp4").stat().st_mtime_ns == before
     assert not list(out.rglob(".*"))
 
 
@@ -212,14 +214,30 @@ def test_masks_are_refined_along_the_frames(tmp_path):
     assert scores[1] > max(0.9, scores[0] + 0.05), scores
 
 
+class Watching(PseudoLabeler):
+    """Counts the frames that have been read."""
+
+    prepared = 0
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        self.prepared += 1
+        return super().preprocess(image)
+
+
+def test_a_frame_that_cannot_be_written_ends_the_reading(tmp_path, monkeypatch):
+    def full(*_: Any) -> Any:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("selfment.jobs.video.mask_image", full)
+    model = Watching(size=64, batch_size=4)
+    source = clip(tmp_path / "in.mp4", times=range(120))
+    with pytest.raises(OSError, match="No space left"):
+        label_video(source, tmp_path / "m.mp4", VideoLabeler(model), progress=False)
+    assert model.prepared <= 4 * 8
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
-    class Watching(PseudoLabeler):
-        prepared = 0
-
-        def preprocess(self, image: Image.Image) -> Tensor:
-            self.prepared += 1
-            return super().preprocess(image)
-
     model = Watching(size=64, batch_size=4)
     labeler = VideoLabeler(model, WindowOptions(6, 2))
     drawn, ahead = 0, 0
