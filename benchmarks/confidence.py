@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import selfment
 from selfment.backbones import load_backbone
-from selfment.core.confidence import RECOMMENDED_MIN_CONFIDENCE
+from selfment.core.options import RECOMMENDED_MIN_CONFIDENCE
 from selfment.images.load import load_image
 
 NOISE = ("uniform", "Gaussian", "grey", "faint", "black and white")

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from selfment import PseudoLabeler
+from selfment.images.draw import CAPTION as PANEL_CAPTION
 from selfment.images.draw import overlay
 from selfment.images.load import sample_images
 
@@ -28,6 +29,7 @@ def main() -> None:
     for entry in sample_images():
         if entry.path.stem in SHOWN:
             row = overlay(entry.path, labeler(entry.path))
+            row = row.crop((0, PANEL_CAPTION, *row.size))  # one caption serves all rows
             height = round(row.height * WIDTH / row.width)
             rows.append(row.resize((WIDTH, height), Image.Resampling.LANCZOS))
     height = CAPTION + sum(row.height for row in rows) + GAP * (len(rows) - 1)

@@ -10,18 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .core import reference
-from .core.graph import Graph, affinity
-from .core.ipo import ipo
-from .core.joint import JointLabels, joint_label
-from .core.label import PseudoLabels, pseudo_label
-from .core.ncut import ncut
-from .core.options import CutOptions, IpoOptions
-
 if TYPE_CHECKING:
+    from .core import reference
+    from .core.graph import Graph, affinity
+    from .core.ipo import ipo
+    from .core.joint import JointLabels, joint_label
+    from .core.label import PseudoLabels, pseudo_label
+    from .core.ncut import ncut
     from .core.objects import Objects, multi_label
+    from .core.options import CutOptions, IpoOptions, WindowOptions
     from .core.regions import regions
-    from .core.windows import WindowOptions
     from .evaluation.folders import evaluate
     from .evaluation.scores import Evaluator
     from .images.refine import refine_mask
@@ -57,27 +55,50 @@ __all__ = [
 
 __version__ = Path(__file__).with_name("VERSION").read_text().strip()
 
-# Imported when first used: they pull in timm, Pillow and scipy, which `pseudo_label` does not need.
-_LAZY = {
+# A name is imported when it is first used, so that the command line can print its help without
+# torch, and labels of features need neither timm nor Pillow.
+_MODULES = {
+    "CutOptions": "core.options",
     "Evaluator": "evaluation.scores",
+    "Graph": "core.graph",
+    "IpoOptions": "core.options",
+    "JointLabels": "core.joint",
     "Objects": "core.objects",
     "PatchHead": "models.head",
     "PseudoLabeler": "models.labeler",
+    "PseudoLabels": "core.label",
     "Segmenter": "models.segmenter",
     "VideoLabeler": "models.video",
-    "WindowOptions": "core.windows",
+    "WindowOptions": "core.options",
+    "affinity": "core.graph",
     "evaluate": "evaluation.folders",
+    "ipo": "core.ipo",
+    "joint_label": "core.joint",
     "multi_label": "core.objects",
+    "ncut": "core.ncut",
+    "pseudo_label": "core.label",
     "refine_mask": "images.refine",
     "regions": "core.regions",
 }
 
 
+_SUBMODULES = {
+    **{name: name for name in ("backbones", "compat", "core", "evaluation", "experiments")},
+    **{name: name for name in ("images", "jobs", "methods", "models", "training")},
+    "reference": "core.reference",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module 'selfment' has no attribute {name!r}")
+    if name in _SUBMODULES:
+        value: Any = import_module(f".{_SUBMODULES[name]}", __name__)
+    elif name in _MODULES:
+        value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    else:
+        raise AttributeError(f"module 'selfment' has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_SUBMODULES})

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..core.torch_state import as_documented
 from ..util.extras import load_extra
 from .base import Backbone, WeightsError
+from .hub import without_retries
 from .position_embeddings import scaled
 
 #: Begins the name of a folder or a hub repository that transformers loads.
@@ -97,20 +98,21 @@ def _load(name: str, source: str) -> tuple[Any, str, dict[str, Any]]:
     """Returns the model, its kind, and the settings of its image processor."""
     library = load_extra("transformers", "transformers", "hf", f"the backbone {name!r}")
     try:
-        config = library.AutoConfig.from_pretrained(source)
-        kind = config.model_type
-        if kind not in _KINDS:
-            raise ValueError(f"its model_type is {kind!r}, not one of {', '.join(_KINDS)}")
-        if kind == "vit_mae":
-            config.mask_ratio = 0.0
-        file = library.utils.cached_file(source, "preprocessor_config.json")
-        colours = json.loads(Path(file).read_text(encoding="utf-8"))
-        model, loading = library.AutoModel.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
-        )
-        missing = [key for key in loading["missing_keys"] if not key.startswith(_UNUSED)]
-        if missing:
-            raise ValueError(f"it lacks {len(missing)} weights, {sorted(missing)[0]} first")
+        with without_retries():
+            config = library.AutoConfig.from_pretrained(source)
+            kind = config.model_type
+            if kind not in _KINDS:
+                raise ValueError(f"its model_type is {kind!r}, not one of {', '.join(_KINDS)}")
+            if kind == "vit_mae":
+                config.mask_ratio = 0.0
+            file = library.utils.cached_file(source, "preprocessor_config.json")
+            colours = json.loads(Path(file).read_text(encoding="utf-8"))
+            model, loading = library.AutoModel.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True
+            )
+            missing = [key for key in loading["missing_keys"] if not key.startswith(_UNUSED)]
+            if missing:
+                raise ValueError(f"it lacks {len(missing)} weights, {sorted(missing)[0]} first")
     except Exception as error:  # every release of the library raises different errors
         reason = " ".join(str(error).split())[:200]
         raise WeightsError(

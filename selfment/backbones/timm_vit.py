@@ -20,6 +20,7 @@ from ..core.torch_state import as_documented
 from . import fitting
 from .base import Attended, Backbone, WeightsError
 from .checkpoints import read_config, read_vit
+from .hub import without_retries
 from .keys import with_keys
 from .names import EMBEDDED, timm_name
 from .position_embeddings import resampling, use_scaled
@@ -168,10 +169,12 @@ def _download(name: str) -> Any:
             "--backbone classic, which needs none"
         )
     try:
-        if config.hf_hub_id:  # files first: building a model of 7 billion parameters takes minutes
-            file = config.hf_hub_filename
-            _fetch(config.hf_hub_id, [file] if file else ["model.safetensors", "pytorch_model.bin"])
-        return fitting.create(name, pretrained=True)
+        with without_retries():
+            if config.hf_hub_id:  # files first: building a model of 7 billion parameters is slow
+                file = config.hf_hub_filename
+                files = [file] if file else ["model.safetensors", "pytorch_model.bin"]
+                _fetch(config.hf_hub_id, files)
+            return fitting.create(name, pretrained=True)
     except Exception as error:  # every release of the hub library raises different errors
         raise WeightsError(
             f"the weights of {name} cannot be downloaded ({type(error).__name__}): get online or "

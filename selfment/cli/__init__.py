@@ -5,23 +5,23 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from types import ModuleType
-from typing import NoReturn
+from collections.abc import Container, Sequence
+from importlib import import_module
+from textwrap import indent
+from typing import Any, NoReturn
 
 from .. import __version__
-from ..backbones import WeightsError
-from . import compare, data, evaluate, info, label, predict, reproduce, train
 
-COMMANDS: dict[str, ModuleType] = {
-    "label": label,
-    "train": train,
-    "predict": predict,
-    "compare": compare,
-    "eval": evaluate,
-    "data": data,
-    "reproduce": reproduce,
-    "info": info,
+#: The commands: their modules here, and what they do. A module is imported when it is needed.
+COMMANDS = {
+    "label": ("label", "write a mask for each image and each frame of a video"),
+    "train": ("train", "train a segmentation head on pseudo-labels"),
+    "predict": ("predict", "write the saliency of images and videos"),
+    "compare": ("compare", "label by several methods, and score them"),
+    "eval": ("evaluate", "score predictions against ground truth"),
+    "data": ("data", "say which data sets are there"),
+    "reproduce": ("reproduce", "train and score as a recipe says"),
+    "info": ("info", "print versions, instruction set and CUDA state"),
 }
 
 
@@ -31,15 +31,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     1: images failed, folders could not be listed, or a data set that is there is not whole. 141,
     without a word: what reads the output has ended, as ``head`` does.
     """
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser(words).parse_args(words)
     try:
-        code: int = COMMANDS[arguments.command].run(arguments)
+        code: int = _module(arguments.command).run(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
         _discard_output()
         return 141
-    except (ValueError, WeightsError, OSError, ImportError) as error:
+    except _expected_errors() as error:
         print(f"selfment {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -48,14 +49,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser; ``command`` is the name of what is to be run."""
+def parser(words: Container[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """Returns the parser; ``command`` is the name of what is to be run.
+
+    Only the commands among ``words`` have their options, so that only their modules are imported.
+    """
     top = _Parser(prog="selfment", description="Segmentation without labels.")
     top.add_argument("--version", action="version", version=f"selfment {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        command.add_options(commands.add_parser(name, help=command.HELP))
+    for name, (_, what) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=what, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name in words:
+            module = _module(name)
+            module.add_options(command)
+            command.description = f"{what[0].upper()}{what[1:]}."
+            command.epilog = "examples:\n" + indent(module.EXAMPLES, "  ")
     return top
+
+
+def _module(command: str) -> Any:
+    return import_module(f".{COMMANDS[command][0]}", __name__)
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+    """Returns the exceptions that are one sentence; called only after a command has failed."""
+    from ..backbones import WeightsError
+
+    return ValueError, OSError, ImportError, WeightsError
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,7 @@
-"""The arguments that commands share, and the objects that they describe."""
+"""The arguments that commands share, and the objects that they describe.
+
+Importing this module does not import torch, so that the help of a command appears at once.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ..backbones import DTYPES, FEATURES, POSITIONS
-from ..core import native
 from ..core import options as params
-from ..core.confidence import RECOMMENDED_MIN_CONFIDENCE
-from ..core.options import CutOptions
-from ..images.load import ImageEntries, find_images, sample_images
-from ..methods import METHODS, Method, MultiObject, Selfment
-from ..models.labeler import PseudoLabeler
+from ..core.options import RECOMMENDED_MIN_CONFIDENCE, CutOptions
+from .choices import DTYPES, FEATURES, METHODS, POSITIONS
+
+if TYPE_CHECKING:
+    from ..images.load import ImageEntries
+    from ..methods import Method
+    from ..models.labeler import PseudoLabeler
 
 #: The kinds of names that `--backbone` takes, for its help.
 BACKBONES = "classic, statistics, a ViT of timm, hf:PATH_OR_NAME, or package.module:factory"
@@ -27,30 +28,70 @@ _CUT = CutOptions()
 
 
 def add_images(
-    parser: argparse.ArgumentParser, verb: str, several: str = "", kinds: str = "images"
+    parser: argparse.ArgumentParser,
+    verb: str,
+    several: str = "",
+    several_taus: bool = False,
+    kinds: str = "images",
 ) -> None:
     """Adds the images to ``verb``, and all that their labels depend on.
 
-    ``several``: more words on the default backbone. ``kinds``: of inputs, in words.
+    ``several``: more words on the default backbone. ``several_taus``: see :func:`add_cut`.
+    ``kinds``: of inputs, in words.
     """
     add = parser.add_argument
     add(
         "inputs", nargs="*", metavar="INPUT", help=f"{kinds}, folders (searched recursively), globs"
     )
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
-    name = f"{BACKBONES} (classic{several})"
-    add("--backbone", metavar="NAME", help=name)
-    add("--features", default="tokens", choices=FEATURES, help="features of a ViT (%(default)s)")
-    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
-    whose = (
-        "resample position embeddings as the authors (of *.dino, *_dinov2) or timm (%(default)s)"
+    add_backbone(parser, f"classic{several}")
+    add_cut(parser, several_taus)
+    add_run(parser)
+
+
+def add_backbone(
+    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int = 768
+) -> None:
+    """Adds the backbone and the size of its images.
+
+    Args:
+        parser: receives the options.
+        default: the words for the default backbone.
+        trained: the words for the default features and positions, if a head decides on them.
+        side: the default size.
+    """
+    add = parser.add_argument_group("backbone").add_argument
+    add("--backbone", metavar="NAME", help=f"{BACKBONES} ({default})")
+    add(
+        "--features",
+        default=None if trained else "tokens",
+        choices=FEATURES,
+        help=f"features of a ViT ({trained or 'tokens'})",
     )
-    add("--positions", default="authors", choices=POSITIONS, help=whose)
-    side = "side the image is resized to (768, or the nearest multiple of the patch size)"
-    add("--size", type=int, metavar="S", help=side)
-    add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
+    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
+    whose = "resample position embeddings as the authors (of *.dino, *_dinov2) or timm"
+    add(
+        "--positions",
+        default=None if trained else "authors",
+        choices=POSITIONS,
+        help=f"{whose} ({trained or 'authors'})",
+    )
+    size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
+    add("--size", type=int, metavar="S", help=size)
+
+
+def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Adds the options of the cut, and those that judge its result.
+
+    ``several``: ``--tau`` is a list of thresholds.
+    """
+    add = parser.add_argument_group("cut").add_argument
     similarity = "similarity of an edge, or auto: one for each image (%(default)s)"
-    add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
+    if several:
+        similarity += "; several, with commas, are compared by eye, without --gt"
+        add("--tau", type=_taus, default=[params.TAU], metavar="T,...", help=similarity)
+    else:
+        add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
     add(
         "--eps", type=float, default=params.EPS, metavar="E", help="weight of no edge (%(default)s)"
     )
@@ -59,25 +100,37 @@ def add_images(
     add("--orient", choices=params.ORIENTS, help=orient)
     least = f"below this confidence masks are empty, as {RECOMMENDED_MIN_CONFIDENCE} (%(default)s)"
     add("--min-confidence", type=float, default=0.0, metavar="C", help=least)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Adds where and how fast the backbone runs."""
+    group = parser.add_argument_group("speed")
+    add = group.add_argument
+    add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
     add("--device", help="torch device of the backbone (CUDA where there is one)")
     add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
-    add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+    add_threads(group)
 
 
-def add_voters(parser: argparse.ArgumentParser) -> None:
+def add_threads(parser: argparse._ActionsContainer) -> None:
+    """Adds the number of threads."""
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+
+
+def add_voters(parser: argparse._ActionsContainer) -> None:
     """Adds the backbones that vote beside the first."""
     voters = "more backbones, with commas, whose clusters vote with the method selfmask"
     add = parser.add_argument
     add("--voters", type=names_of(), default=(), metavar="NAMES", help=voters)
 
 
-def add_method(parser: argparse.ArgumentParser) -> None:
+def add_method(parser: argparse._ActionsContainer) -> None:
     """Adds the method that labels."""
     add = parser.add_argument
     add("--method", default="selfment", choices=METHODS, help="how to label (%(default)s)")
 
 
-def add_frames(parser: argparse.ArgumentParser, what: str, default: bool) -> None:
+def add_frames(parser: argparse._ActionsContainer, what: str, default: bool) -> None:
     """Adds the option that writes the frames of videos as PNG files."""
     usual = "done" if default else "not done"
     words = (
@@ -108,24 +161,30 @@ def _tau(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"must be a number or 'auto': got {text!r}") from None
 
 
-def images_of(
-    arguments: argparse.Namespace, find: Callable[..., ImageEntries] = find_images
-) -> ImageEntries:
-    """Returns the images that the arguments name; sets the number of threads, too.
+def _taus(text: str) -> list[float | str]:
+    return [_tau(part) for part in text.split(",")]
 
-    ``find``: searches the inputs, as :func:`selfment.images.find_images` does.
-    """
+
+def images_of(arguments: argparse.Namespace, videos: bool = False) -> ImageEntries:
+    """Returns the images, or images and videos, that the arguments name; sets the threads, too."""
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
+    from ..core import native
+    from ..images.load import find_images, sample_images
+    from ..jobs.predict import find_inputs
+
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     if arguments.samples:
         return sample_images()
-    return find(arguments.inputs, out=arguments.out)
+    return (find_inputs if videos else find_images)(arguments.inputs, out=arguments.out)
 
 
 def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
     """Returns the labeler that the arguments describe; prints the note of its backbone."""
+    from ..methods import METHODS, MultiObject, Selfment
+    from ..models.labeler import PseudoLabeler
+
     options = method_options(arguments)
     kind: type[Method] = METHODS[arguments.method]
     if "max_objects" in options:
@@ -179,6 +238,8 @@ def make_method(kind: type[Method], options: Mapping[str, Any]) -> Method:
 def set_threads(threads: int | None) -> None:
     """Sets torch's threads, if a number is given; raises ``ValueError``."""
     if threads is not None:
+        import torch
+
         params.require("threads", threads, "an integer >= 1", threads >= 1)
         torch.set_num_threads(threads)
 

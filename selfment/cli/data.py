@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-HELP = "say which data sets are there"
+EXAMPLES = """\
+selfment data check DATASETS
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = actions.add_parser("check", help="say which data sets are there and whole")
     check.add_argument("root", metavar="ROOT", help="the folder of all data sets")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 
-HELP = "score predictions against ground truth"
+from .choices import PROTOCOLS
+
+EXAMPLES = """\
+selfment eval --pred saliency --gt masks --protocol paper --report scores.html
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     add = parser.add_argument
     add("--pred", required=True, metavar="DIR", help="folder of saliency maps or masks")
     add("--gt", required=True, metavar="DIR", help="folder of ground truth of the same names")
-    protocols = ("paper", "pysod", "tokencut", "all")
-    add("--protocol", default="all", choices=protocols, help="whose scores (%(default)s)")
+    add("--protocol", default="all", choices=PROTOCOLS, help="whose scores (%(default)s)")
     add("--metrics", nargs="+", metavar="NAME", help="only these of the protocol's scores")
     suffix = "of the predictions' names after the ground truth's: _saliency, _mask, '' (found out)"
     add("--suffix", metavar="S", help=suffix)
@@ -33,9 +36,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.folders import evaluate
     from ..evaluation.html import write_html
     from ..evaluation.report import FORMATS
+    from ..util.files import output_path
 
     if arguments.images is not None and arguments.report is None:
         raise ValueError("`images` must come with a page to show them on, --report F.html")
+    for name in (*FORMATS, "report"):  # before the scores are computed
+        if getattr(arguments, name) is not None:
+            output_path(name, getattr(arguments, name))
     report = evaluate(
         arguments.pred,
         arguments.gt,

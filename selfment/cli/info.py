@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..core import native
-
-HELP = "print versions, instruction set and CUDA state"
+EXAMPLES = """\
+selfment info
+"""
 
 
 def add_options(_: argparse.ArgumentParser) -> None:
@@ -15,6 +15,8 @@ def add_options(_: argparse.ArgumentParser) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from ..core import native
+
     for name, value in native.info().items():
         print(f"{name:<16} {value}")
     return 0

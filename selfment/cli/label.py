@@ -5,12 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..core.windows import WINDOW, WindowOptions
-from ..images.refine import METHODS as REFINEMENTS
-from ..jobs.exports import FORMATS
-from ..jobs.label import label_images
-from ..jobs.predict import find_inputs
-from ..util import distributed
+from ..core.options import WINDOW, WindowOptions
+from .choices import FORMATS, REFINEMENTS
 from .common import (
     add_frames,
     add_images,
@@ -22,26 +18,32 @@ from .common import (
     terminable,
 )
 
-HELP = "write a mask for each image and each frame of a video"
+EXAMPLES = """\
+selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
+selfment label clip.mp4 --out labels --window 16 --overlay
+selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for masks and records")
     add_images(parser, "label", several="; with --objects statistics", kinds="images and videos")
-    add_method(parser)
-    add_voters(parser)
-    add = parser.add_argument
-    add("--out", required=True, metavar="DIR", help="folder for masks and records")
-    add("--overlay", action="store_true", help="also draw image, Fiedler vector and masks")
+    method = parser.add_argument_group("method")
+    add_method(method)
+    add_voters(method)
     objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
-    add("--objects", type=int, dest="max_objects", metavar="N", help=objects)
+    method.add_argument("--objects", type=int, dest="max_objects", metavar="N", help=objects)
+    video = parser.add_argument_group("video")
+    window = "frames that are labelled together (%(default)s)"
+    video.add_argument("--window", type=int, default=WINDOW, metavar="N", help=window)
+    shared = "frames that a window shares with the one before (a quarter of --window)"
+    video.add_argument("--overlap", type=int, metavar="N", help=shared)
+    add_frames(video, "masks", default=True)
+    add = parser.add_argument_group("files").add_argument
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
     add("--format", type=names_of(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
-    window = "frames of a video that are labelled together (%(default)s)"
-    add("--window", type=int, default=WINDOW, metavar="N", help=window)
-    shared = "frames that a window shares with the one before (a quarter of --window)"
-    add("--overlap", type=int, metavar="N", help=shared)
-    add_frames(parser, "masks", default=True)
+    add("--overlay", action="store_true", help="also draw image, Fiedler vector and masks")
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
     add("--fill-holes", action="store_true", help="fill the holes of masks")
     add("--largest-component", action="store_true", help="keep the largest component of a mask")
@@ -49,8 +51,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from ..jobs.label import label_images
+    from ..util import distributed
+
     windows = WindowOptions(arguments.window, arguments.overlap)
-    images = images_of(arguments, find_inputs)
+    images = images_of(arguments, videos=True)
     labeler = labeler_of(arguments)
     with terminable():
         summary = label_images(

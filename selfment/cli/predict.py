@@ -5,47 +5,40 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..backbones import DTYPES, FEATURES, POSITIONS
-from ..util import distributed
-from .common import BACKBONES, add_frames, set_threads, terminable
+from .common import add_backbone, add_frames, add_run, set_threads, terminable
 
-HELP = "write the saliency of images and videos"
+EXAMPLES = """\
+selfment predict photos/ clip.mp4 --head run/head --out saliency --overlay
+selfment predict photos/ --head run/head --out masks --binary 0.5 --keep-aspect
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     add = parser.add_argument
     inputs = "images and videos, folders (searched recursively), globs"
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
     head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
     add("--head", required=True, metavar="CKPT", help=head)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
-    name = f"{BACKBONES} (the one that the head was trained on)"
-    add("--backbone", metavar="NAME", help=name)
-    features = "what a ViT gives (what the head was trained on)"
-    add("--features", choices=FEATURES, help=features)
-    add("--weights", metavar="PATH", help="a checkpoint of the ViT, or a hub folder")
-    whose = "whose way to resample position embeddings (that of the head's training)"
-    add("--positions", choices=POSITIONS, help=whose)
-    side = "side the image is resized to (1536, or the nearest multiple of the patch size)"
-    add("--size", type=int, metavar="S", help=side)
-    add("--batch", type=int, default=8, metavar="N", help="images per pass (%(default)s)")
+    add_backbone(parser, default="that of the head's training", trained="as trained", side=1536)
     aspect = "make the longer side S instead, and leave the aspect ratio as it is"
     add("--keep-aspect", action="store_true", help=aspect)
-    add("--overlay", action="store_true", help="also draw the saliency on the image")
+    group = parser.add_argument_group("files")
+    files = group.add_argument
+    files("--overlay", action="store_true", help="also draw the saliency on the image")
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
-    add("--binary", type=float, metavar="T", help=mask)
-    add_frames(parser, "saliency and masks", default=False)
-    add("--device", help="torch device of backbone and head (CUDA where there is one)")
-    add("--dtype", choices=DTYPES, help="autocast the ViT to this (float32)")
+    files("--binary", type=float, metavar="T", help=mask)
+    add_frames(group, "saliency and masks", default=False)
+    add_run(parser)
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
-    add("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ..jobs.predict import find_inputs, predict_images
     from ..models.segmenter import Segmenter
+    from ..util import distributed
 
     set_threads(arguments.threads)
     inputs = find_inputs(arguments.inputs, out=arguments.out)

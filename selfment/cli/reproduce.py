@@ -7,11 +7,13 @@ import sys
 
 from .common import set_threads
 
-HELP = "train and score as a recipe says"
+EXAMPLES = """\
+selfment reproduce cod --data DATASETS --out cod
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Adds the command's arguments."""
     add = parser.add_argument
     add("recipe", nargs="?", metavar="RECIPE", help="a recipe's name, or a .toml file")
     add("--list", action="store_true", help="list the recipes")

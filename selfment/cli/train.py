@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..backbones import DTYPES
 from ..core import options as params
-from ..util import distributed
+from .choices import DTYPES
 from .common import add_images, add_method, images_of, labeler_of
 
-HELP = "train a segmentation head on pseudo-labels"
+EXAMPLES = """\
+selfment train photos/ --out run --backbone vit_small_patch16_dinov3.lvd1689m
+selfment train photos/ --out run --epochs 10 --resume
+"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
+    out = "folder for the head, checkpoints and records"
+    parser.add_argument("--out", required=True, metavar="RUN", help=out)
     add_images(parser, "train on")
-    add_method(parser)
-    add = parser.add_argument
-    add("--out", required=True, metavar="RUN", help="folder for the head, checkpoints and records")
+    add_method(parser.add_argument_group("method"))
+    add = parser.add_argument_group("training").add_argument
     often = "how often each image is trained on (as often as 3,000 steps take)"
     add("--epochs", type=int, metavar="N", help=often)
     most = "train on so many of the images, chosen by the seed (%(default)s)"
@@ -26,18 +29,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--lr", type=float, default=1e-3, metavar="R", help="Adam's learning rate (%(default)s)")
     add("--weight-decay", type=float, default=1e-5, metavar="W", help="(%(default)s)")
     add("--seed", type=int, default=111, metavar="N", help="(%(default)s)")
-    add("--cache", metavar="DIR", help="folder for features and labels (RUN/cache)")
-    add("--no-cache", action="store_true", help="compute the features again in each epoch")
-    add("--cache-limit", type=float, metavar="GB", help="let the cache take so much (no limit)")
-    kind = "train on features of this precision (%(default)s)"
-    add("--feature-dtype", default="float32", choices=DTYPES, help=kind)
     again = "go on after the last epoch in RUN, as a restart by torchrun does unasked"
     add("--resume", action="store_true", help=again)
+    cache = parser.add_argument_group("cache").add_argument
+    cache("--cache", metavar="DIR", help="folder for features and labels (RUN/cache)")
+    cache("--no-cache", action="store_true", help="compute the features again in each epoch")
+    cache("--cache-limit", type=float, metavar="GB", help="let the cache take so much (no limit)")
+    kind = "train on features of this precision (%(default)s)"
+    cache("--feature-dtype", default="float32", choices=DTYPES, help=kind)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ..training.run import train
+    from ..util import distributed
 
     images = images_of(arguments)
     limit = arguments.cache_limit

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from .arrays import Grid
 
-#: Rejects flat images and noise, and hardly any photograph: measured in docs/confidence.md.
-RECOMMENDED_MIN_CONFIDENCE = 0.25
-
 
 def confidence(
     eigenvalue: Tensor, gap: Tensor, separation: Tensor, labels: Tensor, grids: Sequence[Grid]

@@ -115,11 +115,10 @@ def files_by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, list[P
     if not root.is_dir():
         raise ValueError(f"`{name}` must be a folder that exists: got {os.fspath(folder)!r}")
     files: dict[str, list[Path]] = {}
-    overlays = {
-        file for file, (_, field) in recorded_files(os.fspath(root)).items() if field == "overlay"
-    }
+    recorded = recorded_files(os.fspath(root)).items()
+    pictures = {file for file, (_, field) in recorded if field in ("overlay", "fiedler")}
     for entry in find_images(root, results=True):
-        if entry.name in overlays:
+        if entry.name in pictures:
             continue
         stem = nfc(entry.path.relative_to(root).with_suffix("").as_posix())
         files.setdefault(stem, []).append(entry.path)

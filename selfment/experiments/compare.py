@@ -20,7 +20,7 @@ from ..images.maps import read_truth
 from ..jobs.label import label_images
 from ..methods import METHODS, Method, MultiObject, as_method
 from ..models.labeler import PseudoLabeler
-from ..util.files import atomic_file
+from ..util.files import atomic_file, output_path
 
 _VARIANT = ("method", "initial split")  # headings
 
@@ -144,7 +144,7 @@ def compare(
     Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for an
     ``out`` with masks of other images, and whatever labelling and evaluation raise.
     """
-    folder = Path(os.path.abspath(out))
+    folder = output_path("out", out)
     truths = Path(os.path.abspath(gt))
     apart = truths != folder and truths not in folder.parents
     params.require("out", os.fspath(out), "no folder of ground truths, which `gt` is", apart)

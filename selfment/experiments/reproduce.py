@@ -24,7 +24,7 @@ from ..models.labeler import PseudoLabeler
 from ..models.segmenter import Segmenter
 from ..training.run import train
 from ..util import distributed as _distributed
-from ..util.files import RealPaths, sha256_of, write_atomically
+from ..util.files import RealPaths, output_path, sha256_of, write_atomically
 from ..util.lines import without_checksum
 from .recipes import FOLDER, Recipe
 
@@ -91,7 +91,7 @@ def reproduce(
     params.require("WORLD_SIZE", processes, "1: a recipe runs in one process", processes == 1)
     images = _training_images(recipe, data, limit)
     tests = [_test(recipe, name, data, limit) for name in recipe.evaluate.sets]
-    folder = Path(out).absolute()
+    folder = output_path("out", out)
     _native.cpu()  # what is wrong with it is the run's error, not that of each image
     backbone: dict[str, Any] = {
         "features": recipe.backbone.features,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..core.arrays import Grid, as_array, as_grid
 from ..core.label import PseudoLabels
@@ -16,6 +16,7 @@ from .load import ImageLike, load_image
 TINT = (255, 56, 92)  # sRGB, over the foreground
 TINT_SHARE = 0.55
 GAP = 8  # pixels between panels
+CAPTION = 18  # pixels of height, above each panel
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
@@ -26,28 +27,44 @@ def overlay(
 ) -> Image.Image:
     """Draws four RGB panels: the image, the Fiedler vector, the initial mask and the final mask.
 
+    Each panel has a caption above it.
     The Fiedler vector runs from dark blue (its minimum) to light yellow (its maximum); its panel is
     dark if it is constant or NaN. Panels have the size of the image, or are smaller so that no side
     exceeds ``max_side`` pixels. ``labels`` are those of this image, without a batch axis. ``mask``
     (H, W) bool is drawn in place of the mask after IPO, for a mask that was refined. Raises
     ``ValueError`` for batched labels.
     """
-    fiedler = np.nan_to_num(as_array(labels.fiedler, "labels").astype(np.float64))
+    fiedler = as_array(labels.fiedler, "labels")
     if fiedler.ndim != 2:
         raise ValueError(
             "`labels` must be those of one image, fields (h, w): "
             f"got a Fiedler vector of shape {fiedler.shape}"
         )
     picture = _shrunk(image, max_side)
-    span = float(np.ptp(fiedler)) or 1.0
-    levels = np.rint(255 * (fiedler - fiedler.min()) / span).astype(np.uint8)
-    panels = [
-        picture,
-        Image.fromarray(_COLORS[levels]).resize(picture.size, Image.Resampling.BILINEAR),
-        tint(picture, labels.ncut_mask),
-        tint(picture, labels.mask if mask is None else mask),
-    ]
+    vector = colour_levels(vector_levels(fiedler))
+    panels = {
+        "image": picture,
+        "Fiedler vector": vector.resize(picture.size, Image.Resampling.BILINEAR),
+        "initial mask": tint(picture, labels.ncut_mask),
+        "mask": tint(picture, labels.mask if mask is None else mask),
+    }
     return _row(panels)
+
+
+def vector_levels(vector: Any) -> Pixels:
+    """Converts an (h, w) vector to 8-bit levels: 0 for its minimum, 255 for its maximum.
+
+    NaN counts as 0, and a constant vector is 0 everywhere.
+    """
+    values = np.nan_to_num(as_array(vector, "vector").astype(np.float64))
+    span = float(np.ptp(values)) or 1.0
+    levels: Pixels = np.rint(255 * (values - values.min()) / span).astype(np.uint8)
+    return levels
+
+
+def colour_levels(levels: Pixels) -> Image.Image:
+    """Colours (h, w) levels, from dark blue for 0 to light yellow for 255."""
+    return Image.fromarray(_COLORS[levels])
 
 
 def overlay_instances(image: ImageLike, instances: Any, *, max_side: int = 768) -> Image.Image:
@@ -63,7 +80,9 @@ def overlay_instances(image: ImageLike, instances: Any, *, max_side: int = 768) 
         Image.fromarray(pixels).resize(picture.size, Image.Resampling.NEAREST)
         for pixels in (palette[numbers], np.where(numbers > 0, np.uint8(255), np.uint8(0)))
     )
-    return _row([picture, _composite(picture, foreground, colours)])
+    count = len(np.unique(numbers[numbers > 0]))
+    objects = f"{count} object{'' if count == 1 else 's'}"
+    return _row({"image": picture, objects: _composite(picture, foreground, colours)})
 
 
 def tint(image: Image.Image, mask: Any) -> Image.Image:
@@ -71,13 +90,14 @@ def tint(image: Image.Image, mask: Any) -> Image.Image:
     return _composite(image, mask_image(mask, image.size))
 
 
-def tint_saliency(image: Image.Image, saliency: Any) -> Image.Image:
-    """Tints the RGB ``image`` with :data:`TINT` in proportion to a (h, w) ``saliency`` in [0, 1].
+def tint_saliency(image: Image.Image, saliency: Any, threshold: float = 0.5) -> Image.Image:
+    """Tints the RGB ``image`` as :func:`tint` does where a (h, w) ``saliency`` exceeds a threshold.
 
-    Where it is 0 the image is darkened as in :func:`tint`. The saliency is resized bilinearly.
+    The saliency is in [0, 1], as the threshold is, and is resized bilinearly before.
     """
-    weights = saliency_image(saliency).resize(image.size, Image.Resampling.BILINEAR)
-    return _composite(image, weights)
+    values = Image.fromarray(as_array(saliency, "saliency").astype(np.float32))
+    resized = values.resize(image.size, Image.Resampling.BILINEAR)
+    return tint(image, np.asarray(resized) > threshold)
 
 
 def saliency_image(saliency: Any) -> Image.Image:
@@ -97,12 +117,18 @@ def _shrunk(image: ImageLike, max_side: int) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _row(panels: Sequence[Image.Image]) -> Image.Image:
-    """Places panels of equal size side by side."""
-    width, height = panels[0].size
-    row = Image.new("RGB", (len(panels) * (width + GAP) - GAP, height), "white")
-    for index, panel in enumerate(panels):
-        row.paste(panel, (index * (width + GAP), 0))
+def _row(panels: Mapping[str, Image.Image]) -> Image.Image:
+    """Places panels of equal size side by side, each under its caption."""
+    width, height = next(iter(panels.values())).size
+    size = (len(panels) * (width + GAP) - GAP, CAPTION + height)
+    row = Image.new("RGB", size, "white")
+    font = ImageFont.load_default(12)
+    for index, (caption, panel) in enumerate(panels.items()):
+        left = index * (width + GAP)
+        strip = Image.new("RGB", (width, CAPTION), "white")  # cuts off what is too wide
+        ImageDraw.Draw(strip).text((0, 1), caption, "black", font)
+        row.paste(strip, (left, 0))
+        row.paste(panel, (left, CAPTION))
     return row
 
 

@@ -14,7 +14,7 @@ from scipy.ndimage import find_objects
 
 from ..core import options as params
 
-FORMATS = ("png", "coco", "yolo")
+FORMATS = ("png", "coco", "yolo", "fiedler")
 
 Instances = npt.NDArray[np.uint16]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images.load import ImageEntry, ImageError
-from ..util.files import reason, remove_abandoned
+from ..util.files import output_path, reason, remove_abandoned
 from ..util.lines import Record
 from .frames import remove_output
 from .identity import identify
@@ -43,7 +43,7 @@ class OutputFolder:
 
         ``shard``: the rank of this process and the number of processes that share the work.
         """
-        self.path = Path(out).absolute()
+        self.path = output_path("out", out)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.records = Records(self.path / spec.records_file, spec.key, shard)

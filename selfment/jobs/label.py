@@ -11,6 +11,8 @@ The files in the output folder, for ``sub/a.jpg``:
 - ``annotations/sub/a.json``, the annotations, and ``annotations.json``, a COCO file composed at the
   end of each run from those of all images of the folder, sorted by path. A run that makes no
   annotations composes an existing file again, too, unless it is intact and no record has changed.
+- ``fiedler/sub/a.jpg``, the Fiedler vector on the patch grid, in 8-bit grey: 0 for its minimum, 255
+  for its maximum. Several objects, and methods without a cut, have none.
 - ``overlays/sub/a.jpg``, see :mod:`selfment.images.draw`.
 - ``labels.jsonl``, the records.
 
@@ -45,9 +47,15 @@ from tqdm import tqdm
 from ..core import options as params
 from ..core.label import PseudoLabels
 from ..core.objects import Objects
-from ..core.windows import WindowOptions
+from ..core.options import WindowOptions
 from ..images import refine as refinement
-from ..images.draw import label_image, mask_image, overlay, overlay_instances
+from ..images.draw import (
+    label_image,
+    mask_image,
+    overlay,
+    overlay_instances,
+    vector_levels,
+)
 from ..images.load import ImageEntry
 from ..images.suffixes import is_video
 from ..images.video import load_av
@@ -65,7 +73,8 @@ from .video import label_video
 
 Result = PseudoLabels | Objects
 
-_FORMAT_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes"}  # of records
+# The fields of records that name the files of each format.
+_FORMAT_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes", "fiedler": "fiedler"}
 
 
 @dataclass
@@ -106,7 +115,8 @@ def label_images(
         out: The output folder; it is made if it is missing.
         labeler: Labels the images.
         overlays: Also write the images with their labels drawn on them.
-        formats: What to write: "png" for masks, "yolo" for boxes, "coco" for annotations.
+        formats: What to write: "png" for masks, "yolo" for boxes, "coco" for annotations,
+            "fiedler" for Fiedler vectors.
         refine: A method of :func:`selfment.refine_mask` for each mask, or for the mask of each
             object; where these overlap, the earlier object counts.
         fill_holes: Fill the holes of each mask.
@@ -176,6 +186,9 @@ class LabelJob:
         """
         params.require("formats", formats, "one format at least", len(formats) > 0)
         self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
+        if "fiedler" in self.formats:
+            rule = "formats without 'fiedler' where the method has no Fiedler vector"
+            params.require("formats", labeler.method.name, rule, labeler.method.has_vector)
         method = steps.get("method")
         if method is not None:
             params.choice("refine", method, refinement.METHODS)
@@ -233,6 +246,7 @@ class LabelJob:
             "overlay": str("overlays" / path.with_suffix(".jpg")),
             "annotations": coco.annotation_file(name),
             "boxes": str("labels" / path.with_suffix(".txt")),
+            "fiedler": str("fiedler" / path.with_suffix(".jpg")),
         }
 
     def alternative_names(
@@ -287,7 +301,7 @@ class LabelJob:
         return one_by_one(self._labeler.label_batch(batch))
 
     def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
-        """Writes the mask, the boxes, the annotations and the overlay of an image."""
+        """Writes the files of an image."""
         if isinstance(result, Objects):
             masks, values = result.masks, result.eigenvalues
         else:
@@ -310,6 +324,9 @@ class LabelJob:
             scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
             line = with_checksum(json.dumps(coco.coco_record(instances, scores))).encode()
             contents["annotations"] = lambda file: file.write(line)
+        if "fiedler" in files and not isinstance(result, Objects):
+            vector = Image.fromarray(vector_levels(result.fiedler))
+            contents["fiedler"] = lambda file: vector.save(file, "JPEG", quality=95)
         if "overlay" in files and task.picture is not None:
             if isinstance(result, Objects):
                 panels = overlay_instances(task.picture, instances)

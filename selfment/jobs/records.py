@@ -21,38 +21,102 @@ _JSON_STRING = r'("(?:[^"\\]|\\.)*")'
 _IMAGE = re.compile(rf'\{{"image": {_JSON_STRING}')
 
 
-class Records:
-    """The records of a folder of results, by image.
+class StoredRecords:
+    """The records of a folder of results, by image, read without a lock: a run may be adding more.
 
-    A record is appended and flushed when it is added, so that a run that is killed loses nothing;
-    :meth:`close` rewrites the file with one line per image, unless it is like that already. In
-    memory records are lines of text, which take a fifth of what dictionaries take.
+    In memory records are lines of text, which take a fifth of what dictionaries take.
 
     A line ends with its own checksum. A line whose checksum is wrong or missing is reported on
-    stderr and ignored, and so are earlier lines of its image: the image is done again, under the
-    same name.
+    stderr and ignored, and so are earlier lines of its image.
 
     The processes of a sharded run append to files of their own, ``labels-rank0.jsonl`` beside
-    ``labels.jsonl``. Every run reads all of them. The last process to end merges them into the one
-    file, or else the next run that is not sharded.
+    ``labels.jsonl``, which are all read.
     """
 
-    def __init__(self, path: Path, key: str = "mask", shard: tuple[int, int] = (0, 1)) -> None:
-        """Reads ``path`` if it exists and locks it; a line that was cut off is dropped.
+    def __init__(self, path: Path, key: str, reports_damage: bool = True) -> None:
+        """Reads nothing yet, see :meth:`read`.
 
-        ``key``: the field that names the main output file of an image. ``shard``: the rank of this
-        process and the number of processes that share the folder. Raises ``ValueError`` if another
-        run has locked the file, or if it is not a file of records.
+        ``path``: the file of a run that is not sharded. ``key``: the field that names the main
+        output file of an image. ``reports_damage``: print the number of damaged lines on stderr.
         """
-        rank, world = shard
         self.path = path
         self._key = key
-        self._reports_damage = rank == 0  # and only when the files are read first
+        self._reports_damage = reports_damage  # only when the files are read first
         self._lines: dict[str, str] = {}  # by image, without the checksums
         self._image_of_file: dict[str, str] = {}
         self._damaged: dict[str, tuple[str, str]] = {}  # by image: its file, if known, and the line
         #: True if the file on the disk does not have exactly one line for each record
         self.changed = False
+
+    def get(self, image: str) -> Record:
+        """The latest record of an image; empty if there is none."""
+        line = self._lines.get(image)
+        record: Record = {} if line is None else json.loads(line)
+        return record
+
+    def all(self) -> Iterator[Record]:
+        """Yields the latest record of each image."""
+        return (json.loads(line) for line in self._lines.values())
+
+    def read(self) -> None:
+        """Reads all files, or reads them again; raises ``OSError`` and ``ValueError``."""
+        count = 0
+        for path in (self.path, *self._rank_files()):
+            latest: dict[str, str] = {}
+            for line, image, record in _read_lines(path, self._key, self._reports_damage):
+                count += 1
+                self.changed = self.changed or path != self.path
+                if record is not None:
+                    latest[image] = line
+                    self._damaged.pop(image, None)
+                    self._reserve_files(record)
+                elif image:
+                    latest.pop(image, None)
+                    self._lines.pop(image, None)
+                    self._damaged[image] = _file_in_damaged(line, self._key), line
+            # Within a file the last line is the latest; between files the time decides.
+            for image, line in latest.items():
+                other = self._lines.get(image)
+                if other in (None, line) or _time(line) >= _time(other):
+                    self._lines[image] = line
+        for image in self._lines:
+            self._damaged.pop(image, None)
+        # If each line is of another image, a rewritten file would have the same lines.
+        self.changed = self.changed or count != len(self._lines) + len(self._damaged)
+        self._reports_damage = False
+
+    def _rank_files(self) -> list[Path]:
+        name = re.compile(rf"{re.escape(self.path.stem)}-rank\d+{re.escape(self.path.suffix)}")
+        files = self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}")
+        return sorted(file for file in files if name.fullmatch(file.name))
+
+    def _reserve_files(self, record: Record) -> None:
+        # Names of other files follow from that of the main one.
+        for name in (record.get(self._key), record.get("boxes")):
+            if name:
+                self._image_of_file[name] = record["image"]
+
+
+class Records(StoredRecords):
+    """The records of a folder of results, locked, to add to.
+
+    A record is appended and flushed when it is added, so that a run that is killed loses nothing;
+    :meth:`close` rewrites the file with one line per image, unless it is like that already. The
+    image of a damaged line is done again, under the same name.
+
+    The last process of a sharded run to end merges the files of all into the one, or else the next
+    run that is not sharded.
+    """
+
+    def __init__(self, path: Path, key: str = "mask", shard: tuple[int, int] = (0, 1)) -> None:
+        """Reads ``path`` if it exists and locks it; a line that was cut off is dropped.
+
+        ``key``: see :class:`StoredRecords`. ``shard``: the rank of this process and the number of
+        processes that share the folder. Raises ``ValueError`` if another
+        run has locked the file, or if it is not a file of records.
+        """
+        rank, world = shard
+        super().__init__(path, key, reports_damage=rank == 0)
         # The processes of a sharded run share this lock, so that no other run starts meanwhile.
         self._main = _open_locked(path, shared=world > 1)
         self._file = self._main
@@ -60,17 +124,11 @@ class Records:
             if world > 1:
                 own = path.with_name(f"{path.stem}-rank{rank}{path.suffix}")
                 self._file = _open_locked(own, shared=False)
-            self._read_all()
+            self.read()
             _end_last_line(self._file)
         except BaseException:
             self._release()
             raise
-
-    def get(self, image: str) -> Record:
-        """The latest record of an image; empty if there is none."""
-        line = self._lines.get(image)
-        record: Record = {} if line is None else json.loads(line)
-        return record
 
     def locations(self) -> Iterator[tuple[str, str, str | None]]:
         """Each image with its path, and the name that it shares with another image, if any."""
@@ -126,8 +184,8 @@ class Records:
             if self._file is not self._main:
                 if not _lock_if_last(self._main):
                     return
-                self._read_all()  # what the others have added
-            compose(json.loads(line) for line in self._lines.values())
+                self.read()  # what the others have added
+            compose(self.all())
             if self.changed:
                 self._merge()
             for file in self._rank_files():
@@ -153,43 +211,6 @@ class Records:
             raise _with_path(error, self.path) from error
         finally:
             self._main.close()
-
-    def _rank_files(self) -> list[Path]:
-        name = re.compile(rf"{re.escape(self.path.stem)}-rank\d+{re.escape(self.path.suffix)}")
-        files = self.path.parent.glob(f"{self.path.stem}-rank*{self.path.suffix}")
-        return sorted(file for file in files if name.fullmatch(file.name))
-
-    def _read_all(self) -> None:
-        count = 0
-        for path in (self.path, *self._rank_files()):
-            latest: dict[str, str] = {}
-            for line, image, record in _read_lines(path, self._key, self._reports_damage):
-                count += 1
-                self.changed = self.changed or path != self.path
-                if record is not None:
-                    latest[image] = line
-                    self._damaged.pop(image, None)
-                    self._reserve_files(record)
-                elif image:
-                    latest.pop(image, None)
-                    self._lines.pop(image, None)
-                    self._damaged[image] = _file_in_damaged(line, self._key), line
-            # Within a file the last line is the latest; between files the time decides.
-            for image, line in latest.items():
-                other = self._lines.get(image)
-                if other in (None, line) or _time(line) >= _time(other):
-                    self._lines[image] = line
-        for image in self._lines:
-            self._damaged.pop(image, None)
-        # If each line is of another image, a rewritten file would have the same lines.
-        self.changed = self.changed or count != len(self._lines) + len(self._damaged)
-        self._reports_damage = False
-
-    def _reserve_files(self, record: Record) -> None:
-        # Names of other files follow from that of the main one.
-        for name in (record.get(self._key), record.get("boxes")):
-            if name:
-                self._image_of_file[name] = record["image"]
 
 
 def _open_locked(path: Path, *, shared: bool) -> IO[str]:

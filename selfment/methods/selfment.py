@@ -47,6 +47,7 @@ class MultiObject(Method):
     cut: CutOptions = field(default_factory=CutOptions)
     ipo: IpoOptions = field(default_factory=IpoOptions)
     name: ClassVar[str] = "objects"
+    has_vector: ClassVar[bool] = False  # a vector for each round, which the objects do not keep
     default_backbone: ClassVar[str] = "statistics"  # which tells more objects apart
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ..backbones import Backbone, WeightsError, is_factory
 from ..backbones.base import digest_of
 from ..backbones.custom import OWN, Model
+from ..backbones.hub import without_retries
 from ..core.arrays import check_data, check_dense
 from ..core.torch_state import LOADING, as_documented
 from ..images.load import ImageLike, load_image
@@ -305,8 +306,9 @@ def _download(name: str, revision: str | None) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        hf_hub_download(name, CONFIG_NAME, revision=revision)
-        file = hf_hub_download(name, WEIGHTS_NAME, revision=revision)
+        with without_retries():
+            hf_hub_download(name, CONFIG_NAME, revision=revision)
+            file = hf_hub_download(name, WEIGHTS_NAME, revision=revision)
     except Exception as error:  # every release of the hub library raises errors of its own
         at = f" at revision {revision!r}" if revision else ""
         raise WeightsError(

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ..core.arrays import Grid
 from ..core.joint import JointLabels
+from ..core.options import WindowOptions
 from ..core.torch_state import as_documented
-from ..core.windows import WindowLabels, WindowOptions, label_windows
+from ..core.windows import WindowLabels, label_windows
 from ..images.load import ImageLike, load_image
 from ..images.video import VideoReader
 from ..methods import Selfment

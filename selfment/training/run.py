@@ -22,6 +22,7 @@ from ..images.load import ImageEntry, ImageError
 from ..models.head import HeadInfo, PatchHead, save_head
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
+from ..util.files import output_path
 from .cache import TensorCache
 from .folder import RunFolder, load_tensorboard
 from .loop import LEARNING_RATE, SEED, STEPS, WEIGHT_DECAY, fit
@@ -112,14 +113,14 @@ def train(
     rank, world = _distributed.world()
     if rank == 0:
         load_tensorboard()  # before any work is done
-    folder = Path(out).absolute()
+    folder = output_path("out", out)
     device = labeler.torch_device
     run = RunFolder(folder, rank == 0, resume)
     try:
         chosen = _choose(images, max_images, int(seed))
         store = None
         if use_cache:
-            cache = folder / "cache" if cache is None else Path(cache).absolute()
+            cache = folder / "cache" if cache is None else output_path("cache", cache)
             store = TensorCache(cache, cache_limit, world)
         with _distributed.process_group(device):
             _check_one_folder(run.finished)

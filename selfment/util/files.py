@@ -17,7 +17,20 @@ from pathlib import Path
 from typing import IO
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is none
 _LOCK_DELAY = 60.0  # seconds: a temporary file that is younger may not have been locked yet
+
+
+def output_path(argument: str, path: str | os.PathLike[str]) -> Path:
+    """Returns the absolute path of a file or folder to write; ``argument``: its name, for errors.
+
+    Raises ``ValueError`` for an empty text and for a URL, which would become a folder named
+    "s3:", say.
+    """
+    text = os.fspath(path)
+    if not text or _URL.match(text):
+        raise ValueError(f"`{argument}` must be a path on this machine: got {text!r}")
+    return Path(text).absolute()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from .lines import Record, without_checksum
 _FILE = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")
 _TRAINING = {"settings.json", "steps.jsonl"}  # files of a run of `selfment train`
 _FIELDS = (
-    *("name", "mask", "overlay", "annotations", "boxes", "saliency"),
+    *("name", "mask", "overlay", "annotations", "boxes", "saliency", "fiedler"),
     *("mask_frames", "saliency_frames"),  # folders
 )
 _LONGEST = 1 << 20  # characters read of a line: a file of one long line is not read whole

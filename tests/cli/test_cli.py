@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 
 import numpy as np
@@ -14,8 +15,12 @@ from PIL import Image
 import selfment
 from helpers import processes
 from helpers.commands import call
-from selfment import CutOptions
-from selfment.methods import Selfment
+from selfment import CutOptions, backbones
+from selfment.cli import COMMANDS, choices, parser
+from selfment.evaluation.scores import PROTOCOLS
+from selfment.images.refine import METHODS as REFINEMENTS
+from selfment.jobs.exports import FORMATS
+from selfment.methods import METHODS, Selfment
 
 DINOV3 = "vit_small_patch16_dinov3.lvd1689m"
 
@@ -29,6 +34,56 @@ def photo(tmp_path):
 
 def test_version(capsys):
     assert call(capsys, "--version") == (0, f"selfment {selfment.__version__}\n", "")
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], *([c, "--help"] for c in COMMANDS)])
+def test_help_appears_without_importing_torch(words):
+    code = f"""
+import sys
+from selfment.cli import main
+try:
+    main({words})
+except SystemExit as end:
+    assert end.code == 0
+assert not {{"torch", "timm", "numpy", "PIL"}} & set(sys.modules)
+"""
+    assert processes.run([sys.executable, "-c", code], check=True).stdout
+
+
+def test_the_choices_are_those_of_the_package():
+    assert choices.DTYPES == backbones.DTYPES
+    assert choices.FEATURES == backbones.FEATURES
+    assert choices.POSITIONS == backbones.POSITIONS
+    assert tuple(METHODS) == choices.METHODS
+    assert choices.FORMATS == FORMATS
+    assert choices.REFINEMENTS == REFINEMENTS
+    assert tuple(PROTOCOLS) == choices.PROTOCOLS
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_has_examples_that_parse(capsys, command):
+    examples = call(capsys, command, "--help")[1].partition("examples:")[2].split("\n")
+    lines = [line.strip() for line in examples if line.strip()]
+    assert lines
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert (program, parser(words).parse_args(words).command) == ("selfment", command)
+
+
+@pytest.mark.parametrize("out", ["s3://bucket/labels", "gs:/x", ""])
+def test_a_url_is_no_output_folder(capsys, photo, tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, "label", photo, "--out", out)
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        f"selfment label: `out` must be a path on this machine: got {out!r}",
+    )
+    report = ("--pred", tmp_path, "--gt", tmp_path, "--report", out)
+    assert call(capsys, "eval", *report)[::2] == (
+        2,
+        f"selfment eval: `report` must be a path on this machine: got {out!r}\n",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_info(capsys):

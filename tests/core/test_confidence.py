@@ -17,7 +17,8 @@ from torch import Tensor
 import selfment
 from helpers.cases import CASES, DEGENERATE, generator, noise, object_on_ground, smooth
 from selfment import PseudoLabeler, PseudoLabels, reference
-from selfment.core.confidence import RECOMMENDED_MIN_CONFIDENCE, confidence
+from selfment.core.confidence import confidence
+from selfment.core.options import RECOMMENDED_MIN_CONFIDENCE
 from selfment.images.draw import overlay
 from selfment.images.load import find_images, load_image
 from selfment.jobs.label import label_images

@@ -1,4 +1,4 @@
-"""Eigenvectors are drawn as colours."""
+"""Eigenvectors are drawn as colours, and saliency as a mask."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from selfment.images import rgb
+from selfment.images.draw import tint, tint_saliency
+
+
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_saliency_is_drawn_as_a_mask(threshold: float) -> None:
+    picture = Image.new("RGB", (12, 8), (20, 200, 20))
+    saliency = np.linspace(0, 1, 96, dtype=np.float32).reshape(8, 12)
+    expected = tint(picture, saliency > threshold)
+    drawn = tint_saliency(picture, torch.from_numpy(saliency), threshold)
+    assert drawn.tobytes() == expected.tobytes()
+    assert len(drawn.getcolors()) == 2
 
 
 def test_eigenvectors_as_colours() -> None:

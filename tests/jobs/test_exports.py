@@ -326,7 +326,10 @@ def test_refined_masks_are_those_of_refine_mask(scenes, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"formats": ["png", "voc"]}, "`formats` must be 'png' or 'coco' or 'yolo': got 'voc'"),
+        (
+            {"formats": ["png", "voc"]},
+            "`formats` must be 'png' or 'coco' or 'yolo' or 'fiedler': got 'voc'",
+        ),
         ({"formats": []}, r"`formats` must be one format at least: got \[\]"),
         ({"refine": "sharpen"}, "`refine` must be 'bilateral' or .* or 'crf': got 'sharpen'"),
     ],

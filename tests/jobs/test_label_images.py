@@ -13,6 +13,7 @@ from PIL import Image
 
 from helpers.pictures import picture, pictures, records
 from selfment import CutOptions, PseudoLabeler
+from selfment.images.draw import CAPTION
 from selfment.images.load import find_images
 from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.runner import Runner
@@ -49,7 +50,7 @@ def test_masks_and_records(photos_in, tmp_path):
     assert record["foreground"] == pytest.approx(labels.mask.float().mean().item())
     assert record["seconds"] > 0
     assert (record["error"], record["notes"]) == (None, [])
-    assert Image.open(out / "overlays/sub/b.jpg").height == 30
+    assert Image.open(out / "overlays/sub/b.jpg").height == CAPTION + 30
     assert not list(out.rglob("*.tmp"))
 
 

@@ -66,7 +66,7 @@ def test_folders_are_looked_up_once(photos_in, tmp_path, monkeypatch):
     monkeypatch.setattr("os.path.realpath", lambda path: asked.append(path) or realpath(path))
     assert len(folder.plan(images)) == len(images)
     folder.records.close()
-    made = ("out", "out/annotations", "out/labels", "out/overlays")
+    made = ("out", "out/annotations", "out/fiedler", "out/labels", "out/overlays")
     assert sorted(map(str, asked)) == sorted(map(str, (photos_in, *map(tmp_path.joinpath, made))))
 
 

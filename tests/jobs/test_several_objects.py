@@ -13,7 +13,7 @@ from PIL import Image
 
 from helpers.scenes import coco_of, labeler
 from selfment import PseudoLabeler, cli, multi_label, refine_mask
-from selfment.images.draw import overlay_instances
+from selfment.images.draw import CAPTION, GAP, overlay_instances
 from selfment.images.load import find_images, sample_images
 from selfment.methods import MultiObject, Selfment
 from selfment.training.run import train
@@ -74,8 +74,8 @@ def test_objects_are_drawn_in_colours_of_their_own():
     for number in range(1, 7):
         instances[5:35, 10 * number - 8 : 10 * number] = number
     drawn = np.asarray(overlay_instances(np.full((40, 60, 3), 128, np.uint8), instances))
-    assert drawn.shape == (40, 60 + 8 + 60, 3)
-    panel = drawn[:, 68:].astype(int)
+    assert drawn.shape == (CAPTION + 40, 60 + GAP + 60, 3)
+    panel = drawn[CAPTION:, 60 + GAP :].astype(int)
     colours = [panel[instances == number] for number in range(7)]
     assert all((pixels == pixels[0]).all() for pixels in colours)
     for i in range(7):
@@ -103,7 +103,7 @@ def test_the_command_line_writes_objects_in_all_formats(tmp_path, capsys):
         stem = Path(entry.mask_name).stem
         assert len((out / f"labels/{stem}.txt").read_text().splitlines()) == count
     panels = Image.open(out / "overlays/chelsea.jpg")
-    assert panels.size == (2 * 451 + 8, 300)
+    assert panels.size == (2 * 451 + GAP, CAPTION + 300)
 
 
 def test_the_help_says_that_numbers_of_objects_are_not_scored(capsys):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from helpers.vits import DINOV2
 from selfment import CutOptions, PatchHead, PseudoLabeler, PseudoLabels, Segmenter, pseudo_label
-from selfment.images.draw import GAP, overlay, tint
+from selfment.images.draw import CAPTION, GAP, overlay, tint
 from selfment.images.load import ImageError, sample_images
 from selfment.methods import MultiObject, Selfment
 
@@ -168,11 +168,15 @@ def test_overlay_has_four_panels(labeler, labels):
     picture = Image.new("RGB", (60, 40), (100, 120, 140))
     only = labeler(PATHS[0])
     row = overlay(picture, only)
-    assert row.size == (4 * 60 + 3 * GAP, 40)
-    assert row.getpixel((10, 10)) == (100, 120, 140)
-    last = row.crop((3 * (60 + GAP), 0, row.width, 40))
+    assert row.size == (4 * 60 + 3 * GAP, CAPTION + 40)
+    assert row.getpixel((10, CAPTION + 10)) == (100, 120, 140)
+    last = row.crop((3 * (60 + GAP), CAPTION, *row.size))
     assert last.tobytes() == tint(picture, only.mask).tobytes()
-    assert overlay(Image.new("RGB", (3000, 1)), only, max_side=300).size == (1200 + 3 * GAP, 1)
+    captions = [row.crop((left, 0, left + 60, CAPTION)) for left in range(0, row.width, 60 + GAP)]
+    assert len({caption.tobytes() for caption in captions}) == 4
+    assert all(caption.getextrema()[0] == (0, 255) for caption in captions)
+    wide = overlay(Image.new("RGB", (3000, 1)), only, max_side=300)
+    assert wide.size == (1200 + 3 * GAP, CAPTION + 1)
     with pytest.raises(ValueError, match=r"`labels` must be those of one image.*\(3, 10, 10\)"):
         overlay(picture, labels)
 
