@@ -28,14 +28,21 @@ _CUT = CutOptions()
 
 
 def add_images(
-    parser: argparse.ArgumentParser, verb: str, several: str = "", several_taus: bool = False
+    parser: argparse.ArgumentParser,
+    verb: str,
+    several: str = "",
+    several_taus: bool = False,
+    kinds: str = "images",
 ) -> None:
     """Adds the images to ``verb``, and all that their labels depend on.
 
     ``several``: more words on the default backbone. ``several_taus``: see :func:`add_cut`.
+    ``kinds``: of inputs, in words.
     """
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
+    add(
+        "inputs", nargs="*", metavar="INPUT", help=f"{kinds}, folders (searched recursively), globs"
+    )
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
     add_backbone(parser, f"classic{several}")
     add_cut(parser, several_taus)
@@ -141,6 +148,16 @@ def add_method(parser: argparse._ActionsContainer) -> None:
     add("--method", default="selfment", choices=METHODS, help="how to label (%(default)s)")
 
 
+def add_frames(parser: argparse._ActionsContainer, what: str, default: bool) -> None:
+    """Adds the option that writes the frames of videos as PNG files."""
+    usual = "done" if default else "not done"
+    words = (
+        f"also write the {what} of a video as PNG files, one for each frame ({usual} by default)"
+    )
+    action = argparse.BooleanOptionalAction
+    parser.add_argument("--frames", action=action, default=default, help=words)
+
+
 def names_of(*choices: str) -> Callable[[str], list[str]]:
     """Returns an argument type: names with commas between them, from ``choices`` if given."""
 
@@ -166,18 +183,19 @@ def _taus(text: str) -> list[float | str]:
     return [_tau(part) for part in text.split(",")]
 
 
-def images_of(arguments: argparse.Namespace) -> ImageEntries:
-    """Returns the images that the arguments name; sets the number of threads, too."""
+def images_of(arguments: argparse.Namespace, videos: bool = False) -> ImageEntries:
+    """Returns the images, or images and videos, that the arguments name; sets the threads, too."""
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     from ..core import native
     from ..images.load import find_images, sample_images
+    from ..jobs.predict import find_inputs
 
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     if arguments.samples:
         return sample_images()
-    return find_images(arguments.inputs, out=arguments.out)
+    return (find_inputs if videos else find_images)(arguments.inputs, out=arguments.out)
 
 
 def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
