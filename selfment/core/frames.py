@@ -63,7 +63,7 @@ def _from_list(
     grids = _grids(grid, len(frames))
     _check_count(grids, len(frames))
     for index, (frame, side) in enumerate(zip(frames, grids, strict=True)):
-        _check_frame(frame, side, index, frames[0])
+        _check_frame(frame, side, index, frames[0].tensor)
     check_patches(sum(frame.tensor.shape[1] for frame in frames))
     array_type = replace(frames[0].array_type, array=f"`features` of {len(frames)} frames")
     with array_type.stream():
@@ -84,9 +84,9 @@ def _check_count(grids: Sequence[Grid], frames: int) -> None:
         )
 
 
-def _check_frame(frame: Features, grid: Grid, index: int, like: Features) -> None:
+def _check_frame(frame: Features, grid: Grid, index: int, first: Tensor) -> None:
     """Raises ``ValueError`` unless frame number ``index`` fits its grid and the first frame."""
-    rows, first = frame.tensor, like.tensor
+    rows = frame.tensor
     if frame.batched:
         raise ValueError(
             "`features` must be a list of (N, d), one for each frame: "
@@ -133,8 +133,8 @@ def frame_blocks(features: Iterable[Any], grid: Any) -> tuple[Blocks, list[Grid]
     """
     if iter(features) is features:
         raise TypeError(
-            "`features` must be read several times with `landmarks`: pass an array or an iterable "
-            f"such as a list, not an iterator: got {type(features).__name__}"
+            "`features` are read several times with `landmarks`, so they must be an array or an "
+            f"iterable such as a list, not an iterator: got {type(features).__name__}"
         )
     count = len(features) if isinstance(features, Sized) else None
     if not is_list(grid) and count is None:
@@ -145,6 +145,7 @@ def frame_blocks(features: Iterable[Any], grid: Any) -> tuple[Blocks, list[Grid]
     first = next((as_features(frame, devices=("cpu",)) for frame in features), None)
     if first is None:
         raise ValueError("`features` must not be empty: got no frames")
+    like = first.tensor.new_empty((1, 0, first.tensor.shape[2]))  # the first frame may be freed
     grids = _grids(grid, count or 0)
     sizes = [h * w for h, w in grids]
     check_patches(sum(sizes))
@@ -155,10 +156,9 @@ def frame_blocks(features: Iterable[Any], grid: Any) -> tuple[Blocks, list[Grid]
             if index >= len(grids):
                 _check_count(grids, index + 1)
             checked = as_features(frame, devices=("cpu",))
-            _check_frame(checked, grids[index], index, first)
+            _check_frame(checked, grids[index], index, like)
             yield checked.tensor[0]
         _check_count(grids, index + 1)
 
     array_type = replace(first.array_type, array=f"`features` of {len(grids)} frames")
-    like = first.tensor
     return Blocks(sum(sizes), like.shape[2], like.dtype, like.device, array_type, read), grids

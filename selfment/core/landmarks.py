@@ -66,7 +66,8 @@ def rayleigh_ritz(means: Tensor, product: Tensor, degree: Tensor) -> Ritz:
     """Solves for vectors v, A v (k, m) and d (m,) of the full graph, known at m of its rows.
 
     Sums are rounded once, so they do not depend on threads. The vectors are made orthogonal to 1
-    and normalised first; r is the number of independent ones.
+    and normalised first. With few landmarks a combination that is nearly constant at them may have
+    a value above 1, which no eigenvalue has: the least independent direction is then left out.
     """
     total = _inner(degree, torch.ones_like(degree))
     average = [_inner(v, degree) / total for v in means]
@@ -82,18 +83,26 @@ def rayleigh_ritz(means: Tensor, product: Tensor, degree: Tensor) -> Ritz:
     scale = torch.tensor(scales, dtype=torch.float64)
     mass = scale[:, None] * _gram(rows, [degree * row for row in rows]) * scale
     stiff = scale[:, None] * _gram(rows, products) * scale
-    weights, axes = torch.linalg.eigh(mass)
-    kept = weights > _INDEPENDENT
-    half = axes[:, kept] / weights[kept].sqrt()
-    theta, inside = torch.linalg.eigh(half.T @ (stiff + stiff.T) @ half / 2)
-    unit = half @ inside.flip(1)  # in the scaled basis
-    trivial = int((mass[0] @ unit).abs().argmax())
-    others = [index for index in range(unit.shape[1]) if index != trivial]
-    unit, values = unit[:, others], theta.flip(0)[others]
-    turn = _turn(mass[1:, 1:], unit[1:, 0]) if others else 0.0
+    weights, axes = torch.linalg.eigh(mass[1:, 1:])
+    ranks = range(int((weights > _INDEPENDENT).sum()), 0, -1)
+    values, unit = weights[:0], mass[:, :0]
+    for rank in ranks:
+        half = torch.block_diag(mass.new_ones(1, 1), axes[:, -rank:] / weights[-rank:].sqrt())
+        values, unit = _nontrivial(half, stiff)
+        if values[0] <= 1:
+            break
     coefficients = scale[:, None] * unit
     coefficients[0] -= torch.tensor(average, dtype=torch.float64) @ coefficients[1:]
-    return Ritz(values, coefficients, turn)
+    turn = _turn(mass[1:, 1:], unit[1:, 0]) if ranks else 0.0
+    return Ritz(values.clamp(max=1), coefficients, turn)
+
+
+def _nontrivial(half: Tensor, stiff: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns Ritz values, descending, and vectors in an orthonormal basis, whose first is 1."""
+    theta, inside = torch.linalg.eigh(half.T @ (stiff + stiff.T) @ half / 2)
+    trivial = int(inside[0].abs().argmax())
+    others = [index for index in range(len(theta) - 1, -1, -1) if index != trivial]
+    return theta[others], half @ inside[:, others]
 
 
 def _turn(mass: Tensor, vector: Tensor) -> float:
