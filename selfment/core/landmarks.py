@@ -36,7 +36,8 @@ from .threshold import SAMPLE, auto_tau
 VECTORS = 4
 CHECKED = 1000
 _TILE = 8
-_INDEPENDENT = 1e-10  # the least part of a vector of the span that counts as a direction
+_INDEPENDENT = 1e-10  # what is smaller is the rounding of vectors whose peaks were 1
+_LARGEST = 1.01  # theta that an eigenvalue may have, estimated from some of the rows
 
 
 def stratified(grids: Sequence[Grid], m: int, generator: torch.Generator) -> Tensor:
@@ -65,9 +66,10 @@ class Ritz:
 def rayleigh_ritz(means: Tensor, product: Tensor, degree: Tensor) -> Ritz:
     """Solves for vectors v, A v (k, m) and d (m,) of the full graph, known at m of its rows.
 
-    Sums are rounded once, so they do not depend on threads. The vectors are made orthogonal to 1
-    and normalised first. With few landmarks a combination that is nearly constant at them may have
-    a value above 1, which no eigenvalue has: the least independent direction is then left out.
+    Entries of v are at most 1. Sums are rounded once, so they do not depend on threads. The vectors
+    are made orthogonal to 1 and normalised first. With few landmarks a combination that is nearly
+    constant at them may have a value above 1, which no eigenvalue has: the least independent
+    direction is then left out.
     """
     total = _inner(degree, torch.ones_like(degree))
     average = [_inner(v, degree) / total for v in means]
@@ -75,11 +77,7 @@ def rayleigh_ritz(means: Tensor, product: Tensor, degree: Tensor) -> Ritz:
     products = [degree]
     products += [av - mean * degree for av, mean in zip(product, average, strict=True)]
     norms = [math.sqrt(_inner(row, degree * row)) for row in rows]
-    whole = [math.sqrt(_inner(v, degree * v)) for v in means]
-    scales = [1 / norms[0]] + [
-        1 / norm if norm > _INDEPENDENT * size else 0.0
-        for norm, size in zip(norms[1:], whole, strict=True)
-    ]
+    scales = [1 / norm if norm > _INDEPENDENT * norms[0] else 0.0 for norm in norms]
     scale = torch.tensor(scales, dtype=torch.float64)
     mass = scale[:, None] * _gram(rows, [degree * row for row in rows]) * scale
     stiff = scale[:, None] * _gram(rows, products) * scale
@@ -89,7 +87,7 @@ def rayleigh_ritz(means: Tensor, product: Tensor, degree: Tensor) -> Ritz:
     for rank in ranks:
         half = torch.block_diag(mass.new_ones(1, 1), axes[:, -rank:] / weights[-rank:].sqrt())
         values, unit = _nontrivial(half, stiff)
-        if values[0] <= 1:
+        if values[0] <= _LARGEST:
             break
     coefficients = scale[:, None] * unit
     coefficients[0] -= torch.tensor(average, dtype=torch.float64) @ coefficients[1:]
