@@ -58,8 +58,10 @@ def stratified(grids: Sequence[Grid], m: int, generator: torch.Generator) -> Ten
 class Ritz:
     """Approximate eigenvectors of the full graph in the span of 1 and k extended vectors."""
 
-    values: Tensor  #: (r,) float64, theta = 1 - lambda of the nontrivial vectors, descending
-    coefficients: Tensor  #: (k + 1, r) float64; on the landmarks' rows x^T D x = 1
+    #: float64, theta = 1 - lambda of the nontrivial vectors, descending, then 0 for each vector
+    #: that vanished
+    values: Tensor
+    coefficients: Tensor  #: (k + 1, r) float64, r <= k; on the landmarks' rows x^T D x = 1
     turn: float  #: degrees from the first extended vector to the first approximate eigenvector
 
 
@@ -92,7 +94,8 @@ def rayleigh_ritz(means: Tensor, product: Tensor, degree: Tensor) -> Ritz:
     coefficients = scale[:, None] * unit
     coefficients[0] -= torch.tensor(average, dtype=torch.float64) @ coefficients[1:]
     turn = _turn(mass[1:, 1:], unit[1:, 0]) if ranks else 0.0
-    return Ritz(values.clamp(max=1), coefficients, turn)
+    vanished = values.new_zeros(scales.count(0.0))  # A v is 0 too
+    return Ritz(torch.cat([values.clamp(max=1), vanished]), coefficients, turn)
 
 
 def _nontrivial(half: Tensor, stiff: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,7 +188,7 @@ class LandmarkCut:
         gathered = self._gather(chosen, x, means)
         product, degree = self._rows(gathered)
         ritz = rayleigh_ritz(means[:, self.landmarks], product, degree)
-        self.cut_through = len(ritz.values) > 0
+        self.cut_through = ritz.coefficients.shape[1] > 0
         if self.cut_through:
             self.fiedler = combine(means, ritz.coefficients[:, 0] * math.sqrt(m / n))
             theta = ritz.values.tolist()
