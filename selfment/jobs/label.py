@@ -28,7 +28,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
@@ -54,7 +54,7 @@ from ..util.files import output_path, printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
 from .folder import OutputFolder
-from .report import ReportSummary, write_report
+from .report import ReportSummary, report_labels
 from .runner import run_job
 from .task import Task
 
@@ -131,16 +131,19 @@ def label_images(
         coco.check_coco(composed)
     folder = OutputFolder(out, job, shard)
 
-    summary = LabelSummary()
+    is_last = False  # of the processes of a sharded run to end
 
     def compose(records: Iterable[Record]) -> None:
+        nonlocal is_last
+        is_last = True
         if "coco" in job.formats or coco.is_coco(composed):
             coco.compose_annotations(folder, records)
-        if report is not None:
-            summary.report = write_report(folder.records.all(), out, report, progress=progress)
 
     run_job(job, folder, images, progress, compose)
-    return replace(summary, labelled=folder.done, skipped=folder.skipped, failed=folder.failed)
+    page = None
+    if report is not None and is_last:
+        page = report_labels(out, report, progress=progress)
+    return LabelSummary(folder.done, folder.skipped, folder.failed, page)
 
 
 class LabelJob:

@@ -88,6 +88,16 @@ def test_a_label_that_has_changed_is_undecided_again(page, out):
     assert page.evaluate(STATUS) == "1 verdicts were on labels that have changed: undecided again."
 
 
+def test_a_browser_that_keeps_nothing_says_so(page):
+    full = "throw new DOMException('', 'QuotaExceededError')"
+    page.evaluate(f"Storage.prototype.setItem = () => {{ {full} }}")
+    page.press("a")
+    assert page.evaluate(STATUS) == (
+        "a1.jpg: accepted. This browser does not keep the choice (QuotaExceededError): save the "
+        "lists before you leave."
+    )
+
+
 def test_another_folder_has_a_choice_of_its_own(page, out, capsys, tmp_path):
     page.press("a")
     label(capsys, tmp_path / "photos", tmp_path / "other", "--report", tmp_path / "other.html")
