@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,12 +100,13 @@ def test_a_browser_that_keeps_nothing_says_so(page):
     )
 
 
-def test_another_folder_has_a_choice_of_its_own(page, out, capsys, tmp_path):
-    page.press("a")
-    label(capsys, tmp_path / "photos", tmp_path / "other", "--report", tmp_path / "other.html")
+def test_another_folder_has_a_choice_of_its_own(out, tmp_path):
+    shutil.copytree(out, tmp_path / "other")  # the same images and the same labels
+    report_labels(tmp_path / "other", tmp_path / "other.html", progress=False)
     with browser.opened() as opened:
         opened.open(out / "report.html")
         opened.press("a")
+        assert opened.evaluate(BADGES) == {"a1.jpg": "accepted"}
         opened.open(tmp_path / "other.html")
         assert opened.evaluate(BADGES) == {}
 
@@ -165,10 +168,12 @@ def test_arrows_move_by_rows_and_columns(page):
     assert page.evaluate(focused) == "a1.jpg"
     page.press("a", "n")
     assert page.evaluate(focused) == "a10.jpg"
+    page.press("End", "ArrowRight", "ArrowDown", "a")
+    assert page.evaluate(focused) == NAMES[4]
     page.press("?")
     assert page.evaluate("document.getElementById('help').open")
     page.press("r", "Escape")
-    assert page.evaluate(BADGES) == {"a1.jpg": "accepted"}
+    assert page.evaluate(BADGES) == {"a1.jpg": "accepted", NAMES[4]: "accepted"}
 
 
 @pytest.mark.slow
