@@ -28,14 +28,21 @@ _CUT = CutOptions()
 
 
 def add_images(
-    parser: argparse.ArgumentParser, verb: str, several: str = "", several_taus: bool = False
+    parser: argparse.ArgumentParser,
+    verb: str,
+    several: str = "",
+    several_taus: bool = False,
+    kinds: str = "images",
 ) -> None:
     """Adds the images to ``verb``, and all that their labels depend on.
 
     ``several``: more words on the default backbone. ``several_taus``: see :func:`add_cut`.
+    ``kinds``: of inputs, in words.
     """
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
+    add(
+        "inputs", nargs="*", metavar="INPUT", help=f"{kinds}, folders (searched recursively), globs"
+    )
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
     add_backbone(parser, f"classic{several}")
     add_cut(parser, several_taus)
@@ -43,15 +50,16 @@ def add_images(
 
 
 def add_backbone(
-    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int = 768
+    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int | None = 768
 ) -> None:
     """Adds the backbone and the size of its images.
 
     Args:
         parser: receives the options.
         default: the words for the default backbone.
-        trained: the words for the default features and positions, if a head decides on them.
-        side: the default size.
+        trained: the words for the default features, positions and aspect ratio, if a head decides
+            on them.
+        side: the default size; None for a command with a ``--size`` of its own.
     """
     add = parser.add_argument_group("backbone").add_argument
     add("--backbone", metavar="NAME", help=f"{BACKBONES} ({default})")
@@ -69,8 +77,25 @@ def add_backbone(
         choices=POSITIONS,
         help=f"{whose} ({trained or 'authors'})",
     )
+    if side is None:
+        return
     size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
     add("--size", type=int, metavar="S", help=size)
+    shorter = "padded to whole patches" if trained else "the nearest multiple of the patch size"
+    add(
+        "--keep-aspect",
+        action=argparse.BooleanOptionalAction,
+        default=None if trained else False,
+        help=f"keep the aspect ratio: the longer side is S, the shorter {shorter}"
+        f" ({trained or 'no'})",
+    )
+
+
+def add_head(parser: argparse.ArgumentParser, side: int | None) -> None:
+    """Adds a trained head and the backbone that it is for; ``side``: see :func:`add_backbone`."""
+    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
+    parser.add_argument("--head", required=True, metavar="CKPT", help=head)
+    add_backbone(parser, default="that of the head's training", trained="as trained", side=side)
 
 
 def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -123,6 +148,16 @@ def add_method(parser: argparse._ActionsContainer) -> None:
     add("--method", default="selfment", choices=METHODS, help="how to label (%(default)s)")
 
 
+def add_frames(parser: argparse._ActionsContainer, what: str, default: bool) -> None:
+    """Adds the option that writes the frames of videos as PNG files."""
+    usual = "done" if default else "not done"
+    words = (
+        f"also write the {what} of a video as PNG files, one for each frame ({usual} by default)"
+    )
+    action = argparse.BooleanOptionalAction
+    parser.add_argument("--frames", action=action, default=default, help=words)
+
+
 def names_of(*choices: str) -> Callable[[str], list[str]]:
     """Returns an argument type: names with commas between them, from ``choices`` if given."""
 
@@ -148,18 +183,19 @@ def _taus(text: str) -> list[float | str]:
     return [_tau(part) for part in text.split(",")]
 
 
-def images_of(arguments: argparse.Namespace) -> ImageEntries:
-    """Returns the images that the arguments name; sets the number of threads, too."""
+def images_of(arguments: argparse.Namespace, videos: bool = False) -> ImageEntries:
+    """Returns the images, or images and videos, that the arguments name; sets the threads, too."""
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     from ..core import native
     from ..images.load import find_images, sample_images
+    from ..jobs.predict import find_inputs
 
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     if arguments.samples:
         return sample_images()
-    return find_images(arguments.inputs, out=arguments.out)
+    return (find_inputs if videos else find_images)(arguments.inputs, out=arguments.out)
 
 
 def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
@@ -189,6 +225,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "positions": arguments.positions,
+        "keep_aspect": arguments.keep_aspect,
         "batch_size": arguments.batch,
     }
 

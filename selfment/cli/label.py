@@ -1,13 +1,15 @@
-"""``selfment label``: a mask for each image."""
+"""``selfment label``: a mask for each image and each frame of a video."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from ..core.options import WINDOW, WindowOptions
 from ..util.files import printable
 from .choices import FORMATS, REFINEMENTS
 from .common import (
+    add_frames,
     add_images,
     add_method,
     add_voters,
@@ -20,6 +22,7 @@ from .common import (
 EXAMPLES = """\
 selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
 selfment label photos/ --out labels --report labels.html
+selfment label clip.mp4 --out labels --window 16 --overlay
 selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
 """
 
@@ -27,12 +30,18 @@ selfment label photos/ --out objects --objects 5 --format png,coco --refine guid
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for masks and records")
-    add_images(parser, "label", several="; with --objects statistics")
+    add_images(parser, "label", several="; with --objects statistics", kinds="images and videos")
     method = parser.add_argument_group("method")
     add_method(method)
     add_voters(method)
     objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
     method.add_argument("--objects", type=int, dest="max_objects", metavar="N", help=objects)
+    video = parser.add_argument_group("video")
+    window = "frames that are labelled together (%(default)s)"
+    video.add_argument("--window", type=int, default=WINDOW, metavar="N", help=window)
+    shared = "frames that a window shares with the one before (a quarter of --window)"
+    video.add_argument("--overlap", type=int, metavar="N", help=shared)
+    add_frames(video, "masks", default=True)
     add = parser.add_argument_group("files").add_argument
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
     add("--format", type=names_of(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
@@ -49,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..jobs.label import label_images
     from ..util import distributed
 
-    images = images_of(arguments)
+    windows = WindowOptions(arguments.window, arguments.overlap)
+    images = images_of(arguments, videos=True)
     labeler = labeler_of(arguments)
     with terminable():
         summary = label_images(
@@ -62,6 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
             fill_holes=arguments.fill_holes,
             largest_component=arguments.largest_component,
             report=arguments.report,
+            windows=windows,
+            frames=arguments.frames,
             shard=distributed.world(),
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"

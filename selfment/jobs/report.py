@@ -29,7 +29,7 @@ from .. import __version__
 from ..core import options as params
 from ..images.draw import colour_levels
 from ..images.load import ImageError, open_image
-from ..images.suffixes import VIDEO_SUFFIXES, is_taken
+from ..images.suffixes import is_video
 from ..images.thumbnails import SIDE, data_url, outline, read_thumbnail
 from ..util.files import output_path, printable, reason, write_atomically
 from ..util.html import page
@@ -149,10 +149,12 @@ def _item(record: Record, folder: Path, images: Path | None) -> Item:
     photo = Path(record.get("path") or name)
     if images is not None:
         photo = images / str(record.get("twin") or name)
-    if is_taken(os.fspath(photo), VIDEO_SUFFIXES):
-        return {**item, "kind": "video"}
     if item["error"] is not None:
         item["kind"] = "failed"
+    elif is_video(photo):
+        item["kind"] = "video"
+    if is_video(photo):
+        return item
     try:
         thumbnail = read_thumbnail(photo)
         item["photo"], item["box"] = data_url(thumbnail), list(thumbnail.size)
@@ -211,11 +213,9 @@ def _add_vector(item: Item, record: Record, folder: Path) -> None:
 
 
 def _is_listable(name: str) -> bool:
-    """True if a name can be a line of a text file in UTF-8."""
-    try:
-        return not any(character in name for character in "\r\n") and bool(name.encode())
-    except UnicodeEncodeError:
-        return False
+    """True if ``selfment train --only`` finds a name again that is a line of a text file."""
+    is_text = name.encode(errors="ignore").decode() == name
+    return is_text and name == name.strip() and not (name.startswith("#") or {"\r", "\n"} & {*name})
 
 
 def _states(item: Item) -> Iterator[str]:
