@@ -12,6 +12,7 @@ from helpers import browser
 from helpers.commands import label
 from helpers.pictures import picture, records, things
 from selfment.jobs.report import report_labels
+from selfment.training.choice import read_names
 
 pytestmark = browser.needs_browser
 
@@ -74,6 +75,7 @@ def test_lists_name_the_images_as_the_records_do(page, out):
     chosen = page.saved("accepted.txt").decode()
     assert chosen.endswith("\n")
     assert chosen.split("\n")[:-1] == ["a1.jpg", "a2.jpg", "flat.png", *NAMES[3:]]
+    assert read_names(page.folder / "accepted.txt") == chosen.split("\n")[:-1]
     assert {record["image"] for record in records(out).values()}.issuperset(chosen.split("\n")[:-1])
     page.click("#save-rejected")
     assert page.saved("rejected.txt") == b"a10.jpg\n"
