@@ -70,6 +70,14 @@ class Backbone(ABC):
             name: digest_of(module) for name, module in sorted(modules.items())
         }
 
+    def parts(self) -> list[nn.Module]:
+        """Returns the modules that a call runs, for :meth:`selfment.Segmenter.to_module`.
+
+        Raises ``ValueError`` for a backbone that cannot be a part of a module.
+        """
+        found = [self, *vars(self).values()]
+        return [part for part in found if isinstance(part, nn.Module)]
+
     def grid(self, height: int, width: int | None = None) -> tuple[int, int]:
         """Returns the patch grid (h, w) of a ``height`` x ``width`` input; square by default.
 
@@ -87,6 +95,26 @@ class Backbone(ABC):
         """
         self.grid(size)
         return self._standardised(resize(image, (size, size)))
+
+    def fitted_size(self, size: tuple[int, int], longest: int) -> tuple[int, int]:
+        """Returns the (height, width) in whole patches of an image of ``size`` (width, height).
+
+        The longer side is ``longest``; the shorter is the multiple of the patch size that is
+        nearest to the aspect ratio. Raises ``ValueError`` unless ``longest`` is such a multiple.
+        """
+        self.grid(longest)
+        patches = longest // self.patch_size
+        shares = (side / max(size) for side in size)
+        width, height = (max(1, round(patches * share)) * self.patch_size for share in shares)
+        return height, width
+
+    def preprocess_fitted(self, image: Image.Image, longest: int) -> Tensor:
+        """Resizes an RGB image to its :meth:`fitted_size`, and standardises it.
+
+        Returns (3, H, W) float32.
+        """
+        height, width = self.fitted_size(image.size, longest)
+        return self._standardised(resize(image, (width, height)))
 
     def preprocess_whole(self, image: Image.Image, size: int) -> tuple[Tensor, tuple[int, int]]:
         """Resizes an RGB image in its aspect ratio, pads and standardises it.

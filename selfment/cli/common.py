@@ -50,15 +50,16 @@ def add_images(
 
 
 def add_backbone(
-    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int = 768
+    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int | None = 768
 ) -> None:
     """Adds the backbone and the size of its images.
 
     Args:
         parser: receives the options.
         default: the words for the default backbone.
-        trained: the words for the default features and positions, if a head decides on them.
-        side: the default size.
+        trained: the words for the default features, positions and aspect ratio, if a head decides
+            on them.
+        side: the default size; None for a command with a ``--size`` of its own.
     """
     add = parser.add_argument_group("backbone").add_argument
     add("--backbone", metavar="NAME", help=f"{BACKBONES} ({default})")
@@ -76,8 +77,25 @@ def add_backbone(
         choices=POSITIONS,
         help=f"{whose} ({trained or 'authors'})",
     )
+    if side is None:
+        return
     size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
     add("--size", type=int, metavar="S", help=size)
+    shorter = "padded to whole patches" if trained else "the nearest multiple of the patch size"
+    add(
+        "--keep-aspect",
+        action=argparse.BooleanOptionalAction,
+        default=None if trained else False,
+        help=f"keep the aspect ratio: the longer side is S, the shorter {shorter}"
+        f" ({trained or 'no'})",
+    )
+
+
+def add_head(parser: argparse.ArgumentParser, side: int | None) -> None:
+    """Adds a trained head and the backbone that it is for; ``side``: see :func:`add_backbone`."""
+    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
+    parser.add_argument("--head", required=True, metavar="CKPT", help=head)
+    add_backbone(parser, default="that of the head's training", trained="as trained", side=side)
 
 
 def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
@@ -207,6 +225,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "positions": arguments.positions,
+        "keep_aspect": arguments.keep_aspect,
         "batch_size": arguments.batch,
     }
 

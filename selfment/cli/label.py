@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ..core.options import WINDOW, WindowOptions
+from ..util.files import printable
 from .choices import FORMATS, REFINEMENTS
 from .common import (
     add_frames,
@@ -20,6 +21,7 @@ from .common import (
 
 EXAMPLES = """\
 selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
+selfment label photos/ --out labels --report labels.html
 selfment label clip.mp4 --out labels --window 16 --overlay
 selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
 """
@@ -47,6 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--refine", choices=REFINEMENTS, help="let masks follow the edges of their image")
     add("--fill-holes", action="store_true", help="fill the holes of masks")
     add("--largest-component", action="store_true", help="keep the largest component of a mask")
+    page = "also write a page to look through the labels, and keep Fiedler vectors for it"
+    add("--report", metavar="F.html", help=page)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -67,10 +71,13 @@ def run(arguments: argparse.Namespace) -> int:
             refine=arguments.refine,
             fill_holes=arguments.fill_holes,
             largest_component=arguments.largest_component,
+            report=arguments.report,
             windows=windows,
             frames=arguments.frames,
             shard=distributed.world(),
         )
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
+    if summary.report is not None:
+        print(printable(str(summary.report)), file=sys.stderr)
     return 1 if distributed.any_failed(summary.failed + len(images.unlisted)) else 0

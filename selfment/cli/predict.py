@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .common import add_backbone, add_frames, add_run, set_threads, terminable
+from .common import add_frames, add_head, add_run, set_threads, terminable
 
 EXAMPLES = """\
 selfment predict photos/ clip.mp4 --head run/head --out saliency --overlay
@@ -18,12 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     inputs = "images and videos, folders (searched recursively), globs"
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
-    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
-    add("--head", required=True, metavar="CKPT", help=head)
+    add_head(parser, side=1536)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
-    add_backbone(parser, default="that of the head's training", trained="as trained", side=1536)
-    aspect = "make the longer side S instead, and leave the aspect ratio as it is"
-    add("--keep-aspect", action="store_true", help=aspect)
     group = parser.add_argument_group("files")
     files = group.add_argument
     files("--overlay", action="store_true", help="also draw the saliency on the image")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -166,6 +167,22 @@ def load_image(image: ImageLike, *, least_side: int = 0) -> tuple[Image.Image, l
         if os.path.isfile(name) and is_taken(name, VIDEO_SUFFIXES):
             why = "it is a video, which `selfment label` and `selfment predict` take"
         raise ImageError(f"cannot read {name}: {why}") from error
+
+
+def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns (width, height) of an image file, upright, from its head alone if that suffices.
+
+    Raises :class:`ImageError`.
+    """
+    try:
+        with open_image(path) as opened:
+            width, height = opened.size
+            turned = False
+            with suppress(Exception):  # broken metadata count for nothing, as in :func:`upright`
+                turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+        raise ImageError(f"cannot read {os.fspath(path)}: {_reason(error)}") from error
+    return (height, width) if turned else (width, height)
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

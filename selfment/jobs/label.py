@@ -34,7 +34,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -61,12 +61,13 @@ from ..images.suffixes import is_video
 from ..images.video import load_av
 from ..models.labeler import PseudoLabeler, one_by_one
 from ..models.video import VideoLabeler
-from ..util.files import printable, reason, write_atomically
+from ..util.files import output_path, printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
 from .folder import OutputFolder
 from .frames import frame_folder, has_frames
 from .names import and_more
+from .report import ReportSummary, write_report
 from .runner import run_job
 from .task import Task
 from .video import label_video
@@ -84,6 +85,7 @@ class LabelSummary:
     labelled: int = 0
     skipped: int = 0
     failed: int = 0
+    report: ReportSummary | None = None  #: the page, if this process has written it
 
 
 def label_images(
@@ -96,6 +98,7 @@ def label_images(
     refine: str | None = None,
     fill_holes: bool = False,
     largest_component: bool = False,
+    report: str | os.PathLike[str] | None = None,
     windows: WindowOptions | None = None,
     frames: bool = True,
     progress: bool = True,
@@ -121,6 +124,9 @@ def label_images(
             object; where these overlap, the earlier object counts.
         fill_holes: Fill the holes of each mask.
         largest_component: Keep the largest component of each mask.
+        report: Also write a page of all labels in the folder to this HTML file, at the end of the
+            run, see :mod:`selfment.jobs.report`. Fiedler vectors are then written, too, if the
+            method has them.
         windows: How many frames of a video are cut together.
         frames: Also write the masks of a video as PNG files. Of the formats a video has no other.
         progress: Show a bar on stderr.
@@ -134,6 +140,10 @@ def label_images(
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
+    if report is not None:
+        is_file = not output_path("report", report).is_dir()
+        params.require("report", os.fspath(report), "a file, not a folder", is_file)
+        formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
     job = LabelJob(labeler, overlays, formats, steps, windows, frames, progress)
     job.check_videos([entry.name for entry in images if is_video(entry.path)])
     composed = Path(out) / coco.COMPOSED_FILE
@@ -142,12 +152,16 @@ def label_images(
         coco.check_coco(composed)
     folder = OutputFolder(out, job, shard)
 
+    summary = LabelSummary()
+
     def compose(records: Iterable[Record]) -> None:
         if "coco" in job.formats or coco.is_coco(composed):
             coco.compose_annotations(folder, records)
+        if report is not None:
+            summary.report = write_report(folder.records.all(), out, report, progress=progress)
 
     run_job(job, folder, images, progress, compose)
-    return LabelSummary(folder.done, folder.skipped, folder.failed)
+    return replace(summary, labelled=folder.done, skipped=folder.skipped, failed=folder.failed)
 
 
 class LabelJob:

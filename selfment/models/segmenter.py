@@ -18,12 +18,14 @@ from ..backbones import Backbone, WeightsError, is_factory
 from ..backbones.base import digest_of
 from ..backbones.custom import OWN, Model
 from ..backbones.hub import without_retries
+from ..core import options as params
 from ..core.arrays import check_data, check_dense
 from ..core.torch_state import LOADING, as_documented
 from ..images.load import ImageLike, load_image
 from ..util.files import write_atomically
 from .head import CONFIG_NAME, WEIGHTS_NAME, HeadInfo, PatchHead, check_fit, load_head, save_head
 from .image_model import ImageModel
+from .module import SaliencyModule
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -49,7 +51,7 @@ class Segmenter(ImageModel):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         positions: str | None = None,
-        keep_aspect: bool = False,
+        keep_aspect: bool | None = None,
         batch_size: int = 8,
         compile: bool = False,
     ) -> None:
@@ -67,7 +69,8 @@ class Segmenter(ImageModel):
             device: where the backbone runs; None takes CUDA if there is one at the first use.
             dtype: see :func:`selfment.backbones.load_backbone`.
             positions: see there; None for those that the head was trained on.
-            keep_aspect: make the longer side ``size``, and pad the shorter to whole patches.
+            keep_aspect: make the longer side ``size``, and pad the shorter to whole patches. None
+                does so if the head was trained on images in their aspect ratios.
             batch_size: images per pass.
             compile: run backbone and head through ``torch.compile``, if this platform has it. The
                 first pass of each shape is slow.
@@ -99,7 +102,7 @@ class Segmenter(ImageModel):
         features = features or self.info.features
         positions = positions or self.info.positions
         super().__init__(name, size, features, weights, device, dtype, batch_size, positions)
-        self.keep_aspect = keep_aspect
+        self.keep_aspect = self.info.keep_aspect if keep_aspect is None else keep_aspect
         self.compile = compile
         self._forward: Callable[[Tensor], Tensor] | None = None
 
@@ -132,6 +135,7 @@ class Segmenter(ImageModel):
             self.info.size,
             self.info.settings,
             self.positions,
+            self.info.keep_aspect,
         )
         save_head(folder, self.head, info)
         card = Path(folder) / "README.md"
@@ -144,6 +148,21 @@ class Segmenter(ImageModel):
                 argument=", backbone=..." if own else "",
             )
             write_atomically(card, lambda file: file.write(text.encode()))
+
+    def to_module(self, *, resize: bool = True) -> SaliencyModule:
+        """A module from (B, 3, H, W) uint8 RGB photographs to (B, H, W) float32 saliency.
+
+        It has its own copy of backbone and head, on the segmenter's device. The saliency is that of
+        a call. ``resize``: resize photographs to the square of side ``size``; False takes them as
+        they are, with sides that are multiples of the patch size, which gives what ``keep_aspect``
+        gives with the longer side as ``size``. :func:`selfment.models.export.export_segmenter`
+        writes the module to a file. Raises as :attr:`backbone` does, and ``ValueError`` for a
+        backbone that is not made for it.
+        """
+        rule = "left alone in a module, whose photographs can be resized before: resize=False"
+        params.require("keep_aspect", self.keep_aspect, rule, not (self.keep_aspect and resize))
+        module = SaliencyModule(self.backbone, self.head, self.size if resize else None)
+        return module.eval().to(self.torch_device)
 
     @property
     def backbone(self) -> Backbone:
@@ -289,11 +308,11 @@ def _check_compiler(device: torch.device) -> None:
         raise ValueError(
             "`compile` must be left out where torch.compile does not work: it needs a C++ "
             "compiler, and Triton on a GPU, and got "
-            f"{_innermost(error)}"
+            f"{innermost(error)}"
         ) from error
 
 
-def _innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """What went wrong first, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
