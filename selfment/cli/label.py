@@ -15,10 +15,12 @@ from .common import (
     names_of,
     terminable,
 )
+from .features import add_features, feature_files, features_of
 
 EXAMPLES = """\
 selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
 selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
+selfment label features/ --out labels --grid 48x48 --images photos/
 """
 
 
@@ -31,6 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_voters(method)
     objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
     method.add_argument("--objects", type=int, dest="max_objects", metavar="N", help=objects)
+    add_features(parser)
     add = parser.add_argument_group("files").add_argument
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
     add("--format", type=names_of(*FORMATS), default=["png"], metavar="NAMES", help=kinds)
@@ -45,8 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..jobs.label import label_images
     from ..util import distributed
 
-    images = images_of(arguments)
-    labeler = labeler_of(arguments)
+    files = feature_files(arguments)
+    images = images_of(arguments) if files is None else features_of(arguments)
+    labeler = labeler_of(arguments, files)
     with terminable():
         summary = label_images(
             images,

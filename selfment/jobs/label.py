@@ -37,6 +37,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..backbones.files import FeatureFiles
 from ..core import options as params
 from ..core.label import PseudoLabels
 from ..core.objects import Objects
@@ -94,7 +95,9 @@ def label_images(
     on, and the next one tries again.
 
     Args:
-        images: From :func:`selfment.images.find_images`.
+        images: From :func:`selfment.images.find_images`; from
+            :func:`selfment.jobs.features.find_features` for a labeler of
+            :class:`selfment.backbones.files.FeatureFiles`.
         out: The output folder; it is made if it is missing.
         labeler: Labels the images.
         overlays: Also write the images with their labels drawn on them.
@@ -113,6 +116,9 @@ def label_images(
         ImportError: If a format or ``refine`` needs a library that is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
+    if isinstance(labeler.described, FeatureFiles):
+        needs = {"overlays": overlays, "refine": refine, "formats": set(formats) - {"png"}}
+        _check_images(images, [name for name, value in needs.items() if value])
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     job = LabelJob(labeler, overlays, formats, steps)
     composed = Path(out) / coco.COMPOSED_FILE
@@ -157,6 +163,8 @@ class LabelJob:
             params.choice("refine", method, refinement.METHODS)
         refinement.check_method(method)
         self._labeler = labeler
+        described = labeler.described
+        self._files = described if isinstance(described, FeatureFiles) else None
         self._steps = steps if any(steps.values()) else None
         self.settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
         self.batch_size = labeler.batch_size
@@ -214,10 +222,19 @@ class LabelJob:
         del tasks
         _ = self._labeler.backbone
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Resizes and normalises an image."""
+    def prepare(self, task: Task) -> None:
+        """Reads an image, resizes and normalises it; or reads its features, which exist."""
+        files = self._files
+        if files is not None and task.features is None:
+            task.size = files.shape[1], files.shape[0]
+            picture = Image.new("RGB", task.size)
+        else:
+            picture = task.read_picture()
         task.picture = picture if self._steps or "overlay" in self.wanted else None
-        task.pixels = self._labeler.preprocess(picture)
+        if files is None:
+            task.pixels = self._labeler.preprocess(picture)
+        else:
+            task.pixels = files.read(task.features or task.path)
 
     def compute(self, batch: Tensor) -> Sequence[Result]:
         """The label of each image of a batch."""
@@ -266,6 +283,16 @@ class LabelJob:
         if self._steps is None or task.picture is None:
             return refinement.resize(mask.numpy(), task.size)
         return refinement.refine_mask(mask, task.picture, **self._steps)
+
+
+def _check_images(entries: Sequence[ImageEntry], needs: Sequence[str]) -> None:
+    """Raises ``ValueError`` if arguments that need images come with files of features alone."""
+    alone = next((entry for entry in entries if entry.features is None), None)
+    if alone is not None and needs:
+        raise ValueError(
+            f"`{needs[0]}` must come with the images of the features, --images FOLDER: got "
+            f"{alone.path.name} alone"
+        )
 
 
 def _statistics(result: Result) -> Record:
