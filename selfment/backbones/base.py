@@ -70,6 +70,14 @@ class Backbone(ABC):
             name: digest_of(module) for name, module in sorted(modules.items())
         }
 
+    def parts(self) -> list[nn.Module]:
+        """Returns the modules that a call runs, for :meth:`selfment.Segmenter.to_module`.
+
+        Raises ``ValueError`` for a backbone that cannot be a part of a module.
+        """
+        found = [self, *vars(self).values()]
+        return [part for part in found if isinstance(part, nn.Module)]
+
     def grid(self, height: int, width: int | None = None) -> tuple[int, int]:
         """Returns the patch grid (h, w) of a ``height`` x ``width`` input; square by default.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.options import ORIENTS, choice, require
-from ..core.torch_state import as_device, as_documented
+from ..core.torch_state import as_device, as_documented, autocast
 from .base import Backbone
 
 #: Begins the names of these backbones in records and heads, which cannot load them.
@@ -110,19 +110,19 @@ class ModuleBackbone(Backbone):
         if isinstance(self.model, nn.Module) and self.model.training:
             raise ValueError("`model` must be in evaluation mode: call its eval()")
         run = getattr(self.model, "forward_features", self.model)
-        kind = self.device.type
-        with (
-            as_documented(self.device),
-            torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
-        ):
+        with as_documented(self.device), autocast(self.device, self.dtype):
             output = run(batch.to(self.device, self._input_dtype))
-        return self._rows(_tensor_of(output), len(batch), grid).float()
+        return self._rows(_tensor_of(output), batch.shape[0], grid).float()
 
     def _rows(self, output: Any, images: int, grid: tuple[int, int]) -> Tensor:
         """Returns the (B, N, d) patch features in an output."""
         patches, d = grid[0] * grid[1], getattr(self, "dim", None)
         rows = None
-        if isinstance(output, Tensor) and output.is_floating_point() and len(output) == images:
+        if (
+            isinstance(output, Tensor)
+            and output.is_floating_point()
+            and output.shape[:1] == (images,)
+        ):
             if output.ndim == 4 and tuple(output.shape[2:]) == grid:
                 rows = output.flatten(2).transpose(1, 2)
             elif output.ndim == 3:

@@ -7,7 +7,7 @@ from abc import abstractmethod
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.torch_state import as_documented
 from .base import Backbone
@@ -43,6 +43,13 @@ class HandMade(Backbone):
         phase = stream.uniform(0, 2 * math.pi, size)
         self._directions = torch.tensor(directions, dtype=torch.float32, device=self.device)
         self._phase = torch.tensor(phase, dtype=torch.float32, device=self.device)
+
+    def parts(self) -> list[nn.Module]:
+        """Raises ``ValueError``: see :meth:`Backbone.parts`."""
+        raise ValueError(
+            f"`backbone` must be a network for a module or an exported file: {self.name} is "
+            "hand-made, of linear systems and roundings that other programs do not repeat exactly"
+        )
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.torch_state import as_documented
+from ..core.torch_state import as_documented, autocast
 from ..util.extras import load_extra
 from .base import Backbone, WeightsError
 from .hub import without_retries
@@ -74,11 +74,8 @@ class HuggingFaceViT(Backbone):
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self._resizes else {}
         if self._masks:  # no patch is masked; in the order of the noise they are not shuffled
             noise = torch.arange(h * w, dtype=torch.float32, device=self.device)
-            options["noise"] = noise.expand(len(batch), -1)
-        with (
-            as_documented(self.device),
-            torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None),
-        ):
+            options["noise"] = noise.expand(batch.shape[0], -1)
+        with as_documented(self.device), autocast(self.device, self.dtype):
             output = self.model(batch.to(self.device), **options)
         tokens: Tensor = output.last_hidden_state
         return tokens[:, self._prefix :].float()

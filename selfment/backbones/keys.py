@@ -54,17 +54,21 @@ def _view(module: Any) -> Any:
 class _Keys(nn.Module):
     """Maps the input (B, tokens, C) of the last block to keys (B, tokens, d)."""
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(
         self, norm: nn.Module, weight: Tensor, bias: Tensor | None, attention: nn.Module | None
     ) -> None:
         super().__init__()
         self.norm = norm
         self.attention = attention
-        # In a tuple they are not registered as parameters: they belong to another module.
-        self._projection = weight, bias
+        # They belong to another module, which saves them.
+        self.register_buffer("weight", weight, persistent=False)
+        self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor, **options: Any) -> Tensor:
         rows = self.norm(x)
         if self.attention is not None:
             self.attention(rows, **options)
-        return functional.linear(rows, *self._projection)
+        return functional.linear(rows, self.weight, self.bias)

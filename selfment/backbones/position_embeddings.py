@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,12 +72,12 @@ def scaled(embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def use_scaled(model: Any) -> None:
     """Makes a timm ``VisionTransformer`` with one CLS token resample by :func:`scaled`."""
+    model._pos_embed = partial(_add_positions, model)  # a copy of the model has its own
 
-    def add_positions(patches: Tensor) -> Tensor:
-        """Adds CLS token and positions to (B, h, w, d) patches; returns (B, 1 + h * w, d)."""
-        batch, h, w, _ = patches.shape
-        tokens = torch.cat([model.cls_token.expand(batch, -1, -1), patches.flatten(1, 2)], dim=1)
-        placed: Tensor = model.pos_drop(tokens + scaled(model.pos_embed, (h, w)))
-        return placed
 
-    model._pos_embed = add_positions
+def _add_positions(model: Any, patches: Tensor) -> Tensor:
+    """Adds CLS token and positions to (B, h, w, d) patches; returns (B, 1 + h * w, d)."""
+    batch, h, w, _ = patches.shape
+    tokens = torch.cat([model.cls_token.expand(batch, -1, -1), patches.flatten(1, 2)], dim=1)
+    placed: Tensor = model.pos_drop(tokens + scaled(model.pos_embed, (h, w)))
+    return placed

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from ..core.torch_state import as_documented
+from ..core.torch_state import as_documented, autocast
 from . import fitting
 from .base import Attended, Backbone, WeightsError
 from .checkpoints import read_config, read_vit
@@ -75,6 +75,10 @@ class TimmViT(Backbone):
             self._featuring = with_keys(name, self.model, weight, bias)
             self._attending = with_keys(name, self.model, weight, bias, attends=True)
 
+    def parts(self) -> list[nn.Module]:
+        """See :meth:`Backbone.parts`."""
+        return [self._featuring]
+
     def __call__(self, batch: Tensor) -> Tensor:
         """Returns (B, N, d) float32 of a (B, 3, H, W) batch, without prefix and register tokens."""
         tokens = self._tokens(self._featuring, batch)
@@ -99,11 +103,8 @@ class TimmViT(Backbone):
         ``model``: the ViT, or a view of it that returns keys.
         """
         self.grid(*batch.shape[-2:])
-        pixels, kind = batch.to(self.device), self.device.type
-        with (
-            as_documented(self.device),
-            torch.autocast(kind, dtype=self.dtype, enabled=self.dtype is not None),
-        ):
+        pixels = batch.to(self.device)
+        with as_documented(self.device), autocast(self.device, self.dtype):
             # Models that pool before their norm have it in `fc_norm`, others an identity.
             tokens: Tensor = model.fc_norm(model.forward_features(pixels))
         return tokens

@@ -28,21 +28,30 @@ BACKBONES = "classic, statistics, a ViT of timm, hf:PATH_OR_NAME, or package.mod
 _CUT = CutOptions()
 
 
-def add_images(parser: argparse.ArgumentParser, verb: str, several: str = "") -> None:
+def add_images(
+    parser: argparse.ArgumentParser,
+    verb: str,
+    several: str = "",
+    several_taus: bool = False,
+    kinds: str = "images",
+) -> None:
     """Adds the images to ``verb``, and all that their labels depend on.
 
-    ``several``: more words on the default backbone.
+    ``several``: more words on the default backbone. ``several_taus``: see :func:`add_cut`.
+    ``kinds``: of inputs, in words.
     """
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
+    add(
+        "inputs", nargs="*", metavar="INPUT", help=f"{kinds}, folders (searched recursively), globs"
+    )
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
     add_backbone(parser, f"classic{several}")
-    add_cut(parser)
+    add_cut(parser, several_taus)
     add_run(parser)
 
 
 def add_backbone(
-    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int = 768
+    parser: argparse.ArgumentParser, default: str, trained: str = "", side: int | None = 768
 ) -> None:
     """Adds the backbone and the size of its images.
 
@@ -51,7 +60,7 @@ def add_backbone(
         default: the words for the default backbone.
         trained: the words for the default features, positions and aspect ratio, if a head decides
             on them.
-        side: the default size.
+        side: the default size; None for a command with a ``--size`` of its own.
     """
     add = parser.add_argument_group("backbone").add_argument
     add("--backbone", metavar="NAME", help=f"{BACKBONES} ({default})")
@@ -69,6 +78,8 @@ def add_backbone(
         choices=POSITIONS,
         help=f"{whose} ({trained or 'authors'})",
     )
+    if side is None:
+        return
     size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
     add("--size", type=int, metavar="S", help=size)
     shorter = "padded to whole patches" if trained else "the nearest multiple of the patch size"
@@ -81,11 +92,25 @@ def add_backbone(
     )
 
 
-def add_cut(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the cut, and those that judge its result."""
+def add_head(parser: argparse.ArgumentParser, side: int | None) -> None:
+    """Adds a trained head and the backbone that it is for; ``side``: see :func:`add_backbone`."""
+    head = "a trained head: a file, a folder, or owner/repository on the Hugging Face hub"
+    parser.add_argument("--head", required=True, metavar="CKPT", help=head)
+    add_backbone(parser, default="that of the head's training", trained="as trained", side=side)
+
+
+def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Adds the options of the cut, and those that judge its result.
+
+    ``several``: ``--tau`` is a list of thresholds.
+    """
     add = parser.add_argument_group("cut").add_argument
     similarity = "similarity of an edge, or auto: one for each image (%(default)s)"
-    add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
+    if several:
+        similarity += "; several, with commas, are compared by eye, without --gt"
+        add("--tau", type=_taus, default=[params.TAU], metavar="T,...", help=similarity)
+    else:
+        add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
     add(
         "--eps", type=float, default=params.EPS, metavar="E", help="weight of no edge (%(default)s)"
     )
@@ -124,6 +149,16 @@ def add_method(parser: argparse._ActionsContainer) -> None:
     add("--method", default="selfment", choices=METHODS, help="how to label (%(default)s)")
 
 
+def add_frames(parser: argparse._ActionsContainer, what: str, default: bool) -> None:
+    """Adds the option that writes the frames of videos as PNG files."""
+    usual = "done" if default else "not done"
+    words = (
+        f"also write the {what} of a video as PNG files, one for each frame ({usual} by default)"
+    )
+    action = argparse.BooleanOptionalAction
+    parser.add_argument("--frames", action=action, default=default, help=words)
+
+
 def names_of(*choices: str) -> Callable[[str], list[str]]:
     """Returns an argument type: names with commas between them, from ``choices`` if given."""
 
@@ -145,10 +180,14 @@ def _tau(text: str) -> float | str:
         raise argparse.ArgumentTypeError(f"must be a number or 'auto': got {text!r}") from None
 
 
+def _taus(text: str) -> list[float | str]:
+    return [_tau(part) for part in text.split(",")]
+
+
 def images_of(
     arguments: argparse.Namespace, find: Callable[..., ImageEntries] | None = None
 ) -> ImageEntries:
-    """Returns the images that the arguments name; sets the number of threads, too.
+    """Returns the inputs that the arguments name; sets the number of threads, too.
 
     ``find``: searches the inputs; by default :func:`selfment.images.find_images`.
     """

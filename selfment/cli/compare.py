@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ..core import options as params
 from .choices import METHODS
 from .common import (
     add_images,
@@ -18,15 +19,16 @@ from .common import (
 
 EXAMPLES = """\
 selfment compare photos/ --gt masks/ --out compared --methods selfment,tokencut,maskcut
+selfment compare photos/ --tau 0.1,0.2,0.3,auto --out thresholds
 """
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    add_images(parser, "label")
+    add_images(parser, "label", several_taus=True)
     add_voters(parser)
     add = parser.add_argument
-    add("--gt", required=True, metavar="DIR", help="folder of ground truth of the same names")
+    add("--gt", metavar="DIR", help="folder of ground truth of the same names")
     add("--gt-suffix", default="", metavar="S", help="of the ground truths' names: _mask")
     add("--out", required=True, metavar="DIR", help="folder for the masks and the table")
     whose = f"how to label: {','.join(METHODS)} (all that the backbone allows)"
@@ -37,9 +39,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    taus = arguments.tau
+    if len(taus) > 1:
+        return _compare_taus(arguments, taus)
+    arguments.tau = taus[0]
+    return _compare_methods(arguments)
+
+
+def _compare_methods(arguments: argparse.Namespace) -> int:
     from ..experiments.compare import compare
     from ..methods import METHODS as KINDS
 
+    if arguments.gt is None:
+        raise ValueError("give the ground truth, --gt DIR, or several thresholds, --tau T,T,...")
     images = images_of(arguments)
     options = method_options(arguments)
     kinds = [KINDS[name] for name in arguments.methods or METHODS]
@@ -60,3 +72,22 @@ def run(arguments: argparse.Namespace) -> int:
     print(comparison.to_text(), end="")
     print(f"see {arguments.out}/comparison.md, .csv, .json and .tex", file=sys.stderr)
     return 1 if images.unlisted else 0
+
+
+def _compare_taus(arguments: argparse.Namespace, taus: list[float | str]) -> int:
+    from ..experiments.taus import PAGE, compare_taus
+    from ..methods import Selfment
+
+    for name in ("gt", "methods"):
+        if getattr(arguments, name) is not None:
+            raise ValueError(f"`{name}` must be left alone with several thresholds: --tau {taus}")
+    images = images_of(arguments)
+    arguments.tau = params.TAU
+    method = make_method(Selfment, method_options(arguments))
+    assert isinstance(method, Selfment)
+    comparison = compare_taus(
+        images, arguments.out, taus, method=method, **model_options(arguments)
+    )
+    print(comparison.table.to_text(), end="")
+    print(f"see {arguments.out}/{PAGE}", file=sys.stderr)
+    return 1 if comparison.failed or images.unlisted else 0

@@ -84,8 +84,19 @@ def loading() -> Iterator[None]:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Computes on ``device`` in the dtypes of the operands; torch.compile may trace it."""
-    if torch.compiler.is_compiling() or autocasts(device.type):
-        return torch.autocast(device.type, enabled=False)
+    return autocast(device, None)
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Computes on ``device`` with autocast to ``dtype``, or without autocast for None.
+
+    torch.compile may trace it. What torch.export traces must be called without autocast already.
+    """
+    compiles = torch.compiler.is_compiling()
+    if dtype is None and compiles and not torch.compiler.is_dynamo_compiling():
+        return nullcontext()  # torch.export: torch 2.6 cannot save a context
+    if dtype is not None or compiles or autocasts(device.type):
+        return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
     return nullcontext()
 
 

@@ -166,7 +166,7 @@ def load_image(image: ImageLike, *, least_side: int = 0) -> tuple[Image.Image, l
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
         why = _reason(error)
         if os.path.isfile(name) and is_taken(name, VIDEO_SUFFIXES):
-            why = "it is a video, which only `selfment predict` takes"
+            why = "it is a video, which `selfment label` and `selfment predict` take"
         raise ImageError(f"cannot read {name}: {why}") from error
 
 

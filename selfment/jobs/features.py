@@ -7,11 +7,16 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
 
-from ..backbones.files import SUFFIXES
+from PIL import Image
+from torch import Tensor
+
+from ..backbones.files import SUFFIXES, FeatureFiles
 from ..images.load import ImageEntries, ImageEntry, find_images
 from ..util.distributed import world
 from ..util.files import nfc, printable
+from .task import Task
 
 
 def find_features(
@@ -78,3 +83,29 @@ def find_features(
         (found[entry.name] for entry in pictures if entry.name in found),
         (*files.unlisted, *pictures.unlisted, *lonely),
     )
+
+
+def check_images(entries: Iterable[ImageEntry], **wanted: Any) -> None:
+    """Raises ``ValueError`` if there are features without an image, and arguments that need it.
+
+    ``wanted``: the arguments by name; they need the image unless they are false.
+    """
+    alone = next((entry for entry in entries if entry.features is None), None)
+    name = next((name for name, value in wanted.items() if value), None)
+    if alone is not None and name is not None:
+        raise ValueError(
+            f"`{name}` must come with the images of the features, --images FOLDER: got "
+            f"{alone.path.name} alone"
+        )
+
+
+def read_features(task: Task, files: FeatureFiles) -> tuple[Tensor, Image.Image]:
+    """Reads the features (d, h, w) of a task, and its image, which is black if there is none.
+
+    A black image has the size of the grid. Raises ``ValueError``.
+    """
+    if task.features is not None:
+        return files.read(task.features), task.read_picture()
+    h, w = files.shape
+    task.size = w, h
+    return files.read(task.path), Image.new("RGB", task.size)

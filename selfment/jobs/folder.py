@@ -23,6 +23,7 @@ from typing import Any
 from ..images.load import ImageEntry, ImageError
 from ..util.files import output_path, reason, remove_abandoned
 from ..util.lines import Record
+from .frames import remove_output
 from .identity import identify
 from .names import OutputNames
 from .records import Records
@@ -52,8 +53,6 @@ class OutputFolder:
                 f"({error.strerror or error})"
             ) from error
         self._spec = spec
-        settings = json.dumps(spec.settings, sort_keys=True)
-        self._settings = hashlib.sha256(settings.encode()).hexdigest()[:12]
         self._rank, self._world = shard
         self._is_cleaned = False
         self.images: set[str] = set()  #: all images of this run, as the records name them
@@ -87,7 +86,7 @@ class OutputFolder:
         if not self._is_current(record, task):
             return False
         files = {}
-        for field in self._spec.wanted:
+        for field in self._spec.wanted(task.name):
             file = record.get(field)
             if not file or not self._has_file_setting(record, field):
                 return False
@@ -134,13 +133,13 @@ class OutputFolder:
         kept: Record = {}
         for field, file in self._files(task).items():
             path = self.path / file
-            if field in self._spec.wanted or task.earlier.get(field) != file:
+            if field in self._spec.wanted(task.name) or task.earlier.get(field) != file:
                 continue
-            if path.is_file() or path.is_symlink():
+            if path.exists() or path.is_symlink():
                 if is_current and self._has_file_setting(task.earlier, field):
                     kept[field] = file
                 else:
-                    path.unlink()
+                    remove_output(path)
         for field, (setting, _) in self._spec.file_settings.items():
             if field in kept:
                 kept[setting] = task.earlier[setting]
@@ -187,11 +186,17 @@ class OutputFolder:
     def _wanted_files(self, task: Task) -> dict[str, str]:
         """The names of the files that this run makes of an image, by field."""
         files = self._files(task).items()
-        return {field: file for field, file in files if field in self._spec.wanted}
+        wanted = self._spec.wanted(task.name)
+        return {field: file for field, file in files if field in wanted}
+
+    def _settings(self, task: Task) -> str:
+        """The digest of the settings of a task, as its record has it."""
+        settings = json.dumps(self._spec.settings(task.name), sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
     def _is_current(self, record: Record, task: Task) -> bool:
         """True if a record has this run's settings and was made from the input as it is now."""
-        is_ours = record.get("error") is None and record.get("settings") == self._settings
+        is_ours = record.get("error") is None and record.get("settings") == self._settings(task)
         return is_ours and task.matches(record) and task.has_features_of(record)
 
     def _has_file_setting(self, record: Record, field: str) -> bool:
@@ -227,14 +232,15 @@ class OutputFolder:
 
     def _add(self, task: Task, fields: Record) -> None:
         """Adds a record of the image, with the common fields and these."""
+        of_others = set(self._spec.file_fields) - set(self._files(task))
         common = {
             "image": task.image,
             **({} if task.twin is None else {"twin": task.twin}),
             self._spec.key: None,
-            **dict.fromkeys(self._output_fields()),
+            **{field: None for field in self._output_fields() if field not in of_others},
             "error": None,
             "notes": list(task.notes),
-            "settings": self._settings,
+            "settings": self._settings(task),
             **{name: getattr(task, name) for name in _INPUT_FIELDS},
             **({} if task.features is None else {"features": task.features_record}),
         }

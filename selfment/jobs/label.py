@@ -16,6 +16,12 @@ The files in the output folder, for ``sub/a.jpg``:
 - ``overlays/sub/a.jpg``, see :mod:`selfment.images.draw`.
 - ``labels.jsonl``, the records.
 
+For the video ``sub/b.mov``, whose frames are labelled together (:mod:`selfment.models.video`):
+
+- ``sub/b.mp4``, the mask as a video, see :func:`selfment.jobs.video.label_video`.
+- ``frames/sub/b/000000.png`` and so on, the mask of each frame at its own size.
+- ``overlays/sub/b.mp4``, the mask on the frames.
+
 A single mask counts as one object. The score of an object is 1 minus its eigenvalue, at least 0,
 and 0 if its method has no eigenvalue. Records and annotations end with the CRC-32 of the rest, by
 which damage is noticed.
@@ -28,7 +34,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
@@ -41,6 +48,7 @@ from ..backbones.files import FeatureFiles
 from ..core import options as params
 from ..core.label import PseudoLabels
 from ..core.objects import Objects
+from ..core.options import WindowOptions
 from ..images import refine as refinement
 from ..images.draw import (
     label_image,
@@ -50,13 +58,21 @@ from ..images.draw import (
     vector_levels,
 )
 from ..images.load import ImageEntry
+from ..images.suffixes import is_video
+from ..images.video import load_av
 from ..models.labeler import PseudoLabeler, one_by_one
-from ..util.files import printable, reason, write_atomically
+from ..models.video import VideoLabeler
+from ..util.files import output_path, printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
+from .features import check_images, read_features
 from .folder import OutputFolder
+from .frames import frame_folder, has_frames
+from .names import and_more
+from .report import ReportSummary, write_report
 from .runner import run_job
 from .task import Task
+from .video import label_video
 
 Result = PseudoLabels | Objects
 
@@ -66,11 +82,12 @@ _FORMAT_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes", "fiedle
 
 @dataclass
 class LabelSummary:
-    """Counts the images that a run labelled, skipped as already done, and failed to label."""
+    """Counts the inputs that a run labelled, skipped as already done, and failed to label."""
 
     labelled: int = 0
     skipped: int = 0
     failed: int = 0
+    report: ReportSummary | None = None  #: the page, if this process has written it
 
 
 def label_images(
@@ -83,10 +100,13 @@ def label_images(
     refine: str | None = None,
     fill_holes: bool = False,
     largest_component: bool = False,
+    report: str | os.PathLike[str] | None = None,
+    windows: WindowOptions | None = None,
+    frames: bool = True,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
 ) -> LabelSummary:
-    """Writes a mask for each image under ``out``, and a record for each in ``out/labels.jsonl``.
+    """Writes a mask for each image and video under ``out``, and a record in ``out/labels.jsonl``.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since. Files that earlier runs made of the same label stay; if an image is labelled
@@ -95,9 +115,9 @@ def label_images(
     on, and the next one tries again.
 
     Args:
-        images: From :func:`selfment.images.find_images`; from
-            :func:`selfment.jobs.features.find_features` for a labeler of
-            :class:`selfment.backbones.files.FeatureFiles`.
+        images: From :func:`selfment.images.find_images`, or with videos from
+            :func:`selfment.jobs.find_inputs`; from :func:`selfment.jobs.features.find_features` for
+            a labeler of :class:`selfment.backbones.files.FeatureFiles`.
         out: The output folder; it is made if it is missing.
         labeler: Labels the images.
         overlays: Also write the images with their labels drawn on them.
@@ -107,42 +127,57 @@ def label_images(
             object; where these overlap, the earlier object counts.
         fill_holes: Fill the holes of each mask.
         largest_component: Keep the largest component of each mask.
+        report: Also write a page of all labels in the folder to this HTML file, at the end of the
+            run, see :mod:`selfment.jobs.report`. Fiedler vectors are then written, too, if the
+            method has them.
+        windows: How many frames of a video are cut together.
+        frames: Also write the masks of a video as PNG files. Of the formats a video has no other.
         progress: Show a bar on stderr.
         shard: The rank of this process and the number of processes. Each labels and counts its
             share of the images; the last to end merges their records.
 
     Raises:
-        ValueError: If ``out`` cannot be written, or a file would replace an input.
-        ImportError: If a format or ``refine`` needs a library that is missing.
+        ValueError: If ``out`` cannot be written, or a file would replace an input, or there are
+            videos, and the labeler's method is not :class:`selfment.methods.Selfment`.
+        ImportError: If a format, ``refine`` or a video needs a library that is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
     if isinstance(labeler.described, FeatureFiles):
-        needs = {"overlays": overlays, "refine": refine, "formats": set(formats) - {"png"}}
-        _check_images(images, [name for name, value in needs.items() if value])
+        others = set(formats) - {"png", "fiedler"}
+        check_images(images, overlays=overlays, refine=refine, report=report, formats=others)
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
-    job = LabelJob(labeler, overlays, formats, steps)
+    if report is not None:
+        is_file = not output_path("report", report).is_dir()
+        params.require("report", os.fspath(report), "a file, not a folder", is_file)
+        formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
+    job = LabelJob(labeler, overlays, formats, steps, windows, frames, progress)
+    job.check_videos([entry.name for entry in images if is_video(entry.path)])
     composed = Path(out) / coco.COMPOSED_FILE
     if "coco" in job.formats:
         coco.load_coco_masks()
         coco.check_coco(composed)
     folder = OutputFolder(out, job, shard)
 
+    summary = LabelSummary()
+
     def compose(records: Iterable[Record]) -> None:
         if "coco" in job.formats or coco.is_coco(composed):
             coco.compose_annotations(folder, records)
+        if report is not None:
+            summary.report = write_report(folder.records.all(), out, report, progress=progress)
 
     run_job(job, folder, images, progress, compose)
-    return LabelSummary(folder.done, folder.skipped, folder.failed)
+    return replace(summary, labelled=folder.done, skipped=folder.skipped, failed=folder.failed)
 
 
 class LabelJob:
-    """Labels images; a :class:`selfment.jobs.spec.JobSpec`."""
+    """Labels images and videos; a :class:`selfment.jobs.spec.JobSpec`."""
 
     records_file = "labels.jsonl"
     key = "name"
     verb = "label"
     unit = "image"
-    file_fields: tuple[str, ...] = (*_FORMAT_FIELDS.values(), "overlay")
+    file_fields: tuple[str, ...] = (*_FORMAT_FIELDS.values(), "overlay", "mask_frames")
     file_settings: Mapping[str, tuple[str, Any]] = {}
 
     def __init__(
@@ -151,8 +186,24 @@ class LabelJob:
         overlays: bool = False,
         formats: Sequence[str] = ("png",),
         steps: Mapping[str, Any] = MappingProxyType({}),
+        windows: WindowOptions | None = None,
+        frames: bool = True,
+        progress: bool = True,
     ) -> None:
-        """``steps``: the arguments of :func:`selfment.refine_mask`; raises ``ValueError``."""
+        """Checks the arguments.
+
+        Args:
+            labeler: Labels the images.
+            overlays: Also make overlays.
+            formats: Names of :data:`selfment.jobs.exports.FORMATS`, for images.
+            steps: The arguments of :func:`selfment.refine_mask`.
+            windows: How many frames of a video are cut together.
+            frames: Also write a PNG file for each frame of a video.
+            progress: Show a bar for each video.
+
+        Raises:
+            ValueError: A wrong argument.
+        """
         params.require("formats", formats, "one format at least", len(formats) > 0)
         self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
         if "fiedler" in self.formats:
@@ -166,14 +217,37 @@ class LabelJob:
         described = labeler.described
         self._files = described if isinstance(described, FeatureFiles) else None
         self._steps = steps if any(steps.values()) else None
-        self.settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
+        self._windows = windows or WindowOptions()
+        self._progress = progress
+        self._settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
         self.batch_size = labeler.batch_size
-        wanted = {_FORMAT_FIELDS[name] for name in self.formats}
-        self.wanted = frozenset(wanted | ({"overlay"} if overlays else set()))
+        drawn = {"overlay"} if overlays else set()
+        self._wanted = frozenset({_FORMAT_FIELDS[name] for name in self.formats} | drawn)
+        self._wanted_of_video = frozenset({"mask"} | ({"mask_frames"} if frames else set()) | drawn)
+
+    @cached_property
+    def _video_labeler(self) -> VideoLabeler:
+        return VideoLabeler(self._labeler, self._windows)
+
+    def check_videos(self, videos: Sequence[str]) -> None:
+        """Raises ``ValueError`` if the method cannot label videos, and there are such."""
+        try:
+            _ = self._video_labeler if videos else None
+        except ValueError as error:
+            raise ValueError(f"{error} for {videos[0]}{and_more(len(videos) - 1)}") from None
 
     def main_file(self, entry: ImageEntry) -> str:
-        """The usual name of an image's mask."""
+        """The usual name of the mask of an image or a video."""
         return entry.mask_name
+
+    def wanted(self, name: str) -> frozenset[str]:
+        """The fields of the files of this run: for an image the formats, for a video the masks."""
+        return self._wanted_of_video if is_video(name) else self._wanted
+
+    def settings(self, name: str) -> Mapping[str, Any]:
+        """The settings of the labeler and the refinement; for a video of its windows, too."""
+        windows = {"windows": asdict(self._windows)} if is_video(name) else {}
+        return {**self._settings, **windows}
 
     def tagged(self, name: str, tag: str) -> str:
         """Another name for a mask."""
@@ -181,11 +255,14 @@ class LabelJob:
         return f"{stem}-{tag}{dot}{suffix}"
 
     def output_files(self, name: str) -> dict[str, str]:
-        """The names of all files of an image, each in a folder of its own but for the masks.
+        """The names of all files of an input, each in a folder of its own but for the masks.
 
-        The masks' names end in .png, so that no other file takes the place of a mask.
+        The masks' names end in .png or .mp4, so that no other file takes the place of a mask.
         """
         path = PurePosixPath(name)
+        if is_video(name):
+            overlay = str("overlays" / path)
+            return {"mask": name, "overlay": overlay, "mask_frames": frame_folder(name)}
         return {
             "mask": name,
             "overlay": str("overlays" / path.with_suffix(".jpg")),
@@ -198,12 +275,18 @@ class LabelJob:
         self, image: str, files: Mapping[str, str]
     ) -> Mapping[str, Sequence[str]]:
         """Names of the boxes: programs look for those of sub/a.jpg in labels/sub/a.txt."""
+        if "boxes" not in files:
+            return {}
         expected = str("labels" / PurePosixPath(image).with_suffix(".txt"))
         return {"boxes": (expected, files["boxes"], f"labels/{image}.txt")}
 
     def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
         """True if the files can be read; only boxes may be empty, if there are no objects."""
         for field, file in files.items():
+            if field == "mask_frames":
+                if not has_frames(file, record["frames"]):
+                    return False
+                continue
             # A power failure can leave an empty file under the name of a new one.
             is_empty = os.path.getsize(file) == 0
             if is_empty and (field != "boxes" or record.get("instances") != 0):
@@ -218,23 +301,26 @@ class LabelJob:
         return True
 
     def load(self, tasks: Sequence[Task]) -> None:
-        """Loads the backbone."""
-        del tasks
+        """Loads the backbone, and PyAV for videos; says which formats videos do not have."""
+        if videos := [task for task in tasks if is_video(task.path)]:
+            load_av()
+            if missing := sorted(self.formats - {"png"}):
+                sentence = (
+                    f"videos have masks alone, so that nothing is written as {' or '.join(missing)}"
+                    f" for {videos[0].image}{and_more(len(videos) - 1)}"
+                )
+                tqdm.write(printable(sentence), file=sys.stderr)
         _ = self._labeler.backbone
 
     def prepare(self, task: Task) -> None:
         """Reads an image, resizes and normalises it; or reads its features, which exist."""
-        files = self._files
-        if files is not None and task.features is None:
-            task.size = files.shape[1], files.shape[0]
-            picture = Image.new("RGB", task.size)
+        if self._files is not None:
+            task.pixels, picture = read_features(task, self._files)
         else:
             picture = task.read_picture()
-        task.picture = picture if self._steps or "overlay" in self.wanted else None
-        if files is None:
             task.pixels = self._labeler.preprocess(picture)
-        else:
-            task.pixels = files.read(task.features or task.path)
+        is_needed = self._steps or "overlay" in self._wanted
+        task.picture = picture if is_needed else None
 
     def compute(self, batch: Tensor) -> Sequence[Result]:
         """The label of each image of a batch."""
@@ -246,7 +332,10 @@ class LabelJob:
             masks, values = result.masks, result.eigenvalues
         else:
             masks, values = result.mask[None], result.eigenvalue[None]
-        instances = exports.as_instances((self._at_size(mask, task) for mask in masks), task.size)
+        at_size = (
+            refinement.mask_at_size(mask, task.size, task.picture, self._steps) for mask in masks
+        )
+        instances = exports.as_instances(at_size, task.size)
         contents: dict[str, Callable[[IO[bytes]], object]] = {}
         if "mask" in files:
             if isinstance(result, Objects):
@@ -274,25 +363,21 @@ class LabelJob:
             write_atomically(files[field], write)
         return {"instances": len(exports.boxes(instances)), **_statistics(result)}
 
-    def unbatched(self, task: Task) -> None:
-        """None: every task is an image."""
-        del task
+    def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
+        """The function that labels a video; None for an image."""
+        return self._label_video if is_video(task.path) else None
 
-    def _at_size(self, mask: Tensor, task: Task) -> refinement.Bools:
-        """(H, W) bools at the image's size from a mask on the patch grid, refined if wanted."""
-        if self._steps is None or task.picture is None:
-            return refinement.resize(mask.numpy(), task.size)
-        return refinement.refine_mask(mask, task.picture, **self._steps)
-
-
-def _check_images(entries: Sequence[ImageEntry], needs: Sequence[str]) -> None:
-    """Raises ``ValueError`` if arguments that need images come with files of features alone."""
-    alone = next((entry for entry in entries if entry.features is None), None)
-    if alone is not None and needs:
-        raise ValueError(
-            f"`{needs[0]}` must come with the images of the features, --images FOLDER: got "
-            f"{alone.path.name} alone"
+    def _label_video(self, task: Task, files: Mapping[str, Path]) -> Record:
+        labelled = label_video(
+            task.path,
+            files["mask"],
+            self._video_labeler,
+            overlay=files.get("overlay"),
+            mask_frames=files.get("mask_frames"),
+            steps=self._steps,
+            progress=self._progress,
         )
+        return labelled.record()
 
 
 def _statistics(result: Result) -> Record:

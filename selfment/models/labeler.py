@@ -197,7 +197,7 @@ class PseudoLabeler(ImageModel):
         check_dense(rows, "features")
         check_data(rows, "features")
         grid = self.backbone.grid(self.size) if grid is None else grid
-        labels = self.method.label(_where_kernels_are(features), grid)
+        labels = self.method.label(where_kernels_are(features), grid)
         if isinstance(labels, list):
             return [_on_cpu(objects) for objects in labels]
         labels = _on_cpu(labels)
@@ -298,7 +298,8 @@ def _on_cpu(labels: _Label) -> _Label:
     return type(labels)(*(value.cpu() for value in vars(labels).values()))
 
 
-def _where_kernels_are(features: Inputs) -> Inputs:
+def where_kernels_are(features: Inputs) -> Inputs:
+    """Returns the features on a device whose kernels can be loaded."""
     return features.cpu() if not features.is_cuda or _native.cuda_obstacles() else features
 
 

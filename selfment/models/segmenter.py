@@ -18,12 +18,14 @@ from ..backbones import Backbone, WeightsError, is_factory
 from ..backbones.base import digest_of
 from ..backbones.custom import OWN, Model
 from ..backbones.hub import without_retries
+from ..core import options as params
 from ..core.arrays import check_data, check_dense
 from ..core.torch_state import LOADING, as_documented
 from ..images.load import ImageLike, load_image
 from ..util.files import write_atomically
 from .head import CONFIG_NAME, WEIGHTS_NAME, HeadInfo, PatchHead, check_fit, load_head, save_head
 from .image_model import ImageModel
+from .module import SaliencyModule
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -146,6 +148,21 @@ class Segmenter(ImageModel):
                 argument=", backbone=..." if own else "",
             )
             write_atomically(card, lambda file: file.write(text.encode()))
+
+    def to_module(self, *, resize: bool = True) -> SaliencyModule:
+        """A module from (B, 3, H, W) uint8 RGB photographs to (B, H, W) float32 saliency.
+
+        It has its own copy of backbone and head, on the segmenter's device. The saliency is that of
+        a call. ``resize``: resize photographs to the square of side ``size``; False takes them as
+        they are, with sides that are multiples of the patch size, which gives what ``keep_aspect``
+        gives with the longer side as ``size``. :func:`selfment.models.export.export_segmenter`
+        writes the module to a file. Raises as :attr:`backbone` does, and ``ValueError`` for a
+        backbone that is not made for it.
+        """
+        rule = "left alone in a module, whose photographs can be resized before: resize=False"
+        params.require("keep_aspect", self.keep_aspect, rule, not (self.keep_aspect and resize))
+        module = SaliencyModule(self.backbone, self.head, self.size if resize else None)
+        return module.eval().to(self.torch_device)
 
     @property
     def backbone(self) -> Backbone:
@@ -291,11 +308,11 @@ def _check_compiler(device: torch.device) -> None:
         raise ValueError(
             "`compile` must be left out where torch.compile does not work: it needs a C++ "
             "compiler, and Triton on a GPU, and got "
-            f"{_innermost(error)}"
+            f"{innermost(error)}"
         ) from error
 
 
-def _innermost(error: BaseException) -> str:
+def innermost(error: BaseException) -> str:
     """What went wrong first, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__

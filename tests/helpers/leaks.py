@@ -59,6 +59,7 @@ _FILES = {
     "pymp-": "multiprocessing's sockets, until the process ends",
     "torchinductor_": "compiled code",
     "ray": "Ray's log",
+    ".ses": "the number of a session of ONNX Runtime",
     ".cache": "caches of libraries",
     ".config": "settings that libraries write when they are first used",
     ".triton": "compiled code",

@@ -15,43 +15,14 @@ from PIL import Image
 
 from helpers.folders import SHARED
 from helpers.heads import a_head
+from helpers.videos import SIZE, decoded, pattern, turned, video
 from selfment import Segmenter, cli
+from selfment.images.video import VideoError
 from selfment.jobs.predict import PredictionSummary, find_inputs, predict_images
-from selfment.jobs.video import VideoError, segment_video
+from selfment.jobs.video import segment_video
 from selfment.models.head import HeadInfo, save_head
 
 av = pytest.importorskip("av")
-
-SIZE = (96, 64)
-
-
-def pattern(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    pixels = np.full((size[1], size[0], 3), 40, np.uint8)
-    pixels[: size[1] // 2, : size[0] // 3] = (220, 60 + 10 * (index % 16), 30)
-    return pixels
-
-
-def video(path: Path, times=range(12), size=SIZE, codec="h264", rate=10) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
-        for index, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(pattern(index, size), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def decoded(path: Path) -> tuple[list[np.ndarray], list[float]]:
-    with av.open(str(path)) as container:
-        frames = list(container.decode(container.streams.video[0]))
-        assert len(container.streams) == 1
-        assert container.streams.video[0].codec_context.name == "h264"
-        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
-    return [frame.to_ndarray(format="rgb24") for frame in frames], [frame.time for frame in frames]
 
 
 @pytest.fixture
@@ -90,7 +61,7 @@ def test_odd_sizes_are_rounded_to_even(tmp_path, keep_aspect):
     summary = segment_video(
         source, tmp_path / "s.mp4", segmenter, overlay=tmp_path / "o.mp4", progress=False
     )
-    assert (summary.size, summary.frames) == ((50, 36), 3)
+    assert (summary.size, summary.frames) == ((51, 37), 3)
     for name in ("s.mp4", "o.mp4"):
         assert [frame.shape for frame in decoded(tmp_path / name)[0]] == [(36, 50, 3)] * 3
 
@@ -116,12 +87,7 @@ def test_constant_saliency_keeps_its_level(tmp_path, share):
 
 def test_rotation_is_undone(segmenter, tmp_path):
     source = video(tmp_path / "in.mp4", range(2))
-    data = bytearray(source.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40
-    one, zero, minus = (value.to_bytes(4, "big", signed=True) for value in (65536, 0, -65536))
-    assert data[matrix : matrix + 20] == one + zero * 3 + one
-    data[matrix : matrix + 20] = zero + one + zero + minus + zero  # a quarter turn clockwise
-    source.write_bytes(data)
+    turned(source)
     overlay = tmp_path / "overlay.mp4"
     summary = segment_video(source, tmp_path / "s.mp4", segmenter, overlay=overlay, progress=False)
     assert (summary.size, summary.rotation) == ((64, 96), -90)

@@ -20,7 +20,7 @@ from importlib.machinery import PathFinder
 class Core(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        missing = {(*EXTRAS, "pycocotools", "av", "ray", "cupy")!r}
+        missing = {(*EXTRAS, "pycocotools", "av", "onnxscript", "ray", "cupy")!r}
         return None if name.split(".")[0] in missing else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Core
@@ -102,6 +102,21 @@ def test_a_missing_extra_is_one_sentence(
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"selfment {words[0]}: {sentence}"
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_extra_of_an_export(photos: Path) -> None:
+    code = """
+from selfment import PatchHead
+from selfment.models.head import HeadInfo, save_head
+save_head("head", PatchHead(384), HeadInfo("classic"))
+"""
+    words = ("export", "--head", "head", "--out", "model.onnx")
+    done = run(code + command(*words), photos)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "selfment export: an ONNX file needs onnxscript, which is missing here: "
+        'pip install "selfment[onnx]"\n'
+    )
 
 
 def test_scores_of_the_paper_need_no_extra(photos: Path) -> None:

@@ -15,7 +15,18 @@ from helpers import processes
 
 PACKAGE = Path(selfment.__file__).parent
 OPTIONAL = {
-    *("av", "cv2", "huggingface_hub", "kornia", "py_sod_metrics", "pycocotools", "ray", "skimage"),
+    *(
+        "av",
+        "cv2",
+        "huggingface_hub",
+        "kornia",
+        "onnxruntime",
+        "onnxscript",
+        "py_sod_metrics",
+        "pycocotools",
+        "ray",
+        "skimage",
+    ),
     *("sklearn", "tensorboard", "timm", "torchvision"),
 }
 
