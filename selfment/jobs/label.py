@@ -44,6 +44,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..backbones.files import FeatureFiles
 from ..core import options as params
 from ..core.label import PseudoLabels
 from ..core.objects import Objects
@@ -64,6 +65,7 @@ from ..models.video import VideoLabeler
 from ..util.files import output_path, printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
+from .features import check_images, read_features
 from .folder import OutputFolder
 from .frames import frame_folder, has_frames
 from .names import and_more
@@ -114,7 +116,8 @@ def label_images(
 
     Args:
         images: From :func:`selfment.images.find_images`, or with videos from
-            :func:`selfment.jobs.find_inputs`.
+            :func:`selfment.jobs.find_inputs`; from :func:`selfment.jobs.features.find_features` for
+            a labeler of :class:`selfment.backbones.files.FeatureFiles`.
         out: The output folder; it is made if it is missing.
         labeler: Labels the images.
         overlays: Also write the images with their labels drawn on them.
@@ -139,6 +142,9 @@ def label_images(
         ImportError: If a format, ``refine`` or a video needs a library that is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
+    if isinstance(labeler.described, FeatureFiles):
+        others = set(formats) - {"png", "fiedler"}
+        check_images(images, overlays=overlays, refine=refine, report=report, formats=others)
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     if report is not None:
         is_file = not output_path("report", report).is_dir()
@@ -211,6 +217,8 @@ class LabelJob:
             params.choice("refine", method, refinement.METHODS)
         refinement.check_method(method)
         self._labeler = labeler
+        described = labeler.described
+        self._files = described if isinstance(described, FeatureFiles) else None
         self._steps = steps if any(steps.values()) else None
         self._windows = windows or WindowOptions()
         self._progress = progress
@@ -307,11 +315,15 @@ class LabelJob:
                 tqdm.write(printable(sentence), file=sys.stderr)
         _ = self._labeler.backbone
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Resizes and normalises an image."""
+    def prepare(self, task: Task) -> None:
+        """Reads an image, resizes and normalises it; or reads its features, which exist."""
+        if self._files is not None:
+            task.pixels, picture = read_features(task, self._files)
+        else:
+            picture = task.read_picture()
+            task.pixels = self._labeler.preprocess(picture)
         is_needed = self._steps or "overlay" in self._wanted
         task.picture = picture if is_needed else None
-        task.pixels = self._labeler.preprocess(picture)
 
     def compute(self, batch: Tensor) -> Sequence[Result]:
         """The label of each image of a batch."""
