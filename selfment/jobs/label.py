@@ -7,7 +7,8 @@ The files in the output folder, for ``sub/a.jpg``:
   16-bit numbers of the objects instead, 0 for none, which :func:`selfment.evaluate` does not score.
 - ``labels/sub/a.txt``, the boxes as YOLO reads them: a line "0 cx cy w h" for each object, in
   shares of the image's size, and no line if there are no objects. If the names of images differ in
-  their suffix alone, it belongs to the first.
+  their suffix alone, it belongs to the first. Or polygons: a line "0 x1 y1 x2 y2 ..." for each
+  object. ``images/sub/a.jpg``, ``images.txt`` and ``data.yaml``: see :mod:`selfment.jobs.yolo`.
 - ``annotations/sub/a.json``, the annotations, and ``annotations.json``, a COCO file composed at the
   end of each run from those of all images of the folder, sorted by path. A run that makes no
   annotations composes an existing file again, too, unless it is intact and no record has changed.
@@ -52,7 +53,7 @@ from ..images.load import ImageEntry
 from ..models.labeler import PseudoLabeler, one_by_one
 from ..util.files import printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
-from . import coco, exports
+from . import coco, exports, yolo
 from .folder import OutputFolder
 from .runner import run_job
 from .task import Task
@@ -60,7 +61,14 @@ from .task import Task
 Result = PseudoLabels | Objects
 
 # The fields of records that name the files of each format.
-_FORMAT_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes", "fiedler": "fiedler"}
+_FORMAT_FIELDS = {
+    "png": "mask",
+    "coco": "annotations",
+    "yolo": "boxes",
+    "yolo-seg": "boxes",
+    "fiedler": "fiedler",
+}
+_YOLO = {"yolo": exports.yolo_lines, "yolo-seg": exports.yolo_polygons}
 
 
 @dataclass
@@ -98,8 +106,8 @@ def label_images(
         out: The output folder; it is made if it is missing.
         labeler: Labels the images.
         overlays: Also write the images with their labels drawn on them.
-        formats: What to write: "png" for masks, "yolo" for boxes, "coco" for annotations,
-            "fiedler" for Fiedler vectors.
+        formats: What to write: "png" for masks, "yolo" for boxes or "yolo-seg" for polygons,
+            "coco" for annotations, "fiedler" for Fiedler vectors.
         refine: A method of :func:`selfment.refine_mask` for each mask, or for the mask of each
             object; where these overlap, the earlier object counts.
         fill_holes: Fill the holes of each mask.
@@ -119,11 +127,15 @@ def label_images(
     if "coco" in job.formats:
         coco.load_coco_masks()
         coco.check_coco(composed)
+    if job.yolo:
+        yolo.check_data_set(Path(out))
     folder = OutputFolder(out, job, shard)
 
     def compose(records: Iterable[Record]) -> None:
         if "coco" in job.formats or coco.is_coco(composed):
             coco.compose_annotations(folder, records)
+        if job.yolo or yolo.is_data_set(folder.path):
+            yolo.compose_data_set(folder, folder.records.all())
 
     run_job(job, folder, images, progress, compose)
     return LabelSummary(folder.done, folder.skipped, folder.failed)
@@ -136,8 +148,7 @@ class LabelJob:
     key = "name"
     verb = "label"
     unit = "image"
-    file_fields: tuple[str, ...] = (*_FORMAT_FIELDS.values(), "overlay")
-    file_settings: Mapping[str, tuple[str, Any]] = {}
+    file_fields: tuple[str, ...] = (*dict.fromkeys(_FORMAT_FIELDS.values()), "overlay")
 
     def __init__(
         self,
@@ -152,6 +163,10 @@ class LabelJob:
         if "fiedler" in self.formats:
             rule = "formats without 'fiedler' where the method has no Fiedler vector"
             params.require("formats", labeler.method.name, rule, labeler.method.has_vector)
+        both = self.formats >= set(_YOLO)
+        params.require("formats", formats, "without one of 'yolo' and 'yolo-seg'", not both)
+        self.yolo = next((name for name in _YOLO if name in self.formats), None)
+        self.file_settings: Mapping[str, tuple[str, Any]] = {"boxes": ("yolo", self.yolo)}
         method = steps.get("method")
         if method is not None:
             params.choice("refine", method, refinement.METHODS)
@@ -182,7 +197,7 @@ class LabelJob:
             "mask": name,
             "overlay": str("overlays" / path.with_suffix(".jpg")),
             "annotations": coco.annotation_file(name),
-            "boxes": str("labels" / path.with_suffix(".txt")),
+            "boxes": yolo.label_file(name),
             "fiedler": str("fiedler" / path.with_suffix(".jpg")),
         }
 
@@ -190,8 +205,8 @@ class LabelJob:
         self, image: str, files: Mapping[str, str]
     ) -> Mapping[str, Sequence[str]]:
         """Names of the boxes: programs look for those of sub/a.jpg in labels/sub/a.txt."""
-        expected = str("labels" / PurePosixPath(image).with_suffix(".txt"))
-        return {"boxes": (expected, files["boxes"], f"labels/{image}.txt")}
+        names = yolo.label_file(image), files["boxes"], yolo.label_file(f"{image}.txt")
+        return {"boxes": names}
 
     def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
         """True if the files can be read; only boxes may be empty, if there are no objects."""
@@ -238,7 +253,8 @@ class LabelJob:
                 picture = mask_image(instances, task.size)
             contents["mask"] = lambda file: picture.save(file, "PNG")
         if "boxes" in files:
-            text = exports.yolo_lines(instances).encode()
+            assert self.yolo is not None
+            text = _YOLO[self.yolo](instances).encode()
             contents["boxes"] = lambda file: file.write(text)
         if "annotations" in files:
             scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
