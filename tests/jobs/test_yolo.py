@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -216,7 +219,7 @@ def test_the_last_process_of_a_sharded_run_composes(photos_in, tmp_path):
     assert run([photos_in], tmp_path / "out", formats=["yolo"]) == LabelSummary(skipped=4)
 
 
-READERS = """
+ULTRALYTICS = """
 import json, sys
 from pathlib import Path
 from ultralytics.data.utils import check_det_dataset
@@ -224,26 +227,53 @@ from ultralytics.data.dataset import YOLODataset
 
 data = check_det_dataset(sys.argv[1])
 found = YOLODataset(data["train"], data=data, task=sys.argv[2], augment=False, imgsz=64)
-labels = {Path(one["im_file"]).name: (one["bboxes"].tolist(), len(one["segments"]))
+labels = {Path(one["im_file"]).name: (len(one["bboxes"]), len(one["segments"]))
           for one in found.labels}
 print(json.dumps([data["names"], labels]))
 """
+DATUMARO = """
+import json, sys
+from datumaro import Dataset
+
+found = {}
+for item in Dataset.import_from(sys.argv[1], sys.argv[2]):
+    found[item.id] = len(item.annotations), list(item.media.data.shape[:2])
+print(json.dumps(found))
+"""
+
+
+def read_by(library: str, code: str, folder: Path, *arguments: object) -> Any:
+    """What a program that uses a large library prints, as JSON."""
+    if find_spec(library) is None:
+        pytest.skip(f"needs {library}, which no extra installs: it brings OpenCV and many more")
+    home = folder / "home"
+    home.mkdir()
+    command = [sys.executable, "-c", code, *arguments]
+    env = {**os.environ, "YOLO_CONFIG_DIR": str(home), "HOME": str(home)}
+    return json.loads(processes.run(command, check=True, env=env).stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["detect", "segment"])
-def test_the_reader_of_ultralytics(photos_in, tmp_path, capsys, task):
-    pytest.importorskip("ultralytics", reason="needs ultralytics, which no extra installs")
-    import json
-
+@pytest.mark.parametrize(("task", "kind"), [("detect", "yolo"), ("segment", "yolo-seg")])
+def test_the_reader_of_ultralytics(photos_in, tmp_path, capsys, task, kind):
     out = tmp_path / "out"
-    label(capsys, photos_in, "--out", out, "--format", "yolo" if task == "detect" else "yolo-seg")
-    command = [sys.executable, "-c", READERS, out / "data.yaml", task]
-    done = processes.run(command, check=True, env={**os.environ, "YOLO_CONFIG_DIR": str(tmp_path)})
-    names, labels = json.loads(done.stdout.splitlines()[-1])
-    assert names == {"0": "object"}
-    assert set(labels) == {"a.jpg", "a.png.png", "b.jpg", "c.png"}
-    for boxes, segments in labels.values():
-        assert len(boxes) == 1
-        assert segments == (task == "segment")
-    shutil.rmtree(tmp_path / "Ultralytics", ignore_errors=True)
+    label(capsys, photos_in, "--out", out, "--format", kind)
+    found = read_by("ultralytics", ULTRALYTICS, tmp_path, out / "data.yaml", task)
+    counts = [1, int(task == "segment")]
+    names = ("a.jpg", "a.png.png", "b.jpg", "c.png")
+    assert found == [{"0": "object"}, dict.fromkeys(names, counts)]
+
+
+@pytest.mark.slow
+def test_the_readers_of_datumaro(photos_in, tmp_path, capsys):
+    out = tmp_path / "out"
+    label(capsys, photos_in, "--out", out, "--format", "yolo,coco")
+    found = read_by("datumaro", DATUMARO, tmp_path, out, "yolo")
+    assert sorted(found) == ["a", "a.png", "b", "c"]
+    assert list(found.values()) == [[1, [30, 50]]] * 4
+    (tmp_path / "set/annotations").mkdir(parents=True)
+    (tmp_path / "set/annotations/instances_train.json").symlink_to(out / "annotations.json")
+    (tmp_path / "set/images").symlink_to(photos_in)
+    shutil.rmtree(tmp_path / "home")
+    found = read_by("datumaro", DATUMARO, tmp_path, tmp_path / "set", "coco")
+    assert list(found.values()) == [[1, [30, 50]]] * 4
