@@ -237,7 +237,8 @@ from datumaro import Dataset
 
 found = {}
 for item in Dataset.import_from(sys.argv[1], sys.argv[2]):
-    found[item.id] = len(item.annotations), list(item.media.data.shape[:2])
+    kinds = sorted(one.type.name for one in item.annotations)
+    found[item.id] = kinds, list(item.media.data.shape[:2])
 print(json.dumps(found))
 """
 
@@ -270,7 +271,7 @@ def test_the_readers_of_datumaro(photos_in, tmp_path, capsys):
     label(capsys, photos_in, "--out", out, "--format", "yolo")
     found = read_by("datumaro", DATUMARO, tmp_path, out, "yolo")
     assert sorted(found) == ["a", "a.png", "b", "c"]
-    assert list(found.values()) == [[1, [30, 50]]] * 4
+    assert list(found.values()) == [[["bbox"], [30, 50]]] * 4
     (photos_in / "a.png").unlink()  # its reader of COCO tells images by their stems
     label(capsys, photos_in, "--out", out, "--format", "coco")
     (tmp_path / "set/annotations").mkdir(parents=True)
@@ -278,4 +279,4 @@ def test_the_readers_of_datumaro(photos_in, tmp_path, capsys):
     (tmp_path / "set/images").symlink_to(photos_in)
     shutil.rmtree(tmp_path / "home")
     found = read_by("datumaro", DATUMARO, tmp_path, tmp_path / "set", "coco")
-    assert list(found.values()) == [[1, [30, 50]]] * 3
+    assert list(found.values()) == [[["bbox", "mask"], [30, 50]]] * 3
