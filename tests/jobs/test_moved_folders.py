@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from PIL import Image
 from helpers.commands import call
 from helpers.pictures import picture, pictures
 from helpers.training import run
-from selfment import PseudoLabeler
+from selfment import PseudoLabeler, PseudoLabels
 from selfment.evaluation.pairs import match
 from selfment.images import suffixes as _suffixes
 from selfment.images.load import ImageError, find_images, load_image
@@ -348,7 +349,7 @@ def test_a_row_of_one_image(photos_in, column):
         row = labeler({column: entry, "id": 3})
         assert row["id"] == 3
         expected = labeler(value)
-        for name in vars(expected):
+        for name in (field.name for field in dataclasses.fields(PseudoLabels)):
             assert np.array_equal(row[name], getattr(expected, name).numpy(), equal_nan=True), name
 
 
