@@ -136,7 +136,8 @@ def label_images(
     Raises:
         ValueError: If ``out`` cannot be written, or a file would replace an input, or there are
             videos, and the labeler's method is not :class:`selfment.methods.Selfment`.
-        ImportError: If a format, ``refine`` or a video needs a library that is missing.
+        ImportError: If a format or ``refine`` needs a library that is missing, or there are only
+            videos, and PyAV is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
@@ -293,9 +294,10 @@ class LabelJob:
         return True
 
     def load(self, tasks: Sequence[Task]) -> None:
-        """Loads the backbone, and PyAV for videos; says which formats videos do not have."""
+        """Loads the backbone, and PyAV for videos alone; says which formats videos do not have."""
         if videos := [task for task in tasks if is_video(task.path)]:
-            load_av()
+            if len(videos) == len(tasks):
+                load_av()
             if missing := sorted(self.formats - {"png"}):
                 sentence = (
                     f"videos have masks alone, so that nothing is written as {' or '.join(missing)}"

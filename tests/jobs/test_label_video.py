@@ -318,7 +318,10 @@ def test_without_pyav_there_is_one_sentence(tmp_path, capsys, monkeypatch):
     assert code == 2
     assert 'a video needs PyAV, which is missing here: pip install "selfment[video]"' in err
     picture(tmp_path / "photo.png")
-    assert label(capsys, tmp_path / "photo.png", "--out", tmp_path / "out")[0] == 0
+    code, err = label(capsys, tmp_path / "photo.png", source, "--out", tmp_path / "out")
+    assert code == 1
+    assert f"cannot label {source}: a video needs PyAV" in err
+    assert "1 labelled, 0 already done, 1 failed" in err
 
 
 def test_results_are_no_inputs_of_the_next_run(tmp_path, capsys):
