@@ -30,7 +30,6 @@ which damage is noticed.
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +45,6 @@ from tqdm import tqdm
 
 from ..backbones.files import FeatureFiles
 from ..core import options as params
-from ..core.label import PseudoLabels
 from ..core.objects import Objects
 from ..core.options import WindowOptions
 from ..images import refine as refinement
@@ -71,10 +69,9 @@ from .frames import frame_folder, has_frames
 from .names import and_more
 from .report import ReportSummary, report_labels
 from .runner import run_job
+from .statistics import Result, statistics
 from .task import Task
 from .video import label_video
-
-Result = PseudoLabels | Objects
 
 # The fields of records that name the files of each format.
 _FORMAT_FIELDS = {"png": "mask", "coco": "annotations", "yolo": "boxes", "fiedler": "fiedler"}
@@ -366,7 +363,7 @@ class LabelJob:
             contents["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
         for field, write in contents.items():
             write_atomically(files[field], write)
-        return {"instances": len(exports.boxes(instances)), **_statistics(result)}
+        return {"instances": len(exports.boxes(instances)), **statistics(result)}
 
     def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
         """The function that labels a video; None for an image."""
@@ -383,23 +380,3 @@ class LabelJob:
             progress=self._progress,
         )
         return labelled.record()
-
-
-def _statistics(result: Result) -> Record:
-    """The fields of a record with the numbers of a label; None where one is not finite."""
-    if isinstance(result, Objects):
-        return {
-            "objects": len(result.masks),
-            "eigenvalues": result.eigenvalues.tolist(),
-            "separations": result.separations.tolist(),
-            "foreground": float((result.instances > 0).float().mean()),
-        }
-    record: Record = {}
-    for name in ("eigenvalue", "gap", "residual", "separation", "confidence", "tau"):
-        value = float(getattr(result, name))
-        record[name] = value if math.isfinite(value) else None
-    for name in ("lanczos_iters", "ipo_iters"):
-        record[name] = int(getattr(result, name))
-    record["rejected"] = bool(result.rejected)
-    record["foreground"] = float(result.mask.float().mean())
-    return record
