@@ -251,3 +251,19 @@ class OutputFolder:
         location = {"path": task.path, "mtime_ns": task.mtime_ns}
         if any(record.get(name) != value for name, value in location.items()):
             self.records.add({**record, **location})
+
+
+def with_valid_file(record: Record, field: str) -> Record:
+    """Returns a record; after an error, with the file of an earlier result that is still valid.
+
+    ``field``: the field of the record that names the file; None there if it is not valid.
+    """
+    if record.get("error") is None:
+        return record
+    last = record.get("last") or {}
+    is_valid = last.get("settings") and all(
+        last.get(name) == record.get(name) for name in ("bytes", "mtime_ns")
+    )
+    if not is_valid:
+        return {**record, field: None}
+    return {**record, field: last.get(field), "settings": last["settings"]}
