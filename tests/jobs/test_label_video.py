@@ -303,10 +303,9 @@ def test_other_formats_are_for_images_and_that_is_said(tmp_path, capsys):
     code, err = label(capsys, folder, "--out", out, "--format", "yolo,coco", "--no-frames")
     assert code == 0
     assert "nothing is written as coco or yolo for a.mp4 and 1 more" in err
-    assert files_in(out) == [
-        *("a.mp4", "annotations.json", "annotations/photo.json"),
-        *("b.mp4", "labels.jsonl", "labels/photo.txt"),
-    ]
+    files = files_in(out)
+    assert {"annotations/photo.json", "labels/photo.txt"} < set(files)
+    assert [name for name in files if Path(name).stem in ("a", "b")] == ["a.mp4", "b.mp4"]
     composed = json.loads((out / "annotations.json").read_text())
     assert [image["file_name"] for image in composed["images"]] == ["photo.png"]
 
