@@ -110,7 +110,8 @@ def label_images(
     Raises:
         ValueError: If ``out`` cannot be written, or a file would replace an input, or there are
             videos, and the labeler's method is not :class:`selfment.methods.Selfment`.
-        ImportError: If a format, ``refine`` or a video needs a library that is missing.
+        ImportError: If a format or ``refine`` needs a library that is missing, or there are only
+            videos, and PyAV is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
     if isinstance(labeler.described, FeatureFiles):

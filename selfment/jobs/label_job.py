@@ -194,9 +194,10 @@ class LabelJob:
         return True
 
     def load(self, tasks: Sequence[Task]) -> None:
-        """Loads the backbone, and PyAV for videos; says which formats videos do not have."""
+        """Loads the backbone, and PyAV for videos alone; says which formats videos do not have."""
         if videos := [task for task in tasks if is_video(task.path)]:
-            load_av()
+            if len(videos) == len(tasks):
+                load_av()
             if missing := sorted(self.formats - {"png"}):
                 sentence = (
                     f"videos have masks alone, so that nothing is written as {' or '.join(missing)}"

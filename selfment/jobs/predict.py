@@ -87,7 +87,7 @@ def predict_images(
 
     Raises:
         ValueError: If ``out`` cannot be written, or a result would replace an input.
-        ImportError: If there are videos, but PyAV is missing.
+        ImportError: If there are only videos, and PyAV is missing.
         Exception: Whatever backbone and head raise when they cannot be loaded.
     """
     job = _PredictionJob(segmenter, overlays, binary, frames, progress)
@@ -179,9 +179,9 @@ class _PredictionJob:
         )
 
     def load(self, tasks: Sequence[Task]) -> None:
-        """Loads backbone and head, and PyAV for videos."""
+        """Loads backbone and head, and PyAV for videos alone."""
         self._segmenter.load()
-        if any(is_video(task.path) for task in tasks):
+        if all(is_video(task.path) for task in tasks):
             load_av()
 
     def prepare(self, task: Task) -> None:
