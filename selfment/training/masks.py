@@ -70,7 +70,7 @@ class MaskFolder:
     def is_other(self, entry: ImageEntry) -> bool:
         """True if another file than this image, of another length, has been labelled."""
         size = self.record(entry).get("bytes")
-        return size is not None and size != os.path.getsize(entry.path)
+        return size is not None and entry.path.is_file() and size != entry.path.stat().st_size
 
     def masks(self, entries: Sequence[ImageEntry]) -> list[Path | None]:
         """The mask of each image, None if there is none.
