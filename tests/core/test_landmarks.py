@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -316,8 +317,13 @@ def test_memory_maps_are_arrays_and_are_not_copied(mode: str, tmp_path: Path) ->
     features, grids = smooth(30, 40, 300, seed=8), [(15, 40), (15, 40)]
     wanted = selfment.joint_label(features, grids, landmarks=60)
     mapped = saved_map(tmp_path, features, mode)
-    with Largest() as largest:
-        label = selfment.joint_label(mapped, grids, landmarks=60)
+    tracemalloc.start()  # notes the memory of numpy
+    try:
+        with Largest() as largest:
+            label = selfment.joint_label(mapped, grids, landmarks=60)
+        assert tracemalloc.get_traced_memory()[1] < features.nbytes / 2
+    finally:
+        tracemalloc.stop()
     assert_same(label, wanted)
     assert np.array_equal(np.load(tmp_path / "features.npy"), features.numpy())
     # The rows of 60 landmarks and of those that are checked: here nearly all of 1,200 are.
@@ -374,6 +380,14 @@ def test_any_number_of_landmarks_has_finite_results(name: str, count: int) -> No
         assert 0 <= label.angle.item() <= 90
 
 
+@QUIET
+def test_a_value_that_no_eigenvalue_has_is_not_chosen() -> None:
+    """Some combination is nearly constant at these four landmarks, and only there."""
+    features, grid = CASES["large"]
+    label = selfment.joint_label(features, [grid], landmarks=4)
+    assert 0.1 < label.eigenvalue.item() < 0.9
+
+
 def test_too_few_landmarks_say_so() -> None:
     features, grids = frames_of(smooth, *[(20, 20)] * 6)
     with pytest.warns(RuntimeWarning, match="30 landmarks do not determine the eigenvector"):
@@ -381,6 +395,7 @@ def test_too_few_landmarks_say_so() -> None:
     assert label.angle.item() == 90
 
 
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("bad", [0, 99, 299])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_named(bad: int, value: float) -> None:
