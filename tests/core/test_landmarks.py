@@ -317,10 +317,11 @@ def test_memory_maps_are_arrays_and_are_not_copied(mode: str, tmp_path: Path) ->
     features, grids = smooth(30, 40, 300, seed=8), [(15, 40), (15, 40)]
     wanted = selfment.joint_label(features, grids, landmarks=60)
     mapped = saved_map(tmp_path, features, mode)
+    with Largest() as largest:
+        selfment.joint_label(mapped, grids, landmarks=60)
     tracemalloc.start()  # notes the memory of numpy
     try:
-        with Largest() as largest:
-            label = selfment.joint_label(mapped, grids, landmarks=60)
+        label = selfment.joint_label(mapped, grids, landmarks=60)
         assert tracemalloc.get_traced_memory()[1] < features.nbytes / 2
     finally:
         tracemalloc.stop()
