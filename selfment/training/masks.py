@@ -17,7 +17,7 @@ from ..core.arrays import Grid
 from ..evaluation.pairs import by_stem, find_suffix
 from ..images.load import ImageEntry, ImageError
 from ..images.maps import read_truth
-from ..jobs.label import LabelJob
+from ..jobs.label_job import LabelJob
 from ..jobs.records import StoredRecords
 from ..util.distributed import world
 from ..util.files import RealPaths, nfc, sha256_of
