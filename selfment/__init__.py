@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .core.label import PseudoLabels, pseudo_label
     from .core.ncut import ncut
     from .core.objects import Objects, multi_label
-    from .core.options import CutOptions, IpoOptions
+    from .core.options import CutOptions, IpoOptions, WindowOptions
     from .core.regions import regions
     from .evaluation.folders import evaluate
     from .evaluation.scores import Evaluator
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .models.head import PatchHead
     from .models.labeler import PseudoLabeler
     from .models.segmenter import Segmenter
+    from .models.video import VideoLabeler
 
 __all__ = [
     "CutOptions",
@@ -38,6 +39,8 @@ __all__ = [
     "PseudoLabeler",
     "PseudoLabels",
     "Segmenter",
+    "VideoLabeler",
+    "WindowOptions",
     "affinity",
     "evaluate",
     "ipo",
@@ -65,6 +68,8 @@ _MODULES = {
     "PseudoLabeler": "models.labeler",
     "PseudoLabels": "core.label",
     "Segmenter": "models.segmenter",
+    "VideoLabeler": "models.video",
+    "WindowOptions": "core.options",
     "affinity": "core.graph",
     "evaluate": "evaluation.folders",
     "ipo": "core.ipo",

@@ -96,6 +96,26 @@ class Backbone(ABC):
         self.grid(size)
         return self._standardised(resize(image, (size, size)))
 
+    def fitted_size(self, size: tuple[int, int], longest: int) -> tuple[int, int]:
+        """Returns the (height, width) in whole patches of an image of ``size`` (width, height).
+
+        The longer side is ``longest``; the shorter is the multiple of the patch size that is
+        nearest to the aspect ratio. Raises ``ValueError`` unless ``longest`` is such a multiple.
+        """
+        self.grid(longest)
+        patches = longest // self.patch_size
+        shares = (side / max(size) for side in size)
+        width, height = (max(1, round(patches * share)) * self.patch_size for share in shares)
+        return height, width
+
+    def preprocess_fitted(self, image: Image.Image, longest: int) -> Tensor:
+        """Resizes an RGB image to its :meth:`fitted_size`, and standardises it.
+
+        Returns (3, H, W) float32.
+        """
+        height, width = self.fitted_size(image.size, longest)
+        return self._standardised(resize(image, (width, height)))
+
     def preprocess_whole(self, image: Image.Image, size: int) -> tuple[Tensor, tuple[int, int]]:
         """Resizes an RGB image in its aspect ratio, pads and standardises it.
 

@@ -14,7 +14,8 @@ from .. import __version__
 
 #: The commands: their modules here, and what they do. A module is imported when it is needed.
 COMMANDS = {
-    "label": ("label", "write a mask for each image"),
+    "label": ("label", "write a mask for each image and each frame of a video"),
+    "report": ("report", "write a page to look through labels"),
     "train": ("train", "train a segmentation head on pseudo-labels"),
     "predict": ("predict", "write the saliency of images and videos"),
     "export": ("export", "write a head and its backbone as one file that runs without selfment"),

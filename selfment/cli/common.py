@@ -18,6 +18,7 @@ from ..core.options import RECOMMENDED_MIN_CONFIDENCE, CutOptions
 from .choices import DTYPES, FEATURES, METHODS, POSITIONS
 
 if TYPE_CHECKING:
+    from ..backbones.files import FeatureFiles
     from ..images.load import ImageEntries
     from ..methods import Method
     from ..models.labeler import PseudoLabeler
@@ -28,14 +29,21 @@ _CUT = CutOptions()
 
 
 def add_images(
-    parser: argparse.ArgumentParser, verb: str, several: str = "", several_taus: bool = False
+    parser: argparse.ArgumentParser,
+    verb: str,
+    several: str = "",
+    several_taus: bool = False,
+    kinds: str = "images",
 ) -> None:
     """Adds the images to ``verb``, and all that their labels depend on.
 
     ``several``: more words on the default backbone. ``several_taus``: see :func:`add_cut`.
+    ``kinds``: of inputs, in words.
     """
     add = parser.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="images, folders (searched recursively), globs")
+    add(
+        "inputs", nargs="*", metavar="INPUT", help=f"{kinds}, folders (searched recursively), globs"
+    )
     add("--samples", action="store_true", help=f"{verb} the photographs that scikit-image ships")
     add_backbone(parser, f"classic{several}")
     add_cut(parser, several_taus)
@@ -50,7 +58,8 @@ def add_backbone(
     Args:
         parser: receives the options.
         default: the words for the default backbone.
-        trained: the words for the default features and positions, if a head decides on them.
+        trained: the words for the default features, positions and aspect ratio, if a head decides
+            on them.
         side: the default size; None for a command with a ``--size`` of its own.
     """
     add = parser.add_argument_group("backbone").add_argument
@@ -69,9 +78,18 @@ def add_backbone(
         choices=POSITIONS,
         help=f"{whose} ({trained or 'authors'})",
     )
-    if side is not None:
-        size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
-        add("--size", type=int, metavar="S", help=size)
+    if side is None:
+        return
+    size = f"side the image is resized to ({side}, or the nearest multiple of the patch size)"
+    add("--size", type=int, metavar="S", help=size)
+    shorter = "padded to whole patches" if trained else "the nearest multiple of the patch size"
+    add(
+        "--keep-aspect",
+        action=argparse.BooleanOptionalAction,
+        default=None if trained else False,
+        help=f"keep the aspect ratio: the longer side is S, the shorter {shorter}"
+        f" ({trained or 'no'})",
+    )
 
 
 def add_head(parser: argparse.ArgumentParser, side: int | None) -> None:
@@ -131,6 +149,16 @@ def add_method(parser: argparse._ActionsContainer) -> None:
     add("--method", default="selfment", choices=METHODS, help="how to label (%(default)s)")
 
 
+def add_frames(parser: argparse._ActionsContainer, what: str, default: bool) -> None:
+    """Adds the option that writes the frames of videos as PNG files."""
+    usual = "done" if default else "not done"
+    words = (
+        f"also write the {what} of a video as PNG files, one for each frame ({usual} by default)"
+    )
+    action = argparse.BooleanOptionalAction
+    parser.add_argument("--frames", action=action, default=default, help=words)
+
+
 def names_of(*choices: str) -> Callable[[str], list[str]]:
     """Returns an argument type: names with commas between them, from ``choices`` if given."""
 
@@ -156,8 +184,13 @@ def _taus(text: str) -> list[float | str]:
     return [_tau(part) for part in text.split(",")]
 
 
-def images_of(arguments: argparse.Namespace) -> ImageEntries:
-    """Returns the images that the arguments name; sets the number of threads, too."""
+def images_of(
+    arguments: argparse.Namespace, find: Callable[..., ImageEntries] | None = None
+) -> ImageEntries:
+    """Returns the inputs that the arguments name; sets the number of threads, too.
+
+    ``find``: searches the inputs; by default :func:`selfment.images.find_images`.
+    """
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     from ..core import native
@@ -167,11 +200,14 @@ def images_of(arguments: argparse.Namespace) -> ImageEntries:
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     if arguments.samples:
         return sample_images()
-    return find_images(arguments.inputs, out=arguments.out)
+    return (find or find_images)(arguments.inputs, out=arguments.out)
 
 
-def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
-    """Returns the labeler that the arguments describe; prints the note of its backbone."""
+def labeler_of(arguments: argparse.Namespace, files: FeatureFiles | None = None) -> PseudoLabeler:
+    """Returns the labeler that the arguments describe; prints the note of its backbone.
+
+    ``files``: the backbone instead of the arguments, if features are read from files.
+    """
     from ..methods import METHODS, MultiObject, Selfment
     from ..models.labeler import PseudoLabeler
 
@@ -181,7 +217,10 @@ def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
         if kind is not Selfment:
             raise ValueError(f"`objects` is no option of the method {kind.name!r}")
         kind = MultiObject
-    labeler = PseudoLabeler(**model_options(arguments), method=make_method(kind, options))
+    model = model_options(arguments)
+    if files is not None:
+        model = {"backbone": files, "size": max(files.shape), "batch_size": arguments.batch}
+    labeler = PseudoLabeler(**model, method=make_method(kind, options))
     if labeler.note:
         print(labeler.note, file=sys.stderr)
     return labeler
@@ -197,6 +236,7 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "dtype": arguments.dtype,
         "positions": arguments.positions,
+        "keep_aspect": arguments.keep_aspect,
         "batch_size": arguments.batch,
     }
 

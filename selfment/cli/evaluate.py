@@ -29,6 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--latex", metavar="F", help="also write the scores as a LaTeX table")
     add("--report", metavar="F.html", help="also write a page with curves and pictures")
     add("--images", metavar="DIR", help="folder of the photographs, for the page")
+    most = "put the pictures of so many images in the page (%(default)s)"
+    add("--pictures", type=int, default=200, metavar="N", help=most)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,7 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
         if path is not None:
             report.save(path, name)
     if arguments.report is not None:
-        write_html(report, arguments.report, images=arguments.images)
+        page = write_html(
+            report, arguments.report, images=arguments.images, pictures=arguments.pictures
+        )
+        if page.remark:
+            print(page.remark, file=sys.stderr)
     for sentence in report.failed:
         print(f"selfment eval: {sentence}", file=sys.stderr)
     return 1 if report.failed else 0

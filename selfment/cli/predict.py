@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .common import add_head, add_run, set_threads, terminable
+from .common import add_frames, add_head, add_run, set_threads, terminable
 
 EXAMPLES = """\
 selfment predict photos/ clip.mp4 --head run/head --out saliency --overlay
@@ -20,12 +20,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
     add_head(parser, side=1536)
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
-    aspect = "make the longer side S instead, and leave the aspect ratio as it is"
-    add("--keep-aspect", action="store_true", help=aspect)
-    files = parser.add_argument_group("files").add_argument
-    files("--overlay", action="store_true", help="also draw the saliency on the image")
+    group = parser.add_argument_group("files")
+    files = group.add_argument
+    files("--overlay", action="store_true", help="also draw the mask above T (0.5) on the image")
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
     files("--binary", type=float, metavar="T", help=mask)
+    add_frames(group, "saliency and masks", default=False)
     add_run(parser)
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
 
@@ -60,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             segmenter,
             overlays=arguments.overlay,
             binary=arguments.binary,
+            frames=arguments.frames,
             shard=distributed.world(),
         )
     counts = f"{summary.predicted} segmented, {summary.skipped} already done"

@@ -1,4 +1,4 @@
-"""``selfment train``: a segmentation head, trained on pseudo-labels."""
+"""``selfment train``: a segmentation head, trained on pseudo-labels or on masks that exist."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import argparse
 import sys
 
 from ..core import options as params
+from ..core.options import CutOptions
 from .choices import DTYPES
-from .common import add_images, add_method, images_of, labeler_of
+from .common import add_images, add_method, images_of, labeler_of, method_options
 
 EXAMPLES = """\
 selfment train photos/ --out run --backbone vit_small_patch16_dinov3.lvd1689m
 selfment train photos/ --out run --epochs 10 --resume
+selfment train photos/ --out run --labels labels --only chosen.txt --drop-rejected
 """
 
 
@@ -21,6 +23,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="RUN", help=out)
     add_images(parser, "train on")
     add_method(parser.add_argument_group("method"))
+    group = parser.add_argument_group("labels that exist")
+    masks = "train on the masks in DIR, of selfment label or anybody's, instead of new labels"
+    group.add_argument("--labels", metavar="DIR", help=masks)
+    names = "train only on the images that the lines of this text file name"
+    group.add_argument("--only", metavar="FILE", help=names)
+    rejected = "leave out images that the labeler rejected (they count as all background)"
+    group.add_argument("--drop-rejected", action="store_true", help=rejected)
     add = parser.add_argument_group("training").add_argument
     often = "how often each image is trained on (as often as 3,000 steps take)"
     add("--epochs", type=int, metavar="N", help=often)
@@ -41,9 +50,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
+    from ..training.choice import read_names
     from ..training.run import train
     from ..util import distributed
 
+    _check_labels(arguments)
+    only = None if arguments.only is None else read_names(arguments.only)
     images = images_of(arguments)
     limit = arguments.cache_limit
     if limit is not None:
@@ -52,6 +64,9 @@ def run(arguments: argparse.Namespace) -> int:
         images,
         arguments.out,
         labeler_of(arguments),
+        labels=arguments.labels,
+        only=only,
+        drop_rejected=arguments.drop_rejected,
         epochs=arguments.epochs,
         max_images=arguments.max_images,
         lr=arguments.lr,
@@ -67,8 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0  # the first process speaks for all
     counts = f"trained on {summary.images} images, {summary.failed} failed"
     print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
-    if summary.empty:
-        print(f"images with labels without any foreground: {summary.empty}", file=sys.stderr)
+    for sentence in summary.sentences():
+        print(sentence, file=sys.stderr)
     print(
         f"the head agrees with its labels at IoU {summary.agreement:.2f}, "
         f"foreground {100 * summary.foreground:.0f} %",
@@ -82,3 +97,18 @@ def run(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if summary.failed or images.unlisted or summary.is_constant else 0
+
+
+def _check_labels(arguments: argparse.Namespace) -> None:
+    """Raises ``ValueError`` for options of a method where the labels are masks that exist."""
+    if arguments.labels is None:
+        return
+    options = method_options(arguments)
+    cut = vars(options.pop("cut", CutOptions()))
+    changed = [name for name, value in vars(CutOptions()).items() if cut[name] != value]
+    changed += [*options, *(["method"] if arguments.method != "selfment" else [])]
+    if changed:
+        raise ValueError(
+            f"`{changed[0]}` must be left alone with `labels`, which exist already: got "
+            f"{getattr(arguments, changed[0])!r}"
+        )

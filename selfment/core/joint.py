@@ -16,7 +16,7 @@ N^2 / 8 bytes, 0.3 GB for 50,000 patches, and in weighted mode 4 more for each e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from numbers import Real
 from typing import Any
 
@@ -64,10 +64,12 @@ def as_frames(
 ) -> tuple[Features, list[Grid]]:
     """Returns the checked features, and the grid of each frame whose patches are their rows.
 
-    ``features``: (N, d) with ``grid`` a list of (h, w), (B, N, d) with one (h, w), or (B, d, h, w).
-    Raises as :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that do
-    not fit the features.
+    ``features`` and ``grid``: see :func:`joint_label`. Raises as
+    :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that do not fit the
+    features.
     """
+    if isinstance(features, list | tuple):
+        return _from_list(features, grid, devices)
     checked = as_features(features, devices=devices)
     check_patches(checked.tensor.shape[:2].numel())
     listed = _is_list(grid)
@@ -93,6 +95,49 @@ def as_frames(
             f"got {patches} patches in {len(grids)} frames for N = {n}"
         )
     return checked, grids
+
+
+def _from_list(
+    features: Sequence[Any], grid: Any, devices: tuple[str, ...] | None
+) -> tuple[Features, list[Grid]]:
+    """Returns what :func:`as_frames` does, from (N_i, d) features of each frame."""
+    if not features:
+        raise ValueError("`features` must not be empty: got a list of no frames")
+    frames = [as_features(frame, devices=devices) for frame in features]
+    first = frames[0].tensor
+    grids = [as_grid(frame) for frame in grid] if _is_list(grid) else [as_grid(grid)] * len(frames)
+    if len(grids) != len(frames):
+        raise ValueError(
+            "`grid` must be one (h, w), or a list of one for each frame: "
+            f"got {len(grids)} for {len(frames)} frames"
+        )
+    for index, (frame, (h, w)) in enumerate(zip(frames, grids, strict=True)):
+        rows = frame.tensor
+        if frame.batched:
+            raise ValueError(
+                "`features` must be a list of (N, d), one for each frame: "
+                f"got shape {tuple(rows.shape)} for frame {index}"
+            )
+        if (rows.shape[2], rows.dtype, rows.device) != (first.shape[2], first.dtype, first.device):
+            raise ValueError(
+                "`features` must have one d, dtype and device in all frames: "
+                f"got {_described(first)} for frame 0 and {_described(rows)} for frame {index}"
+            )
+        if h * w != rows.shape[1]:
+            raise ValueError(
+                f"`grid` must satisfy h*w == N: got {(h, w)} for N = {rows.shape[1]} "
+                f"in frame {index}"
+            )
+    check_patches(sum(frame.tensor.shape[1] for frame in frames))
+    array_type = replace(frames[0].array_type, array=f"`features` of {len(frames)} frames")
+    with array_type.stream():
+        rows = torch.cat([frame.tensor for frame in frames], dim=1)
+    return Features(rows, None, False, array_type), grids
+
+
+def _described(rows: Tensor) -> str:
+    """Returns the words for the features of a frame in an error."""
+    return f"d = {rows.shape[2]}, {str(rows.dtype).removeprefix('torch.')} on {rows.device}"
 
 
 def _is_list(grid: Any) -> bool:
@@ -136,10 +181,11 @@ def joint_label(
     """Labels all frames by one cut through a graph of all their patches; see the module.
 
     Args:
-        features: patch features, (N, d) of all frames one after another, (B, N, d) or (B, d, h, w)
-            of B frames; kinds of arrays, dtypes and devices as in :func:`selfment.pseudo_label`.
-        grid: a list of (h, w), one for each frame, with (N, d) features; one (h, w) for all
-            frames with (B, N, d).
+        features: patch features: a list of (N_i, d), one for each frame, (N, d) of all frames one
+            after another, or (B, N, d) or (B, d, h, w) of B frames; kinds of arrays, dtypes and
+            devices as in :func:`selfment.pseudo_label`.
+        grid: (h, w) of the frames: a list of one for each frame with (N, d) features, one for all
+            frames with (B, N, d), and either with a list.
         tau: see :func:`selfment.pseudo_label`, also for the other options.
         eps: the affinity below ``tau``.
         graph: "binary" or "weighted".

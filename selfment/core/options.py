@@ -13,6 +13,7 @@ AUTO = "auto"  # tau: a threshold for each image, see threshold.py
 EPS = 1e-5
 IPO_ITERS = 20
 IPO_MIN_COUNT = 10
+WINDOW = 8  # frames of a video
 #: Rejects flat images and noise, and hardly any photograph: measured in docs/confidence.md.
 RECOMMENDED_MIN_CONFIDENCE = 0.25
 
@@ -120,6 +121,31 @@ class IpoOptions:
 
 
 NO_IPO = IpoOptions(iters=0)
+
+
+@dataclass(frozen=True)
+class WindowOptions:
+    """How many frames a cut extends over, and how many of them the next cut shares.
+
+    Raises ``ValueError`` for a value against its rule.
+    """
+
+    window: int = WINDOW  #: frames of a window; 1 labels each frame alone
+    overlap: int | None = None  #: frames that two windows share; None: a quarter of a window
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.window, int) and self.window >= 1
+        require("window", self.window, "an integer >= 1", whole)
+        if self.overlap is None:
+            object.__setattr__(self, "overlap", self.window // 4)
+        inside = isinstance(self.overlap, int) and 0 <= self.overlap < self.window
+        require("overlap", self.overlap, f"an integer >= 0 and < window = {self.window}", inside)
+
+    @property
+    def step(self) -> int:
+        """The frames that a window labels, and the window before does not."""
+        assert self.overlap is not None
+        return self.window - self.overlap
 
 
 def check_min_confidence(value: float) -> float:

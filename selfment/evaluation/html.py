@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from ..core import options as params
-from ..images.load import ImageError, load_image
-from ..images.maps import read_saliency, read_truth
-from ..util.files import write_atomically
+from ..util.files import output_path, write_atomically
+from ..util.html import page
 from .pairs import by_stem
+from .pictures import pictures_of, worst_first
 from .report import MEANINGS, ImageScores, Report
 from .tables import number
 
-_SIDE = 200  # pixels, of a picture's longer side at most
+#: The most images whose pictures are in a page, unless it is told otherwise.
+PICTURES = 200
+
 _BINS = 20  # of a histogram
-_COLOURS = {"paper": "#0b6bcb", "pysod": "#c4320a", "tokencut": "#2e7d32"}
 _NAMES = {"paper": "paper", "pysod": "PySODMetrics", "tokencut": "TokenCut"}
 _WIDTH, _HEIGHT, _LEFT, _BELOW = 380, 280, 44, 40  # of a plot and its margins, in pixels
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of scores, and how many images it shows."""
+
+    content: bytes  #: the HTML file
+    pictured: int  #: images whose pictures are in it
+    left_out: int  #: images whose pictures are not, although they have files
+
+    @property
+    def remark(self) -> str:
+        """A sentence on the pictures that were left out; empty if there are none."""
+        if not self.left_out:
+            return ""
+        whole = self.pictured + self.left_out
+        return (
+            f"the page has the pictures of {self.pictured:,} of {whole:,} images, the best and the "
+            f"worst; --pictures {whole} shows all"
+        )
 
 
 def write_html(
@@ -35,52 +54,73 @@ def write_html(
     *,
     images: str | os.PathLike[str] | None = None,
     gallery: int = 8,
-) -> None:
-    """Writes ``report`` to the HTML file ``path``, whole or not at all.
+    pictures: int = PICTURES,
+) -> Page:
+    """Writes ``report`` to the HTML file ``path``, whole or not at all; returns the page.
 
-    The page holds the scores, the curves, a histogram of each score, the ``gallery`` worst and the
-    ``gallery`` best images by the first score with ground truth and prediction, and a table of all
-    images that a click on a heading sorts. ``images``: a folder with photographs; a photograph of
-    the same path and stem is shown beside its prediction. Pictures are at most 200 pixels wide and
-    high, and are left out for scores of arrays. Raises ``ValueError`` for a ``gallery`` < 0, and
-    for ``images`` without an image or with two of one stem.
+    The page holds the scores, the curves, a histogram of each score, the worst and the best images
+    by the first score, and a table of all images that a click on a heading sorts. A row opens the
+    photograph, ground truth, prediction, and where they differ at a threshold that can be moved.
+
+    Args:
+        report: The scores of a data set.
+        path: The file.
+        images: A folder with the photographs; each has the path and stem of its ground truth.
+        gallery: How many of the worst images, and of the best, are shown above the table.
+        pictures: How many images have their pictures in the page, at most 200 pixels wide and high:
+            the best of the gallery, then the worst. Images of arrays have none.
+
+    Raises:
+        ValueError: ``gallery`` or ``pictures`` is < 0, or ``images`` has no image or two of a stem.
+        OSError: The file cannot be written.
     """
-    text = to_html(report, images=images, gallery=gallery)
-    # A file's name may hold bytes that are no text.
-    content = text.encode("utf-8", "replace")
-    write_atomically(Path(path), lambda file: file.write(content), durable=True)
+    made = make_page(report, images=images, gallery=gallery, pictures=pictures)
+    file = output_path("path", path)
+    write_atomically(file, lambda opened: opened.write(made.content), durable=True)
+    return made
 
 
-def to_html(
-    report: Report, *, images: str | os.PathLike[str] | None = None, gallery: int = 8
-) -> str:
-    """The text of the file that :func:`write_html` writes."""
-    whole = isinstance(gallery, int)
-    params.require("gallery", gallery, "an integer >= 0", whole and gallery >= 0)
+def make_page(
+    report: Report,
+    *,
+    images: str | os.PathLike[str] | None = None,
+    gallery: int = 8,
+    pictures: int = PICTURES,
+) -> Page:
+    """Returns the page that :func:`write_html` writes."""
+    for name, value in (("gallery", gallery), ("pictures", pictures)):
+        params.require(name, value, "an integer >= 0", isinstance(value, int) and value >= 0)
     photographs = {} if images is None else by_stem(images, "images")
+    places = worst_first(report)
+    shown = min(gallery, (len(places) + 1) // 2)
+    best = places[shown:][-shown:][::-1] if shown else []
+    chosen = {*best, *places[: max(0, pictures - len(best))]} if pictures >= len(best) else set()
+    items = [
+        {
+            "name": image.name,
+            "notes": image.notes,
+            "pictures": pictures_of(image, photographs.get(image.name)) if k in chosen else None,
+        }
+        for k, image in enumerate(report.images)
+    ]
+    made = Page(b"", len(chosen), len(places) - len(chosen))
     heading = escape(report.title)
-    notes = [*report.remarks, *report.failed]
+    notes = [*report.remarks, *report.failed, *filter(None, [made.remark])]
     parts = [
         f"<h1>Evaluation</h1><p>{heading[0].upper()}{heading[1:]}</p>",
         _scores(report),
         "".join(f'<p class="note">{escape(note)}</p>' for note in notes),
         _curves(report),
         _histograms(report),
-        _gallery(report, photographs, gallery),
+        _gallery(report, [k for k in places[:shown] if k in chosen], "Worst"),
+        _gallery(report, [k for k in best if k in chosen], "Best"),
         _table(report),
+        _DIALOG,
     ]
     body = "\n".join(part for part in parts if part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f"<title>Evaluation: {heading}</title><style>{_asset('report.css')}</style></head>\n"
-        f"<body>\n{body}\n<script>\n{_asset('report.js')}</script>\n</body></html>\n"
-    )
-
-
-def _asset(name: str) -> str:
-    """The text of a file beside this module."""
-    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+    assets = [Path(__file__).with_name(name) for name in ("report.css", "report.js")]
+    content = page(f"Evaluation: {report.title}", body, data=items, assets=assets)
+    return Page(content, made.pictured, made.left_out)
 
 
 def _scores(report: Report) -> str:
@@ -135,10 +175,9 @@ def _plot(
             for x, y in zip(xs, ys, strict=True)
             if math.isfinite(x) and math.isfinite(y)
         )
-        colour = _COLOURS[key]
         parts.append(
-            f'<polyline points="{points}" stroke="{colour}" class="line"/>'
-            f'<text x="{label}" y="32" fill="{colour}">{_NAMES[key]}</text>'
+            f'<polyline points="{points}" class="line {key}"/>'
+            f'<text x="{label}" y="32" class="{key}">{_NAMES[key]}</text>'
         )
         label += 20 + 7 * len(_NAMES[key])
     return _svg(_WIDTH, _HEIGHT, parts)
@@ -171,60 +210,47 @@ def _svg(width: int, height: int, parts: Sequence[str]) -> str:
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>'
 
 
-def _gallery(report: Report, photographs: Mapping[str, Path], count: int) -> str:
-    key = next(iter(report.scores))
-    shown = [image for image in report.images if image.prediction is not None]
-    shown = [image for image in shown if not math.isnan(image.scores[key])]
-    if not shown or not count:
+def _gallery(report: Report, places: Sequence[int], which: str) -> str:
+    """Buttons that open images; the script adds the pictures."""
+    if not places:
         return ""
-    sign = -1 if key == "MAE" else 1
-    shown.sort(key=lambda image: sign * image.scores[key])
-    count = min(count, (len(shown) + 1) // 2)
-    best = shown[count:][-count:][::-1]
-    parts = [f"<h2>Worst by {key}</h2>{_pictures(shown[:count], key, photographs)}"]
-    if best:
-        parts.append(f"<h2>Best by {key}</h2>{_pictures(best, key, photographs)}")
-    return "".join(parts)
-
-
-def _pictures(chosen: Sequence[ImageScores], key: str, photographs: Mapping[str, Path]) -> str:
-    figures = []
-    for image in chosen:
-        sources = [("image", photographs.get(image.name))]
-        sources += [("ground truth", image.truth), ("prediction", image.prediction)]
-        pictures = "".join(_picture(what, path) for what, path in sources if path is not None)
-        caption = f"{escape(image.name)} <b>{number(image.scores[key])}</b>"
-        figures.append(f"<figure><div>{pictures}</div><figcaption>{caption}</figcaption></figure>")
-    return f'<div class="row">{"".join(figures)}</div>'
-
-
-def _picture(what: str, path: Path) -> str:
-    try:
-        if what == "image":
-            picture = load_image(path)[0]
-        else:
-            read = read_truth if what == "ground truth" else read_saliency
-            picture = Image.fromarray(read(path)[0])
-    except ImageError:  # the file has changed since it was scored, or is no image
-        return f'<span class="none">{what} cannot be read</span>'
-    picture.thumbnail((_SIDE, _SIDE))
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img src="data:image/jpeg;base64,{data}" alt="{what}" title="{what}">'
+    key = next(iter(report.scores))
+    figures = "".join(
+        f'<button class="figure open" data-row="{k}" aria-haspopup="dialog"><span></span>'
+        f"{escape(report.images[k].name)} <b>{number(report.images[k].scores[key])}</b></button>"
+        for k in places
+    )
+    return f'<h2>{which} by {key}</h2><div class="row">{figures}</div>'
 
 
 def _table(report: Report) -> str:
     keys = ["name", *report.scores]
     headings = "".join(f"<th><button>{key}</button></th>" for key in keys)
-    rows = "\n".join(
-        f"<tr><td>{escape(image.name)}</td>"
-        + "".join(f"<td>{number(image.scores[key])}</td>" for key in report.scores)
-        + "</tr>"
-        for image in report.images
-    )
+    rows = "\n".join(_row(k, image, list(report.scores)) for k, image in enumerate(report.images))
     return (
-        "<h2>All images</h2><p>A click on a heading sorts.</p>"
+        "<h2>All images</h2><p>A click on a heading sorts, a click on a row opens the image.</p>"
         f'<div class="wide"><table id="images"><thead><tr>{headings}</tr></thead>'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
+
+
+def _row(place: int, image: ImageScores, keys: Sequence[str]) -> str:
+    cells = "".join(f"<td>{number(image.scores[key])}</td>" for key in keys)
+    name = f'<button class="open" aria-haspopup="dialog">{escape(image.name)}</button>'
+    return f'<tr data-row="{place}"><td>{name}</td>{cells}</tr>'
+
+
+_DIALOG = """<dialog id="image" aria-labelledby="image-name">
+<div class="top"><h2 id="image-name"></h2><span id="place"></span>
+<button id="previous">Previous <kbd>←</kbd></button><button id="next">Next <kbd>→</kbd></button>
+<form method="dialog"><button>Close <kbd>Esc</kbd></button></form></div>
+<p id="image-scores"></p><p id="image-notes" class="note"></p>
+<div id="panels" class="row">
+<figure><img id="photo" alt="photograph"><figcaption>photograph</figcaption></figure>
+<figure><img id="truth" alt="ground truth"><figcaption>ground truth</figcaption></figure>
+<figure><img id="prediction" alt="prediction"><figcaption>prediction</figcaption></figure>
+<figure><canvas id="overlay" role="img" aria-label="where they differ"></canvas>
+<figcaption><i class="found"></i>found <i class="missed"></i>missed <i class="wrong"></i>wrong
+</figcaption></figure></div>
+<p id="tune"><label>Threshold <input type="range" id="threshold" min="0" max="255" value="127">
+</label> <output id="at"></output></p></dialog>"""

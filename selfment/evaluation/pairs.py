@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..images.load import find_images
+from ..util.files import nfc
 from ..util.results import recorded_files
 from .datasets import split_stray
 from .tables import counted
 
 #: The ends of the names of predictions. Where a folder has both, the first one counts.
 SUFFIXES = ("_saliency", "_mask")
+_MASKS = ("gt", "labels")  # arguments that are folders of masks
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def match(
     truths = by_stem(gt, "gt", gt_suffix)
     files = files_by_stem(pred, "pred")
     if suffix is None:
-        suffix = _suffix(_predicted(pred, files), truths)
+        suffix = find_suffix(_predicted(pred, files), truths)
     chosen = {
         stem[: len(stem) - len(suffix)]: _only(alike, "pred")
         for stem, alike in files.items()
@@ -67,14 +68,15 @@ def by_stem(folder: str | os.PathLike[str], name: str, suffix: str = "") -> dict
 
     Args:
         folder: The folder to search.
-        name: Of the argument in an error. For "gt", JPEG masks with a lossless twin do not count.
+        name: Of the argument in an error. For "gt" and "labels", JPEG masks with a lossless twin do
+            not count.
         suffix: Only files whose stem ends so count; the keys are without it.
 
     Raises:
         ValueError: For a folder that does not exist, holds no such image, or two of one stem.
     """
     images = {
-        stem.removesuffix(suffix): _only(split_stray(files)[0] if name == "gt" else files, name)
+        stem.removesuffix(suffix): _only(split_stray(files)[0] if name in _MASKS else files, name)
         for stem, files in files_by_stem(folder, name).items()
         if stem.endswith(suffix)
     }
@@ -84,11 +86,6 @@ def by_stem(folder: str | os.PathLike[str], name: str, suffix: str = "") -> dict
             f"got {os.fspath(folder)!r}, which holds none"
         )
     return images
-
-
-def nfc(name: str) -> str:
-    """The name with composed letters: file systems differ in how they write an umlaut."""
-    return unicodedata.normalize("NFC", name)
 
 
 def check_complete(
@@ -161,20 +158,35 @@ def _is_suffixed(stem: str, truths: dict[str, Path]) -> bool:
     )
 
 
-def _suffix(files: dict[str, list[Path]], truths: dict[str, Path]) -> str:
-    """The suffix that the stems of the predictions have."""
+def find_suffix(
+    files: Collection[str],
+    stems: Container[str],
+    name: str = "pred",
+    order: Sequence[str] = SUFFIXES,
+) -> str:
+    """Finds out which suffix, "" for none, the stems of files have after those of their partners.
+
+    Args:
+        files: The stems of the files.
+        stems: The stems of their partners.
+        name: Of the argument in an error.
+        order: The suffixes. If files have several, the first one counts.
+
+    Raises:
+        ValueError: For files with and without a suffix.
+    """
     examples: dict[str, str] = {}
     for stem in files:
-        if stem in truths:
+        if stem in stems:
             examples.setdefault("", stem)
             continue
-        for suffix in SUFFIXES:
-            if stem.endswith(suffix) and stem.removesuffix(suffix) in truths:
+        for suffix in order:
+            if stem.endswith(suffix) and stem.removesuffix(suffix) in stems:
                 examples.setdefault(suffix, stem)
     if "" in examples and len(examples) > 1:
         got = " and ".join(repr(stem) for stem in examples.values())
-        raise ValueError(
-            f"`pred` must hold predictions of one kind: got {got}; name the `suffix` of those to "
-            "score, '' for none"
-        )
-    return next((suffix for suffix in SUFFIXES if suffix in examples), "")
+        kinds = "predictions" if name == "pred" else "masks"
+        remedy = "name the `suffix` of those to score, '' for none"
+        remedy = remedy if name == "pred" else "keep the others in another folder"
+        raise ValueError(f"`{name}` must hold {kinds} of one kind: got {got}; {remedy}")
+    return next((suffix for suffix in order if suffix in examples), "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,6 +47,7 @@ class ImageEntry:
     #: the image's relative path, with ``/``, unique in the set; records identify the image by it,
     #: wherever the set is. By default the file's name, in the same folder as the mask.
     name: str = ""
+    features: Path | None = None  #: the file with its patch features, if they exist, absolute
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -164,8 +166,24 @@ def load_image(image: ImageLike, *, least_side: int = 0) -> tuple[Image.Image, l
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
         why = _reason(error)
         if os.path.isfile(name) and is_taken(name, VIDEO_SUFFIXES):
-            why = "it is a video, which only `selfment predict` takes"
+            why = "it is a video, which `selfment label` and `selfment predict` take"
         raise ImageError(f"cannot read {name}: {why}") from error
+
+
+def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns (width, height) of an image file, upright, from its head alone if that suffices.
+
+    Raises :class:`ImageError`.
+    """
+    try:
+        with open_image(path) as opened:
+            width, height = opened.size
+            turned = False
+            with suppress(Exception):  # broken metadata count for nothing, as in :func:`upright`
+                turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+    except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
+        raise ImageError(f"cannot read {os.fspath(path)}: {_reason(error)}") from error
+    return (height, width) if turned else (width, height)
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,22 @@ def refine_mask(
     if fill_holes:
         refined = without_holes(refined)
     return largest(refined) if largest_component else refined
+
+
+def mask_at_size(
+    mask: Any,
+    size: tuple[int, int],
+    image: ImageLike | None = None,
+    steps: Mapping[str, Any] | None = None,
+) -> Bools:
+    """Returns an (h, w) bool mask as (H, W), for an image of the ``size`` (W, H).
+
+    ``steps`` are arguments of :func:`refine_mask`, which then needs the ``image``; without them the
+    mask is resized by nearest neighbour.
+    """
+    if steps is None or image is None:
+        return resize(as_mask(mask), size)
+    return refine_mask(mask, image, **steps)
 
 
 def bilateral_solver(

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from ..util.distributed import world
 from ..util.files import RealPaths, printable
 from ..util.results import record_file, recorded_files
-from .suffixes import is_taken, left_out
+from .suffixes import is_taken, is_video, left_out
 
 _SHOWN = 3  # at most so many names in a sentence
 
@@ -145,7 +145,9 @@ class Search:
 
     def _accepts(self, path: str, recorded: Collection[str]) -> bool:
         """Returns whether a file is in the search; otherwise remembers it for the report."""
-        if recorded and self._real(path) in recorded:
+        # A record names a folder of frames as a whole.
+        real = self._real(path)
+        if real in recorded or os.path.dirname(real) in recorded:
             self._results[path] = None
             return False
         if is_taken(path, self.suffixes):
@@ -207,18 +209,22 @@ class Search:
 
 
 def mask_names(names: Sequence[str]) -> list[str]:
-    """Returns a unique ``.png`` path for each of the unique relative ``names``."""
-    masks = [f"{os.path.splitext(name)[0]}.png" for name in names]
+    """Returns a unique path for each of the unique relative ``names``; ``.mp4`` for a video."""
+    masks = [f"{os.path.splitext(name)[0]}{_mask_suffix(name)}" for name in names]
     # A name with its suffix, "a.jpg.png", may equal the mask of "a.jpg.gif": repeat until unique.
     while True:
         counts = Counter(masks)
         unique = [
-            mask if counts[mask] == 1 else f"{name}.png"
+            mask if counts[mask] == 1 else f"{name}{_mask_suffix(name)}"
             for mask, name in zip(masks, names, strict=True)
         ]
         if unique == masks:
             return masks
         masks = unique
+
+
+def _mask_suffix(name: str) -> str:
+    return ".mp4" if is_video(name) else ".png"
 
 
 def _first_names(names: Collection[str]) -> str:

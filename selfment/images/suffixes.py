@@ -65,7 +65,12 @@ def is_taken(path: str, suffixes: Iterable[str]) -> bool:
     return suffix in suffixes and (suffix not in _TRANSPORT or _is_transport_stream(path))
 
 
-def suffix_of(path: str) -> str:
+def is_video(path: str | os.PathLike[str]) -> bool:
+    """Returns whether a file has the suffix of a video."""
+    return suffix_of(path) in VIDEO_SUFFIXES
+
+
+def suffix_of(path: str | os.PathLike[str]) -> str:
     """Returns the suffix of a file's name, in lower case."""
     return os.path.splitext(path)[1].lower()
 
@@ -110,7 +115,9 @@ def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
     if missing is not None:
         return missing
     if suffix in VIDEO_SUFFIXES and suffix not in (".ts", ".mts"):
-        return "a video, which only selfment predict takes"
+        return "a video, which selfment label and selfment predict take"
+    if suffix in (".npy", ".npz", ".safetensors"):
+        return "not pixels, but maybe patch features, which `selfment label` takes with --grid"
     if suffix in (".eps", ".ps"):
         return "PostScript is a program, which is not run"
     return None

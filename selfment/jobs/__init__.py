@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from ..images.video import VideoError
 from .label import label_images
 from .predict import find_inputs, predict_images
-from .video import VideoError, segment_video
+from .report import report_labels
+from .video import label_video, segment_video
 
-__all__ = ["VideoError", "find_inputs", "label_images", "predict_images", "segment_video"]
+__all__ = [
+    "VideoError",
+    "find_inputs",
+    "label_images",
+    "label_video",
+    "predict_images",
+    "report_labels",
+    "segment_video",
+]

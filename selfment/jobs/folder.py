@@ -23,6 +23,7 @@ from typing import Any
 from ..images.load import ImageEntry, ImageError
 from ..util.files import output_path, reason, remove_abandoned
 from ..util.lines import Record
+from .frames import remove_output
 from .identity import identify
 from .names import OutputNames
 from .records import Records
@@ -52,12 +53,11 @@ class OutputFolder:
                 f"({error.strerror or error})"
             ) from error
         self._spec = spec
-        settings = json.dumps(spec.settings, sort_keys=True)
-        self._settings = hashlib.sha256(settings.encode()).hexdigest()[:12]
         self._rank, self._world = shard
         self._is_cleaned = False
         self.images: set[str] = set()  #: all images of this run, as the records name them
         self.done = self.skipped = self.failed = 0  #: images of this process
+        self.outdated = 0  #: images of this process with results of other settings
 
     def plan(self, entries: Sequence[ImageEntry]) -> list[Task]:
         """The tasks left for this process; all images get their names, alike in each process.
@@ -78,6 +78,7 @@ class OutputFolder:
                 self._update_location(task, record)
             else:
                 tasks.append(task)
+                self.outdated += self._has_other_settings(task, record)
         if self._rank == 0:
             names.report()
         return tasks
@@ -87,7 +88,7 @@ class OutputFolder:
         if not self._is_current(record, task):
             return False
         files = {}
-        for field in self._spec.wanted:
+        for field in self._spec.wanted(task.name):
             file = record.get(field)
             if not file or not self._has_file_setting(record, field):
                 return False
@@ -96,6 +97,11 @@ class OutputFolder:
             return self._spec.are_intact(files, record)
         except OSError:
             return False
+
+    def _has_other_settings(self, task: Task, record: Record) -> bool:
+        """True if the record is of a result that was made with other settings."""
+        known = record.get("error") is None and record.get("settings") is not None
+        return known and record["settings"] != self._settings(task)
 
     def start(self, task: Task) -> None:
         """Records which files of an image are about to be written; call it before writing them.
@@ -115,8 +121,9 @@ class OutputFolder:
         last = {**earlier, **new}
         if not self._is_current(earlier, task):
             last["settings"] = None
-        if not all(self._has_file_setting(earlier, field) for field in new):
-            last.update(dict.fromkeys(name for name, _ in self._spec.file_settings.values()))
+        for field in new:
+            if not self._has_file_setting(earlier, field):
+                last[self._spec.file_settings[field][0]] = None
         error = "the run was interrupted"
         self._add(task, {self._spec.key: task.name, "error": error, "last": last})
 
@@ -134,13 +141,13 @@ class OutputFolder:
         kept: Record = {}
         for field, file in self._files(task).items():
             path = self.path / file
-            if field in self._spec.wanted or task.earlier.get(field) != file:
+            if field in self._spec.wanted(task.name) or task.earlier.get(field) != file:
                 continue
-            if path.is_file() or path.is_symlink():
+            if path.exists() or path.is_symlink():
                 if is_current and self._has_file_setting(task.earlier, field):
                     kept[field] = file
                 else:
-                    path.unlink()
+                    remove_output(path)
         for field, (setting, _) in self._spec.file_settings.items():
             if field in kept:
                 kept[setting] = task.earlier[setting]
@@ -187,12 +194,18 @@ class OutputFolder:
     def _wanted_files(self, task: Task) -> dict[str, str]:
         """The names of the files that this run makes of an image, by field."""
         files = self._files(task).items()
-        return {field: file for field, file in files if field in self._spec.wanted}
+        wanted = self._spec.wanted(task.name)
+        return {field: file for field, file in files if field in wanted}
+
+    def _settings(self, task: Task) -> str:
+        """The digest of the settings of a task, as its record has it."""
+        settings = json.dumps(self._spec.settings(task.name), sort_keys=True)
+        return hashlib.sha256(settings.encode()).hexdigest()[:12]
 
     def _is_current(self, record: Record, task: Task) -> bool:
         """True if a record has this run's settings and was made from the input as it is now."""
-        is_ours = record.get("error") is None and record.get("settings") == self._settings
-        return is_ours and task.matches(record)
+        is_ours = record.get("error") is None and record.get("settings") == self._settings(task)
+        return is_ours and task.matches(record) and task.has_features_of(record)
 
     def _has_file_setting(self, record: Record, field: str) -> bool:
         """True if a file has no setting of its own, or the record has the right value of it.
@@ -218,7 +231,7 @@ class OutputFolder:
         if record.get("error") is not None:
             last: Record = record.get("last") or {}
             return last
-        known = ("settings", *_INPUT_FIELDS, *self._output_fields())
+        known = ("settings", *_INPUT_FIELDS, "features", *self._output_fields())
         return {name: record[name] for name in known if record.get(name) is not None}
 
     def _output_fields(self) -> tuple[str, ...]:
@@ -227,15 +240,17 @@ class OutputFolder:
 
     def _add(self, task: Task, fields: Record) -> None:
         """Adds a record of the image, with the common fields and these."""
+        of_others = set(self._spec.file_fields) - set(self._files(task))
         common = {
             "image": task.image,
             **({} if task.twin is None else {"twin": task.twin}),
             self._spec.key: None,
-            **dict.fromkeys(self._output_fields()),
+            **{field: None for field in self._output_fields() if field not in of_others},
             "error": None,
             "notes": list(task.notes),
-            "settings": self._settings,
+            "settings": self._settings(task),
             **{name: getattr(task, name) for name in _INPUT_FIELDS},
+            **({} if task.features is None else {"features": task.features_record}),
         }
         self.records.add({**common, **fields})
 

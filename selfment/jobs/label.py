@@ -17,6 +17,12 @@ The files in the output folder, for ``sub/a.jpg``:
 - ``overlays/sub/a.jpg``, see :mod:`selfment.images.draw`.
 - ``labels.jsonl``, the records.
 
+For the video ``sub/b.mov``, whose frames are labelled together (:mod:`selfment.models.video`):
+
+- ``sub/b.mp4``, the mask as a video, see :func:`selfment.jobs.video.label_video`.
+- ``frames/sub/b/000000.png`` and so on, the mask of each frame at its own size.
+- ``overlays/sub/b.mp4``, the mask on the frames.
+
 A single mask counts as one object. The score of an object is 1 minus its eigenvalue, at least 0,
 and 0 if its method has no eigenvalue. Records and annotations end with the CRC-32 of the rest, by
 which damage is noticed.
@@ -24,60 +30,35 @@ which damage is noticed.
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from types import MappingProxyType
-from typing import IO, Any
+from pathlib import Path
 
-from PIL import Image
-from torch import Tensor
-from tqdm import tqdm
-
+from ..backbones.files import FeatureFiles
 from ..core import options as params
-from ..core.label import PseudoLabels
-from ..core.objects import Objects
-from ..images import refine as refinement
-from ..images.draw import (
-    label_image,
-    mask_image,
-    overlay,
-    overlay_instances,
-    vector_levels,
-)
+from ..core.options import WindowOptions
 from ..images.load import ImageEntry
-from ..models.labeler import PseudoLabeler, one_by_one
-from ..util.files import printable, reason, write_atomically
-from ..util.lines import Record, with_checksum
-from . import coco, exports, yolo
+from ..images.suffixes import is_video
+from ..models.labeler import PseudoLabeler
+from ..util.files import output_path
+from ..util.lines import Record
+from . import coco, yolo
+from .features import check_images
 from .folder import OutputFolder
+from .label_job import LabelJob
+from .report import ReportSummary, report_labels
 from .runner import run_job
-from .task import Task
-
-Result = PseudoLabels | Objects
-
-# The fields of records that name the files of each format.
-_FORMAT_FIELDS = {
-    "png": "mask",
-    "coco": "annotations",
-    "yolo": "boxes",
-    "yolo-seg": "boxes",
-    "fiedler": "fiedler",
-}
-_YOLO = {"yolo": exports.yolo_lines, "yolo-seg": exports.yolo_polygons}
 
 
 @dataclass
 class LabelSummary:
-    """Counts the images that a run labelled, skipped as already done, and failed to label."""
+    """Counts the inputs that a run labelled, skipped as already done, and failed to label."""
 
     labelled: int = 0
     skipped: int = 0
     failed: int = 0
+    report: ReportSummary | None = None  #: the page, if this process has written it
 
 
 def label_images(
@@ -90,10 +71,13 @@ def label_images(
     refine: str | None = None,
     fill_holes: bool = False,
     largest_component: bool = False,
+    report: str | os.PathLike[str] | None = None,
+    windows: WindowOptions | None = None,
+    frames: bool = True,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
 ) -> LabelSummary:
-    """Writes a mask for each image under ``out``, and a record for each in ``out/labels.jsonl``.
+    """Writes a mask for each image and video under ``out``, and a record in ``out/labels.jsonl``.
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since. Files that earlier runs made of the same label stay; if an image is labelled
@@ -102,7 +86,9 @@ def label_images(
     on, and the next one tries again.
 
     Args:
-        images: From :func:`selfment.images.find_images`.
+        images: From :func:`selfment.images.find_images`, or with videos from
+            :func:`selfment.jobs.find_inputs`; from :func:`selfment.jobs.features.find_features` for
+            a labeler of :class:`selfment.backbones.files.FeatureFiles`.
         out: The output folder; it is made if it is missing.
         labeler: Labels the images.
         overlays: Also write the images with their labels drawn on them.
@@ -112,17 +98,32 @@ def label_images(
             object; where these overlap, the earlier object counts.
         fill_holes: Fill the holes of each mask.
         largest_component: Keep the largest component of each mask.
+        report: Also write a page of all labels in the folder to this HTML file, at the end of the
+            run, see :mod:`selfment.jobs.report`. Fiedler vectors are then written, too, if the
+            method has them.
+        windows: How many frames of a video are cut together.
+        frames: Also write the masks of a video as PNG files. Of the formats a video has no other.
         progress: Show a bar on stderr.
         shard: The rank of this process and the number of processes. Each labels and counts its
             share of the images; the last to end merges their records.
 
     Raises:
-        ValueError: If ``out`` cannot be written, or a file would replace an input.
-        ImportError: If a format or ``refine`` needs a library that is missing.
+        ValueError: If ``out`` cannot be written, or a file would replace an input, or there are
+            videos, and the labeler's method is not :class:`selfment.methods.Selfment`.
+        ImportError: If a format or ``refine`` needs a library that is missing, or there are only
+            videos, and PyAV is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
+    if isinstance(labeler.described, FeatureFiles):
+        others = set(formats) - {"png", "fiedler"}
+        check_images(images, overlays=overlays, refine=refine, report=report, formats=others)
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
-    job = LabelJob(labeler, overlays, formats, steps)
+    if report is not None:
+        is_file = not output_path("report", report).is_dir()
+        params.require("report", os.fspath(report), "a file, not a folder", is_file)
+        formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
+    job = LabelJob(labeler, overlays, formats, steps, windows, frames, progress)
+    job.check_videos([entry.name for entry in images if is_video(entry.path)])
     composed = Path(out) / coco.COMPOSED_FILE
     if "coco" in job.formats:
         coco.load_coco_masks()
@@ -131,174 +132,18 @@ def label_images(
         yolo.check_data_set(Path(out))
     folder = OutputFolder(out, job, shard)
 
+    is_last = False  # of the processes of a sharded run to end
+
     def compose(records: Iterable[Record]) -> None:
+        nonlocal is_last
+        is_last = True
         if "coco" in job.formats or coco.is_coco(composed):
             coco.compose_annotations(folder, records)
         if job.yolo or yolo.is_data_set(folder.path):
             yolo.compose_data_set(folder, folder.records.all())
 
     run_job(job, folder, images, progress, compose)
-    return LabelSummary(folder.done, folder.skipped, folder.failed)
-
-
-class LabelJob:
-    """Labels images; a :class:`selfment.jobs.spec.JobSpec`."""
-
-    records_file = "labels.jsonl"
-    key = "name"
-    verb = "label"
-    unit = "image"
-    file_fields: tuple[str, ...] = (*dict.fromkeys(_FORMAT_FIELDS.values()), "overlay")
-
-    def __init__(
-        self,
-        labeler: PseudoLabeler,
-        overlays: bool = False,
-        formats: Sequence[str] = ("png",),
-        steps: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        """``steps``: the arguments of :func:`selfment.refine_mask`; raises ``ValueError``."""
-        params.require("formats", formats, "one format at least", len(formats) > 0)
-        self.formats = {params.choice("formats", name, exports.FORMATS) for name in formats}
-        if "fiedler" in self.formats:
-            rule = "formats without 'fiedler' where the method has no Fiedler vector"
-            params.require("formats", labeler.method.name, rule, labeler.method.has_vector)
-        both = self.formats >= set(_YOLO)
-        params.require("formats", formats, "without one of 'yolo' and 'yolo-seg'", not both)
-        self.yolo = next((name for name in _YOLO if name in self.formats), None)
-        self.file_settings: Mapping[str, tuple[str, Any]] = {"boxes": ("yolo", self.yolo)}
-        method = steps.get("method")
-        if method is not None:
-            params.choice("refine", method, refinement.METHODS)
-        refinement.check_method(method)
-        self._labeler = labeler
-        self._steps = steps if any(steps.values()) else None
-        self.settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
-        self.batch_size = labeler.batch_size
-        wanted = {_FORMAT_FIELDS[name] for name in self.formats}
-        self.wanted = frozenset(wanted | ({"overlay"} if overlays else set()))
-
-    def main_file(self, entry: ImageEntry) -> str:
-        """The usual name of an image's mask."""
-        return entry.mask_name
-
-    def tagged(self, name: str, tag: str) -> str:
-        """Another name for a mask."""
-        stem, dot, suffix = name.rpartition(".")
-        return f"{stem}-{tag}{dot}{suffix}"
-
-    def output_files(self, name: str) -> dict[str, str]:
-        """The names of all files of an image, each in a folder of its own but for the masks.
-
-        The masks' names end in .png, so that no other file takes the place of a mask.
-        """
-        path = PurePosixPath(name)
-        return {
-            "mask": name,
-            "overlay": str("overlays" / path.with_suffix(".jpg")),
-            "annotations": coco.annotation_file(name),
-            "boxes": yolo.label_file(name),
-            "fiedler": str("fiedler" / path.with_suffix(".jpg")),
-        }
-
-    def alternative_names(
-        self, image: str, files: Mapping[str, str]
-    ) -> Mapping[str, Sequence[str]]:
-        """Names of the boxes: programs look for those of sub/a.jpg in labels/sub/a.txt."""
-        names = yolo.label_file(image), files["boxes"], yolo.label_file(f"{image}.txt")
-        return {"boxes": names}
-
-    def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
-        """True if the files can be read; only boxes may be empty, if there are no objects."""
-        for field, file in files.items():
-            # A power failure can leave an empty file under the name of a new one.
-            is_empty = os.path.getsize(file) == 0
-            if is_empty and (field != "boxes" or record.get("instances") != 0):
-                return False
-        if "annotations" in files:
-            try:
-                coco.read_record(Path(files["annotations"]))
-            except ValueError as error:
-                sentence = f"{printable(reason(error))}; the image is labelled again"
-                tqdm.write(sentence, file=sys.stderr)
-                return False
-        return True
-
-    def load(self, tasks: Sequence[Task]) -> None:
-        """Loads the backbone."""
-        del tasks
-        _ = self._labeler.backbone
-
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Resizes and normalises an image."""
-        task.picture = picture if self._steps or "overlay" in self.wanted else None
-        task.pixels = self._labeler.preprocess(picture)
-
-    def compute(self, batch: Tensor) -> Sequence[Result]:
-        """The label of each image of a batch."""
-        return one_by_one(self._labeler.label_batch(batch))
-
-    def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
-        """Writes the files of an image."""
-        if isinstance(result, Objects):
-            masks, values = result.masks, result.eigenvalues
-        else:
-            masks, values = result.mask[None], result.eigenvalue[None]
-        instances = exports.as_instances((self._at_size(mask, task) for mask in masks), task.size)
-        contents: dict[str, Callable[[IO[bytes]], object]] = {}
-        if "mask" in files:
-            if isinstance(result, Objects):
-                picture = label_image(instances)
-            else:
-                picture = mask_image(instances, task.size)
-            contents["mask"] = lambda file: picture.save(file, "PNG")
-        if "boxes" in files:
-            assert self.yolo is not None
-            text = _YOLO[self.yolo](instances).encode()
-            contents["boxes"] = lambda file: file.write(text)
-        if "annotations" in files:
-            scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
-            line = with_checksum(json.dumps(coco.coco_record(instances, scores))).encode()
-            contents["annotations"] = lambda file: file.write(line)
-        if "fiedler" in files and not isinstance(result, Objects):
-            vector = Image.fromarray(vector_levels(result.fiedler))
-            contents["fiedler"] = lambda file: vector.save(file, "JPEG", quality=95)
-        if "overlay" in files and task.picture is not None:
-            if isinstance(result, Objects):
-                panels = overlay_instances(task.picture, instances)
-            else:
-                panels = overlay(task.picture, result, mask=instances > 0)
-            contents["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
-        for field, write in contents.items():
-            write_atomically(files[field], write)
-        return {"instances": len(exports.boxes(instances)), **_statistics(result)}
-
-    def unbatched(self, task: Task) -> None:
-        """None: every task is an image."""
-        del task
-
-    def _at_size(self, mask: Tensor, task: Task) -> refinement.Bools:
-        """(H, W) bools at the image's size from a mask on the patch grid, refined if wanted."""
-        if self._steps is None or task.picture is None:
-            return refinement.resize(mask.numpy(), task.size)
-        return refinement.refine_mask(mask, task.picture, **self._steps)
-
-
-def _statistics(result: Result) -> Record:
-    """The fields of a record with the numbers of a label; None where one is not finite."""
-    if isinstance(result, Objects):
-        return {
-            "objects": len(result.masks),
-            "eigenvalues": result.eigenvalues.tolist(),
-            "separations": result.separations.tolist(),
-            "foreground": float((result.instances > 0).float().mean()),
-        }
-    record: Record = {}
-    for name in ("eigenvalue", "gap", "residual", "separation", "confidence", "tau"):
-        value = float(getattr(result, name))
-        record[name] = value if math.isfinite(value) else None
-    for name in ("lanczos_iters", "ipo_iters"):
-        record[name] = int(getattr(result, name))
-    record["rejected"] = bool(result.rejected)
-    record["foreground"] = float(result.mask.float().mean())
-    return record
+    page = None
+    if report is not None and is_last:
+        page = report_labels(out, report, progress=progress)
+    return LabelSummary(folder.done, folder.skipped, folder.failed, page)

@@ -63,10 +63,10 @@ class OutputNames:
             self._namesakes.append(f"{task.twin} is {task.name}")
         for field, names in self._spec.alternative_names(task.image, files).items():
             recorded = record.get(field) or (record.get("last") or {}).get(field)
-            chosen = self._choose_alternative(task.image, field, names, files[field], recorded)
+            chosen = self._choose_alternative(task, field, names, files[field], recorded)
             if chosen != files[field]:
                 task.special_names = {**task.special_names, field: chosen}
-            if chosen != names[0] and field in self._spec.wanted:
+            if chosen != names[0] and field in self._spec.wanted(task.name):
                 self._misplaced.append((task.image, field, chosen))
 
     def _is_taken(self, task: Task, files: Mapping[str, str]) -> bool:
@@ -79,13 +79,14 @@ class OutputNames:
         )
 
     def _choose_alternative(
-        self, image: str, field: str, names: Sequence[str], usual: str, recorded: str | None
+        self, task: Task, field: str, names: Sequence[str], usual: str, recorded: str | None
     ) -> str:
         """The recorded one of the names, or if the file is to be made, the first that is free."""
+        image = task.image
         if recorded is not None and recorded in names:
             self._records.reserve(recorded, image)
             return recorded
-        if field in self._spec.wanted:
+        if field in self._spec.wanted(task.name):
             free = (file for file in names if file == usual or self._is_free(file, image))
             return next((file for file in free if self._records.reserve(file, image)), usual)
         return usual
@@ -100,7 +101,7 @@ class OutputNames:
         """Prints on stderr which of the chosen names a user would not expect."""
         if self._misplaced:
             image, field, file = self._misplaced[0]
-            others = _and_more(len(self._misplaced) - 1)
+            others = and_more(len(self._misplaced) - 1)
             sentence = (
                 f"the {field} of {image} are in {file}{others}, where programs find them by "
                 "data.yaml only: rename images that differ in their suffix alone"
@@ -108,10 +109,11 @@ class OutputNames:
             print(printable(sentence), file=sys.stderr)
         if self._namesakes:
             listed = ", ".join(self._namesakes[:_MOST_NAMESAKES])
-            others = _and_more(len(self._namesakes) - _MOST_NAMESAKES)
+            others = and_more(len(self._namesakes) - _MOST_NAMESAKES)
             sentence = f"other images have the same names in {self._folder}: {listed}{others}"
             print(printable(sentence), file=sys.stderr)
 
 
-def _and_more(count: int) -> str:
+def and_more(count: int) -> str:
+    """Returns the end of a list of which ``count`` more are not shown."""
     return f" and {count:,} more" if count > 0 else ""

@@ -15,14 +15,16 @@ from torch import Tensor
 from ..core import options as params
 from ..images.draw import mask_image, saliency_image, tint_saliency
 from ..images.load import ImageEntries, ImageEntry, find_images
-from ..images.suffixes import VIDEO_SUFFIXES, image_suffixes
+from ..images.suffixes import VIDEO_SUFFIXES, image_suffixes, is_video
+from ..images.video import load_av
 from ..models.segmenter import Segmenter
 from ..util.files import write_atomically
 from ..util.lines import Record
 from .folder import OutputFolder
+from .frames import frame_folder, has_frames
 from .runner import run_job
 from .task import Task
-from .video import load_av, segment_video
+from .video import segment_video
 
 _OVERLAY_SIDE = 1536  # pixels: the most that an overlay's longer side has
 
@@ -55,6 +57,7 @@ def predict_images(
     *,
     overlays: bool = False,
     binary: float | None = None,
+    frames: bool = False,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
 ) -> PredictionSummary:
@@ -73,18 +76,21 @@ def predict_images(
         images: From :func:`find_inputs`.
         out: The output folder; it is made if it is missing.
         segmenter: Computes the saliency.
-        overlays: Also write ``overlays/sub/a_overlay.jpg``, or ``.mp4``.
+        overlays: Also write ``overlays/sub/a_overlay.jpg``, or ``.mp4``: the image, tinted where
+            the saliency exceeds ``binary``, or 0.5.
         binary: A threshold in [0, 1): also write ``sub/a_mask.png``, or ``.mp4``, 255 where the
             saliency exceeds it and 0 elsewhere.
+        frames: Also write the saliency and the masks of a video as PNG files, one for each frame:
+            ``frames/sub/a_saliency/000000.png`` and ``frames/sub/a_mask/000000.png``.
         progress: Show a bar on stderr.
         shard: The rank of this process and the number of processes that share the work.
 
     Raises:
         ValueError: If ``out`` cannot be written, or a result would replace an input.
-        ImportError: If there are videos, but PyAV is missing.
+        ImportError: If there are only videos, and PyAV is missing.
         Exception: Whatever backbone and head raise when they cannot be loaded.
     """
-    job = _PredictionJob(segmenter, overlays, binary, progress)
+    job = _PredictionJob(segmenter, overlays, binary, frames, progress)
     folder = OutputFolder(out, job, shard)
     run_job(job, folder, images, progress)
     return PredictionSummary(folder.done, folder.skipped, folder.failed)
@@ -97,27 +103,49 @@ class _PredictionJob:
     key = "saliency"
     verb = "segment"
     unit = "file"
-    file_fields: tuple[str, ...] = ("saliency", "mask", "overlay")
+    file_fields: tuple[str, ...] = ("saliency", "mask", "overlay", "saliency_frames", "mask_frames")
 
     def __init__(
-        self, segmenter: Segmenter, overlays: bool, binary: float | None, progress: bool
+        self,
+        segmenter: Segmenter,
+        overlays: bool,
+        binary: float | None,
+        frames: bool,
+        progress: bool,
     ) -> None:
         """``progress``: show a bar for each video."""
         if binary is not None:
             params.require("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
         self._segmenter = segmenter
         self._binary = binary
+        self._threshold = 0.5 if binary is None else binary
         self._progress = progress
-        self.settings: Mapping[str, Any] = segmenter.settings
+        self._settings: Mapping[str, Any] = segmenter.settings
         self.batch_size = segmenter.batch_size
-        self.file_settings: Mapping[str, tuple[str, Any]] = {"mask": ("binary", binary)}
+        threshold = ("binary", binary)
+        self.file_settings: Mapping[str, tuple[str, Any]] = {
+            "mask": threshold,
+            "mask_frames": threshold,
+            "overlay": ("overlay_threshold", self._threshold if overlays else None),
+        }
         fields = {"saliency": True, "mask": binary is not None, "overlay": overlays}
-        self.wanted = frozenset(field for field, is_wanted in fields.items() if is_wanted)
+        self._wanted = frozenset(field for field, is_wanted in fields.items() if is_wanted)
+        folders = {f"{field}_frames" for field in self._wanted - {"overlay"} if frames}
+        self._wanted_of_video = self._wanted | folders
 
     def main_file(self, entry: ImageEntry) -> str:
         """The usual name of the saliency of an image or a video."""
-        suffix = ".mp4" if _is_video(entry.path) else ".png"
-        return f"{entry.mask_name.removesuffix('.png')}_saliency{suffix}"
+        path = PurePosixPath(entry.mask_name)
+        return str(path.with_name(f"{path.stem}_saliency{path.suffix}"))
+
+    def wanted(self, name: str) -> frozenset[str]:
+        """The fields of the files of this run; only a video has folders of frames."""
+        return self._wanted_of_video if is_video(name) else self._wanted
+
+    def settings(self, name: str) -> Mapping[str, Any]:
+        """The settings of the segmenter."""
+        del name
+        return self._settings
 
     def tagged(self, name: str, tag: str) -> str:
         """Another name for a saliency."""
@@ -127,12 +155,12 @@ class _PredictionJob:
     def output_files(self, name: str) -> dict[str, str]:
         """The names of all files of an input; their endings differ, so that none collide."""
         stem, _, suffix = name.rpartition("_saliency")
+        mask = f"{stem}_mask{suffix}"
         overlay = f"{stem}_overlay{'.jpg' if suffix == '.png' else suffix}"
-        return {
-            "saliency": name,
-            "mask": f"{stem}_mask{suffix}",
-            "overlay": str(PurePosixPath("overlays") / overlay),
-        }
+        files = {"saliency": name, "mask": mask, "overlay": f"overlays/{overlay}"}
+        if is_video(name):
+            files |= {"saliency_frames": frame_folder(name), "mask_frames": frame_folder(mask)}
+        return files
 
     def alternative_names(
         self, image: str, files: Mapping[str, str]
@@ -143,19 +171,24 @@ class _PredictionJob:
 
     def are_intact(self, files: Mapping[str, str], record: Record) -> bool:
         """True if no file is empty: a power failure can leave one under the name of a new one."""
-        del record
-        return all(map(os.path.getsize, files.values()))
+        return all(
+            has_frames(file, record["frames"])
+            if field.endswith("_frames")
+            else os.path.getsize(file)
+            for field, file in files.items()
+        )
 
     def load(self, tasks: Sequence[Task]) -> None:
-        """Loads backbone and head, and PyAV for videos."""
+        """Loads backbone and head, and PyAV for videos alone."""
         self._segmenter.load()
-        if any(_is_video(task.path) for task in tasks):
+        if all(is_video(task.path) for task in tasks):
             load_av()
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Resizes and normalises an image."""
+    def prepare(self, task: Task) -> None:
+        """Reads an image, resizes and normalises it."""
+        picture = task.read_picture()
         task.pixels, task.content = self._segmenter.preprocess(picture)
-        if "overlay" in self.wanted:
+        if "overlay" in self._wanted:
             picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)
             task.picture = picture
 
@@ -171,30 +204,24 @@ class _PredictionJob:
             mask = mask_image(saliency > self._binary, task.size)
             _write_image(files["mask"], mask, "PNG")
         if task.picture is not None:
-            _write_image(files["overlay"], tint_saliency(task.picture, saliency), "JPEG")
+            drawn = tint_saliency(task.picture, saliency, self._threshold)
+            _write_image(files["overlay"], drawn, "JPEG")
         return {"mean_saliency": float(np.mean(saliency, dtype=np.float64))}
 
     def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
         """The function that segments a video; None for an image."""
-        return self._segment_video if _is_video(task.path) else None
+        return self._segment_video if is_video(task.path) else None
 
     def _segment_video(self, task: Task, files: Mapping[str, Path]) -> Record:
-        summary = segment_video(
+        segmented = segment_video(
             task.path,
-            files["saliency"],
-            self._segmenter,
-            mask=files.get("mask"),
-            threshold=self._binary or 0.0,
-            overlay=files.get("overlay"),
+            segmenter=self._segmenter,
+            threshold=self._threshold,
             progress=self._progress,
+            **files,
         )
-        notes = ["rotated as its metadata says"] if summary.rotation else []
-        return {"notes": notes, "frames": summary.frames, "fps": summary.rate}
+        return segmented.record()
 
 
 def _write_image(path: Path, image: Image.Image, kind: str) -> None:
     write_atomically(path, lambda file: image.save(file, kind, quality=90))
-
-
-def _is_video(path: str | os.PathLike[str]) -> bool:
-    return os.path.splitext(path)[1].lower() in VIDEO_SUFFIXES

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from PIL import Image
 from torch import Tensor
 
 from ..images.load import ImageEntry
@@ -23,8 +22,6 @@ class OutputSpec(Protocol):
     key: str  #: the record's field that names the main output file
     verb: str  #: what is done to an image, for error messages
     file_fields: tuple[str, ...]  #: the record's fields that name output files
-    wanted: frozenset[str]  #: the fields of the files that this run makes
-    settings: Mapping[str, Any]  #: what all results depend on besides the image, ready for JSON
     #: a setting that one file alone depends on, by the file's field: the record's field and value.
     #: The value is None if this run does not make the file.
     file_settings: Mapping[str, tuple[str, Any]]
@@ -36,7 +33,16 @@ class OutputSpec(Protocol):
         """Another name for a main output file, with ``tag`` at the end of the stem."""
 
     def output_files(self, name: str) -> dict[str, str]:
-        """All files that may be made from an image, by field; ``name``: the main one, the first."""
+        """All files that may be made from an image, by field; ``name``: the main one, the first.
+
+        One may be a folder of frames, see :mod:`selfment.jobs.frames`.
+        """
+
+    def wanted(self, name: str) -> frozenset[str]:
+        """The fields of the files that this run makes; ``name``: the main one."""
+
+    def settings(self, name: str) -> Mapping[str, Any]:
+        """All that the results depend on besides the input, ready for JSON; ``name``: as above."""
 
     def alternative_names(
         self, image: str, files: Mapping[str, str]
@@ -62,8 +68,8 @@ class JobSpec(OutputSpec, Protocol[Result]):
     def load(self, tasks: Sequence[Task]) -> None:
         """Loads the models; an error ends the run instead of counting as the first image's."""
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Sets ``task.pixels``, and what :meth:`save` needs of the image; runs in a thread."""
+    def prepare(self, task: Task) -> None:
+        """Reads the input, sets ``task.pixels`` and what :meth:`save` needs; runs in a thread."""
 
     def compute(self, batch: Tensor) -> Sequence[Result]:
         """The result of each image of a (B, 3, H, W) batch of pixels."""

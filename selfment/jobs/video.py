@@ -1,48 +1,40 @@
-"""Saliency of videos: frames stream through a segmenter into H.264 files; needs PyAV."""
+"""Videos: frames stream through a segmenter or a labeler into videos and folders of PNG files.
+
+At each time a batch or a window of frames is read, one is computed and one is written. Memory does
+not depend on the length of the video.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..images.draw import saliency_image, tint_saliency
+from ..core.label import PseudoLabels
+from ..core.windows import WindowLabels
+from ..images.draw import mask_image, saliency_image, tint, tint_saliency
+from ..images.refine import mask_at_size
+from ..images.video import VideoReader, VideoWriter
 from ..models.segmenter import Segmenter
-from ..util.extras import load_extra
-from ..util.files import atomic_file, check_file
+from ..models.video import VideoLabeler, stacks
+from ..util.files import atomic_file
+from ..util.lines import Record
+from .frames import FrameFolder, new_frame_folder
 
-# How much may be missing at the end of a video that is not cut short, as a share of its length and
-# in seconds, whichever is less: the last frames may have no duration, and programs round.
-_LOST_SHARE, _LOST_SECONDS = Fraction(1, 10), Fraction(2)
-
-# Formats whose files state their own length. In other files the length is guessed from the bit
-# rate, or it is stated for each stream, as in AVI.
-_TIMED_FORMATS = ("asf", "flv", "matroska", "mov", "nut", "ogg", "webm")
-
-_NO_ENCODER = (
-    "videos are written as H.264, which the PyAV installed here cannot encode: "
-    "pip install --force-reinstall --only-binary av av"
-)
-
-Pixels = npt.NDArray[np.uint8]
-
-
-class VideoError(ValueError):
-    """A video that cannot be read; the message is a sentence with its name and the reason."""
+_AnyPath = str | os.PathLike[str]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result", Tensor, PseudoLabels)
 
 
 @dataclass(frozen=True)
@@ -50,329 +42,296 @@ class VideoSummary:
     """The properties of a video that was segmented."""
 
     frames: int
-    size: tuple[int, int]  #: (W, H) of the written videos: the upright one's, rounded down to even
+    size: tuple[int, int]  #: (W, H) of the frames, upright
     rate: float  #: frames per second, on average
     rotation: int  #: degrees counter-clockwise by which its frames were turned upright
 
+    def record(self) -> Record:
+        """Returns the fields of the record of the video."""
+        notes = ["rotated as its metadata says"] if self.rotation else []
+        return {"notes": notes, "frames": self.frames, "fps": self.rate}
+
+
+@dataclass(frozen=True)
+class VideoLabelSummary(VideoSummary):
+    """The properties of a video that was labelled, and what its windows were like."""
+
+    windows: int  #: cuts
+    flips: int  #: windows whose classes exchanged their roles, to fit the window before
+    agreement: float | None  #: mean of :attr:`selfment.core.windows.WindowLabels.agreement`
+    rejected_frames: int  #: frames whose cut had too little confidence
+    confidence: float  #: of the cut, mean over the frames
+    foreground: float  #: share of the patches, mean over the frames
+
+    def record(self) -> Record:
+        """Returns the fields of the record of the video; it is rejected if all frames are."""
+        names = ("windows", "flips", "agreement", "confidence", "rejected_frames", "foreground")
+        values = {name: getattr(self, name) for name in names}
+        rejected = self.rejected_frames == self.frames
+        return {**super().record(), **values, "rejected": rejected}
+
 
 def segment_video(
-    video: str | os.PathLike[str],
-    saliency: str | os.PathLike[str],
+    video: _AnyPath,
+    saliency: _AnyPath,
     segmenter: Segmenter,
     *,
-    mask: str | os.PathLike[str] | None = None,
+    mask: _AnyPath | None = None,
     threshold: float = 0.5,
-    overlay: str | os.PathLike[str] | None = None,
+    overlay: _AnyPath | None = None,
+    saliency_frames: _AnyPath | None = None,
+    mask_frames: _AnyPath | None = None,
     progress: bool = True,
 ) -> VideoSummary:
     """Writes the saliency of each frame of ``video`` as the grey levels of an H.264 video.
 
     The written videos have the upright video's size, rounded down to even numbers, its frame rate
-    and its timestamps, and no sound. They appear only when they are complete. Memory does not
-    depend on the length: a few batches of the segmenter's ``batch_size``.
+    and its timestamps, and no sound. Files and folders appear only when they are complete.
 
     Args:
         video: The file to read.
         saliency: The MP4 file to write.
         segmenter: Computes the saliency.
         mask: Another file to write, white where the saliency exceeds ``threshold``, else black.
-        threshold: In [0, 1).
+        threshold: In [0, 1); for the overlay, too.
         overlay: Another file to write, see :func:`selfment.images.draw.tint_saliency`.
+        saliency_frames: A folder to write, with the saliency of each frame as a PNG file of the
+            frame's own size: ``000000.png`` and so on.
+        mask_frames: Another such folder, with the masks.
         progress: Show a bar on stderr.
 
     Raises:
-        VideoError: If the video is broken or cut short.
+        selfment.images.video.VideoError: If the video is broken or cut short.
         ImportError: If PyAV is missing or cannot write H.264.
+        OSError: If there are other files in a folder that is to be written.
     """
-    name = os.fspath(video)
-    targets = [Path(path) for path in (saliency, mask, overlay) if path is not None]
-    with ExitStack() as stack:
-        reader = stack.enter_context(_VideoReader(name))
-        files = [stack.enter_context(atomic_file(path)) for path in targets]
-        writers = [stack.enter_context(_VideoWriter(file, reader)) for file in files]
-        bar = stack.enter_context(
-            tqdm(
-                total=reader.expected,
-                unit="frame",
-                desc=os.path.basename(name),
-                leave=False,
-                disable=not progress,
-                file=sys.stderr,
-            )
+    targets = {
+        "saliency": saliency,
+        "mask": mask,
+        "overlay": overlay,
+        "saliency_frames": saliency_frames,
+        "mask_frames": mask_frames,
+    }
+
+    def results(batches: Iterator[list[_Frame]]) -> Iterator[list[tuple[_Frame, Tensor]]]:
+        for batch in batches:
+            parts = stacks([frame.take_pixels() for frame in batch])
+            grids = [grid for part in parts for grid in segmenter.saliency_batch(part)]
+            yield list(zip(batch, grids, strict=True))
+
+    def draw(frame: _Frame, grid: Tensor) -> Iterator[tuple[str, Image.Image]]:
+        values = segmenter.to_image(grid, frame.content, frame.size)
+        yield "saliency", saliency_image(values)
+        if mask is not None or mask_frames is not None:
+            yield "mask", mask_image(values > threshold, frame.size)
+        if frame.picture is not None:
+            yield "overlay", tint_saliency(frame.picture, values, threshold)
+
+    with _Video(video, targets, progress) as stream:
+        frames = stream.frames(segmenter.preprocess, keeps_pictures=overlay is not None)
+        return stream.write(frames, segmenter.batch_size, results, draw)
+
+
+def label_video(
+    video: _AnyPath,
+    mask: _AnyPath,
+    labeler: VideoLabeler,
+    *,
+    overlay: _AnyPath | None = None,
+    mask_frames: _AnyPath | None = None,
+    steps: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> VideoLabelSummary:
+    """Writes the mask of each frame of ``video`` as an H.264 video, white in the foreground.
+
+    Files and folders are as :func:`segment_video` writes them.
+
+    Args:
+        video: The file to read.
+        mask: The MP4 file to write.
+        labeler: Labels the frames.
+        overlay: Another file to write, with the mask on the frames: see
+            :func:`selfment.images.draw.tint`.
+        mask_frames: A folder to write, with the mask of each frame as a PNG file, 0 or 255.
+        steps: The arguments of :func:`selfment.refine_mask` for the mask of each frame; None
+            resizes it alone.
+        progress: Show a bar on stderr.
+
+    Raises:
+        selfment.images.video.VideoError: If the video is broken or cut short.
+        ImportError: If a library is missing, or PyAV cannot write H.264.
+        ValueError: If the features of a frame are not finite.
+        OSError: If there are other files in a folder that is to be written.
+    """
+    targets = {"mask": mask, "overlay": overlay, "mask_frames": mask_frames}
+    model, counts = labeler.labeler, _WindowCounts()
+
+    def results(batches: Iterator[list[_Frame]]) -> Iterator[list[tuple[_Frame, PseudoLabels]]]:
+        waiting: deque[_Frame] = deque()  # for their labels
+
+        def pixels() -> Iterator[Tensor]:
+            for batch in batches:
+                waiting.extend(batch)
+                yield from stacks([frame.take_pixels() for frame in batch])
+
+        for window in labeler.label_batches(pixels()):
+            counts.add(window)
+            yield [(waiting.popleft(), label) for label in window.new_frames()]
+
+    def draw(frame: _Frame, label: PseudoLabels) -> Iterator[tuple[str, Image.Image]]:
+        found = mask_at_size(label.mask, frame.size, frame.picture, steps)
+        yield "mask", mask_image(found, frame.size)
+        if overlay is not None and frame.picture is not None:
+            yield "overlay", tint(frame.picture, found)
+
+    with _Video(video, targets, progress) as stream:
+        frames = stream.frames(
+            lambda picture: (model.preprocess(picture), (0, 0)),
+            keeps_pictures=overlay is not None or steps is not None,
         )
-
-        def write(batch: Sequence[_Frame], grids: Tensor) -> None:
-            for frame, grid in zip(batch, grids, strict=True):
-                values = segmenter.to_image(grid, frame.content, reader.size)
-                drawn = _draw(values, None if mask is None else threshold, frame.picture)
-                for writer, pixels in zip(writers, drawn, strict=True):
-                    writer.write(pixels, frame.time)
-            bar.update(len(batch))
-
-        frames = _prepared(reader, segmenter, keep_pictures=overlay is not None)
-        count = _segment(frames, segmenter, write)
-        for writer in writers:
-            writer.finish()
-    return VideoSummary(count, reader.size, float(reader.rate), reader.rotation)
+        written = stream.write(frames, model.batch_size, results, draw)
+    return VideoLabelSummary(**vars(written), **counts.summary())
 
 
 @dataclass
 class _Frame:
     time: int  # in units of the reader's time base
-    pixels: Tensor
-    content: tuple[int, int]  # (height, width) of the pixels without padding
+    size: tuple[int, int]
+    pixels: Tensor | None
+    content: tuple[int, int]  # (height, width) of the pixels without padding, for a segmenter
     picture: Image.Image | None
 
-
-def _prepared(reader: _VideoReader, segmenter: Segmenter, keep_pictures: bool) -> Iterator[_Frame]:
-    for time, picture in reader:
-        pixels, content = segmenter.preprocess(picture)
-        yield _Frame(time, pixels, content, picture if keep_pictures else None)
-
-
-def _segment(
-    frames: Iterator[_Frame],
-    segmenter: Segmenter,
-    write: Callable[[Sequence[_Frame], Tensor], None],
-) -> int:
-    """Writes the saliency of all frames, batch by batch; returns the number of frames.
-
-    One batch is decoded and one is encoded while the backbone computes a third.
-    """
-
-    def next_batch() -> list[_Frame]:
-        return list(islice(frames, segmenter.batch_size))
-
-    count = 0
-    with ThreadPoolExecutor(1) as read_thread, ThreadPoolExecutor(1) as write_thread:
-        reading, writing = read_thread.submit(next_batch), None
-        while batch := reading.result():
-            reading = read_thread.submit(next_batch)
-            grids = segmenter.saliency_batch(torch.stack([frame.pixels for frame in batch]))
-            if writing is not None:
-                writing.result()
-            writing = write_thread.submit(write, batch, grids)
-            count += len(batch)
-        if writing is not None:
-            writing.result()
-    return count
+    def take_pixels(self) -> Tensor:
+        """Returns the pixels, and keeps them no longer."""
+        pixels, self.pixels = self.pixels, None
+        assert pixels is not None
+        return pixels
 
 
-def _draw(values: Tensor, threshold: float | None, picture: Image.Image | None) -> list[Pixels]:
-    """The pixels of each written video: saliency, and mask and overlay where they are wanted."""
-    drawn = [_grey_planes(np.asarray(saliency_image(values)))]
-    if threshold is not None:
-        drawn.append(_grey_planes(np.where(values.numpy() > threshold, 255, 0)))
-    if picture is not None:
-        drawn.append(np.asarray(tint_saliency(picture, values)))
-    return drawn
+class _Video:
+    """A video that is read, and the files and folders that are made of it."""
 
+    def __init__(
+        self, video: _AnyPath, targets: Mapping[str, _AnyPath | None], progress: bool
+    ) -> None:
+        """``targets``: by kind of picture, or kind and "_frames" for a folder; None is left out."""
+        self._name = os.fspath(video)
+        self._paths = {kind: Path(path) for kind, path in targets.items() if path is not None}
+        self._progress = progress
 
-class _VideoReader:
-    """Reads a video file: its upright frames at the even size of the first, and their times."""
-
-    def __init__(self, name: str) -> None:
-        av = load_av()
-        self._error = av.error.FFmpegError
-        self.name = name
-        try:
-            check_file(name)
-        except OSError as error:
-            raise self._broken(error.strerror or str(error)) from error
-        try:
-            self._container = av.open(name)
-        except self._error as error:
-            raise self._broken(error.strerror) from error
-        try:
-            self._open()
-        except BaseException:
-            self._container.close()
-            raise
-
-    def _open(self) -> None:
-        streams = self._container.streams.video
-        pictures = [stream for stream in streams if not _is_cover(stream)]
-        if not pictures:
-            raise self._broken(
-                "it holds no video" + (", only sound and a cover picture" if streams else "")
-            )
-        stream = self._stream = pictures[0]
-        stream.thread_type = "AUTO"
-        self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-        self.time_base = Fraction(stream.time_base or 1 / self.rate)
-        self._frames = self._decode()
-        first = next(self._frames, None)
-        if first is None:
-            raise self._broken("it holds no frame")
-        self._first = first
-        # As the camera noted it.
-        self.rotation = round(first.rotation / 90) * 90
-        sides = (first.height, first.width) if self.rotation % 180 else (first.width, first.height)
-        width, height = (max(2, side - side % 2) for side in sides)
-        self.size = width, height
-        seconds = self._duration() or self._tagged_end() or self._length_of_file()
-        self.expected = stream.frames or (round(seconds * self.rate) if seconds else None)
-
-    def __iter__(self) -> Iterator[tuple[int, Image.Image]]:
-        step = max(1, round(1 / (self.rate * self.time_base)))
-        frame, last = self._first, None
-        while frame is not None:
-            time = frame.pts
-            # Encoders refuse times that do not rise.
-            if last is not None and (time is None or time <= last):
-                time = last + (step if time is None else 1)
-            last = time = time or 0
-            yield time, self._upright(frame)
-            frame = next(self._frames, None)
-
-    def _upright(self, frame: Any) -> Image.Image:
-        pixels: Pixels = np.rot90(frame.to_ndarray(format="rgb24"), self.rotation // 90)
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        if picture.size == self.size:
-            return picture
-        return picture.resize(self.size, Image.Resampling.BILINEAR)
-
-    def _decode(self) -> Iterator[Any]:
-        spans: dict[int, _Span] = {}  # by stream
-        video, frames = self._stream.index, 0
-        try:
-            for packet in self._container.demux():
-                if packet.stream.index == video and packet.is_corrupt:
-                    raise self._broken("it is damaged or cut short")
-                if packet.pts is not None and packet.time_base:
-                    spans.setdefault(packet.stream.index, _Span()).add(packet)
-                if packet.stream.index == video:
-                    frames += packet.size > 0
-                    yield from packet.decode()
-        except self._error as error:
-            raise self._broken(error.strerror) from error
-        if video in spans:
-            self._check_length(spans[video], spans)
-        # The header of an AVI file states the frames, but too few seconds if there is sound.
-        stated = self._stream.frames if "avi" in self._container.format.name else 0
-        if frames < stated - max(2, min(stated / 10, 2 * self.rate)):
-            raise self._broken(f"it is cut short, after {frames} of {stated} frames")
-
-    def _check_length(self, video: _Span, spans: Mapping[int, _Span]) -> None:
-        """Raises :class:`VideoError` if the file states a length that its packets do not reach.
-
-        The video may end before the sound: its own duration is compared with its own packets, and
-        the duration of the file with those of all streams.
-        """
-        # Some formats count from 0, others from the first packet.
-        first = min(span.start for span in spans.values())
-        last = max(span.end for span in spans.values())
-        for stated, reached in (
-            (self._duration(), video.end - video.start),
-            (self._tagged_end(), video.end),
-            (self._length_of_file(), max(last, last - first)),
-        ):
-            if stated is None:
-                continue
-            lost = min(_LOST_SHARE * stated, _LOST_SECONDS) + 2 / self.rate
-            if reached < stated - lost:
-                raise self._broken(
-                    f"it is cut short, after {float(reached):.1f} of {float(stated):.1f} seconds"
+    def __enter__(self) -> _Video:
+        with ExitStack() as stack:
+            self._reader = reader = stack.enter_context(VideoReader(self._name))
+            self._videos: dict[str, VideoWriter] = {}
+            self._folders: dict[str, FrameFolder] = {}
+            # Folders are moved to their places first: that may fail, and then no file is moved.
+            for kind, path in sorted(self._paths.items(), key=lambda item: "_frames" in item[0]):
+                if kind.endswith("_frames"):
+                    folder = stack.enter_context(new_frame_folder(path))
+                    self._folders[kind.removesuffix("_frames")] = folder
+                else:
+                    file = stack.enter_context(atomic_file(path))
+                    self._videos[kind] = stack.enter_context(VideoWriter(file, reader))
+            self._bar = stack.enter_context(
+                tqdm(
+                    total=reader.expected,
+                    unit="frame",
+                    desc=os.path.basename(self._name),
+                    leave=False,
+                    disable=not self._progress,
+                    file=sys.stderr,
                 )
-
-    def _duration(self) -> Fraction | None:
-        """The seconds of the video that its stream states; None if it states none."""
-        return Fraction(self._stream.duration * self.time_base) if self._stream.duration else None
-
-    def _tagged_end(self) -> Fraction | None:
-        """The end of the video in seconds, from the tag of Matroska and WebM files, or None.
-
-        A tag beyond the end of the file is left from a longer file that this one was cut from.
-        """
-        parts = str(self._stream.metadata.get("DURATION", "")).split(":")
-        try:
-            hours, minutes, seconds = map(Fraction, parts)
-        except ValueError:
-            return None
-        end = 3600 * hours + 60 * minutes + seconds
-        length = self._length_of_file()
-        return end if end > 0 and length is not None and end <= length + 1 else None
-
-    def _length_of_file(self) -> Fraction | None:
-        """The seconds of the longest stream that the file states; None if it states none."""
-        container = self._container
-        known = any(name in _TIMED_FORMATS for name in container.format.name.split(","))
-        return Fraction(container.duration, 1_000_000) if known and container.duration else None
-
-    def _broken(self, reason: str) -> VideoError:
-        return VideoError(f"cannot read {self.name}: {reason}")
-
-    def __enter__(self) -> _VideoReader:
+            )
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def frames(
+        self,
+        preprocess: Callable[[Image.Image], tuple[Tensor, tuple[int, int]]],
+        keeps_pictures: bool,
+    ) -> Iterator[_Frame]:
+        """Yields the frames, ready for a backbone."""
+        for time, picture in self._reader:
+            pixels, content = preprocess(picture)
+            kept = picture if keeps_pictures else None
+            yield _Frame(time, picture.size, pixels, content, kept)
+
+    def write(
+        self,
+        frames: Iterator[_Frame],
+        batch_size: int,
+        results: Callable[[Iterator[list[_Frame]]], Iterator[list[tuple[_Frame, _Result]]]],
+        draw: Callable[[_Frame, _Result], Iterator[tuple[str, Image.Image]]],
+    ) -> VideoSummary:
+        """Writes the pictures, by kind, that ``draw`` makes of the results of all frames."""
+
+        def write_part(part: list[tuple[_Frame, _Result]]) -> None:
+            for frame, result in part:
+                for kind, picture in draw(frame, result):
+                    if kind in self._videos:
+                        self._videos[kind].write(picture, frame.time)
+                    if kind in self._folders:
+                        self._folders[kind].write(picture)
+            self._bar.update(len(part))
+
+        count = 0
+        with _read_ahead(frames, batch_size) as batches, ThreadPoolExecutor(1) as thread:
+            writing = thread.submit(write_part, [])
+            for part in results(batches):
+                writing.result()
+                writing = thread.submit(write_part, part)
+                count += len(part)
+            writing.result()
+        for video in self._videos.values():
+            video.finish()
+        reader = self._reader
+        return VideoSummary(count, reader.size, float(reader.rate), reader.rotation)
 
 
-class _Span:
-    """The time in seconds from the first to the last packet of a stream."""
+class _WindowCounts:
+    """The fields of :class:`VideoLabelSummary` on windows."""
 
     def __init__(self) -> None:
-        self.start, self.end = Fraction(10**9), Fraction(-(10**9))
+        self._windows = self._flips = self._compared = self._frames = self._rejected = 0
+        self._agreement = self._confidence = self._foreground = 0.0
 
-    def add(self, packet: Any) -> None:
-        """Extends the span by a packet that has a timestamp."""
-        self.start = min(self.start, Fraction(packet.pts * packet.time_base))
-        end = packet.pts + (packet.duration or 0)
-        self.end = max(self.end, Fraction(end * packet.time_base))
+    def add(self, window: WindowLabels) -> None:
+        """Counts a window, and the frames that are new in it."""
+        self._windows += 1
+        self._flips += window.flipped
+        if window.shared:
+            self._compared += 1
+            self._agreement += window.agreement
+        for label in window.new_frames():
+            self._frames += 1
+            self._rejected += bool(label.rejected)
+            self._confidence += float(label.confidence)
+            self._foreground += float(label.mask.float().mean())
 
-
-class _VideoWriter:
-    """Writes an MP4 file of frames that have the size and the times of a reader's."""
-
-    def __init__(self, file: IO[bytes], reader: _VideoReader) -> None:
-        self._av = load_av()
-        self._container = self._av.open(file, "w", format="mp4")
-        options = {"crf": "18", "preset": "fast"}
-        self._stream = self._container.add_stream("h264", rate=reader.rate, options=options)
-        self._stream.width, self._stream.height = reader.size
-        self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = reader.time_base
-        self._time_base = reader.time_base
-
-    def write(self, pixels: Pixels, time: int) -> None:
-        """Adds a frame: (H, W, 3) RGB pixels, or the (3 H / 2, W) of :func:`_grey_planes`."""
-        kind = "rgb24" if pixels.ndim == 3 else "yuv420p"
-        frame = self._av.VideoFrame.from_ndarray(pixels, format=kind)
-        frame.pts, frame.time_base = time, self._time_base
-        self._container.mux(self._stream.encode(frame))
-
-    def finish(self) -> None:
-        """Writes the frames that the encoder has buffered, and the index."""
-        self._container.mux(self._stream.encode(None))
-        self._container.close()
-
-    def __enter__(self) -> _VideoWriter:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._container.close()
+    def summary(self) -> dict[str, Any]:
+        """Returns the fields, by name."""
+        return {
+            "windows": self._windows,
+            "flips": self._flips,
+            "agreement": self._agreement / self._compared if self._compared else None,
+            "rejected_frames": self._rejected,
+            "confidence": self._confidence / self._frames,
+            "foreground": self._foreground / self._frames,
+        }
 
 
-def _grey_planes(levels: npt.NDArray[Any]) -> Pixels:
-    """(3 H / 2, W) planes Y, U and V in video range, one below the other, of (H, W) grey levels."""
-    height, width = levels.shape
-    planes = np.full((height * 3 // 2, width), 128, np.uint8)
-    planes[:height] = np.rint(16 + levels * (219 / 255))
-    return planes
+@contextmanager
+def _read_ahead(items: Iterator[_Item], size: int) -> Iterator[Iterator[list[_Item]]]:
+    """Makes an iterator over lists of ``size`` items, of which a thread reads the next one."""
+    with ThreadPoolExecutor(1) as thread:
 
+        def lists() -> Iterator[list[_Item]]:
+            reading = thread.submit(lambda: list(islice(items, size)))
+            while found := reading.result():
+                reading = thread.submit(lambda: list(islice(items, size)))
+                yield found
 
-def load_av() -> Any:
-    """The module of PyAV; raises ``ImportError`` if it is missing or cannot write H.264."""
-    av = load_extra("av", "PyAV", "video", "a video")
-    try:
-        av.codec.Codec("h264", "w")
-    except av.codec.codec.UnknownCodecError:
-        raise ImportError(_NO_ENCODER) from None
-    return av
-
-
-def _is_cover(stream: Any) -> bool:
-    """True if a stream is a picture attached to sound, not a video."""
-    attached = load_av().stream.Disposition.attached_pic
-    return bool(stream.disposition & attached)
+        yield lists()

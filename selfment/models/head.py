@@ -86,6 +86,7 @@ class HeadInfo:
     size: int | None = None  #: side in pixels of the images that it was trained on
     settings: dict[str, Any] = field(default_factory=dict)  #: of the training, ready for JSON
     positions: str = "authors"  #: as :func:`selfment.backbones.load_backbone` takes it
+    keep_aspect: bool = False  #: True if it was trained on images in their aspect ratios
 
 
 def check_fit(head: PatchHead, info: HeadInfo, backbone: str, dim: int) -> None:

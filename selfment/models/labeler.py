@@ -52,6 +52,7 @@ class PseudoLabeler(ImageModel):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         positions: str = "authors",
+        keep_aspect: bool = False,
         batch_size: int = 8,
     ) -> None:
         """Checks the arguments; nothing is loaded yet.
@@ -69,6 +70,9 @@ class PseudoLabeler(ImageModel):
             device: where the backbone runs; None takes CUDA if there is one at the first use.
             dtype: see :func:`selfment.backbones.load_backbone`.
             positions: see there.
+            keep_aspect: make the longer side ``size``, and the shorter the multiple of the patch
+                size that is nearest to the image's aspect ratio. There is no padding, and images of
+                other aspect ratios have other patch grids.
             batch_size: images per pass.
 
         Raises:
@@ -93,6 +97,12 @@ class PseudoLabeler(ImageModel):
             )
             for name, file in voters.items()
         ]
+        if self._voters and keep_aspect:
+            raise ValueError(
+                "`keep_aspect` must be left alone with `voters`, whose patches may have other "
+                "sizes: got True"
+            )
+        self.keep_aspect = keep_aspect
 
     @property
     def backbone(self) -> Backbone:
@@ -111,7 +121,11 @@ class PseudoLabeler(ImageModel):
     def settings(self) -> dict[str, Any]:
         """All that the labels depend on besides the image, ready for JSON."""
         voters = {"voters": [voter.settings for voter in self._voters]} if self._voters else {}
-        return {**super().settings, "method": {**self.method.settings, **voters}}
+        return {
+            **super().settings,
+            "keep_aspect": self.keep_aspect,
+            "method": {**self.method.settings, **voters},
+        }
 
     def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
         """Labels one image, a list of images, or a batch as Ray Data passes it.
@@ -128,43 +142,62 @@ class PseudoLabeler(ImageModel):
         (B,), ``instances`` (B, h, w), ``boxes`` (B, K, 4), ``seeds`` (B, K), ``eigenvalues``
         (B, K) and ``separations`` (B, K), filled up with 0, -1 and NaN if an image has fewer
         objects.
+
+        With ``keep_aspect`` images may have different grids: a list of images gives a list, and of
+        mappings only rows are labelled.
+
         Raises :class:`selfment.images.ImageError` and ``ValueError``.
         """
         if isinstance(images, Mapping):
             return self._with_columns(images)
         if isinstance(images, Sequence) and not isinstance(images, str):
-            return self._label(images)
-        return with_image(one_by_one(self._label([images]))[0], images)
+            labels = self._label(images)
+            return labels if self.keep_aspect else _batched(labels)
+        return with_image(self._label([images])[0], images)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Returns an RGB image as (3, size, size) float32, for :meth:`label_batch`."""
+        """Returns an RGB image as (3, H, W) float32, for :meth:`label_batch`.
+
+        H and W are :attr:`size`, unless the labeler keeps the aspect ratio.
+        """
+        if self.keep_aspect:
+            return self.backbone.preprocess_fitted(image, self.size)
         return self.backbone.preprocess(image, self.size)
 
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """Returns the patch grid (h, w) of an upright image of ``size`` (width, height)."""
+        if not self.keep_aspect:
+            return self.backbone.grid(self.size)
+        return self.backbone.grid(*self.backbone.fitted_size(size, self.size))
+
     def label_batch(self, batch: Tensor) -> Labels:
-        """Labels a (B, 3, size, size) batch of preprocessed images in one pass.
+        """Labels a (B, 3, H, W) batch of preprocessed images in one pass.
 
         Raises ``ValueError`` for features that are not finite.
         """
         check_dense(batch, "batch")
         check_data(batch, "batch")
         backbone = self.backbone
+        grid = backbone.grid(*batch.shape[-2:])
         with as_documented(self.torch_device):
             if self._voters:
-                return self.label_features(Votes(backbone(batch), self._votes(batch)))
+                return self.label_features(Votes(backbone(batch), self._votes(batch)), grid)
             needs_more = self.method.needs is not None
-            return self.label_features(backbone.attend(batch) if needs_more else backbone(batch))
+            features = backbone.attend(batch) if needs_more else backbone(batch)
+            return self.label_features(features, grid)
 
-    def label_features(self, features: Inputs) -> Labels:
-        """Labels the backbone's (B, N, d) features of images of this size.
+    def label_features(self, features: Inputs, grid: Grid | None = None) -> Labels:
+        """Labels the backbone's (B, N, d) features of images of one size.
 
-        They are labelled where they lie, if there are kernels for that device. Raises
-        ``ValueError`` for features that are not finite, and for patch features alone where the
-        method needs more.
+        They are labelled where they lie, if there are kernels for that device. ``grid``: (h, w)
+        with h * w == N; None for that of square images. Raises ``ValueError`` for features that are
+        not finite, and for patch features alone where the method needs more.
         """
         rows = self.method.rows(features)
         check_dense(rows, "features")
         check_data(rows, "features")
-        labels = self.method.label(_where_kernels_are(features), self.backbone.grid(self.size))
+        grid = self.backbone.grid(self.size) if grid is None else grid
+        labels = self.method.label(where_kernels_are(features), grid)
         if isinstance(labels, list):
             return [_on_cpu(objects) for objects in labels]
         labels = _on_cpu(labels)
@@ -203,8 +236,15 @@ class PseudoLabeler(ImageModel):
                 f"got {', '.join(map(repr, batch)) or 'no column'}"
             )
         alone = _is_image(batch[column])
-        labels = self._label(
-            [_from_column(value) for value in ([batch[column]] if alone else batch[column])]
+        if self.keep_aspect and not alone:
+            raise ValueError(
+                "`keep_aspect` must be False for batches, in which masks have one shape: got True; "
+                "pass rows"
+            )
+        labels = _batched(
+            self._label(
+                [_from_column(value) for value in ([batch[column]] if alone else batch[column])]
+            )
         )
         if isinstance(labels, PseudoLabels):
             columns = {name: getattr(labels, name).numpy() for name in _FIELDS}
@@ -215,20 +255,33 @@ class PseudoLabeler(ImageModel):
             columns = {name: column[0] for name, column in columns.items()}
         return {**batch, **columns}
 
-    def _label(self, images: Sequence[ImageLike]) -> Labels:
+    def _label(self, images: Sequence[ImageLike]) -> list[PseudoLabels | Objects]:
         if not images:
             raise ValueError("`images` must not be empty: got none")
-        parts = [self.label_batch(batch) for batch in self._batches(images)]
-        if isinstance(self.method, MultiObject):
-            return [objects for part in parts if isinstance(part, list) for objects in part]
-        return PseudoLabels(
-            **{name: torch.cat([getattr(part, name) for part in parts]) for name in _FIELDS}
-        )
+        labels: dict[int, PseudoLabels | Objects] = {}
+        for indices, batch in self._batches(images):
+            labels |= zip(indices, one_by_one(self.label_batch(batch)), strict=True)
+        return [labels[index] for index in range(len(images))]
 
-    def _batches(self, images: Sequence[ImageLike]) -> Iterator[Tensor]:
+    def _batches(self, images: Sequence[ImageLike]) -> Iterator[tuple[list[int], Tensor]]:
+        """Yields batches of images of one shape, with their indices."""
         for start in range(0, len(images), self.batch_size):
-            chunk = images[start : start + self.batch_size]
-            yield torch.stack([self.preprocess(load_image(image)[0]) for image in chunk])
+            shapes: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+            for index in range(start, min(start + self.batch_size, len(images))):
+                pixels = self.preprocess(load_image(images[index])[0])
+                shapes.setdefault(pixels.shape, []).append((index, pixels))
+            for alike in shapes.values():
+                yield [index for index, _ in alike], torch.stack([pixels for _, pixels in alike])
+
+
+def _batched(labels: Sequence[PseudoLabels | Objects]) -> Labels:
+    """Returns labels of images of one grid with a batch axis; objects as they are."""
+    single = [one for one in labels if isinstance(one, PseudoLabels)]
+    if not single:
+        return [one for one in labels if isinstance(one, Objects)]
+    return PseudoLabels(
+        **{name: torch.stack([getattr(one, name) for one in single]) for name in _FIELDS}
+    )
 
 
 def one_by_one(labels: Labels) -> Sequence[PseudoLabels | Objects]:
@@ -245,7 +298,8 @@ def _on_cpu(labels: _Label) -> _Label:
     return type(labels)(*(value.cpu() for value in vars(labels).values()))
 
 
-def _where_kernels_are(features: Inputs) -> Inputs:
+def where_kernels_are(features: Inputs) -> Inputs:
+    """Returns the features on a device whose kernels can be loaded."""
     return features.cpu() if not features.is_cuda or _native.cuda_obstacles() else features
 
 

@@ -51,7 +51,7 @@ class Segmenter(ImageModel):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         positions: str | None = None,
-        keep_aspect: bool = False,
+        keep_aspect: bool | None = None,
         batch_size: int = 8,
         compile: bool = False,
     ) -> None:
@@ -69,7 +69,8 @@ class Segmenter(ImageModel):
             device: where the backbone runs; None takes CUDA if there is one at the first use.
             dtype: see :func:`selfment.backbones.load_backbone`.
             positions: see there; None for those that the head was trained on.
-            keep_aspect: make the longer side ``size``, and pad the shorter to whole patches.
+            keep_aspect: make the longer side ``size``, and pad the shorter to whole patches. None
+                does so if the head was trained on images in their aspect ratios.
             batch_size: images per pass.
             compile: run backbone and head through ``torch.compile``, if this platform has it. The
                 first pass of each shape is slow.
@@ -101,7 +102,7 @@ class Segmenter(ImageModel):
         features = features or self.info.features
         positions = positions or self.info.positions
         super().__init__(name, size, features, weights, device, dtype, batch_size, positions)
-        self.keep_aspect = keep_aspect
+        self.keep_aspect = self.info.keep_aspect if keep_aspect is None else keep_aspect
         self.compile = compile
         self._forward: Callable[[Tensor], Tensor] | None = None
 
@@ -134,6 +135,7 @@ class Segmenter(ImageModel):
             self.info.size,
             self.info.settings,
             self.positions,
+            self.info.keep_aspect,
         )
         save_head(folder, self.head, info)
         card = Path(folder) / "README.md"

@@ -1,7 +1,8 @@
-"""Training of the segmentation head on pseudo-labels."""
+"""Training of the segmentation head on pseudo-labels, or on masks that exist."""
 
 from __future__ import annotations
 
+from .choice import read_names
 from .loop import LEARNING_RATE, SEED, STEPS, WEIGHT_DECAY, Samples, Step, fit
 from .run import MAX_IMAGES, train
 
@@ -14,5 +15,6 @@ __all__ = [
     "Samples",
     "Step",
     "fit",
+    "read_names",
     "train",
 ]

@@ -8,6 +8,7 @@ import re
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from ..core import native as _native
 from ..models.head import HeadInfo, PatchHead, read_checkpoint
 from ..util.extras import load_extra
 from ..util.files import atomic_file, lock, remove_abandoned, write_atomically
+from .cache import key_of
 from .loop import LOSSES, Step
+from .masks import MaskFolder
+from .samples import Sample
 
 _KEPT = 3  # checkpoints: a few images take 1,000 epochs, which would fill the disk
 
@@ -63,19 +67,41 @@ class RunFolder:
         """The median of the seconds of a step; NaN without a step."""
         return statistics.median(self.seconds) if self.seconds else float("nan")
 
-    def begin(self, settings: dict[str, Any], images: dict[str, str], failed: list[str]) -> None:
+    def begin(
+        self,
+        settings: dict[str, Any],
+        names: Sequence[str],
+        samples: Sequence[Sample],
+        failed: Sequence[str],
+        labels: MaskFolder | None,
+    ) -> None:
         """Checks that a resumed run is the same one, and writes ``settings.json``.
 
-        ``images``: the key of each image's features, which depends on the content of its file, by
-        the image's relative name. ``failed``: a sentence for each image that has no labels.
+        Args:
+            settings: Of the training, ready for JSON.
+            names: The relative name of each image.
+            samples: The images. The keys of their features depend on the content of their files.
+            failed: A sentence for each image that has no labels.
+            labels: The folder of the masks, if the labels are masks that exist.
         """
-        self._check_same(settings, images)
-        self._settings, self._images, self._names = settings, images, list(images)
+        masks = {name: sample.mask for name, sample in zip(names, samples, strict=True)}
+        digest = None if labels is None else key_of(masks=masks)
+        self._images = {name: sample.key for name, sample in zip(names, samples, strict=True)}
+        self._masks, self._names = masks, names
+        self._check_same(settings, digest)
+        # Added after the check, which names the image whose mask has changed.
+        self.settings = {**settings, "labels": digest}
         self._time_of_last_step = time.perf_counter()
         if not self._writes:
             return
-        about = {"settings": settings, "versions": _native.info(), "failed": failed}
-        text = json.dumps({**about, "images": self._names}, indent=2) + "\n"
+        about = {
+            "settings": self.settings,
+            "labels_folder": None if labels is None else os.fspath(labels.path),
+            "versions": _native.info(),
+            "failed": failed,
+            "images": names,
+        }
+        text = json.dumps(about, indent=2) + "\n"
         write_atomically(
             self.folder / "settings.json", lambda file: file.write(text.encode()), durable=True
         )
@@ -106,8 +132,9 @@ class RunFolder:
             "epoch": epoch,
             "model_state": head.state_dict(),
             "optimizer_state": state,
-            "settings": self._settings,
+            "settings": self.settings,
             "images": self._images,
+            "masks": self._masks,
             "info": asdict(info),
         }
         with atomic_file(self._checkpoint_file(epoch), durable=True) as file:
@@ -135,22 +162,39 @@ class RunFolder:
         lock(self._lock, self.folder)
         remove_abandoned(self.folder)
 
-    def _check_same(self, settings: dict[str, Any], images: dict[str, str]) -> None:
-        """Raises ``ValueError`` where the checkpoint has other settings or images."""
-        before = self.checkpoint.get("settings", settings)
+    def _check_same(self, settings: dict[str, Any], labels: str | None) -> None:
+        """Raises ``ValueError`` where the checkpoint has other settings, images or labels."""
+        if not self.checkpoint:
+            return
+        before = self.checkpoint.get("settings", {})
+        kinds = [
+            "the labeler's" if digest is None else "masks that exist"
+            for digest in (before.get("labels"), labels)
+        ]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                "`resume` must have the labels of the training it goes on with: they were "
+                f"{kinds[0]}, are {kinds[1]}"
+            )
         for name in settings:
             if before.get(name) != settings[name]:
                 raise ValueError(
                     f"`resume` must have the settings of the training it goes on with: {name} was "
                     f"{before.get(name)!r}, is {settings[name]!r}"
                 )
-        keys = self.checkpoint.get("images", images)
+        keys, images = self.checkpoint.get("images", {}), self._images
+        masks = self.checkpoint.get("masks", {})
         for name in [*keys, *images]:
             if keys.get(name) != images.get(name):
                 state = "is new" if name not in keys else "has changed"
                 state = state if name in images else "is missing, or cannot be labelled now"
                 raise ValueError(
                     f"`resume` must have the images of the training it goes on with: {name} {state}"
+                )
+            if masks.get(name) != self._masks.get(name):
+                raise ValueError(
+                    "`resume` must have the labels of the training it goes on with: that of "
+                    f"{name} has changed"
                 )
 
     def _open_logs(self) -> None:

@@ -33,7 +33,10 @@ class Samples(Protocol):
         """The number of images."""
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:
-        """(N, d) features and (N,) bool labels of an image; called from several threads."""
+        """(N, d) features and (N,) labels of an image; called from several threads.
+
+        Labels are bool, or the share of each patch that is foreground, in [0, 1].
+        """
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def fit(
 
     Args:
         head: The head to train.
-        samples: Features (N, d) and labels (N,) bool of each image.
+        samples: Features (N, d) and labels (N,) of each image.
         epochs: How often each image is trained on.
         lr: Learning rate of Adam.
         weight_decay: Of Adam.

@@ -31,9 +31,11 @@ class HeadLoss:
 def head_loss(logits: Tensor, embedding: Tensor, labels: Tensor) -> HeadLoss:
     """The loss of one image from the output of :class:`selfment.PatchHead`.
 
-    ``logits`` (N, 2), ``embedding`` (N, c), ``labels`` (N,) bool. The loss is computed in the
-    dtypes of the first two, also under autocast. Raises ``ValueError`` for other shapes and
-    ``TypeError`` for arguments that are not dense tensors.
+    ``logits`` (N, 2), ``embedding`` (N, c), ``labels`` (N,) bool, or floats in [0, 1]: the share
+    of each patch that is foreground. BCE and Dice take the shares as they are. The contrastive loss
+    needs classes: patches of more than one half are foreground. The loss is computed in the dtypes
+    of the first two, also under autocast. Raises ``ValueError`` for other shapes and ``TypeError``
+    for arguments that are not dense tensors.
     """
     _check(logits=logits, embedding=embedding, labels=labels)
     patches = len(labels)
@@ -51,7 +53,7 @@ def head_loss(logits: Tensor, embedding: Tensor, labels: Tensor) -> HeadLoss:
 
 
 def soft_dice(probability: Tensor, target: Tensor) -> Tensor:
-    """One minus the Dice overlap of (N,) probabilities with (N,) targets of 0 and 1."""
+    """One minus the Dice overlap of (N,) probabilities with (N,) targets in [0, 1]."""
     _check(probability=probability, target=target)
     overlap = 2 * (probability * target).sum() + 1e-6
     return 1 - overlap / (probability.sum() + target.sum() + 1e-6)
@@ -62,13 +64,14 @@ def contrastive(embedding: Tensor, labels: Tensor, temperature: float = TEMPERAT
 
     p_i is the softmax over all patches, i included, of the cosine similarities of row i divided by
     ``temperature``; 0 where a class has fewer than two patches. ``embedding`` (N, c), ``labels``
-    (N,) bool. Memory: O(N c) and a block of 32 MiB.
+    (N,) bool, or floats in [0, 1] that stand for foreground above 1/2. Memory: O(N c) and a block
+    of 32 MiB.
 
     The mean over positives is a product with the class sum S: <e_i, S - e_i> / ((n - 1) T). Only
     the logarithms of the softmax's denominators need all pairs.
     """
     _check(embedding=embedding, labels=labels)
-    foreground = labels.to(embedding.dtype)
+    foreground = (labels > 0.5).to(embedding.dtype)
     sizes = torch.stack([len(labels) - foreground.sum(), foreground.sum()])
     members = torch.stack([1 - foreground, foreground], 1)  # (N, 2)
     with without_autocast(embedding.device):

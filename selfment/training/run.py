@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -24,24 +24,23 @@ from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
 from ..util.files import output_path
 from .cache import TensorCache
+from .choice import Choice, Counts, choose
 from .folder import RunFolder, load_tensorboard
 from .loop import LEARNING_RATE, SEED, STEPS, WEIGHT_DECAY, fit
+from .masks import MaskFolder
 from .samples import LabelledImages
 
 MAX_IMAGES = 1000
 _CHECKED = 64  # images at most that a finished head is compared on
 
 
-@dataclass(frozen=True)
-class TrainingSummary:
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary(Counts):
     """The head of a training run, and how much was done."""
 
     head: Path  #: the folder of the finished head
-    images: int  #: that were trained on
-    failed: int  #: that could not be labelled
     steps: int  #: taken by this run
     seconds_per_step: float  #: the median; NaN without a step
-    empty: int  #: images whose labels have no foreground, as those that the labeler rejects
     agreement: float  #: intersection over union of the head's foreground and the labels'
     foreground: float  #: the share of the patches that the head calls foreground
 
@@ -56,6 +55,9 @@ def train(
     out: str | os.PathLike[str],
     labeler: PseudoLabeler,
     *,
+    labels: str | os.PathLike[str] | None = None,
+    only: Collection[str] | None = None,
+    drop_rejected: bool = False,
     epochs: int | None = None,
     max_images: int = MAX_IMAGES,
     lr: float = LEARNING_RATE,
@@ -72,16 +74,29 @@ def train(
 
     Files of the same content share an entry of the cache, whatever their names. Images that cannot
     be labelled are reported on stderr and left out; an image that has labels but cannot be read
-    again ends the run, which can be resumed. An image that the labeler rejects is trained on as one
-    that is all background. Under ``torchrun`` all processes share images and steps, and should see
-    the same ``out``.
+    again ends the run, which can be resumed. Under ``torchrun`` all processes share images and
+    steps, and should see the same ``out``.
+
+    Labels can be masks that exist: a folder that ``selfment label`` has written, also if masks in
+    it were redrawn since, or one with anybody's masks, see
+    :class:`selfment.training.masks.MaskFolder`. They may have any size with the aspect ratio of
+    their image, and any format of ground truth that :func:`selfment.evaluate` reads: every object
+    is foreground. A mask is averaged over the area of each patch, so that patches on the border of
+    an object have labels between 0 and 1.
 
     Args:
         images: From :func:`selfment.images.find_images`.
         out: The folder that gets ``settings.json``, ``steps.jsonl`` (the losses of each step),
             TensorBoard events, ``epoch-NNN.pt`` after each of the last three epochs, and the
             finished ``head/``.
-        labeler: Makes the features and the labels.
+        labeler: Makes the features, and the labels unless they exist.
+        labels: A folder with masks of the images, which are the labels then; the labeler's method
+            is not used. Images without a mask are left out and counted.
+        only: The names of the images to train on, relative to the folder that was searched, as in
+            the records of ``selfment label``; see :func:`selfment.training.read_names`.
+        drop_rejected: Leave out the images that the labeler rejected. They are otherwise trained on
+            as images that are all background. A rejected image with a mask that has some foreground
+            by now does not count as rejected.
         epochs: How often each image is trained on. None: as often as it takes for 3,000 images in
             all, which is what the paper's heads are trained on.
         max_images: How many of the images are used at most; ``seed`` chooses them.
@@ -99,8 +114,8 @@ def train(
         progress: Show a bar on stderr.
 
     Raises:
-        ValueError: For wrong arguments, for an ``out`` that holds another training, and where no
-            image can be labelled.
+        ValueError: For wrong arguments, among them names in ``only`` that no image has, for an
+            ``out`` that holds another training, and where no image can be labelled.
         ImportError: Without TensorBoard.
         selfment.backbones.WeightsError: Where the backbone cannot be loaded.
     """
@@ -113,33 +128,32 @@ def train(
     rank, world = _distributed.world()
     if rank == 0:
         load_tensorboard()  # before any work is done
+    masks = None if labels is None else MaskFolder(labels)
+    if drop_rejected and masks is not None and not masks.has_records:
+        raise ValueError(
+            "`drop_rejected` must come with the labels of `selfment label`, whose records say what "
+            f"was rejected: {masks.path} has none"
+        )
     folder = output_path("out", out)
+    choice = choose(images, only, masks, max_images, int(seed))
     device = labeler.torch_device
+    progress = progress and rank == 0
     run = RunFolder(folder, rank == 0, resume)
     try:
-        chosen = _choose(images, max_images, int(seed))
         store = None
         if use_cache:
             cache = folder / "cache" if cache is None else output_path("cache", cache)
             store = TensorCache(cache, cache_limit, world)
         with _distributed.process_group(device):
             _check_one_folder(run.finished)
-            samples = LabelledImages(chosen, labeler, store, feature_dtype)
-            failed = samples.prepare(progress and rank == 0)
-            if not len(samples):
-                raise ValueError(
-                    "`images` must hold one that can be labelled: "
-                    f"got {len(chosen)}, of which none can"
-                )
+            samples = LabelledImages(choice, labeler, store, feature_dtype, masks, drop_rejected)
+            counts = _prepare(samples, choice, run, {**options, "processes": world}, progress)
             epochs = _epochs(epochs, samples, run)
-            settings = {**labeler.settings, **options, "processes": world}
-            settings["feature_dtype"] = feature_dtype
-            run.begin(settings, dict(zip(samples.names, samples.keys, strict=True)), failed)
-            head, info = _head(labeler, int(seed), settings, run)
+            head, info = _head(labeler, int(seed), run)
             steps = -(-len(samples) // world) * (epochs - run.finished)
-            if progress and rank == 0:
+            if progress:
                 print(f"training: {steps:,} steps on {len(samples):,} images", file=sys.stderr)
-            with tqdm(total=steps, unit="step", disable=not progress or rank > 0) as bar:
+            with tqdm(total=steps, unit="step", disable=not progress) as bar:
                 fit(
                     head.to(device),
                     samples,
@@ -156,10 +170,52 @@ def train(
             _distributed.gathered(None)  # no process leaves before all is written
     finally:
         run.close()
-    counts = len(samples), len(failed), len(run.seconds)
+    agreement, foreground = _agreement(head, samples)
     return TrainingSummary(
-        folder / "head", *counts, run.median, samples.empty, *_agreement(head, samples)
+        **vars(counts),
+        head=folder / "head",
+        steps=len(run.seconds),
+        seconds_per_step=run.median,
+        agreement=agreement,
+        foreground=foreground,
     )
+
+
+def _prepare(
+    samples: LabelledImages,
+    choice: Choice,
+    run: RunFolder,
+    options: dict[str, Any],
+    progress: bool,
+) -> Counts:
+    """Labels the images and begins the run; returns what became of the images.
+
+    Raises ``ValueError`` where no image is left, and where a resumed run is another one.
+    """
+    failed = samples.prepare(progress)
+    counts = Counts(
+        images=len(samples),
+        failed=len(failed),
+        empty=samples.empty,
+        rejected=samples.rejected,
+        dropped=samples.dropped,
+        unlabelled=len(choice.unlabelled),
+        unchosen=choice.unchosen,
+        surplus=choice.surplus,
+    )
+    if not len(samples):
+        dropped = f", and {counts.dropped} were rejected" if counts.dropped else ""
+        raise ValueError(
+            "`images` must hold one that can be labelled: "
+            f"got {len(choice.images)}, of which none can{dropped}"
+        )
+    dtype = str(samples.dtype).removeprefix("torch.")
+    settings = {**samples.settings, **options, "feature_dtype": dtype}
+    run.begin(settings, samples.names, samples.samples, failed, samples.folder)
+    if progress:
+        for sentence in [*samples.notes(choice.unlabelled), *counts.sentences()]:
+            print(sentence, file=sys.stderr)
+    return counts
 
 
 def _epochs(epochs: int | None, samples: LabelledImages, run: RunFolder) -> int:
@@ -188,23 +244,14 @@ def _agreement(head: PatchHead, samples: LabelledImages) -> tuple[float, float]:
             continue
         with torch.no_grad(), as_documented(device):
             ours = (head.saliency(features.to(device)) > 0.5).cpu()
-        both += int((ours & labels).sum())
-        either += int((ours | labels).sum())
+        theirs = labels > 0.5
+        both += int((ours & theirs).sum())
+        either += int((ours | theirs).sum())
         foreground += int(ours.sum())
         patches += len(ours)
     if not patches:
         return math.nan, math.nan
     return both / either if either else 1.0, foreground / patches
-
-
-def _choose(images: Sequence[ImageEntry], most: int, seed: int) -> list[ImageEntry]:
-    """At most so many of the images, in their order; raises ``ValueError`` for equal names."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    order = torch.randperm(len(images), generator=generator, device="cpu")
-    chosen = [images[index] for index in sorted(order[:most].tolist())]
-    if len({entry.name for entry in chosen}) < len(chosen):
-        raise ValueError("`images` must have a `name` each: got the same more than once")
-    return chosen
 
 
 def _check_one_folder(finished: int) -> None:
@@ -217,17 +264,20 @@ def _check_one_folder(finished: int) -> None:
         )
 
 
-def _head(
-    labeler: PseudoLabeler, seed: int, settings: dict[str, Any], run: RunFolder
-) -> tuple[PatchHead, HeadInfo]:
+def _head(labeler: PseudoLabeler, seed: int, run: RunFolder) -> tuple[PatchHead, HeadInfo]:
     """A new head, or the checkpoint's, and what is saved with it."""
     head = _new_head(labeler.backbone.dim, seed)
     if run.checkpoint:
         head.load_state_dict(run.checkpoint["model_state"])
     # No path of this machine travels with the head.
-    public = {name: value for name, value in settings.items() if name != "weights"}
+    public = {name: value for name, value in run.settings.items() if name != "weights"}
     return head, HeadInfo(
-        labeler.recorded_name, labeler.features, labeler.size, public, labeler.positions
+        labeler.recorded_name,
+        labeler.features,
+        labeler.size,
+        public,
+        labeler.positions,
+        labeler.keep_aspect,
     )
 
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,6 +75,31 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
                 os.close(folder)
 
 
+@contextmanager
+def atomic_folder(path: Path, clear: Callable[[Path], object]) -> Iterator[Path]:
+    """Makes a temporary folder beside ``path`` and moves it there unless the block raises.
+
+    ``clear``: removes the folder that is there by then, called with ``path`` before the move. It
+    raises ``OSError`` for one that must stay.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary.mkdir()
+    lock_file = os.open(temporary, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system has locks: see remove_abandoned
+            fcntl.flock(lock_file, fcntl.LOCK_SH)
+        yield temporary
+        if path.exists():
+            clear(path)
+        os.rename(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock_file)
+
+
 def write_atomically(
     path: Path, write: Callable[[IO[bytes]], object], *, durable: bool = False
 ) -> None:
@@ -117,21 +143,29 @@ def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Removes the temporary files of killed processes under ``folder``.
+    """Removes the temporary files and folders of killed processes under ``folder``.
 
-    A process locks the files that it writes; when it is killed, the system releases the locks.
-    On a file system without locks nothing is removed. Symbolic links are not followed.
+    A process locks what it writes; when it is killed, the system releases the locks. On a file
+    system without locks nothing is removed. Symbolic links are not followed.
     """
-    for parent, _, names in os.walk(folder):
-        for name in filter(_TEMPORARY.fullmatch, names):
+    for parent, folders, names in os.walk(folder):
+        abandoned = list(filter(_TEMPORARY.fullmatch, folders))
+        folders[:] = [name for name in folders if name not in abandoned]
+        for name in (*abandoned, *filter(_TEMPORARY.fullmatch, names)):
             path = os.path.join(parent, name)
             try:
                 check_file(path)
                 if time.time() - os.stat(path).st_mtime < _LOCK_DELAY:
                     continue
-                with open(path, "rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(path)
+                descriptor = os.open(path, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if name in abandoned and not os.path.islink(path):
+                        shutil.rmtree(path)
+                    else:
+                        os.unlink(path)
+                finally:
+                    os.close(descriptor)
             except OSError:  # its process is still writing, or this one lacks the rights
                 continue
 
@@ -163,6 +197,11 @@ def reason(error: BaseException) -> str:
 def printable(text: str) -> str:
     """``text`` on one line, with escapes for characters that a terminal obeys or cannot show."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def nfc(name: str) -> str:
+    """The name with composed letters: file systems differ in how they write an umlaut."""
+    return unicodedata.normalize("NFC", name)
 
 
 def check_file(path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,10 @@ from .lines import Record, without_checksum
 
 _FILE = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")
 _TRAINING = {"settings.json", "steps.jsonl"}  # files of a run of `selfment train`
-_FIELDS = ("name", "mask", "overlay", "annotations", "boxes", "saliency", "fiedler")
+_FIELDS = (
+    *("name", "mask", "overlay", "annotations", "boxes", "saliency", "fiedler"),
+    *("mask_frames", "saliency_frames"),  # folders
+)
 _LINKS = "images/"  # where links to images are
 _LONGEST = 1 << 20  # characters read of a line: a file of one long line is not read whole
 
@@ -32,7 +35,7 @@ def record_file(folder: str, names: Iterable[str]) -> str | None:
 
 
 def recorded_files(folder: str) -> dict[str, tuple[str, str]]:
-    """Returns the results that the records in a folder name.
+    """Returns the results that the records in a folder name: files, and folders of frames.
 
     The keys are their relative paths. A value is ``"labels"`` or ``"predictions"``, and the name of
     the record's field; ``"link"`` for a link to an image.

@@ -144,6 +144,19 @@ def test_equal_frames_stacked() -> None:
     assert not torch.equal(stacked.mask, selfment.pseudo_label(maps).mask)
 
 
+def test_a_list_of_frames_is_the_same_as_all_their_patches() -> None:
+    features, grids = FRAMES["different grids"]
+    parts = list(features.split([h * w for h, w in grids]))
+    for joint_label in (selfment.joint_label, reference.joint_label):
+        assert_same(joint_label(parts, grids), joint_label(features, grids), JointLabels)
+    numpy = selfment.joint_label([part.numpy() for part in parts], grids)
+    assert isinstance(numpy.mask[1], np.ndarray)
+    assert_same(numpy, selfment.joint_label(features, grids), JointLabels)
+    equal, (grid, *_) = FRAMES["smooth"]
+    of_one_grid = selfment.joint_label(tuple(equal.chunk(3)), grid)
+    assert_same(of_one_grid, selfment.joint_label(equal, [grid] * 3), JointLabels)
+
+
 def test_numpy_in_numpy_out() -> None:
     features, grids = FRAMES["different grids"]
     torch_label = selfment.joint_label(features, grids)
@@ -284,9 +297,21 @@ F = noise(4, 5, 3)
         (F[None], None, r"`grid` is needed with \(N, d\) and \(B, N, d\) features"),
         (F.reshape(1, 3, 4, 5), (5, 4), r"`grid` must equal the last two axes"),
         (F.reshape(1, 3, 4, 5), [(4, 5)], r"`grid` must be one \(h, w\)"),
+        ([], [], "`features` must not be empty: got a list of no frames"),
+        ([F, F], None, r"`grid` must be two positive integers \(h, w\): got None"),
+        ([F, F], [(4, 5)], r"`grid` must be one .*: got 1 for 2 frames"),
+        ([F, F[:8]], (4, 5), r"h\*w == N: got \(4, 5\) for N = 8 in frame 1"),
+        ([F, F[None]], (4, 5), r"a list of \(N, d\).*: got shape \(1, 20, 3\) for frame 1"),
+        (
+            [F, F[:, :2]],
+            (4, 5),
+            "one d, dtype and device .*: got d = 3, float32 on cpu for frame 0 and "
+            "d = 2, float32 on cpu for frame 1",
+        ),
+        ([F, F.double()], (4, 5), "got d = 3, float32 on cpu for frame 0 and d = 3, float64"),
     ],
 )
-def test_errors(features: Tensor, grid: Any, message: str) -> None:
+def test_errors(features: Any, grid: Any, message: str) -> None:
     for joint_label in (selfment.joint_label, reference.joint_label):
         with pytest.raises(ValueError, match=message):
             joint_label(features, grid)

@@ -35,6 +35,17 @@ def pictures(folder: Path, *names: str, size: tuple[int, int] = (50, 30)) -> Pat
     return folder
 
 
+def things(folder: Path, *names: str) -> Path:
+    """Writes a picture of each name: a square, larger each time, that labels are sure of."""
+    for index, name in enumerate(names):
+        stream = np.random.RandomState(index)
+        pixels = stream.randint(60, 90, (90, 120, 3)).astype(np.uint8)
+        pixels[20 : 50 + 5 * index, 30 : 70 + 6 * index] = (220, 60 + 20 * index, 30)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / name, quality=95)
+    return folder
+
+
 def records(out: Path, file: str = "labels.jsonl") -> dict[str, dict[str, Any]]:
     """The records in a folder of results by the names of their images, which must differ."""
     rows = [json.loads(line) for line in (out / file).read_text().splitlines()]

@@ -14,7 +14,7 @@ from helpers.scenes import SIZES, coco_of, labeler, run, scene
 from selfment import CutOptions, Objects, PseudoLabeler, refine_mask
 from selfment.images.draw import label_image
 from selfment.images.load import find_images
-from selfment.jobs import label as labeling
+from selfment.jobs import label_job as labeling
 from selfment.jobs.coco import coco_record
 from selfment.jobs.exports import as_instances, yolo_lines
 from selfment.jobs.label import LabelSummary, label_images

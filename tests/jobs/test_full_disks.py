@@ -18,7 +18,6 @@ from helpers import processes
 from helpers.commands import label
 from helpers.heads import a_head
 from helpers.pictures import picture, pictures
-from selfment.cli import common
 from selfment.images.load import find_images
 from selfment.jobs.records import Records
 from selfment.models.head import HeadInfo, save_head
@@ -78,7 +77,7 @@ def test_a_limit_on_the_size_of_files(photos_in, tmp_path):
     noise = np.random.RandomState(0).randint(0, 2, (600, 600)).astype(bool)
     script = (
         "import signal, sys, numpy, resource; from selfment import cli;"
-        "from selfment.jobs import label as labeling;"
+        "from selfment.jobs import label_job as labeling;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "before = labeling.mask_image;"
@@ -149,7 +148,7 @@ def test_a_file_that_vanishes(photos_in, tmp_path, capsys, monkeypatch):
         (photos_in / "b.png").unlink()
         return found
 
-    monkeypatch.setattr(common, "find_images", vanished)
+    monkeypatch.setattr("selfment.jobs.predict.find_inputs", vanished)
     code, err = label(capsys, photos_in, tmp_path / "out")
     assert code == 1
     assert f"cannot read {photos_in}/b.png: no such file" in err

@@ -20,7 +20,6 @@ from helpers.heads import a_head
 from helpers.pictures import picture, pictures
 from selfment import cli
 from selfment.backbones import WeightsError
-from selfment.cli import common
 from selfment.evaluation.folders import evaluate
 from selfment.images.load import ImageError, find_images, load_image
 from selfment.models.head import HeadInfo, load_head, save_head
@@ -180,7 +179,7 @@ def test_an_image_that_becomes_a_pipe(photos_in, tmp_path, capsys, monkeypatch):
         os.mkfifo(photos_in / "b.png")
         return found
 
-    monkeypatch.setattr(common, "find_images", swapped)
+    monkeypatch.setattr("selfment.jobs.predict.find_inputs", swapped)
     code, err = label(capsys, photos_in, tmp_path / "out")
     assert (code, err.splitlines()[0]) == (
         1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,10 +18,10 @@ from PIL import Image
 from helpers.commands import call
 from helpers.pictures import picture, pictures
 from helpers.training import run
-from selfment import PseudoLabeler
+from selfment import PseudoLabeler, PseudoLabels
 from selfment.evaluation.pairs import match
 from selfment.images import suffixes as _suffixes
-from selfment.images.load import find_images
+from selfment.images.load import ImageError, find_images, load_image
 from selfment.jobs.predict import find_inputs, predict_images
 from selfment.models.head import PatchHead
 from selfment.models.segmenter import Segmenter
@@ -271,22 +272,23 @@ def test_boxes_of_the_first_of_two_suffixes_are_where_they_are_looked_for(tmp_pa
     assert not list((out / "labels").iterdir())
 
 
-@pytest.mark.parametrize("command", ["label", "predict"])
+@pytest.mark.parametrize("command", ["train", "predict"])
 def test_what_is_left_out_is_said(photos_in, tmp_path, capsys, command):
     for name in ("x.HEIC", "y.heic", "z.nef", "clip.wmv", "notes.txt", "code.ts", "a.json"):
         (photos_in / name).write_bytes(b"nothing")
     suffixes = _suffixes.image_suffixes() - {".heic"}
-    if command == "label":
+    if command == "train":
         assert len(find_images(photos_in, suffixes=suffixes)) == 3
     else:
         found = find_images(photos_in, suffixes={*suffixes, *_suffixes.VIDEO_SUFFIXES})
         assert [entry.path.name for entry in found] == ["a.png", "b.png", "clip.wmv", "c.png"]
     (err,) = capsys.readouterr().err.splitlines()
-    assert err.startswith(f"{7 if command == 'label' else 6} files were left out: ")
+    assert err.startswith(f"{7 if command == 'train' else 6} files were left out: ")
     assert "2 .heic (no reader is installed: pip install pillow-heif)" in err
     assert "1 .nef (raw data of a camera, to be developed first, as to TIFF)" in err
-    assert ("1 .wmv (a video, which only selfment predict takes)" in err) == (command == "label")
-    others = ".json, .ts, .txt" if command == "label" else ".json, .txt"
+    video = "1 .wmv (a video, which selfment label and selfment predict take)"
+    assert (video in err) == (command == "train")
+    others = ".json, .ts, .txt" if command == "train" else ".json, .txt"
     assert err.endswith(f"of no kind that is read ({others})")
     assert ("1 .ts (not an MPEG stream)" in err) == (command == "predict")
 
@@ -302,11 +304,10 @@ def test_videos_by_suffix_and_what_they_begin_with(tmp_path):
     assert found == ["a.ts", "b.mts", "d.mpg", "e.flv", "f.3gp", "g.ogv", "h.WMV"]
 
 
-def test_a_video_that_is_labelled_is_named_as_one(tmp_path, capsys):
+def test_a_video_that_is_loaded_as_an_image_is_named_as_one(tmp_path):
     (tmp_path / "clip.mpg").write_bytes(b"\0\0\1\xba" + bytes(100))
-    code, _, err = call(capsys, "label", tmp_path / "clip.mpg", "--out", tmp_path / "out", *SMALL)
-    assert code == 1
-    assert "it is a video, which only `selfment predict` takes" in err
+    with pytest.raises(ImageError, match="a video, which `selfment label` and `selfment predict`"):
+        load_image(tmp_path / "clip.mpg")
 
 
 def test_plug_ins_of_pillow_are_used(photos_in, monkeypatch):
@@ -348,7 +349,7 @@ def test_a_row_of_one_image(photos_in, column):
         row = labeler({column: entry, "id": 3})
         assert row["id"] == 3
         expected = labeler(value)
-        for name in vars(expected):
+        for name in (field.name for field in dataclasses.fields(PseudoLabels)):
             assert np.array_equal(row[name], getattr(expected, name).numpy(), equal_nan=True), name
 
 

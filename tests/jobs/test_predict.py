@@ -90,7 +90,7 @@ def test_files_that_would_share_a_name_keep_their_suffix(tmp_path):
     (tmp_path / "in/a.mp4").write_text("")
     assert [entry.mask_name for entry in find_inputs([tmp_path / "in"])] == [
         "a.jpg.png",
-        "a.mp4.png",
+        "a.mp4",
         "a.png.png",
     ]
     assert run([tmp_path / "in"], tmp_path / "out") == PredictionSummary(predicted=2, failed=1)

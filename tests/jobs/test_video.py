@@ -15,43 +15,14 @@ from PIL import Image
 
 from helpers.folders import SHARED
 from helpers.heads import a_head
+from helpers.videos import SIZE, decoded, pattern, turned, video
 from selfment import Segmenter, cli
+from selfment.images.video import VideoError
 from selfment.jobs.predict import PredictionSummary, find_inputs, predict_images
-from selfment.jobs.video import VideoError, segment_video
+from selfment.jobs.video import segment_video
 from selfment.models.head import HeadInfo, save_head
 
 av = pytest.importorskip("av")
-
-SIZE = (96, 64)
-
-
-def pattern(index: int, size: tuple[int, int] = SIZE) -> np.ndarray:
-    pixels = np.full((size[1], size[0], 3), 40, np.uint8)
-    pixels[: size[1] // 2, : size[0] // 3] = (220, 60 + 10 * (index % 16), 30)
-    return pixels
-
-
-def video(path: Path, times=range(12), size=SIZE, codec="h264", rate=10) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height = size
-        stream.pix_fmt = "yuv444p" if size[0] % 2 else "yuv420p"
-        for index, time in enumerate(times):
-            frame = av.VideoFrame.from_ndarray(pattern(index, size), format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def decoded(path: Path) -> tuple[list[np.ndarray], list[float]]:
-    with av.open(str(path)) as container:
-        frames = list(container.decode(container.streams.video[0]))
-        assert len(container.streams) == 1
-        assert container.streams.video[0].codec_context.name == "h264"
-        assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
-    return [frame.to_ndarray(format="rgb24") for frame in frames], [frame.time for frame in frames]
 
 
 @pytest.fixture
@@ -90,7 +61,7 @@ def test_odd_sizes_are_rounded_to_even(tmp_path, keep_aspect):
     summary = segment_video(
         source, tmp_path / "s.mp4", segmenter, overlay=tmp_path / "o.mp4", progress=False
     )
-    assert (summary.size, summary.frames) == ((50, 36), 3)
+    assert (summary.size, summary.frames) == ((51, 37), 3)
     for name in ("s.mp4", "o.mp4"):
         assert [frame.shape for frame in decoded(tmp_path / name)[0]] == [(36, 50, 3)] * 3
 
@@ -109,19 +80,15 @@ def test_constant_saliency_keeps_its_level(tmp_path, share):
     found = {name: np.stack(decoded(path)[0]) for name, path in outputs.items()}
     assert np.abs(found["saliency"] - 255.0 * share).max() <= 2
     assert np.abs(found["mask"] - 255.0 * (share > 0.2)).max() <= 2
-    # The dark part of the pattern: tinted as far as the saliency goes.
-    expected = share * (0.45 * 40 + 0.55 * np.array([255, 56, 92])) + (1 - share) * 0.65 * 40
+    # The dark part of the pattern: tinted where the saliency exceeds one half, else darkened.
+    tinted, darkened = 0.45 * 40 + 0.55 * np.array([255, 56, 92]), 0.65 * 40
+    expected = tinted if share > 0.5 else darkened
     assert np.abs(found["overlay"][:, 48:, 64:].mean((0, 1, 2)) - expected).max() < 8
 
 
 def test_rotation_is_undone(segmenter, tmp_path):
     source = video(tmp_path / "in.mp4", range(2))
-    data = bytearray(source.read_bytes())
-    matrix = data.index(b"tkhd") + 4 + 40
-    one, zero, minus = (value.to_bytes(4, "big", signed=True) for value in (65536, 0, -65536))
-    assert data[matrix : matrix + 20] == one + zero * 3 + one
-    data[matrix : matrix + 20] = zero + one + zero + minus + zero  # a quarter turn clockwise
-    source.write_bytes(data)
+    turned(source)
     overlay = tmp_path / "overlay.mp4"
     summary = segment_video(source, tmp_path / "s.mp4", segmenter, overlay=overlay, progress=False)
     assert (summary.size, summary.rotation) == ((64, 96), -90)
@@ -330,11 +297,13 @@ def test_predict_takes_folders_of_both(capsys, tmp_path):
     assert "0 segmented, 2 already done, 0 failed" in capsys.readouterr().err
 
 
-def test_without_pyav_only_videos_fail(tmp_path, monkeypatch, segmenter):
+def test_without_pyav_only_videos_fail(tmp_path, monkeypatch, segmenter, capsys):
     monkeypatch.setitem(sys.modules, "av", None)
     Image.fromarray(pattern(0)).save(tmp_path / "a.png")
     (tmp_path / "a.mp4").write_bytes(b"")
-    found = find_inputs([tmp_path / "a.png"])
-    assert predict_images(found, tmp_path / "out", segmenter, progress=False).predicted == 1
-    with pytest.raises(ImportError, match=r'pip install "selfment\[video\]"'):
-        predict_images(find_inputs([tmp_path]), tmp_path / "2", segmenter, progress=False)
+    done = predict_images(find_inputs([tmp_path]), tmp_path / "out", segmenter, progress=False)
+    assert done == PredictionSummary(predicted=1, failed=1)
+    needed = 'a video needs PyAV, which is missing here: pip install "selfment[video]"'
+    assert f"cannot segment {tmp_path}/a.mp4: {needed}" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="a video needs PyAV"):
+        predict_images(find_inputs([tmp_path / "a.mp4"]), tmp_path / "2", segmenter, progress=False)

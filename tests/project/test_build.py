@@ -23,7 +23,7 @@ CUDA = ["csrc/bindings_cuda.cpp", *(name for name in CSRC if name.endswith(".cu"
 DATA = sorted(
     path.relative_to(ROOT).as_posix()
     for path in ROOT.glob("selfment/**/*.*")
-    if path.suffix in (".toml", ".css", ".js")
+    if path.suffix in (".toml", ".css", ".html", ".js")
 )
 TESTS = [
     path.relative_to(ROOT).as_posix()

@@ -23,9 +23,9 @@ def test_nothing_is_extracted_or_labelled_twice(folder: Path, tmp_path: Path, mo
     for name in ("label_features", "preprocess"):
         original = getattr(PseudoLabeler, name)
 
-        def counted(self, value, name=name, original=original):
+        def counted(self, *values, name=name, original=original):
             calls.append(name)
-            return original(self, value)
+            return original(self, *values)
 
         monkeypatch.setattr(PseudoLabeler, name, counted)
     cache = tmp_path / "cache"

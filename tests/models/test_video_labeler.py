@@ -1,0 +1,122 @@
+"""VideoLabeler: the labels of each frame of a video or of a list of images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import selfment
+from helpers.videos import SIZE, av, disc, disc_mask, video
+from selfment import CutOptions, PseudoLabeler, VideoLabeler, WindowOptions
+from selfment.backbones import ModuleBackbone
+from selfment.images.video import VideoError
+from selfment.methods import METHODS, MultiObject, Selfment
+
+
+def labeler_of(window: int = 5, **options: object) -> VideoLabeler:
+    return VideoLabeler(PseudoLabeler(size=128, batch_size=3, **options), WindowOptions(window, 1))
+
+
+def test_each_frame_has_its_label_which_can_be_saved(tmp_path: Path) -> None:
+    pictures = [Image.fromarray(disc(index)) for index in range(12)]
+    model = PseudoLabeler(size=256)
+    labels = list(VideoLabeler(model)(pictures))
+    assert len(labels) == 12
+    for index, label in enumerate(labels):
+        label.save(tmp_path / "mask.png")
+        mask = np.asarray(Image.open(tmp_path / "mask.png"))
+        assert mask.shape == SIZE[::-1]
+        print((mask > 0).mean(), disc_mask(index).mean())
+        both, either = (mask > 0) & disc_mask(index), (mask > 0) | disc_mask(index)
+        assert both.sum() / either.sum() > 0.6
+        assert np.array_equal(label.image, pictures[index])
+
+
+def test_a_window_has_the_labels_of_its_joint_cut() -> None:
+    pictures = [disc(index) for index in range(4)]
+    model = PseudoLabeler(size=128, batch_size=3, method=Selfment(CutOptions(tau=0.3)))
+    labels = list(VideoLabeler(model, WindowOptions(4))(pictures))
+    pixels = torch.stack([model.preprocess(Image.fromarray(frame)) for frame in pictures])
+    rows, grid = model.backbone(pixels), model.backbone.grid(128)
+    expected = selfment.joint_label(rows, grid, tau=0.3, orient="corners")
+    for index, label in enumerate(labels):
+        assert torch.equal(label.mask, expected.mask[index])
+        assert torch.equal(label.fiedler, expected.fiedler[index])
+        assert (label.eigenvalue, label.tau) == (expected.eigenvalue, 0.3)
+
+
+def test_a_video_is_the_same_as_its_frames(tmp_path: Path) -> None:
+    path = video(tmp_path / "clip.mp4", draw=disc)
+    with av().open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    ours, theirs = list(labeler_of()(path)), list(labeler_of()(frames))
+    assert len(ours) == len(theirs) == 12
+    assert all(torch.equal(a.mask, b.mask) for a, b in zip(ours, theirs, strict=True))
+    path.write_bytes(b"nothing")
+    with pytest.raises(VideoError, match=r"cannot read .*clip\.mp4: "):
+        list(labeler_of()(path))
+
+
+def test_frames_keep_their_aspect_ratio_also_where_it_changes() -> None:
+    frames = [disc(0), disc(1), disc(2, (64, 96)), disc(3)]
+    model = PseudoLabeler(size=192, keep_aspect=True)
+    labels = list(VideoLabeler(model)(frames))
+    assert [label.mask.shape for label in labels] == [(8, 12), (8, 12), (12, 8), (8, 12)]
+    pixels = [model.preprocess(Image.fromarray(frame))[None] for frame in frames]
+    rows = [model.backbone(frame)[0] for frame in pixels]
+    grids = [model.backbone.grid(*frame.shape[-2:]) for frame in pixels]
+    expected = selfment.joint_label(rows, grids, orient="corners")
+    assert all(torch.equal(a.mask, b) for a, b in zip(labels, expected.mask, strict=True))
+
+
+def test_frames_are_read_as_far_as_labels_need_them() -> None:
+    read = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal read
+        while True:
+            read += 1
+            yield disc(read)
+
+    labels = labeler_of(window=5)(endless())
+    for index in range(40):
+        next(labels)
+        # The rest of the window, and of the batch that it ends in.
+        assert read - index <= 5 + 3
+
+
+@pytest.mark.parametrize("method", [MultiObject(2), *sorted(set(METHODS) - {"selfment"})])
+def test_other_methods_do_not_label_videos(method: object) -> None:
+    backbone = "vit_small_patch16_224.dino"
+    model = PseudoLabeler(backbone, 224, method=method)
+    name = model.method.name
+    sentence = f"which only the method 'selfment' makes: got the method {name!r}"
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        VideoLabeler(model)
+
+
+def test_a_backbone_of_ones_own_and_its_patches_that_are_not_finite() -> None:
+    class Bad(nn.Module):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            features = nn.functional.avg_pool2d(pixels, 16)
+            return torch.where(features > 0.9, torch.nan, features)
+
+    frames = [np.full((64, 64, 3), level, np.uint8) for level in (40, 90, 120)]
+    own = ModuleBackbone(Bad(), patch_size=16, mean=(0, 0, 0), std=(1, 1, 1))
+    model = PseudoLabeler(own, 64)
+    assert len(list(VideoLabeler(model)(frames))) == 3
+    with pytest.raises(ValueError, match="finite"):
+        list(VideoLabeler(model)([*frames, np.full((64, 64, 3), 255, np.uint8)]))
+
+
+def test_settings_are_those_of_the_labeler_and_the_windows() -> None:
+    labeler = labeler_of()
+    windows = {"window": 5, "overlap": 1}
+    assert labeler.settings == {**labeler.labeler.settings, "windows": windows}
