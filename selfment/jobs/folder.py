@@ -197,7 +197,7 @@ class OutputFolder:
     def _is_current(self, record: Record, task: Task) -> bool:
         """True if a record has this run's settings and was made from the input as it is now."""
         is_ours = record.get("error") is None and record.get("settings") == self._settings(task)
-        return is_ours and task.matches(record)
+        return is_ours and task.matches(record) and task.has_features_of(record)
 
     def _has_file_setting(self, record: Record, field: str) -> bool:
         """True if a file has no setting of its own, or the record has the right value of it.
@@ -223,7 +223,7 @@ class OutputFolder:
         if record.get("error") is not None:
             last: Record = record.get("last") or {}
             return last
-        known = ("settings", *_INPUT_FIELDS, *self._output_fields())
+        known = ("settings", *_INPUT_FIELDS, "features", *self._output_fields())
         return {name: record[name] for name in known if record.get(name) is not None}
 
     def _output_fields(self) -> tuple[str, ...]:
@@ -242,6 +242,7 @@ class OutputFolder:
             "notes": list(task.notes),
             "settings": self._settings(task),
             **{name: getattr(task, name) for name in _INPUT_FIELDS},
+            **({} if task.features is None else {"features": task.features_record}),
         }
         self.records.add({**common, **fields})
 

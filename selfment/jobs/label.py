@@ -34,7 +34,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -44,6 +44,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from ..backbones.files import FeatureFiles
 from ..core import options as params
 from ..core.label import PseudoLabels
 from ..core.objects import Objects
@@ -64,10 +65,11 @@ from ..models.video import VideoLabeler
 from ..util.files import output_path, printable, reason, write_atomically
 from ..util.lines import Record, with_checksum
 from . import coco, exports
+from .features import check_images, read_features
 from .folder import OutputFolder
 from .frames import frame_folder, has_frames
 from .names import and_more
-from .report import ReportSummary, write_report
+from .report import ReportSummary, report_labels
 from .runner import run_job
 from .task import Task
 from .video import label_video
@@ -114,7 +116,8 @@ def label_images(
 
     Args:
         images: From :func:`selfment.images.find_images`, or with videos from
-            :func:`selfment.jobs.find_inputs`.
+            :func:`selfment.jobs.find_inputs`; from :func:`selfment.jobs.features.find_features` for
+            a labeler of :class:`selfment.backbones.files.FeatureFiles`.
         out: The output folder; it is made if it is missing.
         labeler: Labels the images.
         overlays: Also write the images with their labels drawn on them.
@@ -139,6 +142,9 @@ def label_images(
         ImportError: If a format, ``refine`` or a video needs a library that is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
     """
+    if isinstance(labeler.described, FeatureFiles):
+        others = set(formats) - {"png", "fiedler"}
+        check_images(images, overlays=overlays, refine=refine, report=report, formats=others)
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     if report is not None:
         is_file = not output_path("report", report).is_dir()
@@ -152,16 +158,19 @@ def label_images(
         coco.check_coco(composed)
     folder = OutputFolder(out, job, shard)
 
-    summary = LabelSummary()
+    is_last = False  # of the processes of a sharded run to end
 
     def compose(records: Iterable[Record]) -> None:
+        nonlocal is_last
+        is_last = True
         if "coco" in job.formats or coco.is_coco(composed):
             coco.compose_annotations(folder, records)
-        if report is not None:
-            summary.report = write_report(folder.records.all(), out, report, progress=progress)
 
     run_job(job, folder, images, progress, compose)
-    return replace(summary, labelled=folder.done, skipped=folder.skipped, failed=folder.failed)
+    page = None
+    if report is not None and is_last:
+        page = report_labels(out, report, progress=progress)
+    return LabelSummary(folder.done, folder.skipped, folder.failed, page)
 
 
 class LabelJob:
@@ -208,6 +217,8 @@ class LabelJob:
             params.choice("refine", method, refinement.METHODS)
         refinement.check_method(method)
         self._labeler = labeler
+        described = labeler.described
+        self._files = described if isinstance(described, FeatureFiles) else None
         self._steps = steps if any(steps.values()) else None
         self._windows = windows or WindowOptions()
         self._progress = progress
@@ -304,11 +315,15 @@ class LabelJob:
                 tqdm.write(printable(sentence), file=sys.stderr)
         _ = self._labeler.backbone
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Resizes and normalises an image."""
+    def prepare(self, task: Task) -> None:
+        """Reads an image, resizes and normalises it; or reads its features, which exist."""
+        if self._files is not None:
+            task.pixels, picture = read_features(task, self._files)
+        else:
+            picture = task.read_picture()
+            task.pixels = self._labeler.preprocess(picture)
         is_needed = self._steps or "overlay" in self._wanted
         task.picture = picture if is_needed else None
-        task.pixels = self._labeler.preprocess(picture)
 
     def compute(self, batch: Tensor) -> Sequence[Result]:
         """The label of each image of a batch."""

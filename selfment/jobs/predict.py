@@ -181,8 +181,9 @@ class _PredictionJob:
         if any(is_video(task.path) for task in tasks):
             load_av()
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Resizes and normalises an image."""
+    def prepare(self, task: Task) -> None:
+        """Reads an image, resizes and normalises it."""
+        picture = task.read_picture()
         task.pixels, task.content = self._segmenter.preprocess(picture)
         if "overlay" in self._wanted:
             picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)

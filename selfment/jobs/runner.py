@@ -14,7 +14,7 @@ from typing import Any, Generic
 import torch
 from tqdm import tqdm
 
-from ..images.load import ImageEntry, load_image
+from ..images.load import ImageEntry
 from ..util.files import printable
 from ..util.lines import Record
 from .folder import OutputFolder
@@ -113,10 +113,8 @@ class Runner(Generic[Result]):
         start = time.perf_counter()
         if os.path.isfile(task.path):
             task.read_stat()
-        picture, task.notes = load_image(task.path)
+        self._spec.prepare(task)
         task.compute_checksum()
-        task.size = picture.size
-        self._spec.prepare(task, picture)
         task.seconds += time.perf_counter() - start
 
     def _compute(self, batch: list[Task]) -> None:

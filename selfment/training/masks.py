@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..core import options as params
 from ..core.arrays import Grid
-from ..evaluation.pairs import by_stem, find_suffix, nfc
+from ..evaluation.pairs import by_stem, find_suffix
 from ..images.load import ImageEntry, ImageError
 from ..images.maps import read_truth
 from ..jobs.label import LabelJob
 from ..jobs.records import StoredRecords
 from ..util.distributed import world
-from ..util.files import RealPaths, sha256_of
+from ..util.files import RealPaths, nfc, sha256_of
 from ..util.lines import Record
 
 _ROWS = 1 << 22  # pixels of a mask that are floats at a time

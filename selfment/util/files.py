@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -165,6 +166,11 @@ def reason(error: BaseException) -> str:
 def printable(text: str) -> str:
     """``text`` on one line, with escapes for characters that a terminal obeys or cannot show."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def nfc(name: str) -> str:
+    """The name with composed letters: file systems differ in how they write an umlaut."""
+    return unicodedata.normalize("NFC", name)
 
 
 def check_file(path: str | os.PathLike[str]) -> None:
