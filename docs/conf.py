@@ -26,6 +26,7 @@ version = release = selfment.__version__
 html_theme = "furo"
 
 html_title = f"selfment {version}"
+html_show_copyright = False
 
 extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
@@ -65,9 +66,15 @@ def escape_bars(
         lines[index] = "``".join(parts)
 
 
+def names_of_package() -> set[str]:
+    """Returns the names in the package's namespace; a module has the name of its page."""
+    modules = {"reference": "core.reference"}
+    return {f"selfment.{modules.get(name, name)}" for name in selfment.__all__}
+
+
 def public_names() -> set[str]:
     """Returns the names in the package's namespace and the definitions of each public module."""
-    names = {f"selfment.{name}" for name in selfment.__all__ if name != "reference"}
+    names = names_of_package()
     for info in pkgutil.walk_packages(selfment.__path__, "selfment."):
         if any(part.startswith("_") for part in info.name.split(".")):
             continue
@@ -81,10 +88,11 @@ def public_names() -> set[str]:
 
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
     """Warns of every public name that is not on a page, or not in the reference by task."""
-    for name in sorted(public_names() - set(env.get_domain("py").objects)):
+    documented = env.get_domain("py")
+    for name in sorted(public_names() - {*documented.objects, *documented.modules}):
         getLogger(__name__).warning("%s is on no page: it needs a docstring", name)
     linked = {target["reftarget"] for target in env.get_doctree("api").findall(pending_xref)}
-    for name in sorted({f"selfment.{name}" for name in selfment.__all__} - linked):
+    for name in sorted(names_of_package() - linked):
         getLogger(__name__).warning("%s is not in docs/api.md", name)
 
 
