@@ -38,6 +38,10 @@ def run_job(
     """
     try:
         tasks = folder.plan(entries)
+        if folder.outdated:
+            many = "s" if folder.outdated > 1 else ""
+            again = f"{folder.outdated} {spec.unit}{many} to {spec.verb} again"
+            tqdm.write(f"the settings have changed: {again}", file=sys.stderr)
         if tasks or folder.records.changed:
             folder.remove_abandoned_files()
         if tasks:

@@ -93,7 +93,7 @@ def segment_video(
         saliency: The MP4 file to write.
         segmenter: Computes the saliency.
         mask: Another file to write, white where the saliency exceeds ``threshold``, else black.
-        threshold: In [0, 1).
+        threshold: In [0, 1); for the overlay, too.
         overlay: Another file to write, see :func:`selfment.images.draw.tint_saliency`.
         saliency_frames: A folder to write, with the saliency of each frame as a PNG file of the
             frame's own size: ``000000.png`` and so on.
@@ -125,7 +125,7 @@ def segment_video(
         if mask is not None or mask_frames is not None:
             yield "mask", mask_image(values > threshold, frame.size)
         if frame.picture is not None:
-            yield "overlay", tint_saliency(frame.picture, values)
+            yield "overlay", tint_saliency(frame.picture, values, threshold)
 
     with _Video(video, targets, progress) as stream:
         frames = stream.frames(segmenter.preprocess, keeps_pictures=overlay is not None)
