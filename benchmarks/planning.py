@@ -19,7 +19,7 @@ from inputs import machine
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
 from selfment.jobs.folder import OutputFolder
-from selfment.jobs.label import LabelJob
+from selfment.jobs.label_job import LabelJob
 
 IN_A_FOLDER = 1000
 

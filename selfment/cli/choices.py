@@ -13,6 +13,6 @@ METHODS = (
     *("selfment", "selfment-kmeans", "selfment-cls", "tokencut", "maskcut", "dsm", "selfmask"),
     "found",
 )
-FORMATS = ("png", "coco", "yolo", "fiedler")
+FORMATS = ("png", "coco", "yolo", "yolo-seg", "fiedler")
 REFINEMENTS = ("bilateral", "guided", "crf")
 PROTOCOLS = ("paper", "pysod", "tokencut", "all")

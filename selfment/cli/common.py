@@ -18,6 +18,7 @@ from ..core.options import RECOMMENDED_MIN_CONFIDENCE, CutOptions
 from .choices import DTYPES, FEATURES, METHODS, POSITIONS
 
 if TYPE_CHECKING:
+    from ..backbones.files import FeatureFiles
     from ..images.load import ImageEntries
     from ..methods import Method
     from ..models.labeler import PseudoLabeler
@@ -183,23 +184,30 @@ def _taus(text: str) -> list[float | str]:
     return [_tau(part) for part in text.split(",")]
 
 
-def images_of(arguments: argparse.Namespace, videos: bool = False) -> ImageEntries:
-    """Returns the images, or images and videos, that the arguments name; sets the threads, too."""
+def images_of(
+    arguments: argparse.Namespace, find: Callable[..., ImageEntries] | None = None
+) -> ImageEntries:
+    """Returns the inputs that the arguments name; sets the number of threads, too.
+
+    ``find``: searches the inputs; by default :func:`selfment.images.find_images`.
+    """
     if bool(arguments.inputs) == arguments.samples:
         raise ValueError(f"give either the images to {arguments.command}, INPUT..., or --samples")
     from ..core import native
     from ..images.load import find_images, sample_images
-    from ..jobs.predict import find_inputs
 
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     if arguments.samples:
         return sample_images()
-    return (find_inputs if videos else find_images)(arguments.inputs, out=arguments.out)
+    return (find or find_images)(arguments.inputs, out=arguments.out)
 
 
-def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
-    """Returns the labeler that the arguments describe; prints the note of its backbone."""
+def labeler_of(arguments: argparse.Namespace, files: FeatureFiles | None = None) -> PseudoLabeler:
+    """Returns the labeler that the arguments describe; prints the note of its backbone.
+
+    ``files``: the backbone instead of the arguments, if features are read from files.
+    """
     from ..methods import METHODS, MultiObject, Selfment
     from ..models.labeler import PseudoLabeler
 
@@ -209,7 +217,10 @@ def labeler_of(arguments: argparse.Namespace) -> PseudoLabeler:
         if kind is not Selfment:
             raise ValueError(f"`objects` is no option of the method {kind.name!r}")
         kind = MultiObject
-    labeler = PseudoLabeler(**model_options(arguments), method=make_method(kind, options))
+    model = model_options(arguments)
+    if files is not None:
+        model = {"backbone": files, "size": max(files.shape), "batch_size": arguments.batch}
+    labeler = PseudoLabeler(**model, method=make_method(kind, options))
     if labeler.note:
         print(labeler.note, file=sys.stderr)
     return labeler

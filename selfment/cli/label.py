@@ -18,12 +18,14 @@ from .common import (
     names_of,
     terminable,
 )
+from .features import add_features, feature_files, features_of
 
 EXAMPLES = """\
 selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
 selfment label photos/ --out labels --report labels.html
 selfment label clip.mp4 --out labels --window 16 --overlay
 selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
+selfment label features/ --out labels --grid 48x48 --images photos/
 """
 
 
@@ -36,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_voters(method)
     objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
     method.add_argument("--objects", type=int, dest="max_objects", metavar="N", help=objects)
+    add_features(parser)
     video = parser.add_argument_group("video")
     window = "frames that are labelled together (%(default)s)"
     video.add_argument("--window", type=int, default=WINDOW, metavar="N", help=window)
@@ -56,11 +59,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ..jobs.label import label_images
+    from ..jobs.predict import find_inputs
     from ..util import distributed
 
     windows = WindowOptions(arguments.window, arguments.overlap)
-    images = images_of(arguments, videos=True)
-    labeler = labeler_of(arguments)
+    files = feature_files(arguments)
+    images = images_of(arguments, find_inputs) if files is None else features_of(arguments)
+    labeler = labeler_of(arguments, files)
     with terminable():
         summary = label_images(
             images,

@@ -22,7 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="folder for saliency and records")
     group = parser.add_argument_group("files")
     files = group.add_argument
-    files("--overlay", action="store_true", help="also draw the saliency on the image")
+    files("--overlay", action="store_true", help="also draw the mask above T (0.5) on the image")
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
     files("--binary", type=float, metavar="T", help=mask)
     add_frames(group, "saliency and masks", default=False)

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from ..core import options as params
 from ..images.load import ImageError
 from ..images.maps import read_saliency, read_truth
+from ..util.files import nfc
 from .datasets import find_masks, split_stray, stray_note
-from .pairs import FilePair, check_complete, files_by_stem, match, nfc
+from .pairs import FilePair, check_complete, files_by_stem, match
 from .report import Report
 from .scores import Evaluator, Scored, score, wanted_scores
 from .tables import counted

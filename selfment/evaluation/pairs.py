@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import unicodedata
 from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..images.load import find_images
+from ..util.files import nfc
 from ..util.results import recorded_files
 from .datasets import split_stray
 from .tables import counted
@@ -86,11 +86,6 @@ def by_stem(folder: str | os.PathLike[str], name: str, suffix: str = "") -> dict
             f"got {os.fspath(folder)!r}, which holds none"
         )
     return images
-
-
-def nfc(name: str) -> str:
-    """The name with composed letters: file systems differ in how they write an umlaut."""
-    return unicodedata.normalize("NFC", name)
 
 
 def check_complete(

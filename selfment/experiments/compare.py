@@ -12,7 +12,7 @@ from typing import Any
 
 from ..core import options as params
 from ..evaluation.folders import evaluate, without_image
-from ..evaluation.pairs import by_stem, check_complete, nfc
+from ..evaluation.pairs import by_stem, check_complete
 from ..evaluation.report import Report, numbers
 from ..evaluation.tables import Cell, Table
 from ..images.load import ImageEntry
@@ -20,7 +20,7 @@ from ..images.maps import read_truth
 from ..jobs.label import label_images
 from ..methods import METHODS, Method, MultiObject, as_method
 from ..models.labeler import PseudoLabeler
-from ..util.files import atomic_file, output_path
+from ..util.files import atomic_file, nfc, output_path
 
 _VARIANT = ("method", "initial split")  # headings
 

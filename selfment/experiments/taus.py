@@ -142,11 +142,13 @@ def _label(entry: ImageEntry, labelers: Mapping[str, PseudoLabeler]) -> _Labelle
     """Labels one image at each threshold; the backbone of the first labeler runs once."""
     first = next(iter(labelers.values()))
     picture = load_image(entry.path)[0]
-    features = first.backbone(first.preprocess(picture)[None])
+    pixels = first.preprocess(picture)[None]
+    features = first.backbone(pixels)
+    grid = first.backbone.grid(*pixels.shape[-2:])
     labels = {}
     for name, labeler in labelers.items():
         labeler.share(first)
-        batch = labeler.label_features(features)
+        batch = labeler.label_features(features, grid)
         assert isinstance(batch, PseudoLabels)
         labels[name] = PseudoLabels(**{field: value[0] for field, value in vars(batch).items()})
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BOX)

@@ -47,6 +47,7 @@ class ImageEntry:
     #: the image's relative path, with ``/``, unique in the set; records identify the image by it,
     #: wherever the set is. By default the file's name, in the same folder as the mask.
     name: str = ""
+    features: Path | None = None  #: the file with its patch features, if they exist, absolute
 
     def __post_init__(self) -> None:
         if not self.name:

@@ -116,6 +116,8 @@ def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
         return missing
     if suffix in VIDEO_SUFFIXES and suffix not in (".ts", ".mts"):
         return "a video, which selfment label and selfment predict take"
+    if suffix in (".npy", ".npz", ".safetensors"):
+        return "not pixels, but maybe patch features, which `selfment label` takes with --grid"
     if suffix in (".eps", ".ps"):
         return "PostScript is a program, which is not run"
     return None

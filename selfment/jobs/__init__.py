@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..images.video import VideoError
 from .label import label_images
 from .predict import find_inputs, predict_images
+from .report import report_labels
 from .video import label_video, segment_video
 
 __all__ = [
@@ -13,5 +14,6 @@ __all__ = [
     "label_images",
     "label_video",
     "predict_images",
+    "report_labels",
     "segment_video",
 ]

@@ -22,7 +22,7 @@ from ..util.extras import load_extra
 from ..util.files import atomic_file, printable
 from ..util.lines import Record, without_checksum
 from .exports import Instances, boxes
-from .folder import OutputFolder
+from .folder import OutputFolder, with_valid_file
 from .identity import names_in_one_folder
 
 COMPOSED_FILE = "annotations.json"
@@ -114,7 +114,8 @@ def _annotated(folder: OutputFolder, records: Iterable[Record]) -> tuple[list[Re
     The second list has the images whose annotations are left out because their input is gone.
     """
     annotated, gone = [], []
-    for record in map(_with_valid_annotations, records):
+    for each in records:
+        record = with_valid_file(each, "annotations")
         name = record.get("name")
         if not name or record.get("annotations") != annotation_file(name):
             continue
@@ -126,19 +127,6 @@ def _annotated(folder: OutputFolder, records: Iterable[Record]) -> tuple[list[Re
     # Images that share their name with an earlier one come last: the ids of the others stay.
     annotated.sort(key=lambda record: ("twin" in record, record["image"]))
     return annotated, gone
-
-
-def _with_valid_annotations(record: Record) -> Record:
-    """The record; after an error, with the annotations of an earlier label that is still valid."""
-    if record.get("error") is None:
-        return record
-    last = record.get("last") or {}
-    is_valid = last.get("settings") and all(
-        last.get(name) == record.get(name) for name in ("bytes", "mtime_ns")
-    )
-    if not is_valid:
-        return {**record, "annotations": None}
-    return {**record, "annotations": last.get("annotations"), "settings": last["settings"]}
 
 
 def _label_key(record: Record) -> str:

@@ -1,4 +1,4 @@
-"""Formats that other tools read: YOLO boxes and label images, made from the instances of an image.
+"""Formats that other tools read: boxes and polygons for YOLO, made from the instances of an image.
 
 Instances are (H, W) integers, 0 for the background and 1 to K for the objects. A label of one mask
 has one instance, its foreground. For COCO see :mod:`selfment.jobs.coco`.
@@ -13,8 +13,9 @@ import numpy.typing as npt
 from scipy.ndimage import find_objects
 
 from ..core import options as params
+from ..images.outline import polygon
 
-FORMATS = ("png", "coco", "yolo", "fiedler")
+FORMATS = ("png", "coco", "yolo", "yolo-seg", "fiedler")
 
 Instances = npt.NDArray[np.uint16]
 
@@ -52,3 +53,17 @@ def yolo_lines(instances: Instances) -> str:
         f"{(x2 - x1) / width:.8f} {(y2 - y1) / height:.8f}\n"
         for _, (x1, y1, x2, y2) in boxes(instances)
     )
+
+
+def yolo_polygons(instances: Instances) -> str:
+    """Returns a line "0 x1 y1 x2 y2 ..." for each instance: class, and corners of its polygon.
+
+    The corners are shares of the image's size, see :func:`selfment.images.outline.polygon`.
+    """
+    height, width = instances.shape
+    lines = []
+    for number, (x1, y1, x2, y2) in boxes(instances):
+        corners = polygon(instances[y1:y2, x1:x2] == number) + np.array([x1, y1])
+        values = (corners / (width, height)).flatten().tolist()
+        lines.append(f"0 {' '.join(f'{value:.6f}' for value in values)}\n")
+    return "".join(lines)

@@ -57,6 +57,7 @@ class OutputFolder:
         self._is_cleaned = False
         self.images: set[str] = set()  #: all images of this run, as the records name them
         self.done = self.skipped = self.failed = 0  #: images of this process
+        self.outdated = 0  #: images of this process with results of other settings
 
     def plan(self, entries: Sequence[ImageEntry]) -> list[Task]:
         """The tasks left for this process; all images get their names, alike in each process.
@@ -77,6 +78,7 @@ class OutputFolder:
                 self._update_location(task, record)
             else:
                 tasks.append(task)
+                self.outdated += self._has_other_settings(task, record)
         if self._rank == 0:
             names.report()
         return tasks
@@ -96,6 +98,11 @@ class OutputFolder:
         except OSError:
             return False
 
+    def _has_other_settings(self, task: Task, record: Record) -> bool:
+        """True if the record is of a result that was made with other settings."""
+        known = record.get("error") is None and record.get("settings") is not None
+        return known and record["settings"] != self._settings(task)
+
     def start(self, task: Task) -> None:
         """Records which files of an image are about to be written; call it before writing them.
 
@@ -114,8 +121,9 @@ class OutputFolder:
         last = {**earlier, **new}
         if not self._is_current(earlier, task):
             last["settings"] = None
-        if not all(self._has_file_setting(earlier, field) for field in new):
-            last.update(dict.fromkeys(name for name, _ in self._spec.file_settings.values()))
+        for field in new:
+            if not self._has_file_setting(earlier, field):
+                last[self._spec.file_settings[field][0]] = None
         error = "the run was interrupted"
         self._add(task, {self._spec.key: task.name, "error": error, "last": last})
 
@@ -197,7 +205,7 @@ class OutputFolder:
     def _is_current(self, record: Record, task: Task) -> bool:
         """True if a record has this run's settings and was made from the input as it is now."""
         is_ours = record.get("error") is None and record.get("settings") == self._settings(task)
-        return is_ours and task.matches(record)
+        return is_ours and task.matches(record) and task.has_features_of(record)
 
     def _has_file_setting(self, record: Record, field: str) -> bool:
         """True if a file has no setting of its own, or the record has the right value of it.
@@ -223,7 +231,7 @@ class OutputFolder:
         if record.get("error") is not None:
             last: Record = record.get("last") or {}
             return last
-        known = ("settings", *_INPUT_FIELDS, *self._output_fields())
+        known = ("settings", *_INPUT_FIELDS, "features", *self._output_fields())
         return {name: record[name] for name in known if record.get(name) is not None}
 
     def _output_fields(self) -> tuple[str, ...]:
@@ -242,6 +250,7 @@ class OutputFolder:
             "notes": list(task.notes),
             "settings": self._settings(task),
             **{name: getattr(task, name) for name in _INPUT_FIELDS},
+            **({} if task.features is None else {"features": task.features_record}),
         }
         self.records.add({**common, **fields})
 
@@ -250,3 +259,19 @@ class OutputFolder:
         location = {"path": task.path, "mtime_ns": task.mtime_ns}
         if any(record.get(name) != value for name, value in location.items()):
             self.records.add({**record, **location})
+
+
+def with_valid_file(record: Record, field: str) -> Record:
+    """Returns a record; after an error, with the file of an earlier result that is still valid.
+
+    ``field``: the field of the record that names the file; None there if it is not valid.
+    """
+    if record.get("error") is None:
+        return record
+    last = record.get("last") or {}
+    is_valid = last.get("settings") and all(
+        last.get(name) == record.get(name) for name in ("bytes", "mtime_ns")
+    )
+    if not is_valid:
+        return {**record, field: None}
+    return {**record, field: last.get(field), "settings": last["settings"]}

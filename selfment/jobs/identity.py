@@ -30,6 +30,8 @@ def identify(
     image has its name in the records, it is called by that name with a tag of its content.
     """
     tasks = [Task("", path) for path in map(real_path, _absolute(entries))]
+    for task, entry in zip(tasks, entries, strict=True):
+        task.features = None if entry.features is None else os.fspath(entry.features)
     used: set[str] = set()
     moves: set[tuple[str, str]] = set()  # recorded folders, and where they are now
     left = []

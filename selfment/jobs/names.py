@@ -103,8 +103,8 @@ class OutputNames:
             image, field, file = self._misplaced[0]
             others = and_more(len(self._misplaced) - 1)
             sentence = (
-                f"the {field} of {image} are in {file}{others}, where programs do not look for "
-                "them: rename images that differ in their suffix alone"
+                f"the {field} of {image} are in {file}{others}, where programs find them by "
+                "data.yaml only: rename images that differ in their suffix alone"
             )
             print(printable(sentence), file=sys.stderr)
         if self._namesakes:

@@ -76,7 +76,8 @@ def predict_images(
         images: From :func:`find_inputs`.
         out: The output folder; it is made if it is missing.
         segmenter: Computes the saliency.
-        overlays: Also write ``overlays/sub/a_overlay.jpg``, or ``.mp4``.
+        overlays: Also write ``overlays/sub/a_overlay.jpg``, or ``.mp4``: the image, tinted where
+            the saliency exceeds ``binary``, or 0.5.
         binary: A threshold in [0, 1): also write ``sub/a_mask.png``, or ``.mp4``, 255 where the
             saliency exceeds it and 0 elsewhere.
         frames: Also write the saliency and the masks of a video as PNG files, one for each frame:
@@ -86,7 +87,7 @@ def predict_images(
 
     Raises:
         ValueError: If ``out`` cannot be written, or a result would replace an input.
-        ImportError: If there are videos, but PyAV is missing.
+        ImportError: If there are only videos, and PyAV is missing.
         Exception: Whatever backbone and head raise when they cannot be loaded.
     """
     job = _PredictionJob(segmenter, overlays, binary, frames, progress)
@@ -117,6 +118,7 @@ class _PredictionJob:
             params.require("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
         self._segmenter = segmenter
         self._binary = binary
+        self._threshold = 0.5 if binary is None else binary
         self._progress = progress
         self._settings: Mapping[str, Any] = segmenter.settings
         self.batch_size = segmenter.batch_size
@@ -124,6 +126,7 @@ class _PredictionJob:
         self.file_settings: Mapping[str, tuple[str, Any]] = {
             "mask": threshold,
             "mask_frames": threshold,
+            "overlay": ("overlay_threshold", self._threshold if overlays else None),
         }
         fields = {"saliency": True, "mask": binary is not None, "overlay": overlays}
         self._wanted = frozenset(field for field, is_wanted in fields.items() if is_wanted)
@@ -176,13 +179,14 @@ class _PredictionJob:
         )
 
     def load(self, tasks: Sequence[Task]) -> None:
-        """Loads backbone and head, and PyAV for videos."""
+        """Loads backbone and head, and PyAV for videos alone."""
         self._segmenter.load()
-        if any(is_video(task.path) for task in tasks):
+        if all(is_video(task.path) for task in tasks):
             load_av()
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Resizes and normalises an image."""
+    def prepare(self, task: Task) -> None:
+        """Reads an image, resizes and normalises it."""
+        picture = task.read_picture()
         task.pixels, task.content = self._segmenter.preprocess(picture)
         if "overlay" in self._wanted:
             picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)
@@ -200,7 +204,8 @@ class _PredictionJob:
             mask = mask_image(saliency > self._binary, task.size)
             _write_image(files["mask"], mask, "PNG")
         if task.picture is not None:
-            _write_image(files["overlay"], tint_saliency(task.picture, saliency), "JPEG")
+            drawn = tint_saliency(task.picture, saliency, self._threshold)
+            _write_image(files["overlay"], drawn, "JPEG")
         return {"mean_saliency": float(np.mean(saliency, dtype=np.float64))}
 
     def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
@@ -211,7 +216,7 @@ class _PredictionJob:
         segmented = segment_video(
             task.path,
             segmenter=self._segmenter,
-            threshold=self._binary or 0.0,
+            threshold=self._threshold,
             progress=self._progress,
             **files,
         )

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from .. import __version__
 from ..core import options as params
 from ..images.draw import colour_levels
 from ..images.load import ImageError, open_image
-from ..images.suffixes import VIDEO_SUFFIXES, is_taken
+from ..images.suffixes import is_video
 from ..images.thumbnails import SIDE, data_url, outline, read_thumbnail
 from ..util.files import output_path, printable, reason, write_atomically
 from ..util.html import page
@@ -96,26 +96,14 @@ def report_labels(
     found = record_file(os.fspath(folder), (name for name in names if name.startswith("labels")))
     rule = f"the output folder of `selfment label`, with its {RECORDS}"
     params.require("folder", os.fspath(folder), rule, found is not None)
-    records = StoredRecords(folder / RECORDS, "name")
-    records.read()
-    target = folder / "report.html" if path is None else output_path("path", path)
-    return write_report(records.all(), folder, target, images=images, progress=progress)
-
-
-def write_report(
-    records: Iterable[Record],
-    folder: str | os.PathLike[str],
-    path: str | os.PathLike[str],
-    *,
-    images: str | os.PathLike[str] | None = None,
-    progress: bool = True,
-) -> ReportSummary:
-    """Writes the page of these ``records``; for the other arguments see :func:`report_labels`."""
     if images is not None:
         whose = "a folder that exists"
         params.require("images", os.fspath(images), whose, os.path.isdir(images))
-    folder = Path(os.path.abspath(folder))
-    ordered = sorted(records, key=lambda record: str(record["image"]))
+    target = folder / "report.html" if path is None else output_path("path", path)
+    folder = folder.absolute()
+    records = StoredRecords(folder / RECORDS, "name")
+    records.read()
+    ordered = sorted(records.all(), key=lambda record: str(record["image"]))
     make = partial(_item, folder=folder, images=None if images is None else Path(images))
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         made = pool.map(make, ordered)
@@ -128,9 +116,9 @@ def write_report(
     data = {"key": f"selfment-labels-{key}", "items": items}
     assets = [Path(__file__).with_name(name) for name in ("review.css", "review.js")]
     content = page(f"Labels: {printable(folder.name)}", body, data=data, assets=assets)
-    write_atomically(Path(path), lambda file: file.write(content), durable=True)
+    write_atomically(target, lambda file: file.write(content), durable=True)
     return ReportSummary(
-        Path(path),
+        target,
         len(items),
         counts["failed"],
         counts["no photo"],
@@ -161,10 +149,12 @@ def _item(record: Record, folder: Path, images: Path | None) -> Item:
     photo = Path(record.get("path") or name)
     if images is not None:
         photo = images / str(record.get("twin") or name)
-    if is_taken(os.fspath(photo), VIDEO_SUFFIXES):
-        return {**item, "kind": "video"}
     if item["error"] is not None:
         item["kind"] = "failed"
+    elif is_video(photo):
+        item["kind"] = "video"
+    if is_video(photo):
+        return item
     try:
         thumbnail = read_thumbnail(photo)
         item["photo"], item["box"] = data_url(thumbnail), list(thumbnail.size)
@@ -180,7 +170,7 @@ def _item(record: Record, folder: Path, images: Path | None) -> Item:
 
 def _add_mask(item: Item, record: Record, folder: Path) -> None:
     """Adds the outline of each object, its area, and a digest of the label."""
-    item["digest"] = hashlib.sha256(repr(sorted(record.items())).encode()).hexdigest()[:8]
+    item["digest"] = f"{record.get('settings')}-{record.get('checksum')}"
     if not record.get("mask"):
         item["notes"].append("no mask was written")
         return
@@ -205,7 +195,8 @@ def _add_mask(item: Item, record: Record, folder: Path) -> None:
 def _read_instances(file: Path, several: bool) -> npt.NDArray[Any]:
     """Reads a mask as (H, W) numbers: 0 for the background, 1 for the one object of most masks."""
     with open_image(file) as picture:
-        values = np.asarray(picture if picture.mode in ("L", "1", "I;16") else picture.convert("L"))
+        is_plain = picture.mode in ("1", "L", "I", "I;16")
+        values = np.asarray(picture if is_plain else picture.convert("L"))
     return values if several else (values > 0).astype(np.uint8)
 
 
@@ -222,11 +213,9 @@ def _add_vector(item: Item, record: Record, folder: Path) -> None:
 
 
 def _is_listable(name: str) -> bool:
-    """True if a name can be a line of a text file in UTF-8."""
-    try:
-        return not any(character in name for character in "\r\n") and bool(name.encode())
-    except UnicodeEncodeError:
-        return False
+    """True if ``selfment train --only`` finds a name again that is a line of a text file."""
+    is_text = name.encode(errors="ignore").decode() == name
+    return is_text and name == name.strip() and not (name.startswith("#") or {"\r", "\n"} & {*name})
 
 
 def _states(item: Item) -> Iterator[str]:

@@ -99,7 +99,7 @@ function makePicture(item) {
   if (item.kind === "failed" && !item.photo) {
     return element("div", {class: "said"}, "No label and no picture");
   }
-  if (!item.photo && !item.vector && item.paths.length === 0) {
+  if (!item.photo && item.paths.length === 0) {
     return element("div", {class: "said"}, "No photograph");
   }
   const [width, height] = item.box;

@@ -14,7 +14,7 @@ from typing import Any, Generic
 import torch
 from tqdm import tqdm
 
-from ..images.load import ImageEntry, load_image
+from ..images.load import ImageEntry
 from ..util.files import printable
 from ..util.lines import Record
 from .folder import OutputFolder
@@ -38,6 +38,10 @@ def run_job(
     """
     try:
         tasks = folder.plan(entries)
+        if folder.outdated:
+            many = "s" if folder.outdated > 1 else ""
+            again = f"{folder.outdated} {spec.unit}{many} to {spec.verb} again"
+            tqdm.write(f"the settings have changed: {again}", file=sys.stderr)
         if tasks or folder.records.changed:
             folder.remove_abandoned_files()
         if tasks:
@@ -113,10 +117,8 @@ class Runner(Generic[Result]):
         start = time.perf_counter()
         if os.path.isfile(task.path):
             task.read_stat()
-        picture, task.notes = load_image(task.path)
+        self._spec.prepare(task)
         task.compute_checksum()
-        task.size = picture.size
-        self._spec.prepare(task, picture)
         task.seconds += time.perf_counter() - start
 
     def _compute(self, batch: list[Task]) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from PIL import Image
 from torch import Tensor
 
 from ..images.load import ImageEntry
@@ -69,8 +68,8 @@ class JobSpec(OutputSpec, Protocol[Result]):
     def load(self, tasks: Sequence[Task]) -> None:
         """Loads the models; an error ends the run instead of counting as the first image's."""
 
-    def prepare(self, task: Task, picture: Image.Image) -> None:
-        """Sets ``task.pixels``, and what :meth:`save` needs of the image; runs in a thread."""
+    def prepare(self, task: Task) -> None:
+        """Reads the input, sets ``task.pixels`` and what :meth:`save` needs; runs in a thread."""
 
     def compute(self, batch: Tensor) -> Sequence[Result]:
         """The result of each image of a (B, 3, H, W) batch of pixels."""

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from PIL import Image
 from torch import Tensor
 
+from ..images.load import load_image
 from ..util.files import sha256_of
 from ..util.lines import Record
 
@@ -31,6 +32,8 @@ class Task:
     bytes: int = 0
     mtime_ns: int = 0
     checksum: str | None = None  #: of the input file's content, once it has been computed
+    features: str | None = None  #: the file with its patch features, if that is another file
+    features_record: Record = field(default_factory=dict)  #: path, size and time of that file
     seconds: float = 0.0  #: spent on it so far
     notes: Sequence[str] = ()  #: how the image was read, where that is unusual
     size: tuple[int, int] = (0, 0)  #: (W, H) of the upright image, in pixels
@@ -41,10 +44,23 @@ class Task:
     earlier: Record = field(default_factory=dict)
 
     def read_stat(self) -> None:
-        """Stores the size and the modification time of the input file; raises ``OSError``."""
+        """Stores the sizes and the modification times of the input files; raises ``OSError``."""
         stat = os.stat(self.path)
         self.bytes, self.mtime_ns = stat.st_size, stat.st_mtime_ns
         self.checksum = None
+        if self.features is not None:
+            stat = os.stat(self.features)
+            about = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+            self.features_record = {"path": self.features, **about}
+
+    def read_picture(self) -> Image.Image:
+        """Reads the input file as an image, and stores its size and notes.
+
+        Raises :class:`selfment.images.ImageError`.
+        """
+        picture, self.notes = load_image(self.path)
+        self.size = picture.size
+        return picture
 
     def compute_checksum(self) -> str | None:
         """The checksum of the input file; None if it cannot be read or has changed meanwhile."""
@@ -70,3 +86,10 @@ class Task:
         if record.get("path") == self.path:
             return bool(record.get("mtime_ns") == self.mtime_ns)
         return record.get("checksum") is not None and record["checksum"] == self.compute_checksum()
+
+    def has_features_of(self, record: Record) -> bool:
+        """True if the record was made from the features in the file of this task, or of none."""
+        before = record.get("features") or {}
+        return all(
+            before.get(name) == self.features_record.get(name) for name in ("bytes", "mtime_ns")
+        )

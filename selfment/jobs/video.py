@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from ..images.draw import mask_image, saliency_image, tint, tint_saliency
 from ..images.refine import mask_at_size
 from ..images.video import VideoReader, VideoWriter
 from ..models.segmenter import Segmenter
-from ..models.video import VideoLabeler
+from ..models.video import VideoLabeler, stacks
 from ..util.files import atomic_file
 from ..util.lines import Record
 from .frames import FrameFolder, new_frame_folder
@@ -94,7 +93,7 @@ def segment_video(
         saliency: The MP4 file to write.
         segmenter: Computes the saliency.
         mask: Another file to write, white where the saliency exceeds ``threshold``, else black.
-        threshold: In [0, 1).
+        threshold: In [0, 1); for the overlay, too.
         overlay: Another file to write, see :func:`selfment.images.draw.tint_saliency`.
         saliency_frames: A folder to write, with the saliency of each frame as a PNG file of the
             frame's own size: ``000000.png`` and so on.
@@ -116,7 +115,8 @@ def segment_video(
 
     def results(batches: Iterator[list[_Frame]]) -> Iterator[list[tuple[_Frame, Tensor]]]:
         for batch in batches:
-            grids = segmenter.saliency_batch(torch.stack([frame.take_pixels() for frame in batch]))
+            parts = stacks([frame.take_pixels() for frame in batch])
+            grids = [grid for part in parts for grid in segmenter.saliency_batch(part)]
             yield list(zip(batch, grids, strict=True))
 
     def draw(frame: _Frame, grid: Tensor) -> Iterator[tuple[str, Image.Image]]:
@@ -125,7 +125,7 @@ def segment_video(
         if mask is not None or mask_frames is not None:
             yield "mask", mask_image(values > threshold, frame.size)
         if frame.picture is not None:
-            yield "overlay", tint_saliency(frame.picture, values)
+            yield "overlay", tint_saliency(frame.picture, values, threshold)
 
     with _Video(video, targets, progress) as stream:
         frames = stream.frames(segmenter.preprocess, keeps_pictures=overlay is not None)
@@ -172,7 +172,7 @@ def label_video(
         def pixels() -> Iterator[Tensor]:
             for batch in batches:
                 waiting.extend(batch)
-                yield torch.stack([frame.take_pixels() for frame in batch])
+                yield from stacks([frame.take_pixels() for frame in batch])
 
         for window in labeler.label_batches(pixels()):
             counts.add(window)
@@ -186,7 +186,7 @@ def label_video(
 
     with _Video(video, targets, progress) as stream:
         frames = stream.frames(
-            lambda picture: (model.preprocess(picture), (model.size, model.size)),
+            lambda picture: (model.preprocess(picture), (0, 0)),
             keeps_pictures=overlay is not None or steps is not None,
         )
         written = stream.write(frames, model.batch_size, results, draw)
@@ -198,7 +198,7 @@ class _Frame:
     time: int  # in units of the reader's time base
     size: tuple[int, int]
     pixels: Tensor | None
-    content: tuple[int, int]  # (height, width) of the pixels without padding
+    content: tuple[int, int]  # (height, width) of the pixels without padding, for a segmenter
     picture: Image.Image | None
 
     def take_pixels(self) -> Tensor:

@@ -140,7 +140,7 @@ class ImageModel:
         """Where the backbone runs. Raises ``ValueError`` for a device that does not exist."""
         if self._own is not None:
             return torch.device(getattr(self._own, "device", "cpu"))
-        return _device(self.device)
+        return device_of(self.device)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -202,8 +202,11 @@ def _check_left_alone(options: dict[str, Any]) -> None:
             )
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    """The device; of several CUDA devices without a number, torchrun's for this process."""
+def device_of(device: str | torch.device | None) -> torch.device:
+    """Returns the device; None stands for CUDA if there is one, else for the CPU.
+
+    Of several CUDA devices without a number it is torchrun's for this process.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     resolved = as_device(device)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import torch
@@ -76,8 +76,8 @@ class VideoLabeler:
     def label_batches(self, batches: Iterable[Tensor]) -> Iterator[WindowLabels]:
         """Yields the labels of each window, on the CPU, as soon as its frames have been read.
 
-        ``batches``: (B, 3, size, size) frames that :meth:`PseudoLabeler.preprocess` made, in
-        order. Raises ``ValueError`` for features that are not finite.
+        ``batches``: (B, 3, H, W) frames that :meth:`PseudoLabeler.preprocess` made, in order.
+        Raises ``ValueError`` for features that are not finite.
         """
         found = label_windows(
             self._features(batches),
@@ -100,8 +100,8 @@ class VideoLabeler:
 
     def _features(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Grid]]:
         backbone = self.labeler.backbone
-        grid = backbone.grid(self.labeler.size)
         for batch in batches:
+            grid = backbone.grid(*batch.shape[-2:])
             features = where_kernels_are(backbone(batch))
             assert isinstance(features, Tensor)
             yield from ((frame, grid) for frame in features)
@@ -112,11 +112,17 @@ class VideoLabeler:
         def batches() -> Iterator[Tensor]:
             while batch := list(islice(pictures, self.labeler.batch_size)):
                 waiting.extend(batch)
-                yield torch.stack([self.labeler.preprocess(picture) for picture in batch])
+                yield from stacks([self.labeler.preprocess(picture) for picture in batch])
 
         for window in self.label_batches(batches()):
             for labels in window.new_frames():
                 yield ImageLabels(**vars(labels), image=waiting.popleft())
+
+
+def stacks(frames: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yields consecutive (3, H, W) frames of one shape as (B, 3, H, W)."""
+    for _, alike in groupby(frames, key=lambda frame: frame.shape):
+        yield torch.stack(list(alike))
 
 
 def _on_cpu(labels: JointLabels) -> JointLabels:

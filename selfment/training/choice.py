@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from ..core import options as params
-from ..evaluation.pairs import nfc
 from ..evaluation.tables import counted
 from ..images.load import ImageEntry
+from ..util.files import nfc
 from .masks import MaskFolder
 
 _SHOWN = 3  # at most so many names in an error

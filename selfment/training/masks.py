@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ..core import options as params
 from ..core.arrays import Grid
-from ..evaluation.pairs import by_stem, find_suffix, nfc
+from ..evaluation.pairs import by_stem, find_suffix
 from ..images.load import ImageEntry, ImageError
 from ..images.maps import read_truth
-from ..jobs.label import LabelJob
+from ..jobs.label_job import LabelJob
 from ..jobs.records import StoredRecords
 from ..util.distributed import world
-from ..util.files import RealPaths, sha256_of
+from ..util.files import RealPaths, nfc, sha256_of
 from ..util.lines import Record
 
 _ROWS = 1 << 22  # pixels of a mask that are floats at a time
@@ -70,7 +70,7 @@ class MaskFolder:
     def is_other(self, entry: ImageEntry) -> bool:
         """True if another file than this image, of another length, has been labelled."""
         size = self.record(entry).get("bytes")
-        return size is not None and size != os.path.getsize(entry.path)
+        return size is not None and entry.path.is_file() and size != entry.path.stat().st_size
 
     def masks(self, entries: Sequence[ImageEntry]) -> list[Path | None]:
         """The mask of each image, None if there is none.

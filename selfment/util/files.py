@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import time
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,6 +111,37 @@ def write_atomically(
         write(file)
 
 
+def link_atomically(path: Path, target: str, *, replace: bool) -> bool:
+    """Makes ``path`` a symbolic link to a file, or a copy of it where links are refused.
+
+    A link or copy that is up to date stays. ``replace``: replace another file; otherwise it stays,
+    and False is returned. Raises ``OSError``.
+    """
+    if path.is_symlink():
+        if os.readlink(path) == target:
+            return True
+    elif path.exists() and _stamp(path) == _stamp(target):
+        return True
+    if os.path.lexists(path) and not replace:
+        return False
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            os.symlink(target, temporary)
+        except OSError:
+            shutil.copy2(target, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _stamp(path: str | os.PathLike[str]) -> tuple[int, int]:
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+
+
 def remove_abandoned(folder: Path) -> None:
     """Removes the temporary files and folders of killed processes under ``folder``.
 
@@ -165,6 +197,11 @@ def reason(error: BaseException) -> str:
 def printable(text: str) -> str:
     """``text`` on one line, with escapes for characters that a terminal obeys or cannot show."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def nfc(name: str) -> str:
+    """The name with composed letters: file systems differ in how they write an umlaut."""
+    return unicodedata.normalize("NFC", name)
 
 
 def check_file(path: str | os.PathLike[str]) -> None:

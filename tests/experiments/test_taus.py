@@ -54,7 +54,7 @@ def test_the_table_is_that_of_the_labels(photos: Path, tmp_path: Path) -> None:
 def test_the_page_has_a_row_of_masks_for_each_photograph(
     photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ("--tau", "0.1,0.3,auto", "--size", 128, "--out", tmp_path / "out")
+    arguments = ("--tau", "0.1,0.3,auto", "--size", 128, "--keep-aspect", "--out", tmp_path / "out")
     code, out, err = call(capsys, "compare", photos, *arguments)
     assert code == 1
     assert "broken.png: not an image that Pillow knows" in err

@@ -5,7 +5,6 @@ The pipes need no port and no library. The browser ends with the block that open
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import itertools
 import json
@@ -94,14 +93,21 @@ class Browser:
         )
 
     def open(self, page: Path) -> None:
-        """Opens a file, and returns when its scripts have run."""
+        """Opens a file, and returns when its scripts have run and it has been drawn."""
         self._call("Page.navigate", url=page.as_uri())
-        self._wait_for("Page.loadEventFired")
+        self._wait_until_drawn()
 
     def reload(self) -> None:
         """Loads the page again."""
         self._call("Page.reload")
+        self._wait_until_drawn()
+
+    def _wait_until_drawn(self) -> None:
         self._wait_for("Page.loadEventFired")
+        # The page learns what is in view after the first frame, and before the second one.
+        frame = "new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
+        for _ in range(2):
+            self.evaluate(frame)
 
     def evaluate(self, script: str) -> Any:
         """Returns the value of an expression, of a promise when it is kept; ready for JSON."""
@@ -152,15 +158,6 @@ class Browser:
             if event["params"]["state"] != "inProgress":
                 assert event["params"]["state"] == "completed"
                 return (self.folder / name).read_bytes()
-
-    def screenshot(self, file: Path, width: int, height: int, *, dark: bool = False) -> None:
-        """Writes a picture of the window, at a size, as a PNG file."""
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self._call("Emulation.setEmulatedMedia", features=[scheme])
-        self.resize(width, height)
-        self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 300)))")
-        picture = self._call("Page.captureScreenshot", format="png")["data"]
-        file.write_bytes(base64.b64decode(picture))
 
     def resize(self, width: int, height: int) -> None:
         """Sets the size of the window."""

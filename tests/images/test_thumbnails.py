@@ -45,6 +45,7 @@ def test_outlines_are_short() -> None:
     assert outline(mask) == "M3 5h17v7h-17v-7z"
     mask[7:9, 6:8] = False
     assert outline(mask) == "M3 5h17v7h-17v-7zM6 9h2v-2h-2v2z"
+    assert outline(np.eye(2, dtype=bool)) == "M0 0h1v1h-1v-1zM1 1h1v1h-1v-1z"
 
 
 def test_an_outline_of_noise_is_simplified() -> None:

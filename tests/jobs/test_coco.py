@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
+from torchvision.datasets import CocoDetection, wrap_dataset_for_transforms_v2
 
 from helpers.pictures import records
 from helpers.scenes import SIZES, coco_of, labeler, run
@@ -165,3 +168,20 @@ def test_annotations_of_others_are_never_replaced(scenes, tmp_path):
     assert file.read_text() == '{"images": []}'
     assert run([scenes], tmp_path / "out") == LabelSummary(labelled=3)
     assert file.read_text() == '{"images": []}'
+
+
+def test_the_reader_of_torchvision(scenes, tmp_path):
+    pytest.importorskip("pycocotools", reason="pycocotools is missing")
+    run([scenes], tmp_path / "out", formats=["png", "coco"])
+    keys = ["boxes", "labels", "masks"]
+    data = CocoDetection(scenes, tmp_path / "out/annotations.json")
+    data = wrap_dataset_for_transforms_v2(data, target_keys=keys)
+    assert len(data) == 3
+    for name, (image, target) in zip(sorted(SIZES), data, strict=True):
+        png = np.asarray(Image.open((tmp_path / "out" / name).with_suffix(".png")))
+        assert image.size == SIZES[name]
+        for number, (mask, box) in enumerate(zip(target["masks"], target["boxes"], strict=True), 1):
+            assert np.array_equal(mask.numpy() > 0, png == number)
+            y, x = np.nonzero(png == number)
+            assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+        assert target["labels"].tolist() == [1] * png.max()

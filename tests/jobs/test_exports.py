@@ -14,7 +14,7 @@ from helpers.scenes import SIZES, coco_of, labeler, run, scene
 from selfment import CutOptions, Objects, PseudoLabeler, refine_mask
 from selfment.images.draw import label_image
 from selfment.images.load import find_images
-from selfment.jobs import label as labeling
+from selfment.jobs import label_job as labeling
 from selfment.jobs.coco import coco_record
 from selfment.jobs.exports import as_instances, yolo_lines
 from selfment.jobs.label import LabelSummary, label_images
@@ -208,8 +208,8 @@ def test_no_file_of_another_label_stays(scenes, tmp_path):
     run([scenes], out, formats=("png", "coco", "yolo"), overlays=True)
     other = labeler(Selfment(CutOptions(tau="auto"), min_confidence=0.25))
     assert run([scenes / "sub"], out, other) == LabelSummary(labelled=2)
-    of_a = ["a.png", "annotations/a.json", "labels/a.txt", "overlays/a.jpg"]
-    both = ["annotations.json", "labels.jsonl", "sub/b.png", "sub/c.png"]
+    of_a = ["a.png", "annotations/a.json", "images/a.png", "labels/a.txt", "overlays/a.jpg"]
+    both = ["annotations.json", "data.yaml", "images.txt", "labels.jsonl", "sub/b.png", "sub/c.png"]
     assert files_in(out) == sorted([*of_a, *both])
     images = coco_of(out / "annotations.json").dataset["images"]
     assert [one["file_name"] for one in images] == ["a.png"]
@@ -226,10 +226,11 @@ def test_no_file_of_a_label_that_a_killed_run_left_stays(scenes, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(Runner, "_record_written", lambda self, most: None)
         run([scenes], out, labeler(tau=0.4), formats=["coco", "yolo"])
-    assert len(files_in(out)) == 3 * 2 + 2
+    assert len(files_in(out)) == 3 * 2 + 4
     assert run([scenes], out) == LabelSummary(labelled=3)
     masks = ["a.png", "sub/b.png", "sub/c.png"]
-    assert files_in(out) == sorted([*masks, "annotations.json", "labels.jsonl"])
+    sets = ["annotations.json", "data.yaml", "images.txt"]
+    assert files_in(out) == sorted([*masks, *sets, "labels.jsonl"])
 
 
 def test_files_of_others_are_never_removed(scenes, tmp_path):
@@ -328,7 +329,7 @@ def test_refined_masks_are_those_of_refine_mask(scenes, tmp_path):
     [
         (
             {"formats": ["png", "voc"]},
-            "`formats` must be 'png' or 'coco' or 'yolo' or 'fiedler': got 'voc'",
+            "`formats` must be 'png' or 'coco' or 'yolo' or 'yolo-seg' or 'fiedler': got 'voc'",
         ),
         ({"formats": []}, r"`formats` must be one format at least: got \[\]"),
         ({"refine": "sharpen"}, "`refine` must be 'bilateral' or .* or 'crf': got 'sharpen'"),

@@ -77,7 +77,7 @@ def test_a_limit_on_the_size_of_files(photos_in, tmp_path):
     noise = np.random.RandomState(0).randint(0, 2, (600, 600)).astype(bool)
     script = (
         "import signal, sys, numpy, resource; from selfment import cli;"
-        "from selfment.jobs import label as labeling;"
+        "from selfment.jobs import label_job as labeling;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000));"
         "before = labeling.mask_image;"

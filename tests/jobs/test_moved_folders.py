@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from PIL import Image
 from helpers.commands import call
 from helpers.pictures import picture, pictures
 from helpers.training import run
-from selfment import PseudoLabeler
+from selfment import PseudoLabeler, PseudoLabels
 from selfment.evaluation.pairs import match
 from selfment.images import suffixes as _suffixes
 from selfment.images.load import ImageError, find_images, load_image
@@ -251,10 +252,14 @@ def test_boxes_of_the_first_of_two_suffixes_are_where_they_are_looked_for(tmp_pa
     options = (folder, "--out", out, "--format", "png,yolo")
     picture(folder / "a.png", 2)
     err = label(capsys, *options)
-    assert "the boxes of a.png are in labels/a.png.txt, where programs do not look" in err
+    assert (
+        "the boxes of a.png are in labels/a.png.txt, where programs find them by data.yaml" in err
+    )
     names = ["a.png.txt", "a.txt", "b.txt"]
     assert sorted(file.name for file in (out / "labels").iterdir()) == names
-    assert masks(out) == ["a.jpg.png", "a.png.png", "b.png"]
+    assert [name for name in masks(out) if not name.startswith("images/")] == [
+        *("a.jpg.png", "a.png.png", "b.png")
+    ]
     # An image that comes first later takes no file of another.
     picture(folder / "a.bmp", 3)
     assert "1 labelled, 3 already done" in label(capsys, *options)
@@ -344,7 +349,7 @@ def test_a_row_of_one_image(photos_in, column):
         row = labeler({column: entry, "id": 3})
         assert row["id"] == 3
         expected = labeler(value)
-        for name in vars(expected):
+        for name in (field.name for field in dataclasses.fields(PseudoLabels)):
             assert np.array_equal(row[name], getattr(expected, name).numpy(), equal_nan=True), name
 
 

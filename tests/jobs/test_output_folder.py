@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers.commands import call
 from helpers.pictures import files_in, picture, pictures, records
 from helpers.runs import label, predict
 from selfment.jobs import predict as prediction
@@ -63,8 +64,10 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.5) == (0, 3, 0)
     assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
-    # A mask of another threshold takes its place; the overlay has none.
+    # A mask of another threshold takes its place; the overlay is drawn again when it is wanted.
     assert predict(photos_in, out, binary=0.7) == (3, 0, 0)
+    assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.7)
+    assert predict(photos_in, out, overlays=True, binary=0.7) == (3, 0, 0)
     assert predict(photos_in, out, overlays=True, binary=0.7) == (0, 3, 0)
     fresh = tmp_path / "fresh"
     predict(photos_in, fresh, overlays=True, binary=0.7)
@@ -73,8 +76,9 @@ def test_files_of_the_same_prediction_stay_done(photos_in, tmp_path):
         assert file.read_bytes() == (out / file.relative_to(fresh)).read_bytes()
     (out / "a_mask.png").unlink()
     (out / "overlays/a_overlay.jpg").unlink()
-    assert predict(photos_in, out, overlays=True) == (1, 2, 0)
+    assert predict(photos_in, out, overlays=True) == (3, 0, 0)  # drawn at 0.5
     assert fields(out, "a.png") == ("a_saliency.png", None, "overlays/a_overlay.jpg", None)
+    assert fields(out, "b.png")[1:] == ("sub/b_mask.png", "overlays/sub/b_overlay.jpg", 0.7)
 
 
 def test_the_threshold_of_masks_that_a_killed_run_left_is_unknown(photos_in, tmp_path, monkeypatch):
@@ -126,6 +130,29 @@ def test_an_error_costs_no_file_of_the_same_prediction(photos_in, tmp_path, monk
         assert predict(photos_in, out, overlays=True) == (0, 0, 3)
     assert predict(photos_in, out, overlays=True) == (3, 0, 0)
     assert fields(out, "a.png") == ("a_saliency.png", "a_mask.png", "overlays/a_overlay.jpg", 0.5)
+
+
+def test_an_overlay_shows_the_mask_of_its_threshold(photos_in, tmp_path):
+    out = tmp_path / "out"
+    assert predict(photos_in, out, overlays=True) == (3, 0, 0)
+    drawn = (out / "overlays/a_overlay.jpg").read_bytes()
+    assert predict(photos_in, out, overlays=True, binary=0.5) == (3, 0, 0)
+    assert (out / "overlays/a_overlay.jpg").read_bytes() == drawn
+    assert predict(photos_in, out, overlays=True, binary=0.99) == (3, 0, 0)
+    assert (out / "overlays/a_overlay.jpg").read_bytes() != drawn
+    assert predict(photos_in, out, binary=0.99) == (0, 3, 0)
+
+
+def test_what_is_done_again_because_of_other_settings_is_counted(photos_in, tmp_path, capsys):
+    def run(*options):
+        arguments = ("label", photos_in, "--out", tmp_path / "out", "--size", 96, *options)
+        return call(capsys, *arguments)[2]
+
+    assert "settings have changed" not in run()
+    (photos_in / "new.png").write_bytes((photos_in / "a.png").read_bytes())
+    assert "the settings have changed: 3 images to label again" in run("--tau", 0.3)
+    assert "settings have changed" not in run("--tau", 0.3, "--overlay")
+    assert "the settings have changed: 4 images to label again" in run("--tau", 0.3, "--fill-holes")
 
 
 def test_predictions_spare_the_files_of_others(photos_in, tmp_path, capsys):

@@ -12,7 +12,8 @@ from helpers.pictures import pictures
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
 from selfment.jobs.folder import OutputFolder
-from selfment.jobs.label import LabelJob, LabelSummary, label_images
+from selfment.jobs.label import LabelSummary, label_images
+from selfment.jobs.label_job import LabelJob
 from selfment.jobs.records import Records
 
 

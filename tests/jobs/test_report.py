@@ -16,6 +16,7 @@ from helpers.pictures import files_in, picture, records, things
 from selfment.evaluation.pairs import files_by_stem
 from selfment.images import find_images
 from selfment.jobs.report import report_labels
+from selfment.util.lines import with_checksum
 
 EVIL = "</script><b>\"ü' & 雪.jpg"
 
@@ -157,6 +158,29 @@ def test_shards_and_a_run_that_was_killed(capsys, tmp_path):
     report_labels(out, progress=False)
     names = [json.loads(line)["image"] for line in lines[:2]]
     assert sorted(items_of(out / "report.html")) == sorted(names)
+
+
+def test_names_that_a_list_cannot_hold(capsys, tmp_path):
+    """Lines of a list are stripped, and those that begin with # are comments."""
+    names = ["#a.jpg", " b.jpg", "c\rd.jpg", "sub/#e.jpg", "f g.jpg"]
+    photos, out = folder_of(tmp_path, *names), tmp_path / "out"
+    label(capsys, photos, out)
+    report_labels(out, progress=False)
+    listable = {name for name, item in items_of(out / "report.html").items() if item["listable"]}
+    assert listable == {*names[3:]}
+
+
+def test_videos_are_listed(tmp_path):
+    """A video has no thumbnail and no digest, so that it cannot be accepted."""
+    record = {"image": "clip.mp4", "name": "clip.mp4", "mask": "clip.mp4", "settings": "1"}
+    failed = {**record, "image": "bad.mp4", "error": "cannot label bad.mp4: it ends early"}
+    lines = [with_checksum(json.dumps(each)) + "\n" for each in (record, failed)]
+    (tmp_path / "labels.jsonl").write_text("".join(lines))
+    summary = report_labels(tmp_path, progress=False)
+    assert (summary.images, summary.videos, summary.failed) == (2, 1, 1)
+    items = items_of(tmp_path / "report.html")
+    kinds = {name: (item["kind"], item["photo"], item["digest"]) for name, item in items.items()}
+    assert kinds == {"clip.mp4": ("video", None, None), "bad.mp4": ("failed", None, None)}
 
 
 def test_other_formats_have_no_mask_to_show(capsys, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,6 +12,7 @@ from helpers import browser
 from helpers.commands import label
 from helpers.pictures import picture, records, things
 from selfment.jobs.report import report_labels
+from selfment.training.choice import read_names
 
 pytestmark = browser.needs_browser
 
@@ -72,6 +75,7 @@ def test_lists_name_the_images_as_the_records_do(page, out):
     chosen = page.saved("accepted.txt").decode()
     assert chosen.endswith("\n")
     assert chosen.split("\n")[:-1] == ["a1.jpg", "a2.jpg", "flat.png", *NAMES[3:]]
+    assert read_names(page.folder / "accepted.txt") == chosen.split("\n")[:-1]
     assert {record["image"] for record in records(out).values()}.issuperset(chosen.split("\n")[:-1])
     page.click("#save-rejected")
     assert page.saved("rejected.txt") == b"a10.jpg\n"
@@ -88,12 +92,23 @@ def test_a_label_that_has_changed_is_undecided_again(page, out):
     assert page.evaluate(STATUS) == "1 verdicts were on labels that have changed: undecided again."
 
 
-def test_another_folder_has_a_choice_of_its_own(page, out, capsys, tmp_path):
+def test_a_browser_that_keeps_nothing_says_so(page):
+    full = "throw new DOMException('', 'QuotaExceededError')"
+    page.evaluate(f"Storage.prototype.setItem = () => {{ {full} }}")
     page.press("a")
-    label(capsys, tmp_path / "photos", tmp_path / "other", "--report", tmp_path / "other.html")
+    assert page.evaluate(STATUS) == (
+        "a1.jpg: accepted. This browser does not keep the choice (QuotaExceededError): save the "
+        "lists before you leave."
+    )
+
+
+def test_another_folder_has_a_choice_of_its_own(out, tmp_path):
+    shutil.copytree(out, tmp_path / "other")  # the same images and the same labels
+    report_labels(tmp_path / "other", tmp_path / "other.html", progress=False)
     with browser.opened() as opened:
         opened.open(out / "report.html")
         opened.press("a")
+        assert opened.evaluate(BADGES) == {"a1.jpg": "accepted"}
         opened.open(tmp_path / "other.html")
         assert opened.evaluate(BADGES) == {}
 
@@ -155,10 +170,12 @@ def test_arrows_move_by_rows_and_columns(page):
     assert page.evaluate(focused) == "a1.jpg"
     page.press("a", "n")
     assert page.evaluate(focused) == "a10.jpg"
+    page.press("End", "ArrowRight", "ArrowDown", "a")
+    assert page.evaluate(focused) == NAMES[4]
     page.press("?")
     assert page.evaluate("document.getElementById('help').open")
     page.press("r", "Escape")
-    assert page.evaluate(BADGES) == {"a1.jpg": "accepted"}
+    assert page.evaluate(BADGES) == {"a1.jpg": "accepted", NAMES[4]: "accepted"}
 
 
 @pytest.mark.slow

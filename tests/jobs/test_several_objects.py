@@ -139,7 +139,10 @@ def test_the_command_line_refines(tmp_path, options, steps):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--format", "png,voc"], "argument --format: must be of png, coco, yolo: got 'voc'"),
+        (
+            ["--format", "png,voc"],
+            "argument --format: must be of png, coco, yolo, yolo-seg, fiedler: got 'voc'",
+        ),
         (["--objects", "0"], "`max_objects` must be an integer >= 1: got 0"),
     ],
 )

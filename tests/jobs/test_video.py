@@ -80,8 +80,9 @@ def test_constant_saliency_keeps_its_level(tmp_path, share):
     found = {name: np.stack(decoded(path)[0]) for name, path in outputs.items()}
     assert np.abs(found["saliency"] - 255.0 * share).max() <= 2
     assert np.abs(found["mask"] - 255.0 * (share > 0.2)).max() <= 2
-    # The dark part of the pattern: tinted as far as the saliency goes.
-    expected = share * (0.45 * 40 + 0.55 * np.array([255, 56, 92])) + (1 - share) * 0.65 * 40
+    # The dark part of the pattern: tinted where the saliency exceeds one half, else darkened.
+    tinted, darkened = 0.45 * 40 + 0.55 * np.array([255, 56, 92]), 0.65 * 40
+    expected = tinted if share > 0.5 else darkened
     assert np.abs(found["overlay"][:, 48:, 64:].mean((0, 1, 2)) - expected).max() < 8
 
 
@@ -296,11 +297,13 @@ def test_predict_takes_folders_of_both(capsys, tmp_path):
     assert "0 segmented, 2 already done, 0 failed" in capsys.readouterr().err
 
 
-def test_without_pyav_only_videos_fail(tmp_path, monkeypatch, segmenter):
+def test_without_pyav_only_videos_fail(tmp_path, monkeypatch, segmenter, capsys):
     monkeypatch.setitem(sys.modules, "av", None)
     Image.fromarray(pattern(0)).save(tmp_path / "a.png")
     (tmp_path / "a.mp4").write_bytes(b"")
-    found = find_inputs([tmp_path / "a.png"])
-    assert predict_images(found, tmp_path / "out", segmenter, progress=False).predicted == 1
-    with pytest.raises(ImportError, match=r'pip install "selfment\[video\]"'):
-        predict_images(find_inputs([tmp_path]), tmp_path / "2", segmenter, progress=False)
+    done = predict_images(find_inputs([tmp_path]), tmp_path / "out", segmenter, progress=False)
+    assert done == PredictionSummary(predicted=1, failed=1)
+    needed = 'a video needs PyAV, which is missing here: pip install "selfment[video]"'
+    assert f"cannot segment {tmp_path}/a.mp4: {needed}" in capsys.readouterr().err
+    with pytest.raises(ImportError, match="a video needs PyAV"):
+        predict_images(find_inputs([tmp_path / "a.mp4"]), tmp_path / "2", segmenter, progress=False)

@@ -64,6 +64,18 @@ def test_a_video_is_the_same_as_its_frames(tmp_path: Path) -> None:
         list(labeler_of()(path))
 
 
+def test_frames_keep_their_aspect_ratio_also_where_it_changes() -> None:
+    frames = [disc(0), disc(1), disc(2, (64, 96)), disc(3)]
+    model = PseudoLabeler(size=192, keep_aspect=True)
+    labels = list(VideoLabeler(model)(frames))
+    assert [label.mask.shape for label in labels] == [(8, 12), (8, 12), (12, 8), (8, 12)]
+    pixels = [model.preprocess(Image.fromarray(frame))[None] for frame in frames]
+    rows = [model.backbone(frame)[0] for frame in pixels]
+    grids = [model.backbone.grid(*frame.shape[-2:]) for frame in pixels]
+    expected = selfment.joint_label(rows, grids, orient="corners")
+    assert all(torch.equal(a.mask, b) for a, b in zip(labels, expected.mask, strict=True))
+
+
 def test_frames_are_read_as_far_as_labels_need_them() -> None:
     read = 0
 
