@@ -1,7 +1,9 @@
 """Configures Sphinx for the pages of this folder and the docstrings of every public module.
 
-``sphinx-build -W docs build/docs`` fails for a broken reference into selfment, and for a public
-name that is not on a page, for example because it lacks a docstring.
+``sphinx-build -W docs build/docs`` runs the notebooks (``tutorial.md`` and ``gallery.md``) and
+fails for an error in one of their cells, for a broken reference into selfment, and for a public
+name that is not on a page, for example because it lacks a docstring. Each name in the package's
+namespace must also be in the reference by task, ``api.md``.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import pkgutil
 from pathlib import Path
 from typing import Any
 
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util.logging import getLogger
@@ -22,7 +25,17 @@ project = "selfment"
 version = release = selfment.__version__
 html_theme = "furo"
 
-extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_title = f"selfment {version}"
+html_show_copyright = False
+
+extensions = ["myst_nb", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+
+# Notebooks are pages with a kernel in their header. Each runs in a temporary folder.
+nb_execution_mode = "force"
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120  # seconds for a cell
+nb_merge_streams = True
 
 # There is a page for each module whose name does not start with an underscore.
 apidoc_modules = [{"path": str(Path(selfment.__file__).parent), "destination": "api"}]
@@ -33,6 +46,9 @@ autodoc_member_order = "bysource"
 
 # A class in the package's namespace is on two pages, and annotations name it without its module.
 suppress_warnings = ["ref.python"]
+
+# For links to a heading of another page.
+myst_heading_anchors = 3
 
 # References to other libraries, and to private modules and classes, remain text.
 nitpicky = True
@@ -50,9 +66,15 @@ def escape_bars(
         lines[index] = "``".join(parts)
 
 
+def names_of_package() -> set[str]:
+    """Returns the names in the package's namespace; a module has the name of its page."""
+    modules = {"reference": "core.reference"}
+    return {f"selfment.{modules.get(name, name)}" for name in selfment.__all__}
+
+
 def public_names() -> set[str]:
     """Returns the names in the package's namespace and the definitions of each public module."""
-    names = {f"selfment.{name}" for name in selfment.__all__ if name != "reference"}
+    names = names_of_package()
     for info in pkgutil.walk_packages(selfment.__path__, "selfment."):
         if any(part.startswith("_") for part in info.name.split(".")):
             continue
@@ -65,9 +87,13 @@ def public_names() -> set[str]:
 
 
 def check_public_names(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warns of every public name that is not on a page."""
-    for name in sorted(public_names() - set(env.get_domain("py").objects)):
+    """Warns of every public name that is not on a page, or not in the reference by task."""
+    documented = env.get_domain("py")
+    for name in sorted(public_names() - {*documented.objects, *documented.modules}):
         getLogger(__name__).warning("%s is on no page: it needs a docstring", name)
+    linked = {target["reftarget"] for target in env.get_doctree("api").findall(pending_xref)}
+    for name in sorted(names_of_package() - linked):
+        getLogger(__name__).warning("%s is not in docs/api.md", name)
 
 
 def setup(app: Sphinx) -> None:

@@ -67,6 +67,17 @@ inline Doubles load(const Float16* x) {
   __m128i bits;
   std::memcpy(&bits, x, sizeof bits);
   return __builtin_convertvector(Floats(_mm256_cvtph_ps(bits)), Doubles);
+#elif defined(__aarch64__)
+  // Conversions keep subnormal halves, whether or not FPCR.FZ16 flushes them in arithmetic.
+  uint16x8_t bits;
+  std::memcpy(&bits, x, sizeof bits);
+  const float16x8_t halves = vreinterpretq_f16_u16(bits);
+  const float32x4_t low = vcvt_f32_f16(vget_low_f16(halves)), high = vcvt_high_f32_f16(halves);
+  const float64x2_t parts[4] = {vcvt_f64_f32(vget_low_f32(low)), vcvt_high_f64_f32(low),
+                                vcvt_f64_f32(vget_low_f32(high)), vcvt_high_f64_f32(high)};
+  Doubles v;
+  std::memcpy(&v, parts, sizeof v);
+  return v;
 #else
   Doubles v;
   for (int i = 0; i < kDoubles; ++i) v[i] = value(x[i]);
@@ -235,6 +246,17 @@ void tile_product(const float* a, const float* b, int64_t d, float* tile) {
   }
 }
 
+#if defined(__aarch64__)
+// A byte for each of 16 comparisons: the bit of its place in a byte of eight, or 0. Adding
+// neighbours three times makes these eight bits one byte.
+inline uint8x16_t places(uint32x4_t a, uint32x4_t b, uint32x4_t c, uint32x4_t d) {
+  const uint16x8_t ab = vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
+  const uint16x8_t cd = vuzp1q_u16(vreinterpretq_u16_u32(c), vreinterpretq_u16_u32(d));
+  const uint8x16_t all = vuzp1q_u8(vreinterpretq_u8_u16(ab), vreinterpretq_u8_u16(cd));
+  return vandq_u8(all, vreinterpretq_u8_u64(vdupq_n_u64(0x8040201008040201)));
+}
+#endif
+
 void tile_threshold(const float* tile, float low, float high, uint64_t* above, uint64_t* unsure) {
   for (int64_t i = 0; i < kTile; ++i) {
     uint64_t over = 0, from = 0;
@@ -254,6 +276,21 @@ void tile_threshold(const float* tile, float low, float high, uint64_t* above, u
       over |= bits(_mm256_cmp_ps(v, _mm256_set1_ps(high), _CMP_GT_OQ)) << j;
       from |= bits(_mm256_cmp_ps(v, _mm256_set1_ps(low), _CMP_GE_OQ)) << j;
     }
+#elif defined(__aarch64__)
+    const float32x4_t least = vdupq_n_f32(low), most = vdupq_n_f32(high);
+    uint8x16_t o[4], f[4];
+    for (int64_t j = 0; j < 4; ++j) {
+      float32x4_t v[4];
+      for (int64_t k = 0; k < 4; ++k) v[k] = vld1q_f32(row + 16 * j + 4 * k);
+      o[j] = places(vcgtq_f32(v[0], most), vcgtq_f32(v[1], most), vcgtq_f32(v[2], most),
+                    vcgtq_f32(v[3], most));
+      f[j] = places(vcgeq_f32(v[0], least), vcgeq_f32(v[1], least), vcgeq_f32(v[2], least),
+                    vcgeq_f32(v[3], least));
+    }
+    const uint8x16_t both = vpaddq_u8(vpaddq_u8(vpaddq_u8(o[0], o[1]), vpaddq_u8(o[2], o[3])),
+                                      vpaddq_u8(vpaddq_u8(f[0], f[1]), vpaddq_u8(f[2], f[3])));
+    over = vgetq_lane_u64(vreinterpretq_u64_u8(both), 0);
+    from = vgetq_lane_u64(vreinterpretq_u64_u8(both), 1);
 #else
     for (int64_t j = 0; j < kTile; ++j) {
       over |= uint64_t{row[j] > high} << j;

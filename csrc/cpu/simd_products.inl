@@ -2,6 +2,10 @@
 
 // This is the method of the Four Russians: all sums of subsets of a few neighbouring elements of x
 // are tabulated; a few bits of a row then look up their sum.
+//
+// A sum has one order, whatever the tables. The set elements of 4 neighbours are added from left to
+// right, the sums of two such fours make that of a byte, and the bytes are added from left to right
+// to the sum of the row.
 
 #if defined(__AVX512F__)
 
@@ -27,13 +31,17 @@ void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double
   for (int64_t w = 0; w < words; ++w) {
     __m512i row[kBlocks];
     for (int r = 0; r < kBlocks; ++r) row[r] = _mm512_loadu_si512(bits + w * rows + r * kDoubles);
-    for (int nibble = 0; nibble < 16; ++nibble, table += 16) {
-      const __m512d low = _mm512_loadu_pd(table), high = _mm512_loadu_pd(table + 8);
+    for (int byte = 0; byte < 8; ++byte, table += 32) {
+      __m512d sums[4];
+      for (int part = 0; part < 4; ++part) sums[part] = _mm512_loadu_pd(table + 8 * part);
 #pragma GCC unroll 8
       for (int r = 0; r < kBlocks; ++r) {
         // The permutation reads only the lowest four bits of each index.
-        s[r] = _mm512_add_pd(s[r], _mm512_permutex2var_pd(low, row[r], high));
+        const __m512d low = _mm512_permutex2var_pd(sums[0], row[r], sums[1]);
         row[r] = _mm512_srli_epi64(row[r], 4);
+        const __m512d high = _mm512_permutex2var_pd(sums[2], row[r], sums[3]);
+        row[r] = _mm512_srli_epi64(row[r], 4);
+        s[r] = _mm512_add_pd(s[r], _mm512_add_pd(low, high));
       }
     }
   }
@@ -45,11 +53,40 @@ void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double
 // A table has 256 sums for each 8 elements.
 constexpr int64_t kTableSize = 8 * 256;
 
+// A register of doubles. GCC splits larger vectors badly.
+#if defined(__AVX2__)
+typedef double Part __attribute__((vector_size(32)));
+inline Part first_sums(const double* x) { return Part{0, x[0], x[1], x[0] + x[1]}; }
+#else
+typedef double Part __attribute__((vector_size(16)));
+inline Part first_sums(const double* x) { return Part{0, x[0]}; }
+#endif
+constexpr int kPart = sizeof(Part) / sizeof(double), kParts = 16 / kPart;
+
+// The 16 sums of subsets of four elements.
+inline void sums_of_four(const double* x, Part* sums) {
+  sums[0] = first_sums(x);
+#pragma GCC unroll 8
+  for (int i = 1; i < kParts; ++i) {
+    const int highest = 31 - __builtin_clz(i);
+    sums[i] = sums[i - (1 << highest)] + x[__builtin_ctz(kPart) + highest];
+  }
+}
+
 void subset_sums(const double* x, int64_t words, double* table) {
-  for (int64_t byte = 0; byte < words * 8; ++byte, x += 8, table += 256) {
-    table[0] = 0;
-    for (int b = 0; b < 8; ++b)
-      for (int s = 0; s < 1 << b; ++s) table[(1 << b) + s] = table[s] + x[b];
+  for (int64_t byte = 0; byte < words * 8; ++byte, x += 8) {
+    Part low[kParts], high[kParts];
+    sums_of_four(x, low);
+    sums_of_four(x + 4, high);
+#pragma GCC unroll 8
+    for (int i = 0; i < kParts; ++i)
+#pragma GCC unroll 4
+      for (int j = 0; j < kPart; ++j)
+#pragma GCC unroll 8
+        for (int k = 0; k < kParts; ++k, table += kPart) {
+          const Part sums = low[k] + high[i][j];
+          std::memcpy(table, &sums, sizeof sums);
+        }
   }
 }
 
@@ -59,10 +96,10 @@ void bits_matvec(const uint64_t* bits, int64_t words, int64_t rows, const double
   for (int64_t w = 0; w < words; ++w, table += kTableSize) {
     for (int64_t i = 0; i < kTile; ++i) {
       const uint64_t row = bits[w * rows + i];
-      double s[8];
+      double s = y[i];
 #pragma GCC unroll 8
-      for (int b = 0; b < 8; ++b) s[b] = table[b * 256 + (row >> (8 * b) & 255)];
-      y[i] += ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+      for (int b = 0; b < 8; ++b) s += table[b * 256 + (row >> (8 * b) & 255)];
+      y[i] = s;
     }
   }
 }

@@ -9,6 +9,14 @@ namespace selfment::cpu {
 
 namespace {
 
+// sqrt(x^2 + y^2) by IEEE operations alone: std::hypot differs from one C library to another.
+double hypotenuse(double x, double y) {
+  const double a = std::abs(x), b = std::abs(y), larger = std::max(a, b);
+  if (larger == 0) return 0;
+  const double ratio = std::min(a, b) / larger;
+  return larger * std::sqrt(1 + ratio * ratio);
+}
+
 // Computes a = Q T Q^T. Returns Q^T, and T as its diagonal and its off-diagonal, which ends with a
 // 0.
 std::vector<double> tridiagonalize(std::vector<double>& a, int64_t n, std::vector<double>& diagonal,
@@ -20,7 +28,7 @@ std::vector<double> tridiagonalize(std::vector<double>& a, int64_t n, std::vecto
     for (int64_t i = k + 2; i < n; ++i) below = std::max(below, std::abs(a[i * n + k]));
     if (below == 0) continue;
     double norm = 0;
-    for (int64_t i = k + 1; i < n; ++i) norm = std::hypot(norm, a[i * n + k]);
+    for (int64_t i = k + 1; i < n; ++i) norm = hypotenuse(norm, a[i * n + k]);
     // The reflection I - tau v v^T maps column k below the diagonal to -+norm e_1.
     const double first = a[(k + 1) * n + k], target = first > 0 ? -norm : norm;
     std::fill(v.begin(), v.end(), 0.0);
@@ -60,11 +68,11 @@ void implicit_ql(std::vector<double>& diagonal, std::vector<double>& off, std::v
       if (m == l) break;
       // Wilkinson's shift, from the leading 2 x 2 block.
       double g = (diagonal[l + 1] - diagonal[l]) / (2 * off[l]);
-      g = diagonal[m] - diagonal[l] + off[l] / (g + std::copysign(std::hypot(g, 1.0), g));
+      g = diagonal[m] - diagonal[l] + off[l] / (g + std::copysign(hypotenuse(g, 1.0), g));
       double s = 1, c = 1, p = 0;
       int64_t i = m - 1;
       for (; i >= l; --i) {
-        const double f = s * off[i], b = c * off[i], r = std::hypot(f, g);
+        const double f = s * off[i], b = c * off[i], r = hypotenuse(f, g);
         off[i + 1] = r;
         if (r == 0) {
           // The chase ended early: the matrix splits here.

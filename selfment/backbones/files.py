@@ -128,7 +128,7 @@ class FeatureFiles(Backbone):
             maps.append(tensor[prefix:].T.reshape(-1, h, w))
         if tensor.ndim == 3 and prefix == 0:
             maps += [tensor.permute(2, 0, 1)] if tensor.shape[:2] == (h, w) else []
-            maps += [tensor] if tensor.shape[1:] == (h, w) and len(shape) > 2 else []
+            maps += [tensor] if tensor.shape[1:] == (h, w) else []
         if len(maps) == 1 and maps[0].numel():
             return maps[0]
         tokens = f"{prefix} + {patches}" if prefix else f"{patches}"

@@ -61,6 +61,8 @@ def scaled(embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
     """
     h, w = grid
     side = math.isqrt(embeddings.shape[1] - 1)
+    if isinstance(h, torch.SymInt) or isinstance(w, torch.SymInt):
+        return scaled_to_any(embeddings, grid)
     if (h, w) == (side, side):
         return embeddings
     patches = embeddings[:, 1:].float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
@@ -68,6 +70,39 @@ def scaled(embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
     patches = functional.interpolate(patches, scale_factor=factors, mode="bicubic")
     rows = patches.flatten(2).transpose(1, 2).to(embeddings.dtype)
     return torch.cat([embeddings[:, :1], rows], dim=1)
+
+
+def scaled_to_any(embeddings: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Returns what :func:`scaled` returns, but for rounding, by the same operations for any grid.
+
+    So torch.export can trace it with sides that vary: a matrix product interpolates each axis.
+    """
+    side = math.isqrt(embeddings.shape[1] - 1)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": embeddings.device}
+    h, w = (torch.scalar_tensor(count, **options) for count in grid)
+    offset = torch.where((h == side) & (w == side), 0.0, _OFFSET)
+    down, across = (
+        _bicubic((torch.arange(count, **options) + 0.5) * (side / (size + offset)) - 0.5, side)
+        for count, size in zip(grid, (h, w), strict=True)
+    )
+    patches = embeddings[0, 1:].float().unflatten(0, (side, side))
+    rows = torch.einsum("is,jt,std->ijd", down, across, patches).flatten(0, 1)
+    return torch.cat([embeddings[:, :1], rows[None].to(embeddings.dtype)], dim=1)
+
+
+def _bicubic(places: Tensor, side: int) -> Tensor:
+    """Returns the weights (n, side) of ``side`` >= 2 samples at the (n,) places between them.
+
+    The kernel is Keys' cubic with a = -0.75, as in torch; the first and last sample are repeated.
+    """
+    a = -0.75
+    samples = torch.arange(-2, side + 2, dtype=places.dtype, device=places.device)
+    distance = (places[:, None] - samples).abs()
+    near = ((a + 2) * distance - (a + 3)) * distance * distance + 1
+    far = a * (((distance - 5) * distance + 8) * distance - 4)
+    weights = torch.where(distance <= 1, near, torch.where(distance < 2, far, 0.0))
+    first, last = (ends.sum(1, keepdim=True) for ends in (weights[:, :3], weights[:, -3:]))
+    return torch.cat([first, weights[:, 3:-3], last], dim=1)
 
 
 def use_scaled(model: Any) -> None:

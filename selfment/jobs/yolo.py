@@ -44,11 +44,16 @@ def compose_data_set(folder: OutputFolder, records: Iterable[Record]) -> None:
     """Writes the links, their list and ``data.yaml`` of all labelled images in an output folder.
 
     Links of images that are no longer in the set are removed, and no other file is. An image whose
-    link would replace a file of another program is left out, and counts as failed.
+    name cannot be a line of the list is left out. So is one whose link would replace a file of
+    another program; it counts as failed.
     """
     before = set(listed_links(str(folder.path)))
     real_path = RealPaths()
-    photographs, links, gone, taken = set(), [], [], []
+    photographs = set()
+    links: list[str] = []
+    gone: list[str] = []
+    taken: list[str] = []
+    unlisted: list[str] = []
     for record in records:
         photographs.add(record.get("path"))
         record = with_valid_file(record, "boxes")
@@ -58,6 +63,8 @@ def compose_data_set(folder: OutputFolder, records: Iterable[Record]) -> None:
         link = _link_name(boxes, path)
         if not os.path.exists(path):
             gone.append(record["image"])
+        elif not _can_be_listed(link):
+            unlisted.append(record["image"])
         elif real_path(str(folder.path / link)) == path or link_atomically(
             folder.path / link, path, replace=link in before
         ):
@@ -72,6 +79,8 @@ def compose_data_set(folder: OutputFolder, records: Iterable[Record]) -> None:
     _write(folder.path / LINK_LIST, "".join(f"./{link}\n" for link in sorted(links)).encode())
     folder.failed += len(taken)
     _report(gone, "an image that is gone, {}", "{count} images that are gone, as {}")
+    rule = "with a line break, or not in UTF-8"
+    _report(unlisted, f"{{}}: a name {rule}", f"{{count}} images with names {rule}, as {{}}")
     _report(taken, "an image: {} is of another program", "{count} images: {} is of another program")
 
 
@@ -98,6 +107,15 @@ def _link_name(boxes: str, path: str) -> str:
     """Returns the name of the link to an image, with the image's suffix."""
     name = PurePosixPath(boxes).relative_to("labels").with_suffix("")
     return f"images/{name}{PurePosixPath(path).suffix}"
+
+
+def _can_be_listed(name: str) -> bool:
+    """Returns whether a name can be a line of a text in UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes of a file's name that are no text
+        return False
+    return len(name.splitlines()) == 1
 
 
 def _write(path: Path, data: bytes) -> None:

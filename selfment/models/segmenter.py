@@ -159,7 +159,10 @@ class Segmenter(ImageModel):
         writes the module to a file. Raises as :attr:`backbone` does, and ``ValueError`` for a
         backbone that is not made for it.
         """
-        rule = "left alone in a module, whose photographs can be resized before: resize=False"
+        rule = (
+            "False, in the head's training too, for a module that resizes photographs to a square; "
+            "resize=False, `--size dynamic`, takes them as they are"
+        )
         params.require("keep_aspect", self.keep_aspect, rule, not (self.keep_aspect and resize))
         module = SaliencyModule(self.backbone, self.head, self.size if resize else None)
         return module.eval().to(self.torch_device)

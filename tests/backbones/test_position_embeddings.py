@@ -15,7 +15,7 @@ from helpers.folders import SHARED
 from helpers.vits import DINO, DINO8, DINOV2, REGISTERS, random_state
 from selfment import PatchHead, PseudoLabeler, Segmenter, cli
 from selfment.backbones import load_backbone, resampling
-from selfment.backbones.position_embeddings import scaled
+from selfment.backbones.position_embeddings import scaled, scaled_to_any
 from selfment.cli import parser
 from selfment.cli.common import model_options
 from selfment.methods import SelfMask
@@ -49,6 +49,16 @@ def bicubic(embeddings: np.ndarray, grid: tuple[int, int], offset: float) -> np.
 
     h, w = grid
     return np.einsum("is,jt,std->ijd", matrix(h), matrix(w), embeddings)
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (14, 15), (1, 1), (4, 37), (28, 7), (48, 48)])
+def test_the_same_operations_for_any_grid(grid):
+    embeddings = torch.randn(1, 197, 6, generator=torch.Generator().manual_seed(0))
+    expected = scaled(embeddings, grid)
+    found = scaled_to_any(embeddings, grid)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    if grid == (14, 14):
+        assert torch.equal(found, embeddings)
 
 
 def test_the_official_resampling_of_the_cases():

@@ -19,7 +19,7 @@ from helpers.cases import CASES, DEGENERATE, generator, noise, object_on_ground,
 from selfment import PseudoLabeler, PseudoLabels, reference
 from selfment.core.confidence import confidence
 from selfment.core.options import RECOMMENDED_MIN_CONFIDENCE
-from selfment.images.draw import overlay
+from selfment.images.draw import CAPTION, overlay
 from selfment.images.load import find_images, load_image
 from selfment.jobs.label import label_images
 from selfment.methods import Selfment
@@ -208,13 +208,13 @@ def test_files_of_a_rejected_image(tmp_path: Path) -> None:
     assert thing["separation"] > 0
     assert not np.asarray(Image.open(tmp_path / "out" / flat["mask"])).any()
     assert np.asarray(Image.open(tmp_path / "out" / thing["mask"])).any()
-    assert Image.open(tmp_path / "out" / flat["overlay"]).height == 40
+    assert Image.open(tmp_path / "out" / flat["overlay"]).height == CAPTION + 40
 
 
 def test_a_rejected_image_can_be_shown_and_trained_on() -> None:
     rows, grid = of_all_kinds()
     label = selfment.pseudo_label(rows[1], grid, min_confidence=LIMIT)
-    assert overlay(Image.new("RGB", (30, 24)), label).height == 24
+    assert overlay(Image.new("RGB", (30, 24)), label).height == CAPTION + 24
     logits = torch.randn(180, 2, generator=generator(0)).requires_grad_()
     embedding = torch.randn(180, 128, generator=generator(1)).requires_grad_()
     loss = head_loss(logits, embedding, label.mask.flatten())

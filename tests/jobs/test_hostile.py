@@ -234,6 +234,11 @@ def test_names_with_all_that_names_may_have(tmp_path, capsys):
     assert code == 0, err
     assert set(names) <= set(os.listdir(os.fsencode(out)))
     assert len(json.loads((out / "annotations.json").read_text())["images"]) == len(names)
+    links = (out / "images.txt").read_text().splitlines()
+    unlisted = {b"a\nb.png", b"\xff\xfe.png"} & set(names)
+    assert len(links) == len(names) - len(unlisted)
+    assert all((out / link).exists() for link in links)
+    assert f"data.yaml is without {len(unlisted)} image" in err
     assert f"{len(names)} already done" in label(capsys, tmp_path / "photos", out)[1]
     report = evaluate(out, out, protocol="paper", metrics=["IoU"], progress=False, suffix="")
     for kind in ("json", "csv", "markdown", "latex"):

@@ -80,9 +80,9 @@ def test_constant_saliency_keeps_its_level(tmp_path, share):
     found = {name: np.stack(decoded(path)[0]) for name, path in outputs.items()}
     assert np.abs(found["saliency"] - 255.0 * share).max() <= 2
     assert np.abs(found["mask"] - 255.0 * (share > 0.2)).max() <= 2
-    # The dark part of the pattern: tinted where the saliency exceeds one half, else darkened.
+    # The dark part of the pattern: tinted where the saliency exceeds the threshold, else darkened.
     tinted, darkened = 0.45 * 40 + 0.55 * np.array([255, 56, 92]), 0.65 * 40
-    expected = tinted if share > 0.5 else darkened
+    expected = tinted if share > 0.2 else darkened
     assert np.abs(found["overlay"][:, 48:, 64:].mean((0, 1, 2)) - expected).max() < 8
 
 

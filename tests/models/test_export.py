@@ -126,7 +126,7 @@ def test_wrong_photographs_and_arguments(tmp_path: Path) -> None:
     for wrong in (torch.rand(1, 3, 48, 48), planes(photo(48, 48))[0], planes(photo(9, 9))[:, :1]):
         with pytest.raises(ValueError, match=r"`photo` must be \(B, 3, H, W\) torch.uint8: got"):
             module(wrong)
-    with pytest.raises(ValueError, match="`keep_aspect` must be left alone in a module"):
+    with pytest.raises(ValueError, match=r"`keep_aspect` must be False, .* `--size dynamic`"):
         segmenter(keep_aspect=True).to_module()
     with pytest.raises(ValueError, match=r"`out` must be a file .onnx or .pt2: got 'model.tflite'"):
         export_segmenter(segmenter(), "model.tflite")
@@ -163,6 +163,7 @@ np.save("saliency.npy", saliency)
 about = session.get_modelmeta().custom_metadata_map
 assert about["input"].startswith("(batch, 3, height, width) uint8: RGB photographs in 0..255")
 assert '"size": 48' in about["settings"]
+assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
 """
     run_blocked(tmp_path, code + again, "selfment", "torch", "timm", "torchvision")
     expected = ours(tmp_path / "photo.jpg").numpy()
@@ -260,18 +261,35 @@ def test_keys_of_timms_models(tmp_path: Path) -> None:
         torch.manual_seed(0)
         head = PatchHead(192)
     ours = Segmenter(head, TINY, 96, weights=weights, features="keys", device="cpu")
-    for name in ("model.pt2", *(() if OLD else ("model.onnx",))):
-        assert export_segmenter(ours, tmp_path / name) < 1e-5
+    assert export_segmenter(ours, tmp_path / "model.pt2") < 1e-5
 
 
 @pytest.mark.slow
-def test_scaled_positions_are_of_one_size(tmp_path: Path) -> None:
+def test_positions_of_dino_for_all_sizes(tmp_path: Path) -> None:
     weights = save(random_state(DINO), tmp_path / "dino.pth")
     ours = Segmenter(a_head(), DINO, 96, weights=weights, device="cpu")
+    path = tmp_path / "model.pt2"
+    assert export_segmenter(ours, path) < 1e-5
+    assert export_segmenter(ours, path, resize=False) < 1e-5
+    pixels = photo(224, 224)  # the size of the training, whose positions are not resampled
+    whole = Segmenter(a_head(), DINO, 224, weights=weights, device="cpu")
+    torch.testing.assert_close(loaded(path)(planes(pixels))[0], whole(pixels), atol=1e-4, rtol=0)
+
+
+class OfOneSize(nn.Module):
+    """Features by a number that is computed from the size of the image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pooled = functional.avg_pool2d(x, 8)
+        return torch.cat([pooled ** (1 + 1 / float(x.shape[2]))] * 8, 1).nan_to_num()
+
+
+def test_a_module_that_is_traced_for_one_size_is_one_sentence(tmp_path: Path) -> None:
+    own = ModuleBackbone(OfOneSize(), patch_size=8, name="one", **COLOURS)
+    ours = Segmenter(small_head(), own, 48)
     assert export_segmenter(ours, tmp_path / "model.pt2") < 1e-5
-    with pytest.raises(
-        ValueError, match="is not for all sizes at once, only with `size` in pixels"
-    ):
+    sentence = r"own:one is not for all sizes at once, only with `size` in pixels, but raises "
+    with pytest.raises(ValueError, match=sentence):
         export_segmenter(ours, tmp_path / "dynamic.pt2", resize=False)
     assert not (tmp_path / "dynamic.pt2").exists()
 
