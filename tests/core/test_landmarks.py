@@ -2,63 +2,27 @@
 
 from __future__ import annotations
 
-import tracemalloc
-import weakref
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import selfment
-from helpers.cases import CASES, DEGENERATE, Case, generator, isolated, object_on_ground, smooth
-from helpers.joint_rules import Grids, flat, frames_of
+from helpers.cases import CASES, DEGENERATE, Case, generator, object_on_ground, smooth
+from helpers.joint_rules import flat, frames_of
+from helpers.landmark_cases import FRAMES, QUIET, Frames, assert_same, fields_of
 from selfment import JointLabels, LandmarkLabels, reference
 from selfment.core import block_ops, blocks
 from selfment.core.landmarks import side_margin, stratified
 from selfment.core.options import CutOptions
 
-MAPS = ("mask", "ncut_mask", "fiedler")
 NUMBERS = ("eigenvalue", "gap", "residual", "separation", "confidence", "angle", "turn", "tau")
-
-FRAMES: dict[str, tuple[Tensor, Grids]] = {
-    "smooth": frames_of(smooth, (12, 12), (12, 12), (12, 12)),
-    "different grids": frames_of(smooth, (5, 7), (9, 4), (1, 6), (12, 12)),
-    "one patch per frame": frames_of(smooth, (3, 30), *[(1, 1)] * 70),
-    "isolated patches": frames_of(isolated, (9, 11), (10, 8), (7, 7)),
-    "one frame": (CASES["object"][0], [CASES["object"][1]]),
-    "deep": (CASES["deep"][0], [(6, 13), (6, 13)]),
-}
-
-
-def fields_of(label: Any) -> dict[str, Tensor]:
-    return {
-        name: flat(value) if isinstance(value, list) else torch.as_tensor(value).flatten()
-        for name, value in vars(label).items()
-    }
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    a, b = fields_of(ours), fields_of(theirs)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
 
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_ROWS", (64, 64))
-
-
-#: For tests with so few landmarks that they are warned of.
-QUIET = pytest.mark.filterwarnings(
-    "ignore:.* landmarks do not determine:RuntimeWarning",
-    "ignore:all patches have the same landmark neighbours:RuntimeWarning",
-)
 
 
 # --- The cut ---
@@ -236,122 +200,6 @@ def test_threads_do_not_matter() -> None:
         assert_same(label, labels[0])
 
 
-# --- Where features come from ---
-
-
-class Frames:
-    """An iterable of frames that are made on the way; it knows how many exist at a time."""
-
-    def __init__(self, features: Tensor, grids: Grids) -> None:
-        self._parts = features.split([h * w for h, w in grids])
-        self.passes = self.alive = self.most = 0
-
-    def _gone(self) -> None:
-        self.alive -= 1
-
-    def __iter__(self) -> Iterator[Tensor]:
-        self.passes += 1
-        for part in self._parts:
-            frame = part.clone()
-            self.alive += 1
-            self.most = max(self.most, self.alive)
-            weakref.finalize(frame.untyped_storage(), self._gone)
-            yield frame
-            del frame
-
-
-@QUIET
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("name", FRAMES)
-def test_lists_and_iterables_are_arrays(name: str) -> None:
-    features, grids = FRAMES[name]
-    parts = features.split([h * w for h, w in grids])
-    wanted = selfment.joint_label(features, grids, landmarks=40)
-    strided = torch.cat([features, features], dim=1)[:, : features.shape[1]]
-    for form in (list(parts), tuple(parts), Frames(features, grids), strided):
-        assert_same(selfment.joint_label(form, grids, landmarks=40), wanted)
-    numpy = selfment.joint_label([part.numpy() for part in parts], grids, landmarks=40)
-    assert isinstance(numpy.mask[0], np.ndarray)
-    assert_same(numpy, wanted)
-
-
-@QUIET
-@pytest.mark.usefixtures("small_blocks")
-def test_batches_and_maps_are_arrays() -> None:
-    features, grids = FRAMES["smooth"]
-    wanted = selfment.joint_label(features, grids, landmarks=100)
-    batch = features.unflatten(0, (3, 144))
-    maps = batch.transpose(1, 2).unflatten(2, (12, 12)).contiguous()
-    for label in (
-        selfment.joint_label(batch, (12, 12), landmarks=100),
-        selfment.joint_label(maps, landmarks=100),
-        selfment.joint_label(list(batch), (12, 12), landmarks=100),
-    ):
-        assert_same(label, wanted)
-    assert selfment.joint_label(maps, landmarks=100).mask.shape == (3, 12, 12)
-
-
-class Largest(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that an operation of torch makes."""
-
-    nbytes = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        own = {value.untyped_storage().data_ptr() for value in args if isinstance(value, Tensor)}
-        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in own:
-            self.nbytes = max(self.nbytes, result.untyped_storage().nbytes())
-        return result
-
-
-def saved_map(folder: Path, features: Tensor, mode: Any) -> Any:
-    path = folder / "features.npy"
-    np.save(path, features.numpy())
-    return np.load(path, mmap_mode=mode)
-
-
-@QUIET
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("mode", ["r", "r+", "c"])
-def test_memory_maps_are_arrays_and_are_not_copied(mode: str, tmp_path: Path) -> None:
-    features, grids = smooth(30, 40, 300, seed=8), [(15, 40), (15, 40)]
-    wanted = selfment.joint_label(features, grids, landmarks=60)
-    mapped = saved_map(tmp_path, features, mode)
-    with Largest() as largest:
-        selfment.joint_label(mapped, grids, landmarks=60)
-    tracemalloc.start()  # notes the memory of numpy
-    try:
-        label = selfment.joint_label(mapped, grids, landmarks=60)
-        assert tracemalloc.get_traced_memory()[1] < features.nbytes / 2
-    finally:
-        tracemalloc.stop()
-    assert_same(label, wanted)
-    assert np.array_equal(np.load(tmp_path / "features.npy"), features.numpy())
-    # The rows of 60 landmarks and of those that are checked: here nearly all of 1,200 are.
-    assert largest.nbytes <= 1200 * 300 * 4
-    monitored = Largest()
-    with monitored, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("selfment.core.landmarks.CHECKED", 50)
-        selfment.joint_label(mapped, grids, landmarks=60)
-    # A tenth of the features; means of all patches in 4 vectors are as large.
-    assert monitored.nbytes <= max(250 * 300 * 4, 4 * 1200 * 8)
-
-
-@QUIET
-@pytest.mark.usefixtures("small_blocks")
-def test_frames_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("selfment.core.landmarks.CHECKED", 50)
-    features, grids = frames_of(smooth, *[(20, 20)] * 12)
-    frames = Frames(features, grids)
-    with Largest() as largest:
-        label = selfment.joint_label(frames, grids, landmarks=100)
-    assert frames.most <= 2
-    # One for the first frame, the landmarks, the means, the check, and the first sums of IPO.
-    assert frames.passes == 5 + label.ipo_iters
-    # The graph of the landmarks, the means, and the rows that were selected.
-    assert largest.nbytes <= max(4 * 4800 * 8, 280 * 32 * 4)
-
-
 # --- Inputs without a good answer ---
 
 
@@ -440,28 +288,3 @@ def test_errors_name_the_rule(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         selfment.joint_label(features, grid, **options)
-
-
-def test_an_iterator_is_refused() -> None:
-    with pytest.raises(TypeError, match="not an iterator: got list_iterator"):
-        selfment.joint_label(iter([F, F]), [(4, 6)] * 2, landmarks=9)
-
-
-@QUIET
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("last", range(2, 7))
-def test_an_error_of_the_frames_ends_the_label(last: int) -> None:
-    """In whatever pass it comes, those of native IPO included."""
-
-    class Broken(Frames):
-        def __iter__(self) -> Iterator[Tensor]:
-            for index, frame in enumerate(super().__iter__()):
-                if self.passes == last and index == 1:
-                    raise OSError("the disk is gone")
-                yield frame
-
-    features, grids = frames_of(object_on_ground, *[(12, 12)] * 3)
-    frames = Broken(features, grids)
-    with pytest.raises(OSError, match=r"^the disk is gone$"):
-        selfment.joint_label(frames, grids, landmarks=100)
-    assert frames.passes == last
