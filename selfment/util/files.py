@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is none
 _LOCK_DELAY = 60.0  # seconds: a temporary file that is younger may not have been locked yet
 
@@ -59,8 +60,13 @@ def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(lock_file)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        written = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
+        # torch.save replaces the error of the disk by one about its own position in the file.
+        disk = error.__context__ if isinstance(error, RuntimeError) else error
+        if isinstance(disk, OSError) and disk.errno in _FULL and disk.filename is None:
+            raise _full(disk, path, written) from error
         raise
     finally:
         if lock_file is not None:
@@ -98,6 +104,13 @@ def atomic_folder(path: Path, clear: Callable[[Path], object]) -> Iterator[Path]
         raise
     finally:
         os.close(lock_file)
+
+
+def _full(error: OSError, path: Path, written: int) -> OSError:
+    """Returns the error of a full disk, with the name of the file and what it takes."""
+    free = shutil.disk_usage(path.parent).free
+    room = f"it had {written:,} bytes and needs more, {free:,} are free without it"
+    return OSError(error.errno, f"{error.strerror} ({room})", str(path))
 
 
 def write_atomically(

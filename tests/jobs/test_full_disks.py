@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
+import re
 import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from helpers import processes
@@ -94,6 +98,36 @@ def test_a_limit_on_the_size_of_files(photos_in, tmp_path):
     assert "3 labelled, 0 already done, 1 failed" in done.stderr
     assert not list((tmp_path / "out").rglob("*.tmp"))
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 20000
+
+
+@pytest.mark.parametrize("save", ["torch", "plain"])
+def test_a_full_disk_is_an_error_with_the_file_and_what_it_takes(
+    save: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullFile(io.RawIOBase):
+        def __init__(self, file: IO[bytes]) -> None:
+            self.file = file
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            if self.file.tell() >= 512:
+                full()
+            return self.file.write(data)
+
+    def fill(file: IO[bytes]) -> None:
+        if save == "torch":
+            torch.save(torch.zeros(4096), FullFile(file))
+        else:
+            for _ in range(9):
+                FullFile(file).write(bytes(128))
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        write_atomically(tmp_path / "file", fill)
+    assert caught.value.filename == str(tmp_path / "file")
+    assert re.search(r"it had \d+ bytes and needs more, [\d,]+ are free", caught.value.strerror)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_keeps_the_head_that_was_there(tmp_path, monkeypatch):
