@@ -59,6 +59,18 @@ bool interrupted() {
 
 bool never() { return false; }
 
+// Calls the Python function `source` with the index of a block; it returns an address. An error
+// stays set, and ends the operation like an interruption.
+const void* read_block(void* source, int64_t index) {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  PyObject* address =
+      PyObject_CallFunction(static_cast<PyObject*>(source), "L", static_cast<long long>(index));
+  const void* rows = address == nullptr ? nullptr : PyLong_AsVoidPtr(address);
+  Py_XDECREF(address);
+  PyGILState_Release(state);
+  return rows;
+}
+
 // Runs an operation without the GIL. An interruption becomes the error that the signal raised.
 template <class Operation>
 auto run(int threads, const Operation& operation) {
@@ -199,9 +211,12 @@ PYBIND11_MODULE(_cpu, m) {
   m.def(
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
-         int64_t min_count, Address labels, Address steps, Address separation, int threads) {
+         int64_t min_count, Address labels, Address steps, Address separation, int threads,
+         const py::object& read, int64_t block_rows) {
+        const selfment::RowBlocks blocks{read_block, read.ptr(), block_rows};
         selfment::IpoParams p{};
         p.features = at<const void>(features);
+        p.blocks = read.is_none() ? nullptr : &blocks;
         p.dtype = static_cast<Dtype>(dtype);
         p.batch = batch;
         p.n = n;
@@ -215,7 +230,37 @@ PYBIND11_MODULE(_cpu, m) {
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("separation"), py::arg("threads"));
+      py::arg("separation"), py::arg("threads"), py::arg("read") = py::none(),
+      py::arg("block_rows") = int64_t{0});
+
+  m.def(
+      "landmarks",
+      [](Address features, Address landmarks, int dtype, int64_t n, int64_t m, int64_t d,
+         double tau, double eps, Address x, int64_t columns, int64_t stride, Address means,
+         Address sums, Address edges, Address totals, int threads) {
+        selfment::LandmarksParams p{};
+        p.features = at<const void>(features);
+        p.landmarks = at<const void>(landmarks);
+        p.dtype = static_cast<Dtype>(dtype);
+        p.n = n;
+        p.m = m;
+        p.d = d;
+        p.tau = tau;
+        p.eps = eps;
+        p.x = at<const double>(x);
+        p.columns = columns;
+        p.stride = stride;
+        p.means = at<double>(means);
+        p.sums = at<double>(sums);
+        p.edges = at<int64_t>(edges);
+        p.totals = at<double>(totals);
+        return run(threads,
+                   [&](const Context& context) { return selfment::cpu::landmarks(p, context); });
+      },
+      py::arg("features"), py::arg("landmarks"), py::arg("dtype"), py::arg("n"), py::arg("m"),
+      py::arg("d"), py::arg("tau"), py::arg("eps"), py::arg("x"), py::arg("columns"),
+      py::arg("stride"), py::arg("means"), py::arg("sums"), py::arg("edges"), py::arg("totals"),
+      py::arg("threads"));
 
   m.def(
       "finish",

@@ -154,8 +154,19 @@ struct ComponentsParams {
                    // the seed, in others the side's peak; -1 if the side is not in the frame
 };
 
+// Rows of features that are read block by block, one pass after another.
+struct RowBlocks {
+  // Returns the address of the rows from index * rows on, which stay valid until the next call.
+  // Called only on the thread that called the operation. nullptr ends the operation: the caller was
+  // interrupted.
+  const void* (*read)(void* source, int64_t index);
+  void* source;
+  int64_t rows;  // of each block but the last
+};
+
 struct IpoParams {
-  const void* features;  // (batch, n, d)
+  const void* features;     // (batch, n, d)
+  const RowBlocks* blocks;  // the features of a batch of one, or nullptr if `features` has them
   Dtype dtype;
   int64_t batch, n, d;
   int64_t iters, min_count;
@@ -163,6 +174,22 @@ struct IpoParams {
   int64_t* steps;  // out: (batch,), steps taken
   // out: (batch,), the distance of the final labels' class means; 0 if a class is empty
   double* separation;
+};
+
+// Joins a block of n rows with m landmarks, whose edges are not kept. With A the affinities of the
+// rows (n) to the landmarks (m), and E its edges, as 0 and 1:
+struct LandmarksParams {
+  const void* features;   // (n, d)
+  const void* landmarks;  // (m, d), finite
+  Dtype dtype;
+  int64_t n, m, d;
+  double tau, eps;
+  const double* x;          // (columns, m), or nullptr
+  int64_t columns, stride;  // stride: doubles from one column of `means` to the next
+  double* means;            // (columns, n): out, A x / A 1; in, if x is nullptr
+  double* sums;             // in and out: (columns, m), += E^T means
+  int64_t* edges;           // in and out: (m,), += E^T 1
+  double* totals;           // in and out: (columns,), += 1^T means
 };
 
 // Finishes a label: computes its confidence, by the rule of confidence.h, and the maps to return.
@@ -189,9 +216,9 @@ struct ThresholdParams {
   double* taus;  // out: (batch,)
 };
 
-// The operations. affinity and ipo return the first of the batch * n rows that has a value that is
-// not finite, or whose norm is not finite; the outputs are void then. Without such a row they
-// return -1.
+// The operations. affinity, ipo and landmarks return the first of the rows (batch * n) that has a
+// value that is not finite, or whose norm is not finite; the outputs are void then. Without such a
+// row they return -1.
 namespace cpu {
 int64_t affinity(const AffinityParams&, const Context&);
 void paint(const PaintParams&, const Context&);
@@ -199,6 +226,7 @@ void matvec(const MatvecParams&, const Context&);
 void fiedler(const FiedlerParams&, const Context&);
 void components(const ComponentsParams&, const Context&);
 int64_t ipo(const IpoParams&, const Context&);
+int64_t landmarks(const LandmarksParams&, const Context&);  // has no CUDA twin
 void finish(const FinishParams&, const Context&);
 void threshold(const ThresholdParams&, const Context&);
 const char* isa();  // the instruction set in use, as SELFMENT_ISA names it

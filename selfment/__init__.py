@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .core import reference
     from .core.graph import Graph, affinity
     from .core.ipo import ipo
-    from .core.joint import JointLabels, joint_label
+    from .core.joint import JointLabels, LandmarkLabels, joint_label
     from .core.label import PseudoLabels, pseudo_label
     from .core.ncut import ncut
     from .core.objects import Objects, multi_label
@@ -34,6 +34,7 @@ __all__ = [
     "Graph",
     "IpoOptions",
     "JointLabels",
+    "LandmarkLabels",
     "Objects",
     "PatchHead",
     "PseudoLabeler",
@@ -63,6 +64,7 @@ _MODULES = {
     "Graph": "core.graph",
     "IpoOptions": "core.options",
     "JointLabels": "core.joint",
+    "LandmarkLabels": "core.joint",
     "Objects": "core.objects",
     "PatchHead": "models.head",
     "PseudoLabeler": "models.labeler",

@@ -33,7 +33,8 @@ class Optimizer {
   Optimizer(const IpoParams& p, int64_t image, Workers& workers)
       : p_(p),
         workers_(workers),
-        rows_(static_cast<const T*>(p.features) + image * p.n * p.d),
+        rows_(static_cast<const T*>(p.features) + (p.blocks == nullptr ? image * p.n * p.d : 0)),
+        block_rows_(p.blocks == nullptr ? p.n : p.blocks->rows),
         labels_(p.labels + image * p.n),
         norms_(p.n),
         foreground_(p.d),
@@ -75,7 +76,16 @@ class Optimizer {
   }
 
  private:
-  const T* row(int64_t i) const { return rows_ + i * p_.d; }
+  // Row i, of the block that is read.
+  const T* row(int64_t i) const { return rows_ + (i - first_) * p_.d; }
+
+  // Makes the block that begins with row `first` the one that is read.
+  void read_block(int64_t first) {
+    if (p_.blocks == nullptr) return;
+    rows_ = static_cast<const T*>(p_.blocks->read(p_.blocks->source, first / block_rows_));
+    if (rows_ == nullptr) throw Interrupted();
+    first_ = first;
+  }
 
   void add(int64_t i, double sign, double* sum) const {
     kernels_.add_rounded(row(i), norms_[i], sign, p_.d, sum);
@@ -91,11 +101,22 @@ class Optimizer {
   // to the class sums. Returns the number of rows for which body returned true.
   template <class Body>
   int64_t sum_rows(const Body& body) {
+    int64_t hits = 0;
+    for (int64_t first = 0; first < p_.n; first += block_rows_) {
+      read_block(first);
+      hits += sum_block(first, std::min(block_rows_, p_.n - first), body);
+    }
+    return hits;
+  }
+
+  template <class Body>
+  int64_t sum_block(int64_t first, int64_t count, const Body& body) {
     std::fill(parts_.begin(), parts_.end(), 0.0);
-    workers_.parallel_for(kParts, static_cast<double>(p_.n * p_.d), [&](int64_t part) {
+    workers_.parallel_for(kParts, static_cast<double>(count * p_.d), [&](int64_t part) {
       double* sums = parts_.data() + part * 2 * p_.d;
       int64_t hits = 0;
-      for (int64_t i = part * p_.n / kParts; i < (part + 1) * p_.n / kParts; ++i) {
+      const int64_t end = first + (part + 1) * count / kParts;
+      for (int64_t i = first + part * count / kParts; i < end; ++i) {
         if (i % kCheckEvery == 0) workers_.check();
         hits += body(i, sums, sums + p_.d);
       }
@@ -158,7 +179,8 @@ class Optimizer {
   Workers& workers_;
   const Simd& simd_ = simd();
   const Rows<T>& kernels_ = simd_.rows<T>();
-  const T* rows_;
+  const T* rows_;  // of the block that is read, from row first_ on
+  int64_t first_ = 0, block_rows_;
   bool* labels_;
   std::vector<double> norms_, foreground_, background_, direction_, before_;
   std::vector<double> scores_, seen_;  // each row's last |score|, and the way at that time

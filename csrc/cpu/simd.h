@@ -55,7 +55,7 @@ struct Simd {
   // --- Graph ---
 
   // The 64 x 64 inner products of 4 panels with 4 panels. A sum runs over chunks of kChunk
-  // elements, each from zero, and then over the chunks: see affinity.cpp for its error bound.
+  // elements, each from zero, and then over the chunks: see edges.cpp for its error bound.
   void (*tile_product)(const float* a, const float* b, int64_t d, float* tile);
   // Bit j of above[i]: tile[i][j] > high. Bit j of unsure[i]: low <= tile[i][j] <= high.
   void (*tile_threshold)(const float* tile, float low, float high, uint64_t* above,

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import ops as _ops
 from . import options as params
 from .arrays import as_features, as_tensor, check_device
+from .blocks import Blocks
 from .graph import check_finite
 from .options import IpoOptions
 
@@ -85,9 +86,9 @@ _ipo = _ops.register(
 
 
 def run_ipo(
-    rows: Tensor, labels: Tensor, options: IpoOptions, *, first: int = 0
+    rows: Tensor | Blocks, labels: Tensor, options: IpoOptions, *, first: int = 0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Runs IPO on checked, contiguous (B, N, d) rows with (B, N) labels.
+    """Runs IPO on checked, contiguous (B, N, d) rows, or blocks of rows, with (B, N) labels.
 
     Returns the new labels (B, N) bool, the steps taken (B,) int64 and the separation (B,) float64:
     the distance of the two class means under the new labels; 0 where a class is empty, NaN where a

@@ -10,14 +10,16 @@
 - IPO labels all patches together, and so may detect foreground in such a frame, too.
 
 A single frame has the labels of the image alone, to the bit. The graph of all N patches needs
-N^2 / 8 bytes, 0.3 GB for 50,000 patches, and in weighted mode 4 more for each edge.
+N^2 / 8 bytes, 0.3 GB for 50,000 patches and 2.1 GB for 131,000, and in weighted mode 4 more for
+each edge. For more patches the cut can be approximated from m of them, the landmarks, with m^2 / 8
+bytes of graph: see :mod:`selfment.core.landmarks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from numbers import Real
+from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,7 +27,9 @@ from torch import Tensor
 
 from . import ops as _ops
 from . import options as params
-from .arrays import Features, Grid, as_features, as_grid, check_patches
+from .arrays import ArrayType, Grid
+from .blocks import array_blocks, without_copy
+from .frames import as_frames, frame_blocks, is_frames
 from .label import (
     MAPS,
     OPTIONS_SCHEMA,
@@ -34,6 +38,7 @@ from .label import (
     label_rows,
     to_operator,
 )
+from .landmarks import label_blocks
 from .options import CutOptions, IpoOptions
 
 
@@ -56,114 +61,52 @@ class JointLabels(PseudoLabels):
         return PseudoLabels(**{**values, "seed": self.peaks[index]})
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class LandmarkLabels(JointLabels):
+    """The labels of F frames whose cut was approximated from m landmarks: see :func:`joint_label`.
+
+    ``eigenvalue`` and ``gap`` are estimates from the m rows of the full graph at the landmarks, and
+    so is the scale of ``fiedler``; ``residual``, ``angle`` and ``changing`` are estimates from
+    1,000 random rows. ``confidence`` is computed from them. ``lanczos_iters`` counts products with
+    the landmarks' graph.
+    """
+
+    landmarks: Any  #: (m,) int64, the landmarks, ascending; patches count frame after frame
+    #: float64, degrees: the asine of residual / gap, about the most between D^1/2 x and the nearest
+    #: eigenvector, which may be another one than the Fiedler vector; 90 where nothing is known
+    angle: Any
+    #: float64, degrees from the landmarks' extended Fiedler vector to the one that was chosen
+    turn: Any
+    changing: Any  #: float64, the share of patches whose side one product with the graph changes
+    #: float64 in [0, 1], how far the rule for the side is from choosing the other one, see
+    #: :func:`selfment.core.landmarks.side_margin`
+    side_margin: Any
+
+
 _FIELDS = tuple(field.name for field in fields(JointLabels))
 
 
-def as_frames(
-    features: Any, grid: Any, *, devices: tuple[str, ...] | None = ("cpu", "cuda")
-) -> tuple[Features, list[Grid]]:
-    """Returns the checked features, and the grid of each frame whose patches are their rows.
+def to_caller(
+    array_type: ArrayType, batched: bool, grids: Sequence[Grid], labels: dict[str, Tensor]
+) -> JointLabels:
+    """Returns the labels, whose maps are (N,) here, as the caller's type of array.
 
-    ``features`` and ``grid``: see :func:`joint_label`. Raises as
-    :func:`selfment.core.arrays.as_features` does, and ``ValueError`` for grids that do not fit the
-    features.
+    ``batched``: True if the maps of all frames are one array. With landmarks among them the labels
+    are :class:`LandmarkLabels`.
     """
-    if isinstance(features, list | tuple):
-        return _from_list(features, grid, devices)
-    checked = as_features(features, devices=devices)
-    check_patches(checked.tensor.shape[:2].numel())
-    listed = _is_list(grid)
-    if checked.batched:
-        if listed:
-            raise ValueError(
-                "`grid` must be one (h, w), that of every frame, with (B, N, d) and (B, d, h, w) "
-                f"features: got {grid!r}"
-            )
-        checked = as_features(features, grid, needs_grid=True, devices=devices)
-        assert checked.grid is not None
-        return checked, [checked.grid] * len(checked.tensor)
-    if not listed:
-        raise ValueError(
-            "`grid` must be a list of (h, w), one for each frame, with (N, d) features: "
-            f"got {grid!r}"
-        )
-    grids = [as_grid(frame) for frame in grid]
-    patches, n = sum(h * w for h, w in grids), checked.tensor.shape[1]
-    if patches != n:
-        raise ValueError(
-            "`grid` must satisfy h*w == N, summed over the frames: "
-            f"got {patches} patches in {len(grids)} frames for N = {n}"
-        )
-    return checked, grids
-
-
-def _from_list(
-    features: Sequence[Any], grid: Any, devices: tuple[str, ...] | None
-) -> tuple[Features, list[Grid]]:
-    """Returns what :func:`as_frames` does, from (N_i, d) features of each frame."""
-    if not features:
-        raise ValueError("`features` must not be empty: got a list of no frames")
-    frames = [as_features(frame, devices=devices) for frame in features]
-    first = frames[0].tensor
-    grids = [as_grid(frame) for frame in grid] if _is_list(grid) else [as_grid(grid)] * len(frames)
-    if len(grids) != len(frames):
-        raise ValueError(
-            "`grid` must be one (h, w), or a list of one for each frame: "
-            f"got {len(grids)} for {len(frames)} frames"
-        )
-    for index, (frame, (h, w)) in enumerate(zip(frames, grids, strict=True)):
-        rows = frame.tensor
-        if frame.batched:
-            raise ValueError(
-                "`features` must be a list of (N, d), one for each frame: "
-                f"got shape {tuple(rows.shape)} for frame {index}"
-            )
-        if (rows.shape[2], rows.dtype, rows.device) != (first.shape[2], first.dtype, first.device):
-            raise ValueError(
-                "`features` must have one d, dtype and device in all frames: "
-                f"got {_described(first)} for frame 0 and {_described(rows)} for frame {index}"
-            )
-        if h * w != rows.shape[1]:
-            raise ValueError(
-                f"`grid` must satisfy h*w == N: got {(h, w)} for N = {rows.shape[1]} "
-                f"in frame {index}"
-            )
-    check_patches(sum(frame.tensor.shape[1] for frame in frames))
-    array_type = replace(frames[0].array_type, array=f"`features` of {len(frames)} frames")
-    with array_type.stream():
-        rows = torch.cat([frame.tensor for frame in frames], dim=1)
-    return Features(rows, None, False, array_type), grids
-
-
-def _described(rows: Tensor) -> str:
-    """Returns the words for the features of a frame in an error."""
-    return f"d = {rows.shape[2]}, {str(rows.dtype).removeprefix('torch.')} on {rows.device}"
-
-
-def _is_list(grid: Any) -> bool:
-    """Returns True if ``grid`` is a sequence of something other than numbers."""
-    try:
-        entries = list(grid)
-    except TypeError:
-        return False
-    return bool(entries) and not any(isinstance(entry, Real) for entry in entries)
-
-
-def to_caller(checked: Features, grids: Sequence[Grid], labels: dict[str, Tensor]) -> JointLabels:
-    """Returns the labels, whose maps are (N,) here, as the caller's type of array."""
-    from_tensor = checked.array_type.from_tensor
+    from_tensor = array_type.from_tensor
     values: dict[str, Any] = {
         name: from_tensor(labels[name]) for name in labels if name not in MAPS
     }
     for name in MAPS:
-        if checked.batched:
+        if batched:
             values[name] = from_tensor(labels[name].reshape(-1, *grids[0]))
         else:
             parts = labels[name].split([h * w for h, w in grids])
             values[name] = [
                 from_tensor(part.reshape(grid)) for part, grid in zip(parts, grids, strict=True)
             ]
-    return JointLabels(**values)
+    return (LandmarkLabels if "landmarks" in values else JointLabels)(**values)
 
 
 def joint_label(
@@ -177,6 +120,8 @@ def joint_label(
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
+    landmarks: int | None = None,
+    landmark_seed: int = 0,
 ) -> JointLabels:
     """Labels all frames by one cut through a graph of all their patches; see the module.
 
@@ -193,24 +138,78 @@ def joint_label(
         ipo_iters: IPO steps at most.
         ipo_min_count: IPO stops while a side has fewer patches than this.
         min_confidence: below this the frames are ``rejected``, all together.
+        landmarks: None for the exact cut, whose graph has to fit into memory: 2.1 GB for 131,000
+            patches. Or m >= 2: if there are more patches, the vector is approximated from m of
+            them, in a binary graph on the CPU; 10,000 are recommended.
+        landmark_seed: which landmarks are drawn.
+
+    With landmarks, features may also be a numpy memory map, or any iterable of (N_i, d) that can be
+    read again and again: frames are read one at a time, in 3 passes and one for each step of IPO.
+    Beyond the features and the labels memory then has m^2 / 8 bytes of graph, about 10 float64 for
+    each patch, and a block of rows.
 
     Returns:
-        The labels of the frames, and numbers for all of them together.
+        The labels of the frames, and numbers for all of them together; with fewer landmarks than
+        patches :class:`LandmarkLabels`. A ``RuntimeWarning`` then says that the landmarks do not
+        determine the vector.
 
     Raises:
-        TypeError: as :func:`selfment.pseudo_label`.
-        ValueError: as there, and for grids that do not fit the features.
+        TypeError: as :func:`selfment.pseudo_label`, and with landmarks for an iterator.
+        ValueError: as there, for grids that do not fit the features, and with landmarks for a
+            weighted graph or features on a CUDA device.
         ImportError: as there.
         MemoryError: as there.
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = to_operator(cut, ipo, min_confidence)
+    if landmarks is not None:
+        _check_landmarks(landmarks, landmark_seed)
+        return _by_landmarks(features, grid, int(landmarks), int(landmark_seed), options)
+    return _exactly(features, grid, options)
+
+
+def _exactly(features: Any, grid: Any, options: tuple[Any, ...]) -> JointLabels:
+    """Returns the exact labels, with options as :func:`to_operator` returns them."""
     checked, grids = as_frames(features, grid)
     sides = [side for sides in grids for side in sides]
     with checked.array_type.stream():
         values = _joint_label(checked.tensor.flatten(0, 1), sides, *options)
-        return to_caller(checked, grids, dict(zip(_FIELDS, values, strict=True)))
+        labels = dict(zip(_FIELDS, values, strict=True))
+        return to_caller(checked.array_type, checked.batched, grids, labels)
+
+
+def _check_landmarks(landmarks: Any, seed: Any) -> None:
+    enough = isinstance(landmarks, Integral) and int(landmarks) >= 2
+    params.require("landmarks", landmarks, "None or an integer >= 2", enough)
+    allowed = isinstance(seed, Integral) and 0 <= int(seed) < 2**63
+    params.require("landmark_seed", seed, "an integer from 0 to 2^63 - 1", allowed)
+
+
+def _by_landmarks(
+    features: Any, grid: Any, landmarks: int, seed: int, options: tuple[Any, ...]
+) -> JointLabels:
+    """Returns the labels by landmarks, or the exact ones if all patches are landmarks."""
+    frames = is_frames(features)
+    if frames:
+        blocks, grids = frame_blocks(features, grid)
+        batched = False
+    else:
+        checked, grids = as_frames(without_copy(features), grid)
+        blocks, batched = array_blocks(checked), checked.batched
+    if landmarks >= blocks.n:
+        return _exactly(list(features) if frames else features, grid, options)
+    cut, ipo, min_confidence = from_operator(*options)
+    if cut.weighted:
+        raise ValueError(f"`landmarks` must be None with a weighted graph: got {landmarks}")
+    if blocks.device.type != "cpu":
+        raise ValueError(
+            "`landmarks` must be None with features on a CUDA device, there is no kernel for them: "
+            f"got {landmarks}; call .cpu() first"
+        )
+    with blocks.array_type.stream():
+        labels = label_blocks(blocks, grids, landmarks, seed, cut, ipo, min_confidence)
+        return to_caller(blocks.array_type, batched, grids, labels)
 
 
 def _joint_label_impl(features: Tensor, sides: Sequence[int], *options: Any) -> tuple[Tensor, ...]:

@@ -119,12 +119,12 @@ def eigenpairs(graph: Graph, k: int, sign: str = "peak") -> Eigenpairs:
             warnings.warn(
                 f"the eigenvectors have not converged: the largest residual is {worst:.0e}",
                 RuntimeWarning,
-                stacklevel=_outside(),
+                stacklevel=outside(),
             )
     return pairs
 
 
-def _outside() -> int:
+def outside() -> int:
     """Returns the level of the stack, as `warnings.warn` counts, at which selfment was called.
 
     torch's dispatcher lies between functions of this package.

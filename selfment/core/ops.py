@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Grid
+from .blocks import Blocks
 from .options import CutOptions, IpoOptions
 from .twins import twin_of
 
@@ -24,17 +25,18 @@ def _true(flags: Tensor) -> Tensor:
     return flags.view(torch.uint8) != 0
 
 
-def _dtype_code(native: ModuleType, rows: Tensor) -> int:
-    code: int = native.DTYPES.index(str(rows.dtype).removeprefix("torch."))
+def dtype_code(native: ModuleType, dtype: torch.dtype) -> int:
+    """Returns the number of the dtype in the native module."""
+    code: int = native.DTYPES.index(str(dtype).removeprefix("torch."))
     return code
 
 
 def images_at_once(rows: Tensor, weighted: bool) -> int:
-    """Returns how many images of (B, N, d) features to label at a time within bounded memory."""
+    """Returns how many images of (B, N, d) features to label at a time in bounded memory."""
     n, d = rows.shape[1:]
     twin = twin_of(rows.device)
     copied = 0 if rows.is_contiguous() else n * d * rows.element_size()
-    images = twin.images_at_once(copied, int(weighted), n, d, _dtype_code(twin.native, rows))
+    images = twin.images_at_once(copied, int(weighted), n, d, dtype_code(twin.native, rows.dtype))
     return max(1, images)
 
 
@@ -51,7 +53,7 @@ def affinity(
     bits = rows.new_empty((batch, twin.native.bits_size(n)), dtype=torch.int64)
     degree = rows.new_empty((batch, n), dtype=torch.float64)
     weights = twin.weights(batch, n) if weighted else None
-    dtype = _dtype_code(twin.native, rows)
+    dtype = dtype_code(twin.native, rows.dtype)
     bad = twin.run(
         "affinity",
         {"dtype": dtype, "batch": batch, "n": n, "d": d},
@@ -209,7 +211,9 @@ def components(
     return mask, seed, peaks
 
 
-def ipo(rows: Tensor, labels: Tensor, options: IpoOptions) -> tuple[Tensor, Tensor, Tensor, int]:
+def ipo(
+    rows: Tensor | Blocks, labels: Tensor, options: IpoOptions
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """Returns what `run_ipo` returns, and the first row that is not finite, or -1.
 
     On a CUDA device, which is not waited for, the last is always -1.
@@ -217,17 +221,16 @@ def ipo(rows: Tensor, labels: Tensor, options: IpoOptions) -> tuple[Tensor, Tens
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
     refined = _true(labels).contiguous()
-    steps = rows.new_empty(batch, dtype=torch.int64)
-    separation = rows.new_empty(batch, dtype=torch.float64)
-    dtype = _dtype_code(twin.native, rows)
+    steps = labels.new_empty(batch, dtype=torch.int64)
+    separation = labels.new_empty(batch, dtype=torch.float64)
+    dtype = dtype_code(twin.native, rows.dtype)
+    sizes = {"dtype": dtype, "batch": batch, "n": n, "d": d}
+    source = rows.source() if isinstance(rows, Blocks) else {"features": twin.readable(rows)}
     bad = twin.run(
         "ipo",
-        {"dtype": dtype, "batch": batch, "n": n, "d": d, "device": twin.ordinal},
-        features=twin.readable(rows),
-        dtype=dtype,
-        batch=batch,
-        n=n,
-        d=d,
+        {**sizes, "device": twin.ordinal},
+        **source,
+        **sizes,
         iters=options.iters,
         min_count=options.min_count,
         labels=refined,
@@ -313,7 +316,7 @@ def label(
     batch, n, d = rows.shape
     twin = twin_of(rows.device)
     fields = _new_fields(rows, len(grids))
-    dtype = _dtype_code(twin.native, rows)
+    dtype = dtype_code(twin.native, rows.dtype)
     twin.run(
         "label",
         {

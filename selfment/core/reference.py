@@ -21,8 +21,10 @@ from torch import Tensor
 from . import options as params
 from .arrays import Grid, as_features, as_tensor
 from .confidence import confidence
-from .joint import JointLabels, as_frames, to_caller
+from .frames import as_frames
+from .joint import JointLabels, to_caller
 from .label import PseudoLabels
+from .landmarks import CHECKED, VECTORS, side_margin, stratified
 from .options import CutOptions, IpoOptions
 from .threshold import auto_tau
 
@@ -139,6 +141,8 @@ def joint_label(
     ipo_iters: int = params.IPO_ITERS,
     ipo_min_count: int = params.IPO_MIN_COUNT,
     min_confidence: float = 0.0,
+    landmarks: int | None = None,
+    landmark_seed: int = 0,
 ) -> JointLabels:
     """Labels frames by one cut as the fast function does.
 
@@ -152,12 +156,19 @@ def joint_label(
         ipo_iters: see there.
         ipo_min_count: see there.
         min_confidence: see there.
+        landmarks: see there.
+        landmark_seed: see there.
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
     options = cut, ipo, params.check_min_confidence(min_confidence)
     checked, grids = as_frames(features, grid, devices=None)
-    return to_caller(checked, grids, _label(checked.tensor.flatten(0, 1), grids, *options))
+    f = checked.tensor.flatten(0, 1)
+    if landmarks is None or landmarks >= len(f):
+        labels = _label(f, grids, *options)
+    else:
+        labels = _landmark_label(f, grids, landmarks, landmark_seed, *options)
+    return to_caller(checked.array_type, checked.batched, grids, labels)
 
 
 def _label(
@@ -168,28 +179,115 @@ def _label(
     values, vectors = _eigenpairs(graph)
     # A single patch has no second pair: the trivial one stands in, and all of it is foreground.
     index = min(1, len(values) - 1)
-    x = _signed(vectors[:, index : index + 1])[:, 0]
+    gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
+    pair = _signed(vectors[:, index : index + 1])[:, 0], values[index], gap
+    return {
+        **_finished(f, pair, grids, cut, ipo, min_confidence),
+        "residual": values.new_tensor(0.0),
+        "tau": values.new_tensor(threshold),
+    }
+
+
+def _finished(
+    f: Tensor,
+    pair: tuple[Tensor, Tensor, Tensor],
+    grids: Sequence[Grid],
+    cut: CutOptions,
+    ipo: IpoOptions,
+    min_confidence: float,
+) -> dict[str, Tensor]:
+    """Returns the fields of the labels but ``residual`` and ``tau``.
+
+    Args:
+        f: (N, d) features.
+        pair: the Fiedler vector (N,), its eigenvalue and its gap.
+        grids: (h, w) of each frame.
+        cut: the options of the cut.
+        ipo: the options of IPO.
+        min_confidence: the least confidence of a label that is kept.
+    """
+    x, value, gap = pair
     ncut_mask, seed, peaks = _initial_masks(x, grids, cut.corners)
     mask, steps = _ipo(f, ncut_mask, ipo)
-    gap = values[2] - values[1] if len(values) > 2 else values.new_tensor(torch.inf)
     separation = _separation(f, mask)
-    sure = confidence(values[index][None], gap[None], separation[None], mask[None], grids)[0]
+    sure = confidence(value[None], gap[None], separation[None], mask[None], grids)[0]
     return {
         "mask": mask & (sure >= min_confidence),
         "ncut_mask": ncut_mask,
         "fiedler": x.float(),
-        "eigenvalue": values[index],
+        "eigenvalue": value,
         "gap": gap,
-        "residual": values.new_tensor(0.0),
         "seed": seed,
         "lanczos_iters": torch.zeros_like(seed),
         "ipo_iters": torch.full_like(seed, steps),
         "separation": separation,
         "confidence": sure,
         "rejected": sure < min_confidence,
-        "tau": values.new_tensor(threshold),
         "peaks": peaks,
     }
+
+
+def _landmark_label(
+    f: Tensor,
+    grids: Sequence[Grid],
+    m: int,
+    seed: int,
+    cut: CutOptions,
+    ipo: IpoOptions,
+    min_confidence: float,
+) -> dict[str, Tensor]:
+    """Returns the fields of the labels of (N, d) features by m landmarks; see `landmarks`.
+
+    Args:
+        f: (N, d) features.
+        grids: (h, w) of each frame.
+        m: landmarks, 2 <= m < N.
+        seed: the seed of the random numbers.
+        cut: the options of the cut.
+        ipo: the options of IPO.
+        min_confidence: the least confidence of a label that is kept.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = stratified(grids, m, generator)
+    sample = torch.randperm(len(f), generator=generator)[:CHECKED]
+    A, threshold = _affinity(f, cut)
+    _, vectors = _eigenpairs(A[chosen][:, chosen])
+    means = A[:, chosen] @ vectors[:, 1 : 1 + VECTORS] / A[:, chosen].sum(1, keepdim=True)
+    x, theta = _combination(means, A[chosen], chosen)
+    gap = theta[0] - theta[1] if len(theta) > 1 else theta.new_tensor(0.0)
+    degree, product, own = A[sample].sum(1), A[sample] @ x, x[sample]
+    square = (degree * own * own).sum()
+    value = own @ product / square
+    residual = ((product - value * degree * own).square() / degree).sum().div(square).sqrt()
+    changed = (product / degree > value * x.mean()) != (own > x.mean())
+    weight = A[chosen].sum(1)
+    pair = torch.stack([means[chosen, 0], x[chosen]])
+    pair = (pair - (pair @ weight / weight.sum())[:, None]) * weight.sqrt()
+    cosine = torch.nn.functional.normalize(pair).prod(dim=0).sum().abs()
+    return {
+        **_finished(f, (x, 1 - theta[0], gap), grids, cut, ipo, min_confidence),
+        "residual": residual,
+        "tau": x.new_tensor(threshold),
+        "landmarks": chosen,
+        "angle": (residual / gap).clamp(max=1).asin().rad2deg(),
+        "turn": cosine.clamp(max=1).acos().rad2deg(),
+        "changing": changed.double().mean(),
+        "side_margin": x.new_tensor(side_margin(x, x > x.mean(), grids, cut.corners)),
+    }
+
+
+def _combination(means: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the vector (N,) in the span of 1 and ``means`` (N, k), and all nontrivial thetas.
+
+    ``rows``: (m, N), those of A of the ``chosen`` patches.
+    """
+    v = torch.cat([torch.ones_like(means[:, :1]), means], dim=1)
+    mass = v[chosen].T @ (rows.sum(1, keepdim=True) * v[chosen])
+    stiff = v[chosen].T @ rows @ v
+    half = torch.linalg.inv(torch.linalg.cholesky(mass))
+    theta, turn = torch.linalg.eigh(half @ (stiff + stiff.T) @ half.T / 2)
+    x = v @ (half.T @ turn.flip(1)[:, 1:2]) * (len(rows) / len(v)) ** 0.5
+    return _signed(x)[:, 0], theta.flip(0)[1:]
 
 
 def _affinity(features: Tensor, cut: CutOptions) -> tuple[Tensor, float]:

@@ -86,6 +86,7 @@ FUNCTIONS: dict[str, Callable[[Any], list[Found]]] = {
     "objects, weighted": of_objects(graph="weighted", split=True),
     "joint": of_joint(),
     "joint, weighted": of_joint(graph="weighted", tau="auto"),
+    "landmarks": of_joint(landmarks=200, tau="auto"),
 }
 
 
@@ -214,6 +215,9 @@ for name, (features, grid) in CASES.items():
             exact += [values, vectors, *vars(label).values()]
         else:
             close += [vectors[:, 0], label.gap]
+    if len(features) > 200:
+        label = selfment.joint_label(features, [grid], landmarks=150)
+        exact += [label.mask[0], label.ncut_mask[0], label.seed, label.changing]
     exact += [selfment.affinity(features.to(d)).bits for d in (torch.float16, torch.bfloat16)]
     torch.save((exact, close), {out!r} + name.replace(" ", "_") + ".pt")
 print(_native.cpu().isa())

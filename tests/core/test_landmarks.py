@@ -1,0 +1,466 @@
+"""Cuts by landmarks: against the dense reference and the exact cut, and what they promise."""
+
+from __future__ import annotations
+
+import tracemalloc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import selfment
+from helpers.cases import CASES, DEGENERATE, Case, generator, isolated, object_on_ground, smooth
+from helpers.joint_rules import Grids, flat, frames_of
+from selfment import JointLabels, LandmarkLabels, reference
+from selfment.core import block_ops, blocks
+from selfment.core.landmarks import side_margin, stratified
+from selfment.core.options import CutOptions
+
+MAPS = ("mask", "ncut_mask", "fiedler")
+NUMBERS = ("eigenvalue", "gap", "residual", "separation", "confidence", "angle", "turn", "tau")
+
+FRAMES: dict[str, tuple[Tensor, Grids]] = {
+    "smooth": frames_of(smooth, (12, 12), (12, 12), (12, 12)),
+    "different grids": frames_of(smooth, (5, 7), (9, 4), (1, 6), (12, 12)),
+    "one patch per frame": frames_of(smooth, (3, 30), *[(1, 1)] * 70),
+    "isolated patches": frames_of(isolated, (9, 11), (10, 8), (7, 7)),
+    "one frame": (CASES["object"][0], [CASES["object"][1]]),
+    "deep": (CASES["deep"][0], [(6, 13), (6, 13)]),
+}
+
+
+def fields_of(label: Any) -> dict[str, Tensor]:
+    return {
+        name: flat(value) if isinstance(value, list) else torch.as_tensor(value).flatten()
+        for name, value in vars(label).items()
+    }
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    a, b = fields_of(ours), fields_of(theirs)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_ROWS", (64, 64))
+
+
+#: For tests with so few landmarks that they are warned of.
+QUIET = pytest.mark.filterwarnings(
+    "ignore:.* landmarks do not determine:RuntimeWarning",
+    "ignore:all patches have the same landmark neighbours:RuntimeWarning",
+)
+
+
+# --- The cut ---
+
+
+@QUIET
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("orient", ["seed", "corners"])
+@pytest.mark.parametrize("share", [0.4, 0.75, 1.0])
+@pytest.mark.parametrize("name", FRAMES)
+def test_follows_the_reference(name: str, share: float, orient: str) -> None:
+    features, grids = FRAMES[name]
+    count = min(len(features) - 1, int(share * len(features)))
+    options: dict[str, Any] = {"orient": orient, "landmarks": count, "landmark_seed": 7}
+    ours = selfment.joint_label(features, grids, **options)
+    theirs = reference.joint_label(features, grids, **options)
+    assert isinstance(ours, LandmarkLabels)
+    assert isinstance(theirs, LandmarkLabels)
+    a, b = fields_of(ours), fields_of(theirs)
+    assert a.keys() == b.keys()
+    for field in ("mask", "ncut_mask", "seed", "peaks", "landmarks", "changing", "ipo_iters"):
+        assert torch.equal(a[field], b[field]), field
+    assert (a["fiedler"] - b["fiedler"]).abs().max() < 1e-5 * b["fiedler"].abs().max()
+    for field in NUMBERS:
+        assert a[field].item() == pytest.approx(b[field].item(), rel=1e-5, abs=1e-5), field
+
+
+@QUIET
+@pytest.mark.parametrize("tau", [0.0, 0.35, "auto"])
+@pytest.mark.parametrize("eps", [1e-5, 0.1])
+def test_options_reach_the_cut(tau: Any, eps: float) -> None:
+    features, grids = FRAMES["smooth"]
+    options: dict[str, Any] = {"tau": tau, "eps": eps, "landmarks": 200, "ipo_iters": 3}
+    ours = fields_of(selfment.joint_label(features, grids, **options))
+    theirs = fields_of(reference.joint_label(features, grids, **options))
+    assert torch.equal(ours["mask"], theirs["mask"])
+    assert ours["eigenvalue"].item() == pytest.approx(theirs["eigenvalue"].item(), abs=1e-7)
+    assert ours["tau"].item() == theirs["tau"].item()
+    if tau == "auto":
+        assert torch.equal(ours["tau"], selfment.joint_label(features, grids, tau=tau).tau[None])
+
+
+def test_all_patches_as_landmarks_are_the_exact_cut() -> None:
+    features, grids = FRAMES["different grids"]
+    exact = selfment.joint_label(features, grids)
+    for count in (len(features), 10**9):
+        label = selfment.joint_label(features, grids, landmarks=count)
+        assert type(label) is JointLabels
+        assert_same(label, exact)
+        frames = Frames(features, grids)
+        assert_same(selfment.joint_label(frames, grids, landmarks=count), exact)
+
+
+def test_nearly_all_patches_nearly_give_the_exact_cut() -> None:
+    features, grids = frames_of(object_on_ground, (20, 21), (18, 25))
+    exact = fields_of(selfment.joint_label(features, grids))
+    label = selfment.joint_label(features, grids, landmarks=len(features) - 1)
+    ours = fields_of(label)
+    assert torch.equal(ours["mask"], exact["mask"])
+    assert torch.equal(ours["ncut_mask"], exact["ncut_mask"])
+    assert ours["eigenvalue"].item() == pytest.approx(exact["eigenvalue"].item(), rel=1e-3)
+    assert ours["angle"].item() < 1
+    assert ours["turn"].item() < 1
+    assert ours["changing"].item() == 0
+
+
+def test_a_tenth_of_the_patches_finds_the_object() -> None:
+    features, grids = frames_of(object_on_ground, *[(24, 24)] * 4)
+    exact = fields_of(selfment.joint_label(features, grids))
+    for seed in range(3):
+        label = selfment.joint_label(features, grids, landmarks=230, landmark_seed=seed)
+        ours = fields_of(label)
+        assert (ours["mask"] != exact["mask"]).float().mean() < 0.01
+        x, y = ours["fiedler"].double(), exact["fiedler"].double()
+        assert (x @ y).abs() / (x.norm() * y.norm()) > 0.98
+        assert x.norm().item() == pytest.approx(y.norm().item(), rel=0.1)
+
+
+def test_landmarks_are_one_of_each_run() -> None:
+    grids = [(9, 20), (1, 7), (30, 11)]
+    n = sum(h * w for h, w in grids)
+    for count in (2, 50, n - 1):
+        chosen = stratified(grids, count, generator(3))
+        assert len(chosen.unique()) == count
+        assert torch.equal(chosen, chosen.sort().values)
+        assert int(chosen[0]) >= 0
+        assert int(chosen[-1]) < n
+        for first, size in ((0, 180), (180, 7), (187, 330)):
+            inside = int(((chosen >= first) & (chosen < first + size)).sum())
+            assert abs(inside - count * size / n) <= 1
+    assert not torch.equal(stratified(grids, 50, generator(3)), stratified(grids, 50, generator(4)))
+
+
+# --- The kernel ---
+
+
+def ties() -> Tensor:
+    """Rows of small integers: thousands of similarities are exactly 1 / 2."""
+    rows = torch.randint(-1, 2, (700, 8), generator=generator(1)).float()
+    rows[::50] = 0
+    return rows
+
+
+KERNEL_CASES: dict[str, Case] = {
+    "ties": (ties(), (7, 100)),
+    "large": CASES["large"],
+    "outlier channels": CASES["outlier channels"],
+    "d = 1": CASES["d = 1"],
+    "all equal": DEGENERATE["all equal"],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", [0.5, 0.2, -0.3])
+@pytest.mark.parametrize("name", KERNEL_CASES)
+def test_edges_are_those_of_the_graph(name: str, tau: float, dtype: torch.dtype) -> None:
+    features = KERNEL_CASES[name][0].to(dtype)
+    n, cut = len(features), CutOptions(tau=tau, eps=1e-3)
+    dense = selfment.affinity(features, tau=tau, eps=1e-3).to_dense()
+    chosen = torch.arange(n)[1::3]
+    x = torch.randn(3, len(chosen), dtype=torch.float64, generator=generator(2))
+    means = torch.empty(3, n, dtype=torch.float64)
+    gathered = block_ops.LandmarkSums.zeros(3, len(chosen))
+    for first in range(0, n, 130):
+        rows, part = features[first : first + 130], means[:, first : first + 130]
+        assert block_ops.landmarks(rows, features[chosen], cut, x, part, gathered) == -1
+    A = dense[:, chosen]
+    edges = (A > 0.5).double()
+    assert torch.equal(gathered.edges, edges.sum(0).long())
+    torch.testing.assert_close(means, (A @ x.T / A.sum(1, keepdim=True)).T)
+    torch.testing.assert_close(gathered.sums, means @ edges)
+    torch.testing.assert_close(gathered.totals, means.sum(1))
+
+
+def test_landmarks_that_do_not_fit_into_the_scratch_memory_at_once() -> None:
+    """Panels of d = 60,000 hold 3 words of landmarks at a time."""
+    features = torch.randn(400, 60_000, generator=generator(5))
+    features[:, :20] *= 40
+    gathered = block_ops.LandmarkSums.zeros(1, 400)
+    means = torch.ones(1, 400, dtype=torch.float64)
+    cut = CutOptions(tau=0.2)
+    assert block_ops.landmarks(features, features, cut, None, means, gathered) == -1
+    bits = selfment.affinity(features)
+    assert torch.equal(gathered.edges.double(), (bits.degrees / (1 - 1e-5)).floor())
+    assert torch.equal(gathered.sums[0], gathered.edges.double())
+
+
+@pytest.mark.parametrize("size", [64, 200, 5000])
+def test_ipo_in_blocks_is_ipo(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocks, "_ROWS", (size, size))
+    features, grids = FRAMES["smooth"]
+    start = torch.rand(1, len(features), generator=generator(3)) < 0.4
+    parts = blocks.array_blocks(selfment.core.frames.as_frames(features, grids)[0])
+    options = selfment.core.options.IpoOptions()
+    ours = selfment.core.ipo.run_ipo(parts, start, options)
+    theirs = selfment.core.ipo.run_ipo(features[None], start, options)
+    assert torch.equal(ours[0], theirs[0])
+    assert torch.equal(ours[1], theirs[1])
+    torch.testing.assert_close(ours[2], theirs[2])
+
+
+@QUIET
+def test_threads_do_not_matter() -> None:
+    """More than one block and many strips, on 1 to 5 threads."""
+    features, grids = smooth(90, 105, 24, seed=3), [(45, 105), (45, 105)]
+    before = torch.get_num_threads()
+    labels = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            labels.append(selfment.joint_label(features, grids, landmarks=900))
+    finally:
+        torch.set_num_threads(before)
+    for label in labels[1:]:
+        assert_same(label, labels[0])
+
+
+# --- Where features come from ---
+
+
+class Frames:
+    """An iterable of frames that are made on the way; it knows how many exist at a time."""
+
+    def __init__(self, features: Tensor, grids: Grids) -> None:
+        self._parts = features.split([h * w for h, w in grids])
+        self.passes = self.alive = self.most = 0
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.passes += 1
+        for part in self._parts:
+            frame = part.clone()
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(frame.untyped_storage(), self._gone)
+            yield frame
+            del frame
+
+
+@QUIET
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("name", FRAMES)
+def test_lists_and_iterables_are_arrays(name: str) -> None:
+    features, grids = FRAMES[name]
+    parts = features.split([h * w for h, w in grids])
+    wanted = selfment.joint_label(features, grids, landmarks=40)
+    strided = torch.cat([features, features], dim=1)[:, : features.shape[1]]
+    for form in (list(parts), tuple(parts), Frames(features, grids), strided):
+        assert_same(selfment.joint_label(form, grids, landmarks=40), wanted)
+    numpy = selfment.joint_label([part.numpy() for part in parts], grids, landmarks=40)
+    assert isinstance(numpy.mask[0], np.ndarray)
+    assert_same(numpy, wanted)
+
+
+@QUIET
+@pytest.mark.usefixtures("small_blocks")
+def test_batches_and_maps_are_arrays() -> None:
+    features, grids = FRAMES["smooth"]
+    wanted = selfment.joint_label(features, grids, landmarks=100)
+    batch = features.unflatten(0, (3, 144))
+    maps = batch.transpose(1, 2).unflatten(2, (12, 12)).contiguous()
+    for label in (
+        selfment.joint_label(batch, (12, 12), landmarks=100),
+        selfment.joint_label(maps, landmarks=100),
+        selfment.joint_label(list(batch), (12, 12), landmarks=100),
+    ):
+        assert_same(label, wanted)
+    assert selfment.joint_label(maps, landmarks=100).mask.shape == (3, 12, 12)
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that an operation of torch makes."""
+
+    nbytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        own = {value.untyped_storage().data_ptr() for value in args if isinstance(value, Tensor)}
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() not in own:
+            self.nbytes = max(self.nbytes, result.untyped_storage().nbytes())
+        return result
+
+
+def saved_map(folder: Path, features: Tensor, mode: Any) -> Any:
+    path = folder / "features.npy"
+    np.save(path, features.numpy())
+    return np.load(path, mmap_mode=mode)
+
+
+@QUIET
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("mode", ["r", "r+", "c"])
+def test_memory_maps_are_arrays_and_are_not_copied(mode: str, tmp_path: Path) -> None:
+    features, grids = smooth(30, 40, 300, seed=8), [(15, 40), (15, 40)]
+    wanted = selfment.joint_label(features, grids, landmarks=60)
+    mapped = saved_map(tmp_path, features, mode)
+    tracemalloc.start()  # notes the memory of numpy
+    try:
+        with Largest() as largest:
+            label = selfment.joint_label(mapped, grids, landmarks=60)
+        assert tracemalloc.get_traced_memory()[1] < features.nbytes / 2
+    finally:
+        tracemalloc.stop()
+    assert_same(label, wanted)
+    assert np.array_equal(np.load(tmp_path / "features.npy"), features.numpy())
+    # The rows of 60 landmarks and of those that are checked: here nearly all of 1,200 are.
+    assert largest.nbytes <= 1200 * 300 * 4
+    monitored = Largest()
+    with monitored, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("selfment.core.landmarks.CHECKED", 50)
+        selfment.joint_label(mapped, grids, landmarks=60)
+    # A tenth of the features; means of all patches in 4 vectors are as large.
+    assert monitored.nbytes <= max(250 * 300 * 4, 4 * 1200 * 8)
+
+
+@QUIET
+@pytest.mark.usefixtures("small_blocks")
+def test_frames_are_made_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selfment.core.landmarks.CHECKED", 50)
+    features, grids = frames_of(smooth, *[(20, 20)] * 12)
+    frames = Frames(features, grids)
+    with Largest() as largest:
+        label = selfment.joint_label(frames, grids, landmarks=100)
+    assert frames.most <= 2
+    # One for the first frame, the landmarks, the means, the check, and the first sums of IPO.
+    assert frames.passes == 5 + label.ipo_iters
+    # The graph of the landmarks, the means, and the rows that were selected.
+    assert largest.nbytes <= max(4 * 4800 * 8, 280 * 32 * 4)
+
+
+# --- Inputs without a good answer ---
+
+
+@pytest.mark.parametrize("name", ["all equal", "all zero"])
+def test_patches_without_a_difference_are_not_cut(name: str) -> None:
+    features, (h, w) = DEGENERATE[name]
+    with pytest.warns(RuntimeWarning, match="all patches have the same landmark neighbours"):
+        label = selfment.joint_label(features, [(h, w)], landmarks=h * w // 2)
+    assert label.confidence.item() == 0
+    assert label.gap.item() == 0
+    assert flat(label.mask).all() or not flat(label.mask).any()
+
+
+@QUIET
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 50, 99])
+@pytest.mark.parametrize("name", [name for name in CASES | DEGENERATE if name != "one patch"])
+def test_any_number_of_landmarks_has_finite_results(name: str, count: int) -> None:
+    features, (h, w) = (CASES | DEGENERATE)[name]
+    label = selfment.joint_label(features, [(h, w)], landmarks=count)
+    repeated = selfment.joint_label(features, [(h, w)], landmarks=count)
+    assert_same(label, repeated)
+    if isinstance(label, LandmarkLabels):
+        for value in fields_of(label).values():
+            assert value.double().isfinite().all()
+        assert label.eigenvalue.item() > -1e-9
+        assert 0 <= label.changing.item() <= 1
+        assert 0 <= label.angle.item() <= 90
+
+
+@QUIET
+def test_a_value_that_no_eigenvalue_has_is_not_chosen() -> None:
+    """Some combination is nearly constant at these four landmarks, and only there."""
+    features, grid = CASES["large"]
+    label = selfment.joint_label(features, [grid], landmarks=4)
+    assert 0.1 < label.eigenvalue.item() < 0.9
+
+
+def test_too_few_landmarks_say_so() -> None:
+    features, grids = frames_of(smooth, *[(20, 20)] * 6)
+    with pytest.warns(RuntimeWarning, match="30 landmarks do not determine the eigenvector"):
+        label = selfment.joint_label(features, grids, landmarks=30)
+    assert label.angle.item() == 90
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("bad", [0, 99, 299])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_named(bad: int, value: float) -> None:
+    features = smooth(15, 20, 12)
+    features[bad, 3] = value
+    for count in (20, 299):
+        with pytest.raises(ValueError, match=f"patch {bad % 100} of image {bad // 100}$"):
+            selfment.joint_label(features, [(5, 20)] * 3, landmarks=count)
+
+
+def test_margin_of_the_side() -> None:
+    x = torch.tensor([4.0, 3.0, -1.0, -3.0, -2.0, -1.0], dtype=torch.float64)
+    assert side_margin(x, x > 0, [(2, 3)], False) == 0.25
+    # The corners have 4, -1, -3, -1: a quarter is on the side of the seed.
+    assert side_margin(x, x > 0, [(2, 3)], True) == 0.5
+    # 4, 3, -2, -1: half of them are, so the seed decides too.
+    assert side_margin(x, x > 0, [(3, 2)], True) == 0.25
+
+
+F = smooth(4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("features", "grid", "options", "message"),
+    [
+        (F, [(4, 6)], {"landmarks": 1}, "`landmarks` must be None or an integer >= 2: got 1"),
+        (F, [(4, 6)], {"landmarks": 2.5}, "None or an integer >= 2: got 2.5"),
+        (F, [(4, 6)], {"landmarks": 9, "landmark_seed": -1}, "`landmark_seed` must be .*: got -1"),
+        (F, [(4, 6)], {"landmarks": 9, "graph": "weighted"}, "None with a weighted graph: got 9"),
+        ([F, F], [(4, 6)], {"landmarks": 9}, "got 1 for 2 frames"),
+        (Frames(F, [(2, 6)] * 2), [(2, 6)] * 3, {"landmarks": 9}, "got 3 for 2 frames"),
+        (Frames(F, [(2, 6)] * 2), (2, 6), {"landmarks": 9}, "features that have no length"),
+        ([F, F[:8]], (4, 6), {"landmarks": 9}, r"got \(4, 6\) for N = 8 in frame 1"),
+        ([F, F.double()], (4, 6), {"landmarks": 9}, "one d, dtype and device .* for frame 1"),
+        ([F, F[None]], (4, 6), {"landmarks": 9}, r"got shape \(1, 24, 3\) for frame 1"),
+        ([], (4, 6), {"landmarks": 9}, "got no frames"),
+    ],
+)
+def test_errors_name_the_rule(
+    features: Any, grid: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        selfment.joint_label(features, grid, **options)
+
+
+def test_an_iterator_is_refused() -> None:
+    with pytest.raises(TypeError, match="not an iterator: got list_iterator"):
+        selfment.joint_label(iter([F, F]), [(4, 6)] * 2, landmarks=9)
+
+
+@QUIET
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("last", range(2, 7))
+def test_an_error_of_the_frames_ends_the_label(last: int) -> None:
+    """In whatever pass it comes, those of native IPO included."""
+
+    class Broken(Frames):
+        def __iter__(self) -> Iterator[Tensor]:
+            for index, frame in enumerate(super().__iter__()):
+                if self.passes == last and index == 1:
+                    raise OSError("the disk is gone")
+                yield frame
+
+    features, grids = frames_of(object_on_ground, *[(12, 12)] * 3)
+    frames = Broken(features, grids)
+    with pytest.raises(OSError, match=r"^the disk is gone$"):
+        selfment.joint_label(frames, grids, landmarks=100)
+    assert frames.passes == last
