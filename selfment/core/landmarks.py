@@ -95,7 +95,7 @@ def rayleigh_ritz(means: Tensor, product: Tensor, degree: Tensor) -> Ritz:
     coefficients[0] -= torch.tensor(average, dtype=torch.float64) @ coefficients[1:]
     turn = _turn(mass[1:, 1:], unit[1:, 0]) if ranks else 0.0
     vanished = values.new_zeros(scales.count(0.0))  # A v is 0 too
-    return Ritz(torch.cat([values.clamp(max=1), vanished]), coefficients, turn)
+    return Ritz(torch.cat([values.clamp(-1, 1), vanished]), coefficients, turn)
 
 
 def _nontrivial(half: Tensor, stiff: Tensor) -> tuple[Tensor, Tensor]:

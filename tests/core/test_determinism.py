@@ -216,8 +216,8 @@ for name, (features, grid) in CASES.items():
         else:
             close += [vectors[:, 0], label.gap]
     if len(features) > 200:
-        label = selfment.joint_label(features, [grid], landmarks=150)
-        exact += [label.mask[0], label.ncut_mask[0], label.seed, label.changing]
+        label = selfment.joint_label(features[None], grid, landmarks=150)
+        exact += vars(label).values()
     exact += [selfment.affinity(features.to(d)).bits for d in (torch.float16, torch.bfloat16)]
     torch.save((exact, close), {out!r} + name.replace(" ", "_") + ".pt")
 print(_native.cpu().isa())
