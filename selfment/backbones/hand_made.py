@@ -48,7 +48,9 @@ class HandMade(Backbone):
         """Raises ``ValueError``: see :meth:`Backbone.parts`."""
         raise ValueError(
             f"`backbone` must be a network for a module or an exported file: {self.name} is "
-            "hand-made, of linear systems and roundings that other programs do not repeat exactly"
+            "hand-made, of linear systems and roundings that other programs do not repeat exactly; "
+            "train a head on a ViT, or on a module of your own, with these labels: "
+            "selfment train PHOTOS --labels FOLDER --backbone NAME --out RUN"
         )
 
     @torch.no_grad()

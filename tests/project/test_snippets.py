@@ -18,8 +18,10 @@ from PIL import Image, ImageShow
 
 from helpers import training, videos
 from helpers.folders import ROOT
-from selfment import PatchHead, Segmenter
+from selfment import PatchHead, PseudoLabeler, Segmenter
 from selfment.backbones import WeightsError
+from selfment.images import find_images
+from selfment.jobs import label_images
 from selfment.models.export import export_segmenter
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +32,9 @@ _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LIBRARIES = {
     '"clip.mp4"': "av",
     '"guided"': "kornia",
+    "regions(": "sklearn",
     'protocol="all"': "py_sod_metrics",
+    "annotations.json": "pycocotools",
     "model.onnx": "onnxruntime",
     "model.pt2": "transformers",
 }
@@ -124,6 +128,10 @@ def prepare(code: str) -> None:
     """Makes the files that take long only for the snippets that read them."""
     if '"clip.mp4"' in code:
         videos.video(Path("clip.mp4"))
+    if "annotations.json" in code:
+        shutil.rmtree("labels", ignore_errors=True)  # of other snippets
+        labeler = PseudoLabeler(size=96)
+        label_images(find_images("photos"), "labels", labeler, formats=("coco",), progress=False)
     if not any(text in code for text in EXPORTED):
         return
     segmenter = Segmenter(PatchHead(24), f"hf:{tiny_vit()}", 96, device="cpu")
