@@ -144,7 +144,7 @@ def joint_label(
         landmark_seed: which landmarks are drawn.
 
     With landmarks, features may also be a numpy memory map, or any iterable of (N_i, d) that can be
-    read again and again: frames are read one at a time, in 3 passes and one for each step of IPO.
+    read again and again: frames are read one at a time, in 4 passes and one for each step of IPO.
     Beyond the features and the labels memory then has m^2 / 8 bytes of graph, about 10 float64 for
     each patch, and a block of rows.
 
