@@ -86,11 +86,20 @@ class ModuleBackbone(Backbone):
         kinds = (None, torch.bfloat16, torch.float16)
         require("dtype", dtype, "torch.bfloat16, torch.float16 or None", dtype in kinds)
         self.dtype = dtype
-        self.patch_size = _whole("patch_size", _patch_size(model, patch_size), 1)
+        sizes = {"patch_size": _patch_size(model, patch_size)}
+        colours = {"mean": _colours_of(model, "mean", mean), "std": _colours_of(model, "std", std)}
+        lacking = [key for key, value in (sizes | colours).items() if value is None]
+        if lacking:
+            raise ValueError(
+                f"`{lacking[0]}` must be given where the model does not say it, as in "
+                f"ModuleBackbone(model, {', '.join(f'{key}=...' for key in lacking)}): {self.name} "
+                f"says no {' and no '.join(lacking)}"
+            )
+        self.patch_size = _whole("patch_size", sizes["patch_size"], 1)
         self.prefix_tokens = prefix_tokens
         if prefix_tokens is not None:
             self.prefix_tokens = _whole("prefix_tokens", prefix_tokens, 0)
-        self.mean, self.std = _colours(model, "mean", mean), _colours(model, "std", std)
+        self.mean, self.std = (_colours(key, value) for key, value in colours.items())
         self._input_dtype = torch.float32
         if isinstance(model, nn.Module):
             model.eval()
@@ -181,8 +190,7 @@ def from_factory(name: str) -> Any:
 def _whole(name: str, value: Any, least: int) -> int:
     """Returns a whole number as an int; raises ``ValueError`` for anything else."""
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    rule = f"an integer >= {least}, given where the model does not say it"
-    require(name, value, rule, whole and value >= least)
+    require(name, value, f"an integer >= {least}", whole and value >= least)
     return int(value)
 
 
@@ -203,17 +211,21 @@ def _length(model: Any) -> int | None:
     return None
 
 
-def _colours(model: Any, name: str, colours: Any) -> Colours:
-    """Returns the mean or the standard deviation of the input, given or said by timm's model."""
+def _colours_of(model: Any, name: str, colours: Any) -> Any:
+    """Returns the mean or the standard deviation, given or said by timm's model, or None."""
     if colours is None:
         colours = (getattr(model, "pretrained_cfg", None) or {}).get(name)
+    return colours
+
+
+def _colours(name: str, colours: Any) -> Colours:
+    """Returns the mean or the standard deviation of the input as three numbers."""
     try:
         values = np.asarray(colours, dtype=np.float64).tolist()
     except (TypeError, ValueError):
         values = None
     three = isinstance(values, list) and len(values) == 3 and bool(np.isfinite(values).all())
-    rule = "three numbers, given where the model does not say them"
-    require(name, colours, rule, three)
+    require(name, colours, "three numbers", three)
     if name == "std":
         require(name, colours, "three numbers > 0", min(values) > 0)
     return values[0], values[1], values[2]

@@ -43,7 +43,8 @@ class Search:
             folder = os.path.abspath(value)
             files = list(self._walk(folder, self._recorded_results(folder)))
             if not files:
-                raise ValueError(f"the folder {value!r} holds no image{self._explanation()}")
+                kind = "image" if ".png" in self.suffixes else " or ".join(self.suffixes)
+                raise ValueError(f"the folder {value!r} holds no {kind}{self._explanation()}")
             self._add_files([folder], files)
         elif glob.has_magic(value):
             self._glob(value)

@@ -81,13 +81,15 @@ def left_out(paths: Iterable[str], suffixes: Iterable[str]) -> str | None:
     if not counts:
         return None
     total = sum(counts.values())
-    parts, others = [], Counter[str]()
+    kinds_by_reason: dict[str, list[str]] = {}
+    others = Counter[str]()
     for suffix, count in sorted(counts.items()):
         why = _reason(suffix, suffixes)
         if why is None:
             others[suffix or "without a suffix"] += count
         else:
-            parts.append(f"{count:,} {suffix} ({why})")
+            kinds_by_reason.setdefault(why, []).append(f"{count:,} {suffix}")
+    parts = [f"{' and '.join(kinds)} ({why})" for why, kinds in kinds_by_reason.items()]
     if others:
         kinds = [kind for kind, _ in others.most_common(4)]
         kinds += ["..."] if len(others) > 4 else []
@@ -116,8 +118,10 @@ def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
         return missing
     if suffix in VIDEO_SUFFIXES and suffix not in (".ts", ".mts"):
         return "a video, which selfment label and selfment predict take"
-    if suffix in (".npy", ".npz", ".safetensors"):
+    if suffix in (".npy", ".npz", ".safetensors", ".pt", ".pth"):
         return "not pixels, but maybe patch features, which `selfment label` takes with --grid"
+    if suffix in image_suffixes():
+        return "an image, not a file of features"
     if suffix in (".eps", ".ps"):
         return "PostScript is a program, which is not run"
     return None

@@ -212,8 +212,14 @@ def test_a_head_does_not_run_the_code_that_it_names(factory: str, tmp_path) -> N
 @pytest.mark.parametrize(
     ("model", "options", "sentence"),
     [
-        (Net(), COLOURS, "`patch_size` must be an integer >= 1, given where the model does not"),
-        (Net(), {"patch_size": 8}, "`mean` must be three numbers, given where the model does not"),
+        (
+            Net(),
+            {},
+            r"as in ModuleBackbone\(model, patch_size=..., mean=..., std=...\): .*Net says",
+        ),
+        (Net(), COLOURS, r"`patch_size` must be given .* ModuleBackbone\(model, patch_size=...\)"),
+        (Net(), {"patch_size": 8}, "`mean` must be given .*Net says no mean and no std"),
+        (Net(), {"patch_size": 0, **COLOURS}, "`patch_size` must be an integer >= 1: got 0"),
         (Net(), {**COLOURS, "patch_size": 16}, r"must return floats \(1, 196, d\).*\(1, 16, 28, "),
         (Net("tokens", 3), {**COLOURS, "patch_size": 8, "prefix_tokens": 1}, r"\(1, 199, 16\)"),
         (Net("tokens", 17), {**COLOURS, "patch_size": 8}, r"returned \(1, 213, 16\)"),
