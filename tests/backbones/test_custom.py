@@ -215,7 +215,7 @@ def test_a_head_does_not_run_the_code_that_it_names(factory: str, tmp_path) -> N
         (
             Net(),
             {},
-            r"as in ModuleBackbone\(model, patch_size=..., mean=..., std=...\): .*Net says",
+            r"ModuleBackbone\(model, patch_size=..., mean=..., std=...\): .*Net says",
         ),
         (Net(), COLOURS, r"`patch_size` must be given .* ModuleBackbone\(model, patch_size=...\)"),
         (Net(), {"patch_size": 8}, "`mean` must be given .*Net says no mean and no std"),
