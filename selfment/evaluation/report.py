@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import options as params
-from ..util.files import output_path, write_atomically
+from ..util.files import output_file, write_atomically
 from .metrics import Curves
 from .tables import Cell, Table, counted
 
@@ -134,7 +134,7 @@ class Report:
         params.choice("format", format, FORMATS)
         # The name of a file may hold bytes that are no text.
         content = str(getattr(self, f"to_{format}")()).encode("utf-8", "replace")
-        write_atomically(output_path("path", path), lambda file: file.write(content), durable=True)
+        write_atomically(output_file("path", path), lambda file: file.write(content), durable=True)
 
     def _table(self) -> Table:
         """One row: the scores of the data set."""

@@ -31,7 +31,7 @@ from ..images.draw import colour_levels
 from ..images.load import ImageError, open_image
 from ..images.suffixes import is_video
 from ..images.thumbnails import SIDE, data_url, outline, read_thumbnail
-from ..util.files import output_path, printable, reason, write_atomically
+from ..util.files import output_file, printable, reason, write_atomically
 from ..util.html import page
 from ..util.lines import Record
 from ..util.results import record_file
@@ -99,7 +99,7 @@ def report_labels(
     if images is not None:
         whose = "a folder that exists"
         params.require("images", os.fspath(images), whose, os.path.isdir(images))
-    target = folder / "report.html" if path is None else output_path("path", path)
+    target = folder / "report.html" if path is None else output_file("path", path)
     folder = folder.absolute()
     records = StoredRecords(folder / RECORDS, "name")
     records.read()

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..core import options as params
 from ..core.torch_state import SETTINGS
 from ..util.extras import load_extra
-from ..util.files import output_path, write_atomically
+from ..util.files import output_file, write_atomically
 from .module import SaliencyModule
 from .segmenter import Segmenter, innermost
 
@@ -56,7 +56,7 @@ def export_segmenter(
         ValueError: a wrong argument, a backbone that cannot be exported, or a larger difference.
         ImportError: a library that ONNX needs is missing.
     """
-    target = output_path("out", path)
+    target = output_file("out", path)
     kind = target.suffix.lower()
     params.require("out", os.fspath(path), f"a file {' or '.join(SUFFIXES)}", kind in SUFFIXES)
     if kind == ".onnx":

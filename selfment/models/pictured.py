@@ -13,7 +13,7 @@ from ..core.label import PseudoLabels
 from ..core.objects import Objects
 from ..images.draw import label_image, mask_image, overlay, overlay_instances
 from ..images.load import ImageLike, load_image
-from ..util.files import output_path, write_atomically
+from ..util.files import output_file, write_atomically
 
 
 class Pictured:
@@ -48,7 +48,7 @@ class Pictured:
         if Path(path).suffix.lower() != ".png":
             raise ValueError(f"`path` must end in .png: got {os.fspath(path)!r}")
         picture = self.at_image_size()
-        write_atomically(output_path("path", path), lambda file: picture.save(file, "PNG"))
+        write_atomically(output_file("path", path), lambda file: picture.save(file, "PNG"))
 
     def _repr_png_(self) -> Any:
         """The picture that Jupyter shows; the name is Jupyter's."""

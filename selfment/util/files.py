@@ -35,6 +35,14 @@ def output_path(argument: str, path: str | os.PathLike[str]) -> Path:
     return Path(text).absolute()
 
 
+def output_file(argument: str, path: str | os.PathLike[str]) -> Path:
+    """Returns what :func:`output_path` does; raises ``ValueError`` for a folder, too."""
+    file = output_path(argument, path)
+    if file.is_dir():
+        raise ValueError(f"`{argument}` must be a file, not a folder: got {os.fspath(path)!r}")
+    return file
+
+
 @contextmanager
 def atomic_file(path: Path, *, durable: bool = False) -> Iterator[IO[bytes]]:
     """Opens a temporary file beside ``path`` and moves it there unless the block raises.

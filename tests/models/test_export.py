@@ -128,6 +128,9 @@ def test_wrong_photographs_and_arguments(tmp_path: Path) -> None:
             module(wrong)
     with pytest.raises(ValueError, match=r"`keep_aspect` must be False, .* `--size dynamic`"):
         segmenter(keep_aspect=True).to_module()
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(ValueError, match=r"`out` must be a file, not a folder: got .*folder\.onnx"):
+        export_segmenter(segmenter(), tmp_path / "folder.onnx")
     with pytest.raises(ValueError, match=r"`out` must be a file .onnx or .pt2: got 'model.tflite'"):
         export_segmenter(segmenter(), "model.tflite")
     halves = ModuleBackbone(small_vit(), dtype=torch.bfloat16, **COLOURS)
