@@ -107,15 +107,19 @@ def check_complete(
 
 
 def files_by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, list[Path]]:
-    """The image files of a folder, by their paths below it without suffixes."""
+    """The image files of a folder, by their paths below it without suffixes.
+
+    Of the results of a run, these are the masks and the saliency of images.
+    """
     root = Path(os.path.abspath(folder))
     if not root.is_dir():
         raise ValueError(f"`{name}` must be a folder that exists: got {os.fspath(folder)!r}")
     files: dict[str, list[Path]] = {}
     recorded = recorded_files(os.fspath(root)).items()
-    pictures = {file for file, (_, field) in recorded if field in ("overlay", "fiedler")}
+    others = {file for file, (_, field) in recorded if field in ("overlay", "fiedler", "link")}
+    frames = tuple(f"{folder}/" for folder, (_, field) in recorded if field.endswith("_frames"))
     for entry in find_images(root, results=True):
-        if entry.name in pictures:
+        if entry.name in others or entry.name.startswith(frames):
             continue
         stem = nfc(entry.path.relative_to(root).with_suffix("").as_posix())
         files.setdefault(stem, []).append(entry.path)

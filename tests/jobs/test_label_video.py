@@ -19,6 +19,7 @@ from helpers.heads import a_head
 from helpers.pictures import files_in, picture, records
 from helpers.videos import SIZE, decoded, disc, disc_mask, turned, video
 from selfment import PseudoLabeler, Segmenter, VideoLabeler, WindowOptions
+from selfment.evaluation import evaluate
 from selfment.jobs import find_inputs, label_images, label_video
 from selfment.jobs.video import VideoLabelSummary
 from selfment.models.head import HeadInfo, save_head
@@ -102,6 +103,11 @@ def test_a_folder_of_both_kinds_goes_on_after_what_is_broken(tmp_path, capsys):
     frames = [f"frames/sub/clip/{index:06}.png" for index in range(12)]
     assert files_in(out) == sorted([*frames, "labels.jsonl", "sub/clip.mp4", "sub/clip.png"])
     assert not list(out.rglob(".*"))
+    truth = tmp_path / "truth/sub/clip.png"
+    truth.parent.mkdir(parents=True)
+    truth.write_bytes((out / "sub/clip.png").read_bytes())
+    scored = evaluate(out, tmp_path / "truth", protocol="paper", progress=False)
+    assert [image.name for image in scored.images] == ["sub/clip"]
     (folder / "cut.mp4").unlink()
     whole.rename(folder / "broken.mkv")
     code, err = label(capsys, folder, "--out", out)
