@@ -65,11 +65,22 @@ def choose(
     folder: MaskFolder | None,
     most: int,
     seed: int,
+    rejected_last: bool = False,
 ) -> Choice:
     """Chooses from ``images``, in their order, those that have a name in ``only`` and a mask.
 
-    Of more than ``most`` of these, ``seed`` chooses. Raises ``ValueError`` for a name in ``only``
-    that no image has, where no image is left, and for chosen images of equal names.
+    Args:
+        images: all images.
+        only: names; None stands for all.
+        folder: the masks, if they exist already.
+        most: of more images, ``seed`` chooses so many.
+        seed: of the random numbers.
+        rejected_last: choose images that the records of the folder call rejected only where
+            others do not suffice, as rejected ones will be left out.
+
+    Raises:
+        ValueError: a name in ``only`` that no image has, no image is left, or chosen images have
+            equal names.
     """
     named = list(images) if only is None else _named(images, only, folder)
     masks = [] if folder is None else folder.masks(named)
@@ -85,8 +96,11 @@ def choose(
             f"{counted(unlabelled, 'image')}"
         )
     generator = torch.Generator("cpu").manual_seed(seed)
-    order = torch.randperm(len(labelled), generator=generator, device="cpu")
-    chosen = [labelled[index] for index in sorted(order[:most].tolist())]
+    order = torch.randperm(len(labelled), generator=generator, device="cpu").tolist()
+    if rejected_last and folder is not None:
+        rejected = [bool(folder.record(named[index]).get("rejected")) for index in labelled]
+        order.sort(key=lambda place: rejected[place])  # a stable sort
+    chosen = [labelled[place] for place in sorted(order[:most])]
     entries = [named[index] for index in chosen]
     if len({entry.name for entry in entries}) < len(entries):
         raise ValueError("`images` must have a `name` each: got the same more than once")

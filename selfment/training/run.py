@@ -135,7 +135,7 @@ def train(
             f"was rejected: {masks.path} has none"
         )
     folder = output_path("out", out)
-    choice = choose(images, only, masks, max_images, int(seed))
+    choice = choose(images, only, masks, max_images, int(seed), drop_rejected)
     device = labeler.torch_device
     progress = progress and rank == 0
     run = RunFolder(folder, rank == 0, resume)
@@ -204,10 +204,14 @@ def _prepare(
         surplus=choice.surplus,
     )
     if not len(samples):
+        count = len(choice.images)
+        if counts.dropped == count:
+            raise ValueError(
+                f"`drop_rejected` must leave an image to train on: all {count:,} were rejected"
+            )
         dropped = f", and {counts.dropped} were rejected" if counts.dropped else ""
         raise ValueError(
-            "`images` must hold one that can be labelled: "
-            f"got {len(choice.images)}, of which none can{dropped}"
+            f"`images` must hold one that can be labelled: got {count:,}, of which none can{dropped}"
         )
     dtype = str(samples.dtype).removeprefix("torch.")
     settings = {**samples.settings, **options, "feature_dtype": dtype}

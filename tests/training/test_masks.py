@@ -235,6 +235,21 @@ def test_rejected_images_are_counted_and_can_be_left_out(
     assert equal(tmp_path / "--no-cache", tmp_path / "again")
 
 
+def test_rejected_images_take_no_place_of_others(
+    folder: Path, labels: Path, tmp_path: Path, capsys
+) -> None:
+    reject(labels, "00.png", "01.png", "03.png")
+    options = ("--labels", labels, "--drop-rejected", "--max-images", 3)
+    _, err = train(capsys, folder, tmp_path / "out", *options)
+    assert "trained on 3 images, 0 failed" in err
+    assert "images left out: 3 more than --max-images\n" in err
+    assert {row["image"] for row in steps(tmp_path / "out")} == {"02.png", "04.png", "05.png"}
+    reject(labels, *(f"{number:02}.png" for number in range(6)))
+    code, err = train(capsys, folder, tmp_path / "none", *options)
+    assert code == 2
+    assert "`drop_rejected` must leave an image to train on: all 3 were rejected" in err
+
+
 def test_only_the_named_images(folder: Path, labels: Path, tmp_path: Path, capsys) -> None:
     chosen = tmp_path / "chosen.txt"
     chosen.write_bytes(b"\xef\xbb\xbf# accepted\r\n02.png\r\n\r\n  05.png \r\n02.png\n")
