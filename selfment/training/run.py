@@ -211,7 +211,8 @@ def _prepare(
             )
         dropped = f", and {counts.dropped} were rejected" if counts.dropped else ""
         raise ValueError(
-            f"`images` must hold one that can be labelled: got {count:,}, of which none can{dropped}"
+            "`images` must hold one that can be labelled: "
+            f"got {count:,}, of which none can{dropped}"
         )
     dtype = str(samples.dtype).removeprefix("torch.")
     settings = {**samples.settings, **options, "feature_dtype": dtype}
