@@ -30,8 +30,11 @@ TOTAL = 4 << 30
 #: Bytes that this process may use: ``pytest -n`` divides the tests among several.
 MEMORY = TOTAL // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
-#: If this process uses more bytes, free memory is returned to the system after each test.
+#: If this process uses more bytes, free memory is returned to the system after a test.
 MANY = 1 << 30
+#: Bytes by which the process must have grown since it last did so.
+GROWTH = 128 << 20
+_kept = 0  # bytes that were in use after that
 
 #: Seconds after which a test counts as hanging; the longest takes some minutes.
 LIMIT = 1800
@@ -225,16 +228,27 @@ def remove_folders() -> None:
 
 
 def release() -> None:
-    """Returns memory to the system if this process uses much, mostly for models in cycles."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        if pages * os.sysconf("SC_PAGE_SIZE") < MANY:
-            return
-    except OSError:
+    """Returns memory to the system if this process uses much, mostly for models in cycles.
+
+    A collection takes most of a second once large libraries are imported, so the next one waits
+    until the process has grown.
+    """
+    global _kept
+    if _resident() < max(MANY, _kept + GROWTH):
         return
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # only in glibc
         ctypes.CDLL(None).malloc_trim(0)
+    _kept = _resident()
+
+
+def _resident() -> int:
+    """Returns the bytes of this process that are in memory; 0 where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def peaks() -> tuple[int, int]:
