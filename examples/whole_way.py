@@ -11,7 +11,7 @@ lines. Without `--masks` the scores say how well the head repeats the labels it 
 In the page `labels.html` people accept and reject labels, and save `accepted.txt`. Here the 10
 labels of lowest confidence are rejected instead, so that nobody has to wait.
 
-It needs the extras `all` and `onnx`.
+It needs the extra `all`.
 """
 
 from __future__ import annotations

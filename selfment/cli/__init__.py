@@ -27,6 +27,10 @@ COMMANDS = {
 }
 
 
+#: Commands that continue where they were interrupted.
+_RESUMABLE = ("label", "train", "predict", "compare", "reproduce")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C or SIGTERM).
 
@@ -46,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"selfment {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "" if arguments.command == "eval" else "; what was done is kept"
+        kept = "; what was done is kept" if arguments.command in _RESUMABLE else ""
         print(f"selfment {arguments.command}: interrupted{kept}", file=sys.stderr)
         return 130
 

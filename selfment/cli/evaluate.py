@@ -38,13 +38,13 @@ def run(arguments: argparse.Namespace) -> int:
     from ..evaluation.folders import evaluate
     from ..evaluation.html import write_html
     from ..evaluation.report import FORMATS
-    from ..util.files import output_file
+    from ..util.files import PAGES, output_file
 
     if arguments.images is not None and arguments.report is None:
         raise ValueError("`images` must come with a page to show them on, --report F.html")
     for name in (*FORMATS, "report"):  # before the scores are computed
         if getattr(arguments, name) is not None:
-            output_file(name, getattr(arguments, name))
+            output_file(name, getattr(arguments, name), PAGES if name == "report" else ())
     report = evaluate(
         arguments.pred,
         arguments.gt,

@@ -86,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(sentence, file=sys.stderr)
     print(
         f"the head agrees with its labels at IoU {summary.agreement:.2f}, "
-        f"foreground {100 * summary.foreground:.0f} %",
+        f"foreground {100 * summary.foreground:.1f} %",
         file=sys.stderr,
     )
     if summary.is_constant:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core import options as params
-from ..util.files import output_file, write_atomically
+from ..util.files import PAGES, output_file, write_atomically
 from ..util.html import page
 from .pairs import by_stem
 from .pictures import pictures_of, worst_first
@@ -75,7 +75,7 @@ def write_html(
         OSError: The file cannot be written.
     """
     made = make_page(report, images=images, gallery=gallery, pictures=pictures)
-    file = output_file("path", path)
+    file = output_file("path", path, PAGES)
     write_atomically(file, lambda opened: opened.write(made.content), durable=True)
     return made
 

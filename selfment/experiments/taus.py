@@ -27,7 +27,7 @@ from ..images.load import ImageEntry, ImageError, load_image
 from ..images.thumbnails import SIDE, data_url
 from ..methods import Selfment
 from ..models.labeler import PseudoLabeler
-from ..util.files import output_path, printable, write_atomically
+from ..util.files import output_path, printable, reason, write_atomically
 from ..util.html import page
 
 PAGE = "taus.html"
@@ -133,8 +133,9 @@ def _label_or_report(entry: ImageEntry, labelers: Mapping[str, PseudoLabeler]) -
     """Labels one image; reports why it cannot be labelled, and then returns None."""
     try:
         return _label(entry, labelers)
-    except (ImageError, ValueError) as error:
-        tqdm.write(printable(f"cannot label {entry.path}: {error}"), file=sys.stderr)
+    except Exception as error:  # the backbone may be the user's
+        sentence = str(error) if isinstance(error, ImageError) else reason(error)
+        tqdm.write(printable(f"cannot label {entry.path}: {sentence}"), file=sys.stderr)
         return None
 
 

@@ -40,7 +40,7 @@ from ..core.options import WindowOptions
 from ..images.load import ImageEntry
 from ..images.suffixes import is_video
 from ..models.labeler import PseudoLabeler
-from ..util.files import output_file
+from ..util.files import PAGES, output_file
 from ..util.lines import Record
 from . import coco, yolo
 from .features import check_images
@@ -118,7 +118,7 @@ def label_images(
         check_images(images, overlays=overlays, refine=refine, report=report, formats=others)
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     if report is not None:
-        output_file("report", report)  # checked before the work
+        output_file("report", report, PAGES)  # checked before the work
         formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
     job = LabelJob(labeler, overlays, formats, steps, windows, frames, progress)
     job.check_videos([entry.name for entry in images if is_video(entry.path)])

@@ -31,7 +31,7 @@ from ..images.draw import colour_levels
 from ..images.load import ImageError, open_image
 from ..images.suffixes import is_video
 from ..images.thumbnails import SIDE, data_url, outline, read_thumbnail
-from ..util.files import output_file, printable, reason, write_atomically
+from ..util.files import PAGES, output_file, printable, reason, write_atomically
 from ..util.html import page
 from ..util.lines import Record
 from ..util.results import record_file
@@ -99,7 +99,7 @@ def report_labels(
     if images is not None:
         whose = "a folder that exists"
         params.require("images", os.fspath(images), whose, os.path.isdir(images))
-    target = folder / "report.html" if path is None else output_file("path", path)
+    target = folder / "report.html" if path is None else output_file("path", path, PAGES)
     folder = folder.absolute()
     records = StoredRecords(folder / RECORDS, "name")
     records.read()
@@ -179,7 +179,7 @@ def _add_mask(item: Item, record: Record, folder: Path) -> None:
         instances = _read_instances(file, several=item["objects"] is not None)
         item["digest"] = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
-        item["notes"].append(f"the mask cannot be read: {reason(error)}")
+        item["kind"], item["error"] = "failed", f"the mask cannot be read: {reason(error)}"
         return
     item["area"] = int(np.count_nonzero(instances))
     item["foreground"] = item["area"] / instances.size

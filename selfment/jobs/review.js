@@ -141,7 +141,8 @@ function numbersOf(item) {
 function remarksOf(item) {
   const remarks = [];
   if (item.error) remarks.push(item.error);
-  if (item.rejected) remarks.push("emptied: its confidence is below the limit");
+  if (item.rejected && item.area) remarks.push("was emptied, and has been redrawn since");
+  else if (item.rejected) remarks.push("emptied: its confidence is below the limit");
   else if (item.area === 0) remarks.push("no foreground");
   if (!item.listable) remarks.push("its name cannot be a line of a list");
   return [...remarks, ...item.notes].join("; ");

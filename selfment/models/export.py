@@ -56,9 +56,8 @@ def export_segmenter(
         ValueError: a wrong argument, a backbone that cannot be exported, or a larger difference.
         ImportError: a library that ONNX needs is missing.
     """
-    target = output_file("out", path)
+    target = output_file("out", path, SUFFIXES)
     kind = target.suffix.lower()
-    params.require("out", os.fspath(path), f"a file {' or '.join(SUFFIXES)}", kind in SUFFIXES)
     if kind == ".onnx":
         old = tuple(map(int, torch.__version__.split(".")[:2])) < _TORCH
         params.require("torch", torch.__version__, "2.7 or later for ONNX, not for .pt2", not old)

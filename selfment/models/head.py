@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,17 @@ def check_fit(head: PatchHead, info: HeadInfo, backbone: str, dim: int) -> None:
             f"`head` must fit the backbone: the head{trained} takes features of length "
             f"{head.dim}, {backbone} gives {dim}"
         )
+
+
+def own_model_differs(info: HeadInfo, settings: Mapping[str, Any]) -> bool:
+    """Returns whether a head was trained on a model of one's own that is not the one of these.
+
+    ``settings``: of the model that the head is used with. The names and the hashes of the weights
+    are compared, if both are known.
+    """
+    trained, used = (of.get("own") or {} for of in (info.settings, settings))
+    known = {"name", "model"} & trained.keys() & used.keys()
+    return any(trained[key] != used[key] for key in known)
 
 
 def save_head(folder: str | os.PathLike[str], head: PatchHead, info: HeadInfo) -> None:

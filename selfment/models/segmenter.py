@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,16 @@ from ..core.arrays import check_data, check_dense
 from ..core.torch_state import LOADING, as_documented
 from ..images.load import ImageLike, load_image
 from ..util.files import write_atomically
-from .head import CONFIG_NAME, WEIGHTS_NAME, HeadInfo, PatchHead, check_fit, load_head, save_head
+from .head import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    HeadInfo,
+    PatchHead,
+    check_fit,
+    load_head,
+    own_model_differs,
+    save_head,
+)
 from .image_model import ImageModel
 from .module import SaliencyModule
 
@@ -104,6 +114,7 @@ class Segmenter(ImageModel):
         super().__init__(name, size, features, weights, device, dtype, batch_size, positions)
         self.keep_aspect = self.info.keep_aspect if keep_aspect is None else keep_aspect
         self.compile = compile
+        self._is_compared = False
         self._forward: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
@@ -176,6 +187,15 @@ class Segmenter(ImageModel):
         """
         backbone = super().backbone
         check_fit(self.head, self.info, self.backbone_name, backbone.dim)
+        if not self._is_compared:
+            self._is_compared = True
+            if own_model_differs(self.info, super().settings):
+                warnings.warn(
+                    f"the head was trained on {self.info.backbone!r}, and is used with "
+                    f"{self.backbone_name!r}, another model or other weights",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         return backbone
 
     @property

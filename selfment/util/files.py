@@ -12,12 +12,13 @@ import stat
 import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
+PAGES = (".html", ".htm")  #: endings of a page's file
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # two letters at least: C:/ is none
 _LOCK_DELAY = 60.0  # seconds: a temporary file that is younger may not have been locked yet
@@ -35,11 +36,18 @@ def output_path(argument: str, path: str | os.PathLike[str]) -> Path:
     return Path(text).absolute()
 
 
-def output_file(argument: str, path: str | os.PathLike[str]) -> Path:
-    """Returns what :func:`output_path` does; raises ``ValueError`` for a folder, too."""
+def output_file(argument: str, path: str | os.PathLike[str], suffixes: Sequence[str] = ()) -> Path:
+    """Returns what :func:`output_path` does; raises ``ValueError`` for a folder, too.
+
+    ``suffixes``: the endings that the name may have, so that no file of another kind is replaced;
+    none allow all.
+    """
     file = output_path(argument, path)
     if file.is_dir():
         raise ValueError(f"`{argument}` must be a file, not a folder: got {os.fspath(path)!r}")
+    if suffixes and file.suffix.lower() not in suffixes:
+        endings = " or ".join(suffixes)
+        raise ValueError(f"`{argument}` must be a file {endings}: got {os.fspath(path)!r}")
     return file
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -274,6 +275,20 @@ def test_a_factory_runs_once_and_its_device_counts(factory: str, monkeypatch) ->
     monkeypatch.setattr(my_models, "net", lambda: load_backbone("classic"))
     with pytest.raises(ValueError, match="`device` and `dtype` must be left alone with a backbone"):
         _ = PseudoLabeler(factory, 64, device="cpu", dtype="bfloat16").backbone
+
+
+def test_a_head_of_another_module_is_said_once(tmp_path: Path) -> None:
+    trained, other = (ModuleBackbone(Net(), patch_size=8, **COLOURS) for _ in range(2))
+    next(other.model.parameters()).data += 1
+    info = HeadInfo(trained.name, settings=PseudoLabeler(trained, 64).settings)
+    save_head(tmp_path / "head", PatchHead(16), info)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Segmenter(tmp_path / "head", trained, 64)(photo())
+    segmenter = Segmenter(tmp_path / "head", other, 64)
+    with pytest.warns(RuntimeWarning, match="trained on 'own:.*Net', and is used with") as caught:
+        segmenter([photo()] * 9)  # more than one batch
+    assert len(caught) == 1
 
 
 def test_a_head_of_a_module_says_that_it_needs_one(tmp_path) -> None:

@@ -78,13 +78,13 @@ def test_report_shows_everything_as_what_it_is(capsys, tmp_path):
     assert code == 0
     page = out / "report.html"
     assert said.splitlines()[-1] == (
-        f"the labels of 7 images are in {page} (0.1 MB), 1 failed, 1 without a photograph, "
-        "1 without a mask, 1 without a Fiedler vector"
+        f"the labels of 7 images are in {page} (0.1 MB), 2 failed, 1 without a photograph, "
+        "1 without a Fiedler vector"
     ).replace("0.1 MB", f"{page.stat().st_size / 1e6:.1f} MB")
     assert_loads_nothing(page)
     notes = [text for tag, text in Reader(page.read_text()).texts if tag == "p"]
-    assert any("missing or cannot be read: 1 of 6." in note for note in notes)
-    assert any("Labels without a Fiedler vector to show: 1 of 6." in note for note in notes)
+    assert any("missing or cannot be read: 1 of 5." in note for note in notes)
+    assert any("Labels without a Fiedler vector to show: 1 of 5." in note for note in notes)
     items = items_of(page)
     assert items["broken.jpg"]["kind"] == "failed"
     assert "not an image that Pillow knows" in items["broken.jpg"]["error"]
@@ -94,7 +94,8 @@ def test_report_shows_everything_as_what_it_is(capsys, tmp_path):
     assert items["flat.png"]["rejected"]
     assert (items["flat.png"]["area"], items["flat.png"]["paths"]) == (0, [])
     assert items["vector.jpg"]["notes"][0].startswith("the Fiedler vector cannot be read")
-    assert items["mask.jpg"]["notes"][0].startswith("the mask cannot be read: No such file")
+    assert items["mask.jpg"]["kind"] == "failed"  # so that it cannot be accepted
+    assert items["mask.jpg"]["error"].startswith("the mask cannot be read: No such file")
     assert [name for name, item in items.items() if not item["listable"]] == ["two\nlines.jpg"]
     assert EVIL.replace("/", "") in items
 
@@ -200,6 +201,14 @@ def test_other_formats_have_no_mask_to_show(capsys, tmp_path):
         (
             ["label", "photos", "--out", "new", "--report", "photos"],
             "`report` must be a file, not a folder: got 'photos'",
+        ),
+        (
+            ["label", "photos", "--out", "new", "--report", "photos/a.jpg"],
+            "`report` must be a file .html or .htm: got 'photos/a.jpg'",
+        ),
+        (
+            ["report", "out", "--out", "out/labels.jsonl"],
+            "`path` must be a file .html or .htm: got 'out/labels.jsonl'",
         ),
         (
             ["label", "photos", "--out", "new", "--objects", "2", "--format", "fiedler"],
