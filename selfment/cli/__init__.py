@@ -32,13 +32,18 @@ _RESUMABLE = ("label", "train", "predict", "compare", "reproduce")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C or SIGTERM).
+    """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C; in ``label``
+    and ``predict`` also SIGTERM).
 
     1: images failed, folders could not be listed, or a data set that is there is not whole. 141,
     without a word: what reads the output has ended, as ``head`` does.
     """
     words = sys.argv[1:] if argv is None else argv
-    arguments = parser(words).parse_args(words)
+    top = parser(words)
+    arguments, unknown = top.parse_known_args(words)
+    if unknown:
+        top.prog = f"{top.prog} {arguments.command}"  # whose help is to be read
+        top.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         code: int = _module(arguments.command).run(arguments)
         sys.stdout.flush()

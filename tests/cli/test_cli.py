@@ -176,6 +176,10 @@ def test_a_local_checkpoint(capsys, photo, tmp_path):
             "absent.pth' does not exist",
         ),
         (["paint"], "invalid choice: 'paint'"),
+        (
+            ["label", "PHOTO", "--out", "OUT", "--steps", "5"],
+            "selfment label: unrecognized arguments: --steps 5; see selfment label --help",
+        ),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
