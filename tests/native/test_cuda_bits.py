@@ -111,7 +111,7 @@ def test_more_undecided_pairs_than_the_list_holds(target: Target) -> None:
 def undecided(module: ModuleType, rows: Tensor, tau: float) -> tuple[int, int]:
     """Pairs and whole tiles that the tensor cores leave undecided: the first words of scratch."""
     batch, n, d = rows.shape
-    dtype = _ops._dtype_code(module, rows)
+    dtype = _ops.dtype_code(module, rows.dtype)
     scratch = torch.empty(module.affinity_scratch(dtype, batch, n, d), dtype=torch.uint8)
     bits = torch.empty(batch, module.bits_size(n), dtype=torch.int64)
     degrees = torch.empty(batch, n, dtype=torch.float64)
