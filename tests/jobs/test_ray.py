@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from PIL import Image
 
 from helpers import processes
 from helpers.folders import ROOT
-from selfment import PseudoLabeler
+from selfment import PseudoLabeler, PseudoLabels
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
 
@@ -151,7 +152,7 @@ def test_ray_data_takes_a_pseudo_labeler(tmp_path, environment, monkeypatch):
     labeler = PseudoLabeler(size=96)
     for row in rows:
         labels = labeler(row["path"])
-        for name in vars(labels):
+        for name in (field.name for field in dataclasses.fields(PseudoLabels)):
             assert np.array_equal(row[name], getattr(labels, name).numpy()), name
 
 
