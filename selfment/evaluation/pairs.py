@@ -118,7 +118,11 @@ def files_by_stem(folder: str | os.PathLike[str], name: str) -> dict[str, list[P
     recorded = recorded_files(os.fspath(root)).items()
     others = {file for file, (_, field) in recorded if field in ("overlay", "fiedler", "link")}
     frames = tuple(f"{folder}/" for folder, (_, field) in recorded if field.endswith("_frames"))
-    for entry in find_images(root, results=True):
+    try:
+        entries = find_images(root, results=True)
+    except ValueError as error:
+        raise ValueError(f"`{name}` must be a folder with images: {error}") from error
+    for entry in entries:
         if entry.name in others or entry.name.startswith(frames):
             continue
         stem = nfc(entry.path.relative_to(root).with_suffix("").as_posix())

@@ -106,7 +106,8 @@ class MaskFolder:
         if not _is_scaled((width, height), image_size):
             raise ImageError(
                 f"{mask} must have the aspect ratio of its image: got {width} x {height} pixels "
-                f"for the {image_size[0]} x {image_size[1]} of {entry.path}"
+                f"for the {image_size[0]} x {image_size[1]} of {entry.path} (masks of features in "
+                "files have it if they are labelled with --images)"
             )
         is_rejected = bool(self.record(entry).get("rejected")) and not levels.any()
         shares = torch.from_numpy(area_averages(levels, grid)).flatten()

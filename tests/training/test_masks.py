@@ -287,6 +287,7 @@ def test_only_the_named_images(folder: Path, labels: Path, tmp_path: Path, capsy
             ("--labels", "others", "--method", "tokencut"),
             "`method` must be left alone with `labels`, which exist already: got 'tokencut'",
         ),
+        (("--labels", "bare"), "`labels` must be a folder with images: the folder "),
         (("--labels", "two"), "`labels` must hold one file of each stem: got 00.bmp and 00.png in"),
     ],
 )
@@ -297,6 +298,7 @@ def test_wrong_options_are_one_sentence(
     Path("names").write_text("a.png\n00.png\nb.png\nc.png\nd.png")
     Path("empty").write_text("\n# nothing\n")
     boxes(Path("others"), ["x.png"])
+    Path("bare").mkdir()
     boxes(Path("two"), ["00.png", "00.bmp"])
     code, err = train(capsys, folder, tmp_path / "run", *options)
     assert code == 2
