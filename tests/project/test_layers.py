@@ -16,12 +16,12 @@ LAYERS = [
     {"methods", "compat"},
     {"models"},
     {"jobs", "evaluation"},
-    {"training"},
+    {"shards", "training"},
     {"experiments"},
     {"cli"},
 ]
 LEVEL = {folder: level for level, folders in enumerate(LAYERS) for folder in folders}
-PRINTS = {"jobs", "training", "experiments", "cli"}
+PRINTS = {"jobs", "shards", "training", "experiments", "cli"}
 #: A search and a score print on standard error what they left out.
 SAY_WHAT_IS_LEFT_OUT = {"images/search.py", "evaluation/pairs.py"}
 
