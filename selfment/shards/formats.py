@@ -73,7 +73,7 @@ class Format(Protocol):
     def read(self, store: Store, unit: Unit) -> Iterator[RowResult]:
         """Yields the rows of the sealed shard of a unit that are intact, in their order.
 
-        Raises ``ValueError`` if the shard is damaged, and ``OSError``.
+        Raises ``ValueError`` if the damage is noticed, and ``OSError``.
         """
 
     def is_intact(self, store: Store, unit: Unit, rows: int) -> bool:
@@ -150,7 +150,8 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 def read_tar(file: IO[bytes], layout: Layout, text: str) -> Iterator[RowResult]:
     """Yields the rows of a tar file of :func:`write_tar`; ``text``: names it in errors.
 
-    Raises ``ValueError`` if it is damaged, after the rows before the damage.
+    Raises ``ValueError`` if it is damaged, after the rows before the damage. tarfile takes a
+    damaged header for the end, so that the number of rows must be checked, too.
     """
     fields = {ending: field for field, ending in layout.contents.items()}
     try:

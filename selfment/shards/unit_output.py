@@ -121,9 +121,8 @@ class UnitOutput:
         if stale := set(begun.replaces).difference(objects_of(self._store, self._shard)):
             self._store.remove(sorted(stale))
         failed = len(keys) - sum(key in self.done for key in keys)
-        self._record = replace(
-            begun, bytes=size, rows=len(keys), failed=failed, error=error, replaces=()
-        )
+        sealed = replace(begun, bytes=size, next_bytes=None, replaces=())
+        self._record = replace(sealed, rows=len(keys), failed=failed, error=error)
         write_record(self._store, self._record)
         self._store.remove(sorted({*self._part_of.values()}))
         return self._record
@@ -156,15 +155,21 @@ class UnitOutput:
     def _read_sealed(self) -> None:
         assert self._record is not None
         [stat] = self._store.stat([self._shard])
-        if not self._record.is_sealed(stat and stat[0]):
-            return
-        try:
-            for row in self._form.read(self._store, self._unit):
-                failed = row.record["error"] is not None
-                self._sealed[row.key] = row.record if failed else None
-        except ValueError as error:
-            self._sealed.clear()
-            _say(f"{error}; its rows are done again")
+        self._has_shard = self._record.is_sealed(stat and stat[0])
+        if self._has_shard:
+            try:
+                for row in self._form.read(self._store, self._unit):
+                    failed = row.record["error"] is not None
+                    self._sealed[row.key] = row.record if failed else None
+            except ValueError:
+                self._sealed.clear()
+        missing = self._record.rows - len(self._sealed)
+        if missing > 0:
+            shard = f"{self._store.text}/{self._shard}"
+            _say(
+                f"{missing:,} of {self._record.rows:,} rows are damaged or gone in {shard}: they "
+                "are done again"
+            )
         self.done.update(key for key, record in self._sealed.items() if record is None)
 
     def _read_parts(self) -> None:
@@ -195,7 +200,7 @@ class UnitOutput:
     def _is_up_to_date(self, keys: Sequence[str], error: str | None) -> bool:
         """True if the sealed shard has these rows, and those that failed have failed alike."""
         record = self._record
-        if self._part_of or record is None or not self._is_begun or record.bytes is None:
+        if self._part_of or record is None or not self._has_shard:
             return False
         is_over = record.next_bytes is None and record.error == error
         alike = all(self._sealed.get(key) == row.record for key, row in self._failed.items())
