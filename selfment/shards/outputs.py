@@ -158,7 +158,9 @@ class Outputs:
                 names = {*record.replaces, *objects_of(self.store, record.shard)}
             except FileNotFoundError:  # never sealed
                 names = {*record.replaces}
-            self.store.remove(sorted(names - kept))
+            # The shard names its contents, and the record its shard: they go last.
+            self.store.remove(sorted(names - kept - {record.shard}))
+            self.store.remove([record.shard])
             self.store.remove([f"{RECORDS}/{record.unit.name}.json"])
             del self._records[record.unit.name]
         shards = "1 shard was" if len(records) == 1 else f"{len(records):,} shards were"
