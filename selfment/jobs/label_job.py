@@ -35,12 +35,13 @@ from ..images.suffixes import is_video
 from ..images.video import load_av
 from ..models.labeler import PseudoLabeler, one_by_one
 from ..models.video import VideoLabeler
-from ..util.files import printable, reason, write_atomically
+from ..util.files import printable, reason
 from ..util.lines import Record, with_checksum
 from . import coco, exports, yolo
 from .features import read_features
 from .frames import frame_folder, has_frames
 from .names import and_more
+from .spec import Contents
 from .task import Task
 from .video import label_video
 
@@ -220,8 +221,8 @@ class LabelJob:
         """The label of each image of a batch."""
         return one_by_one(self._labeler.label_batch(batch))
 
-    def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
-        """Writes the files of an image."""
+    def draw(self, task: Task, result: Result) -> tuple[Contents, Record]:
+        """The files of an image: masks, boxes, annotations, vector and overlay."""
         if isinstance(result, Objects):
             masks, values = result.masks, result.eigenvalues
         else:
@@ -231,32 +232,29 @@ class LabelJob:
         )
         instances = exports.as_instances(at_size, task.size)
         contents: dict[str, Callable[[IO[bytes]], object]] = {}
-        if "mask" in files:
+        if "mask" in self._wanted:
             if isinstance(result, Objects):
                 picture = label_image(instances)
             else:
                 picture = mask_image(instances, task.size)
             contents["mask"] = lambda file: picture.save(file, "PNG")
-        if "boxes" in files:
-            assert self.yolo is not None
+        if self.yolo is not None:
             text = _YOLO[self.yolo](instances).encode()
             contents["boxes"] = lambda file: file.write(text)
-        if "annotations" in files:
+        if "annotations" in self._wanted:
             scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
             line = with_checksum(json.dumps(coco.coco_record(instances, scores))).encode()
             contents["annotations"] = lambda file: file.write(line)
-        if "fiedler" in files and not isinstance(result, Objects):
+        if "fiedler" in self._wanted and not isinstance(result, Objects):
             vector = Image.fromarray(vector_levels(result.fiedler))
             contents["fiedler"] = lambda file: vector.save(file, "JPEG", quality=95)
-        if "overlay" in files and task.picture is not None:
+        if "overlay" in self._wanted and task.picture is not None:
             if isinstance(result, Objects):
                 panels = overlay_instances(task.picture, instances)
             else:
                 panels = overlay(task.picture, result, mask=instances > 0)
             contents["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
-        for field, write in contents.items():
-            write_atomically(files[field], write)
-        return {"instances": len(exports.boxes(instances)), **_statistics(result)}
+        return contents, {"instances": len(exports.boxes(instances)), **_statistics(result)}
 
     def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
         """The function that labels a video; None for an image."""

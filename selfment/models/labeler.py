@@ -130,12 +130,13 @@ class PseudoLabeler(ImageModel):
     def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
         """Labels one image, a list of images, or a batch as Ray Data passes it.
 
-        One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
-        axis that can be shown and saved, see :class:`selfment.models.pictured.ImageLabels`. A
-        list: :class:`PseudoLabels` with a batch axis. A mapping with the column ``image`` (uint8
-        images of any sizes) or ``path``: its columns, and one numpy array for each field of
-        :class:`PseudoLabels`. One row, with one image or path in place of a column: the same,
-        without the batch axis.
+        One image (PIL, path, content of a file, uint8 array): :class:`PseudoLabels` of torch
+        tensors without a batch axis that can be shown and saved, see
+        :class:`selfment.models.pictured.ImageLabels`. A list: :class:`PseudoLabels` with a batch
+        axis. A mapping with the column ``image`` (uint8 images of any sizes, contents of files, or
+        mappings with "bytes" and "path") or ``path``: its columns, and one numpy array for each
+        field of :class:`PseudoLabels`. One row, with one image or path in place of a column: the
+        same, without the batch axis.
 
         With the method ``MultiObject(K)`` the results are :class:`selfment.Objects`, for one image
         :class:`selfment.models.pictured.ImageObjects`; a list of them; or the columns ``count``
@@ -150,7 +151,7 @@ class PseudoLabeler(ImageModel):
         """
         if isinstance(images, Mapping):
             return self._with_columns(images)
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
             labels = self._label(images)
             return labels if self.keep_aspect else _batched(labels)
         return with_image(self._label([images])[0], images)
@@ -304,8 +305,14 @@ def where_kernels_are(features: Inputs) -> Inputs:
 
 
 def _from_column(value: Any) -> ImageLike:
-    """Returns an entry of a numpy column: text as a string, nested lists as an array."""
-    if isinstance(value, str | os.PathLike | Image.Image | np.ndarray):
+    """Returns an entry of a column as an image: text as a path, nested lists as an array.
+
+    Tables have the bytes of a file, or a mapping with "bytes" and "path".
+    """
+    if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
+        data = value.get("bytes")
+        return value["path"] if data is None else bytes(data)
+    if isinstance(value, str | os.PathLike | bytes | Image.Image | np.ndarray):
         return value
     return np.asarray(value)
 
@@ -317,7 +324,7 @@ def _is_image(value: Any) -> bool:
         return value.dtype != object and (
             value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))
         )
-    return isinstance(value, str | os.PathLike | Image.Image)
+    return isinstance(value, str | os.PathLike | bytes | Image.Image | Mapping)
 
 
 def _object_columns(images: Sequence[Objects], most: int) -> dict[str, npt.NDArray[Any]]:

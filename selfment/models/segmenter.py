@@ -216,7 +216,7 @@ class Segmenter(ImageModel):
         Each is an (H, W) float32 tensor in [0, 1] at the upright image's own size. Raises
         :class:`selfment.images.ImageError` and ``ValueError``.
         """
-        if not isinstance(images, Sequence) or isinstance(images, str):
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             return self._segment([images])[0]
         found: list[Tensor] = []
         for start in range(0, len(images), self.batch_size):
