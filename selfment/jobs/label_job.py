@@ -115,6 +115,7 @@ class LabelJob:
         self._progress = progress
         self._settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
         self.batch_size = labeler.batch_size
+        self.batches_ahead = 0
         drawn = {"overlay"} if overlays else set()
         self._wanted = frozenset({_FORMAT_FIELDS[name] for name in self.formats} | drawn)
         self._wanted_of_video = frozenset({"mask"} | ({"mask_frames"} if frames else set()) | drawn)
@@ -206,6 +207,7 @@ class LabelJob:
                 )
                 tqdm.write(printable(sentence), file=sys.stderr)
         _ = self._labeler.backbone
+        self.batches_ahead = self._labeler.batches_ahead
 
     def prepare(self, task: Task) -> None:
         """Reads an image, resizes and normalises it; or reads its features, which exist."""
@@ -217,9 +219,10 @@ class LabelJob:
         is_needed = self._steps or "overlay" in self._wanted
         task.picture = picture if is_needed else None
 
-    def compute(self, batch: Tensor) -> Sequence[Result]:
-        """The label of each image of a batch."""
-        return one_by_one(self._labeler.label_batch(batch))
+    def start(self, batch: Tensor) -> Callable[[], Sequence[Result]]:
+        """Begins to label a batch; the function returns the label of each image."""
+        labels = self._labeler.start_batch(batch)
+        return lambda: one_by_one(labels())
 
     def draw(self, task: Task, result: Result) -> tuple[Contents, Record]:
         """The files of an image: masks, boxes, annotations, vector and overlay."""

@@ -122,6 +122,7 @@ class _PredictionJob:
         self._progress = progress
         self._settings: Mapping[str, Any] = segmenter.settings
         self.batch_size = segmenter.batch_size
+        self.batches_ahead = 0
         threshold = ("binary", binary)
         self.file_settings: Mapping[str, tuple[str, Any]] = {
             "mask": threshold,
@@ -181,6 +182,7 @@ class _PredictionJob:
     def load(self, tasks: Sequence[Task]) -> None:
         """Loads backbone and head, and PyAV for videos alone."""
         self._segmenter.load()
+        self.batches_ahead = self._segmenter.batches_ahead
         if tasks and all(is_video(task.path) for task in tasks):
             load_av()
 
@@ -192,9 +194,10 @@ class _PredictionJob:
             picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)
             task.picture = picture
 
-    def compute(self, batch: Tensor) -> Sequence[Tensor]:
-        """The saliency of each image of a batch, on the patch grid."""
-        return list(self._segmenter.saliency_batch(batch))
+    def start(self, batch: Tensor) -> Callable[[], Sequence[Tensor]]:
+        """Begins to segment a batch; the function returns the saliency on each patch grid."""
+        saliency = self._segmenter.start_batch(batch)
+        return lambda: list(saliency())
 
     def draw(self, task: Task, result: Tensor) -> tuple[Contents, Record]:
         """The saliency, the mask and the overlay of an image."""

@@ -110,6 +110,8 @@ class Runner(Generic[Result]):
         self._sink = sink
         self._bar = bar
         self._reading: deque[tuple[Task, Future[None]]] = deque()
+        #: batches, the functions that wait for their results, and the seconds spent so far
+        self._computing: deque[tuple[list[Task], Callable[[], Sequence[Result]], float]] = deque()
         self._writing: deque[tuple[Task, Future[Record]]] = deque()
 
     def run(self, tasks: Iterable[Task]) -> None:
@@ -133,6 +135,7 @@ class Runner(Generic[Result]):
                         self._compute(batches.pop(fullest))
                 for batch in batches.values():
                     self._compute(batch)
+                self._collect(0)
                 self._record_written(0)
             finally:  # after an interrupt or an error, what has been computed is still recorded
                 for _, reading in self._reading:
@@ -161,22 +164,52 @@ class Runner(Generic[Result]):
         task.seconds += time.perf_counter() - start
 
     def _compute(self, batch: list[Task]) -> None:
-        """Computes a batch, and starts to write its results."""
+        """Starts to compute a batch, and to write the results of those that need not wait."""
         start = time.perf_counter()
         try:
-            results = self._spec.compute(
-                torch.stack([task.pixels for task in batch if task.pixels is not None])
-            )
+            waiting = self._start(batch)
         except Exception as error:
-            if len(batch) == 1:
-                self._fail(batch[0], error)
-            else:  # one image may have failed for all: each is tried alone
-                for task in batch:
-                    self._compute([task])
+            self._compute_alone(batch, error)
             return
-        seconds = (time.perf_counter() - start) / len(batch)
+        self._computing.append((batch, waiting, time.perf_counter() - start))
+        self._collect(self._spec.batches_ahead)
+
+    def _start(self, batch: Sequence[Task]) -> Callable[[], Sequence[Result]]:
+        pixels = [task.pixels for task in batch if task.pixels is not None]
+        return self._spec.start(torch.stack(pixels))
+
+    def _collect(self, most: int) -> None:
+        """Waits for the results of batches until at most ``most`` are being computed."""
+        while len(self._computing) > most:
+            batch, waiting, seconds = self._computing.popleft()
+            start = time.perf_counter()
+            try:
+                results = waiting()
+            except Exception as error:
+                self._compute_alone(batch, error)
+                continue
+            self._write_later(batch, results, seconds + time.perf_counter() - start)
+
+    def _compute_alone(self, batch: Sequence[Task], error: Exception) -> None:
+        """Computes each image of a failed batch alone: one may have failed for all."""
+        if len(batch) == 1:
+            self._fail(batch[0], error)
+            return
+        for task in batch:
+            start = time.perf_counter()
+            try:
+                results = self._start([task])()
+            except Exception as own:
+                self._fail(task, own)
+            else:
+                self._write_later([task], results, time.perf_counter() - start)
+
+    def _write_later(
+        self, batch: Sequence[Task], results: Sequence[Result], seconds: float
+    ) -> None:
+        """Starts to write the results of a batch that took so many seconds."""
         for task, result in zip(batch, results, strict=True):
-            task.seconds += seconds
+            task.seconds += seconds / len(batch)
             task.pixels = None
             try:
                 self._sink.start(task)

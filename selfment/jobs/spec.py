@@ -65,13 +65,17 @@ class OutputSpec(Protocol):
 class ImageSpec(Protocol[Result]):
     """The work on each image, for :class:`selfment.jobs.runner.Runner`."""
 
-    batch_size: int  #: images of one call of :meth:`compute`
+    batch_size: int  #: images of one call of :meth:`start`
+    batches_ahead: int  #: batches that are started before the results of the first are waited for
 
     def prepare(self, task: Task) -> None:
         """Reads the input, sets ``task.pixels`` and what :meth:`draw` needs; runs in a thread."""
 
-    def compute(self, batch: Tensor) -> Sequence[Result]:
-        """The result of each image of a (B, 3, H, W) batch of pixels."""
+    def start(self, batch: Tensor) -> Callable[[], Sequence[Result]]:
+        """Begins to compute a (B, 3, H, W) batch of pixels.
+
+        Returns the function that waits for the result of each image.
+        """
 
     def draw(self, task: Task, result: Result) -> tuple[Contents, Record]:
         """The contents of the wanted files, and further fields of the record; in a thread."""

@@ -127,16 +127,17 @@ def test_one_mask_is_one_object(scenes, tmp_path):
 class Blind(PseudoLabeler):
     """Finds nothing."""
 
-    def label_batch(self, batch):
-        return [
+    def start_batch(self, batch):
+        images = [
             Objects(
                 *(
                     value[:0] if value.ndim != 2 or name == "boxes" else 0 * value
                     for name, value in vars(objects).items()
                 )
             )
-            for objects in super().label_batch(batch)
+            for objects in super().start_batch(batch)()
         ]
+        return lambda: images
 
 
 def test_images_without_objects(scenes, tmp_path):
