@@ -26,6 +26,8 @@ from .spec import Contents
 from .task import Task
 from .video import segment_video
 
+# The endings of the members of an archive, by field; the saliency comes first.
+_ENDINGS = {"saliency": "png", "mask": "mask.png", "overlay": "overlay.jpg"}
 _OVERLAY_SIDE = 1536  # pixels: the most that an overlay's longer side has
 
 
@@ -131,6 +133,10 @@ class _PredictionJob:
         }
         fields = {"saliency": True, "mask": binary is not None, "overlay": overlays}
         self._wanted = frozenset(field for field, is_wanted in fields.items() if is_wanted)
+        self.endings: Mapping[str, str] = {
+            name: end for name, end in _ENDINGS.items() if name in self._wanted
+        }
+        self.numbers: Mapping[str, str] = {"mean_saliency": "double"}
         folders = {f"{field}_frames" for field in self._wanted - {"overlay"} if frames}
         self._wanted_of_video = self._wanted | folders
 
