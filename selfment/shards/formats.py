@@ -87,7 +87,7 @@ def output_format(to: str, layout: Layout, settings: Mapping[str, Any]) -> Forma
     ready for JSON. Raises ``ValueError``, and ``ImportError`` without pyarrow.
     """
     params.choice("to", to, FORMATS)
-    parts = [to, settings, dict(layout.contents), dict(layout.numbers)]
+    parts = [to, settings, dict(layout.endings), dict(layout.numbers)]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
     if to == "tar":
         return TarFormat(layout, digest)
@@ -137,7 +137,7 @@ def write_tar(rows: Iterable[RowResult], file: IO[bytes], layout: Layout) -> Non
             stem = folder + slash + base.replace("%", "%25").replace(".", "%2E")
             record = json.dumps({**row.record, "key": row.key}, sort_keys=True, allow_nan=False)
             for field, data in row.files.items():
-                _add(tar, f"{stem}.{layout.contents[field]}", data)
+                _add(tar, f"{stem}.{layout.endings[field]}", data)
             _add(tar, f"{stem}.json", record.encode())
 
 
@@ -153,7 +153,7 @@ def read_tar(file: IO[bytes], layout: Layout, text: str) -> Iterator[RowResult]:
     Raises ``ValueError`` if it is damaged, after the rows before the damage. tarfile takes a
     damaged header for the end, so that the number of rows must be checked, too.
     """
-    fields = {ending: field for field, ending in layout.contents.items()}
+    fields = {ending: field for field, ending in layout.endings.items()}
     try:
         with tarfile.open(fileobj=file, mode="r|") as tar:
             files = {}
@@ -186,18 +186,18 @@ class ParquetFormat:
         self.layout = layout
         self.digest = digest
         self._texts = {
-            field for field, ending in layout.contents.items() if ending.split(".")[-1] in _TEXTS
+            field for field, ending in layout.endings.items() if ending.split(".")[-1] in _TEXTS
         }
         arrow = _load_arrow("pyarrow")
         image = arrow.struct([("bytes", arrow.binary()), ("path", arrow.string())])
         types = {
             "key": "string",
             "image": COMMON["image"],
-            **{field: "string" if field in self._texts else image for field in layout.contents},
+            **{field: "string" if field in self._texts else image for field in layout.endings},
             **COMMON,
             **layout.numbers,
         }
-        images = {field: {"_type": "Image"} for field in layout.contents if types[field] is image}
+        images = {field: {"_type": "Image"} for field in layout.endings if types[field] is image}
         about = {"digest": digest, "settings": settings}
         self._schema = arrow.schema(
             [(field, _arrow_type(arrow, kind)) for field, kind in types.items()],
@@ -222,7 +222,7 @@ class ParquetFormat:
         contents = {
             field: data.decode()
             if field in self._texts
-            else {"bytes": data, "path": f"{row.key}.{self.layout.contents[field]}"}
+            else {"bytes": data, "path": f"{row.key}.{self.layout.endings[field]}"}
             for field, data in row.files.items()
         }
         return {"key": row.key, **row.record, **contents}
@@ -246,7 +246,7 @@ class ParquetFormat:
     def _contents(self, row: Record) -> dict[str, bytes]:
         return {
             field: row[field].encode() if field in self._texts else row[field]["bytes"]
-            for field in self.layout.contents
+            for field in self.layout.endings
             if row[field] is not None
         }
 

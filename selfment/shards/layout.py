@@ -35,7 +35,6 @@ TYPES: Mapping[str, Callable[[Any], Any]] = {
     "int64": int,
     "double": _finite,
     "string": _text,
-    "list<int64>": lambda values: [int(value) for value in values],
     "list<double>": lambda values: [_finite(value) for value in values],
     "list<string>": lambda values: [_text(value) for value in values],
 }
@@ -47,7 +46,7 @@ class Layout:
 
     #: the endings of members of a tar file, by field: {"mask": "png", "overlay": "overlay.jpg"}.
     #: The first is the main one. The last part of an ending says what kind of file it is.
-    contents: Mapping[str, str]
+    endings: Mapping[str, str]
     #: the types of further fields of the record: a name of :data:`TYPES`, by field
     numbers: Mapping[str, str]
     #: the name of each content's file, by field, in the output folder; called with the file's key,
@@ -56,11 +55,11 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Raises ``ValueError`` for endings, types and names that cannot be."""
-        endings = [*self.contents.values(), "json"]
-        params.require("contents", endings, "different endings", len({*endings}) == len(endings))
+        endings = [*self.endings.values(), "json"]
+        params.require("endings", endings, "different endings", len({*endings}) == len(endings))
         for kind in self.numbers.values():
             params.choice("numbers", kind, tuple(TYPES))
-        fields = [*COMMON, "key", *self.contents, *self.numbers]
+        fields = [*COMMON, "key", *self.endings, *self.numbers]
         params.require("fields", fields, "different names", len({*fields}) == len(fields))
 
     def normal(self, result: RowResult) -> RowResult:
@@ -72,7 +71,7 @@ class Layout:
         types = {**COMMON, **self.numbers}
         if unknown := sorted(set(result.record) - set(types)):
             raise ValueError(f"`record` must have fields of its layout: got {unknown}")
-        expected = set(self.contents) if result.record.get("error") is None else set()
+        expected = set(self.endings) if result.record.get("error") is None else set()
         if set(result.files) != expected:
             raise ValueError(f"`files` must be {sorted(expected)}: got {sorted(result.files)}")
         values = {field: result.record.get(field) for field in types}
@@ -80,5 +79,5 @@ class Layout:
             field: None if value is None else TYPES[types[field]](value)
             for field, value in values.items()
         }
-        files = {field: result.files[field] for field in self.contents if field in expected}
+        files = {field: result.files[field] for field in self.endings if field in expected}
         return RowResult(result.key, {**record, "notes": record["notes"] or []}, files)

@@ -25,7 +25,7 @@ def paths(key: str) -> dict[str, str]:
 
 
 LAYOUT = Layout(
-    contents={"mask": "png", "overlay": "overlay.jpg", "annotations": "annotations.json"},
+    endings={"mask": "png", "overlay": "overlay.jpg", "annotations": "annotations.json"},
     numbers={
         "confidence": "double",
         "ipo_iters": "int64",

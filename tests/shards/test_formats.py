@@ -37,8 +37,11 @@ def seal(store: Any, made: Format, results: list[RowResult], of: Unit = UNIT) ->
 def dataset(*files: Path) -> Any:
     """Returns the table that Hugging Face's library reads."""
     datasets = pytest.importorskip("datasets")
-    return datasets.Dataset.from_parquet(
-        [str(file) for file in files], cache_dir=str(files[0].parent / "cache")
+    return datasets.load_dataset(
+        "parquet",
+        data_files=[str(file) for file in files],
+        cache_dir=str(files[0].parent / "cache"),
+        split="train",
     )
 
 
@@ -203,9 +206,9 @@ def test_records_have_the_fields_and_types_of_the_layout() -> None:
 
 
 def test_layouts_and_formats_are_checked() -> None:
-    for contents in ({"a": "png", "b": "png"}, {"a": "json"}):
-        with pytest.raises(ValueError, match="`contents` must be different endings"):
-            Layout(contents, {}, dict)
+    for endings in ({"a": "png", "b": "png"}, {"a": "json"}):
+        with pytest.raises(ValueError, match="`endings` must be different endings"):
+            Layout(endings, {}, dict)
     with pytest.raises(ValueError, match=r"`numbers` must be 'bool' or .*: got 'float'"):
         Layout({"mask": "png"}, {"x": "float"}, dict)
     with pytest.raises(ValueError, match="`fields` must be different names"):

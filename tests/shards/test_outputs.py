@@ -339,3 +339,16 @@ def test_keys_must_have_results(tmp_path: Path) -> None:
         output.seal(["a", "b"])
     with pytest.raises(ValueError, match="`keys` must be different: got 2"):
         output.seal(["a", "a"])
+
+
+def test_hugging_face_reads_the_output_folder(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    run = Run(tmp_path / "out", "parquet")
+    for name in ("a", "sub/b"):
+        run.work(rows(4, failed=[2]), unit(name))
+    run.work(rows(4), unit("c"), error="cannot read the rest")
+    with pytest.raises(Killed):
+        run.work(rows(8), unit("d"), MortalStore(run.store, 5))
+    data = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
+    assert {name: len(split) for name, split in data.items()} == {"train": 12}
+    assert data["train"][11]["mask"].size == (8, 6)
