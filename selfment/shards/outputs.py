@@ -137,32 +137,44 @@ class Outputs:
             )
 
     def finish(self, units: Iterable[Unit], sources: Sources) -> None:
-        """Removes what is of no use after a run that has done all of its units, and says so.
+        """Removes what is of no use at the end of a run, and says so.
 
-        These are parts of the units, and shards of image files whose files are now in other units
-        or gone. Shards of files that are not among the inputs, but exist, remain.
+        These are parts of units that are sealed, and shards of image files whose files are now in
+        other units or gone; the latter only if all units of image files are sealed. Shards of files
+        that are not among the inputs, but exist, remain.
 
         ``units``: all of the run. ``sources``: the file systems of the inputs. Raises ``OSError``.
         """
         present = {unit.name: unit for unit in units}
-        files = {file.name for unit in present.values() for file in unit.files}
+        inputs = {file.name for unit in present.values() for file in unit.files}
         superseded = []
         for name, record in self._records.items():
-            rest = [file for file in record.unit.files if file.name not in files]
+            rest = [file for file in record.unit.files if file.name not in inputs]
             is_other = record.unit.kind == "files" and name not in present
             if is_other and len(rest) < len(record.unit.files) and not _any_exists(rest, sources):
                 superseded.append(record)
-        self._remove_units(superseded, present.values())
-        names = {*present, *(record.unit.name for record in superseded)}
-        parts = [file.name for file in self.store.list(PARTS) if file.name.endswith(".tar")]
-        start = len(PARTS) + 1
-        if stale := [part for part in parts if part[start:].rsplit("/", 2)[0] in names]:
-            self.store.remove(stale)
+        images = [name for name, unit in present.items() if unit.kind == "files"]
+        if superseded and not all(map(self._is_sealed, images)):
+            superseded = []
+        if superseded:
+            self._remove_units(superseded, present.values())
+        parts: dict[str, list[str]] = {}  # by unit
+        for file in self.store.list(PARTS):
+            if file.name.endswith(".tar"):
+                name = file.name[len(PARTS) + 1 :].rsplit("/", 2)[0]
+                parts.setdefault(name, []).append(file.name)
+        for name, files in parts.items():
+            is_gone = any(record.unit.name == name for record in superseded)
+            if is_gone or (name in present and self._is_sealed(name)):
+                self.store.remove(files)
+
+    def _is_sealed(self, name: str) -> bool:
+        """True if this run or an earlier one has sealed a unit."""
+        record = self._read(name)
+        return record is not None and record.bytes is not None
 
     def _remove_units(self, records: Sequence[UnitRecord], present: Iterable[Unit]) -> None:
         """Removes results, but not the files that also belong to units of the run."""
-        if not records:
-            return
         kept = {
             name
             for unit in present

@@ -98,6 +98,24 @@ def test_files_that_are_not_among_the_inputs_but_exist_keep_their_results(
 
 
 @pytest.mark.parametrize("to", ALL)
+def test_nothing_is_superseded_by_units_that_are_not_done(tmp_path: Path, to: str) -> None:
+    store, made = open_store("out", tmp_path / "out"), form(to)
+    do(store, made, photos(tmp_path / "in", "abc"))
+    before = contents(store)
+    photos(tmp_path / "in", "a", time=6)
+    outputs = Outputs(store)
+    units, sources = find_units([tmp_path / "in"], earlier=outputs.recorded_units())
+    left = outputs.plan(units, made)
+    output = UnitOutput(store, made, left[0])
+    output.add(good("a"))
+    output.flush()
+    outputs.finish(units, sources)
+    after = contents(store)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2  # the record and the part
+
+
+@pytest.mark.parametrize("to", ALL)
 def test_a_run_that_is_killed_while_it_supersedes_goes_on(tmp_path: Path, to: str) -> None:
     made, folder = form(to), photos(tmp_path / "in", "abc")
     do(open_store("out", tmp_path / "old"), made, folder)
