@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
+from pathlib import Path
 
 from ..core.options import WINDOW, WindowOptions
 from ..util.files import printable
 from .choices import FORMATS, REFINEMENTS
 from .common import (
+    add_engine,
     add_frames,
     add_images,
     add_method,
@@ -16,7 +19,8 @@ from .common import (
     images_of,
     labeler_of,
     names_of,
-    terminable,
+    ray_options,
+    run_ranks,
 )
 from .features import add_features, feature_files, features_of
 
@@ -26,6 +30,7 @@ selfment label photos/ --out labels --report labels.html
 selfment label clip.mp4 --out labels --window 16 --overlay
 selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
 selfment label features/ --out labels --grid 48x48 --images photos/
+selfment label photos/ --out labels --engine ray --address auto --workers 64 --gpus 1
 """
 
 
@@ -54,33 +59,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--largest-component", action="store_true", help="keep the largest component of a mask")
     page = "also write a page to look through the labels, and keep Fiedler vectors for it"
     add("--report", metavar="F.html", help=page)
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from ..jobs.label import label_images
+    from ..jobs.label import LabelSummary, label_images
     from ..jobs.predict import find_inputs
+    from ..jobs.ranks import Ranks
     from ..util import distributed
 
+    engine = ray_options(arguments)
     windows = WindowOptions(arguments.window, arguments.overlap)
     files = feature_files(arguments)
     images = images_of(arguments, find_inputs) if files is None else features_of(arguments)
     labeler = labeler_of(arguments, files)
-    with terminable():
-        summary = label_images(
-            images,
-            arguments.out,
-            labeler,
-            overlays=arguments.overlay,
-            formats=arguments.format,
-            refine=arguments.refine,
-            fill_holes=arguments.fill_holes,
-            largest_component=arguments.largest_component,
-            report=arguments.report,
-            windows=windows,
-            frames=arguments.frames,
-            shard=distributed.world(),
-        )
+    job = partial(
+        label_images,
+        images,
+        arguments.out,
+        labeler,
+        overlays=arguments.overlay,
+        formats=arguments.format,
+        refine=arguments.refine,
+        fill_holes=arguments.fill_holes,
+        largest_component=arguments.largest_component,
+        report=arguments.report,
+        windows=windows,
+        frames=arguments.frames,
+    )
+    records = Path(arguments.out, "labels.jsonl")
+    summaries = run_ranks(Ranks(job, images, records, "mask", arguments.batch), engine)
+    summary = sum(summaries, LabelSummary())
     counts = f"{summary.labelled} labelled, {summary.skipped} already done, {summary.failed} failed"
     print(f"{counts}; see {arguments.out}/labels.jsonl", file=sys.stderr)
     if summary.report is not None:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
+from pathlib import Path
 
-from .common import add_frames, add_head, add_run, set_threads, terminable
+from .common import (
+    add_engine,
+    add_frames,
+    add_head,
+    add_run,
+    ray_options,
+    run_ranks,
+    set_threads,
+)
 
 EXAMPLES = """\
 selfment predict photos/ clip.mp4 --head run/head --out saliency --overlay
@@ -28,14 +38,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_frames(group, "saliency and masks", default=False)
     add_run(parser)
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from ..jobs.predict import find_inputs, predict_images
+    from ..jobs.predict import PredictionSummary, find_inputs, predict_images
+    from ..jobs.ranks import Ranks
     from ..models.segmenter import Segmenter
     from ..util import distributed
 
+    engine = ray_options(arguments)
     set_threads(arguments.threads)
     inputs = find_inputs(arguments.inputs, out=arguments.out)
     segmenter = Segmenter.from_pretrained(
@@ -53,16 +66,18 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if segmenter.note:
         print(segmenter.note, file=sys.stderr)
-    with terminable():
-        summary = predict_images(
-            inputs,
-            arguments.out,
-            segmenter,
-            overlays=arguments.overlay,
-            binary=arguments.binary,
-            frames=arguments.frames,
-            shard=distributed.world(),
-        )
+    job = partial(
+        predict_images,
+        inputs,
+        arguments.out,
+        segmenter,
+        overlays=arguments.overlay,
+        binary=arguments.binary,
+        frames=arguments.frames,
+    )
+    records = Path(arguments.out, "predictions.jsonl")
+    summaries = run_ranks(Ranks(job, inputs, records, "saliency", arguments.batch), engine)
+    summary = sum(summaries, PredictionSummary())
     counts = f"{summary.predicted} segmented, {summary.skipped} already done"
     where = f"{arguments.out}/predictions.jsonl"
     print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
