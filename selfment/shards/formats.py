@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from ..util.extras import load_extra
 from ..util.lines import Record, with_checksum, without_checksum
 from .layout import COMMON, Layout
 from .rows import RowResult, Unit
+from .stores import Store
 
 #: The formats of outputs, as ``to`` names them.
 FORMATS = ("tar", "parquet", "files")
@@ -31,26 +32,6 @@ _THREADS = 16  # that write the contents of rows as files
 _LINES = 1000  # of records whose files are looked up together
 
 T = TypeVar("T")
-
-
-class Store(Protocol):
-    """Interim: what formats and outputs need of a store."""
-
-    text: str
-
-    def write(self, name: str, data: bytes) -> None: ...  # noqa: D102
-
-    def upload(self, name: str, local: Path) -> None: ...  # noqa: D102
-
-    def read(self, name: str) -> bytes: ...  # noqa: D102
-
-    def open(self, name: str) -> IO[bytes]: ...  # noqa: D102
-
-    def stat(self, names: Sequence[str]) -> list[tuple[int, int] | None]: ...  # noqa: D102
-
-    def list(self, folder: str = "") -> Sequence[Any]: ...  # noqa: D102
-
-    def remove(self, names: Sequence[str]) -> None: ...  # noqa: D102
 
 
 class Format(Protocol):
@@ -116,7 +97,7 @@ class TarFormat:
         """See :class:`Format`."""
         name = unit.name + self.suffix
         with store.open(name) as file:
-            yield from read_tar(file, self.layout, f"{store.text}/{name}")
+            yield from read_tar(file, self.layout, store.text_of(name))
 
     def is_intact(self, store: Store, unit: Unit, rows: int) -> bool:
         """True: nothing lies beside the shard."""
@@ -241,7 +222,7 @@ class ParquetFormat:
         except (ValueError, KeyError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # pages that cannot be decompressed have no number
-            raise ValueError(f"cannot read {store.text}/{name}: it is damaged") from error
+            raise ValueError(f"cannot read {store.text_of(name)}: it is damaged") from error
 
     def _contents(self, row: Record) -> dict[str, bytes]:
         return {

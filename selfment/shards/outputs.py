@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from ..util.files import printable
-from .formats import FilesFormat, Format, Store, objects_of
+from ..util.files import printable, remove_abandoned
+from .formats import FilesFormat, Format, objects_of
 from .rows import SourceFile, Unit
+from .stores import LocalStore, Store
 from .unit_output import UnitOutput
 from .unit_record import PARTS, RECORDS, UnitRecord, read_record, stamps
 
@@ -32,7 +34,8 @@ class Outputs:
         self.failed = 0  #: rows in them that failed in an earlier run
         self.outdated = 0  #: units with results of other settings
         start, end = len(RECORDS) + 1, -len(".json")
-        names = [file.name[start:end] for file in store.list(RECORDS)]
+        files = [file.name for file in store.list(RECORDS) if file.name.endswith(".json")]
+        names = [name[start:end] for name in files]
         with ThreadPoolExecutor(_THREADS) as pool:
             for name, record in zip(names, pool.map(self._read, names), strict=True):
                 if record is None:
@@ -55,7 +58,8 @@ class Outputs:
         """The units that are left to do; the others are counted in :attr:`done`.
 
         ``retry``: also those that are sealed, but have failed rows or could not be read to their
-        end. Raises ``ValueError`` if a result would replace an input or a file of another program,
+        end. Temporary files of killed processes are removed from a local folder. Raises
+        ``ValueError`` if a result would replace an input or a file of another program,
         and ``OSError``.
         """
         shards = [unit.name + self.form.suffix for unit in units]
@@ -67,6 +71,8 @@ class Outputs:
         with ThreadPoolExecutor(_THREADS) as pool:
             done = pool.map(lambda unit: self._is_done(unit, sizes[unit.name], retry), units)
             left = [unit for unit, is_done in zip(units, done, strict=True) if not is_done]
+        if left and isinstance(self.store, LocalStore):
+            remove_abandoned(Path(self.store.text))
         for unit in left:
             record = self._records.get(unit.name)
             settings = (self.form.digest, self.form.name)
@@ -92,9 +98,9 @@ class Outputs:
 
     def _check_inputs(self, units: Iterable[Unit]) -> None:
         """Raises ``ValueError`` if a result would replace an input."""
-        place = f"{self.store.text.rstrip('/')}/"
+        place = self.store.text_of("x")[:-1]
         for unit in units:
-            shard = f"{place}{unit.name}{self.form.suffix}"
+            shard = self.store.text_of(unit.name + self.form.suffix)
             for file in unit.files:
                 is_inside = file.uri.startswith(place)
                 if file.uri == shard or (is_inside and self.form.name == FilesFormat.name):
@@ -138,7 +144,7 @@ class Outputs:
                 superseded.append(record)
         self._remove_units(superseded, present.values())
         names = {*present, *(record.unit.name for record in superseded)}
-        parts = [file.name for file in self.store.list(PARTS)]
+        parts = [file.name for file in self.store.list(PARTS) if file.name.endswith(".tar")]
         start = len(PARTS) + 1
         stale = [part for part in parts if part[start:].rsplit("/", 2)[0] in names]
         if stale:

@@ -22,8 +22,9 @@ from pathlib import Path
 from ..core import options as params
 from ..util.files import printable
 from ..util.lines import Record
-from .formats import Format, Store, objects_of, read_tar, write_tar
+from .formats import Format, objects_of, read_tar, write_tar
 from .rows import RowResult, Unit
+from .stores import Store
 from .unit_record import PARTS, UnitRecord, read_record, stamps, write_record
 
 _BLOCK_BYTES = 32 << 20  # contents of a part
@@ -165,7 +166,7 @@ class UnitOutput:
                 self._sealed.clear()
         missing = self._record.rows - len(self._sealed)
         if missing > 0:
-            shard = f"{self._store.text}/{self._shard}"
+            shard = self._store.text_of(self._shard)
             _say(
                 f"{missing:,} of {self._record.rows:,} rows are damaged or gone in {shard}: they "
                 "are done again"
@@ -188,13 +189,15 @@ class UnitOutput:
             self.done.update(keys)
         if damaged:
             parts = "1 part is" if damaged == 1 else f"{damaged:,} parts are"
-            _say(f"{parts} damaged in {self._store.text}/{self._folder}: their rows are done again")
+            _say(
+                f"{parts} damaged in {self._store.text_of(self._folder)}: their rows are done again"
+            )
 
     def _read_part(self, name: str) -> dict[str, RowResult]:
         """The rows of a part, by key; raises ``ValueError`` if it is damaged."""
         data = self._store.read(name)
         if f"-{_digest(data)}." not in name:
-            raise ValueError(f"cannot read {self._store.text}/{name}: it is damaged")
+            raise ValueError(f"cannot read {self._store.text_of(name)}: it is damaged")
         return {row.key: row for row in read_tar(io.BytesIO(data), self._form.layout, name)}
 
     def _is_up_to_date(self, keys: Sequence[str], error: str | None) -> bool:

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from ..util.lines import with_checksum, without_checksum
-from .formats import Format, Store
+from .formats import Format
 from .rows import SourceFile, Unit
+from .stores import Store
 
 RECORDS = ".selfment/records"
 PARTS = ".selfment/parts"
@@ -59,7 +60,7 @@ def stamps(files: Iterable[SourceFile]) -> list[tuple[str, int, int]]:
 def write_record(store: Store, record: UnitRecord) -> None:
     """Writes the record of a unit, in one step."""
     line = with_checksum(json.dumps(asdict(record)))
-    store.write(f"{RECORDS}/{record.unit.name}.json", f"{line}\n".encode())
+    store.write(f"{RECORDS}/{record.unit.name}.json", f"{line}\n".encode(), durable=True)
 
 
 def read_record(store: Store, name: str) -> UnitRecord | None:
@@ -76,4 +77,4 @@ def read_record(store: Store, name: str) -> UnitRecord | None:
         replaces = tuple(fields.pop("replaces"))
         return UnitRecord(unit=Unit(**unit, files=files), replaces=replaces, **fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"cannot read {store.text}/{file}: it is damaged") from error
+        raise ValueError(f"cannot read {store.text_of(file)}: it is damaged") from error

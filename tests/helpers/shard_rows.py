@@ -6,7 +6,6 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from PIL import Image
 from selfment.shards.formats import Format, output_format
 from selfment.shards.layout import Layout
 from selfment.shards.rows import RowResult, SourceFile, Unit
-from selfment.util.files import write_atomically
 
 
 def paths(key: str) -> dict[str, str]:
@@ -130,44 +128,3 @@ class MortalStore:
             return method(*arguments, **options)
 
         return counted
-
-
-class LocalStore:
-    """Interim."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.text = str(path)
-
-    def write(self, name: str, data: bytes) -> None:
-        write_atomically(self.path / name, lambda file: file.write(data))
-
-    def upload(self, name: str, local: Path) -> None:
-        self.write(name, local.read_bytes())
-
-    def read(self, name: str) -> bytes:
-        return (self.path / name).read_bytes()
-
-    def open(self, name: str) -> Any:
-        return (self.path / name).open("rb")
-
-    def stat(self, names: Sequence[str]) -> list[tuple[int, int] | None]:
-        stats = [(self.path / n).stat() if (self.path / n).exists() else None for n in names]
-        return [s and (s.st_size, s.st_mtime_ns) for s in stats]
-
-    def list(self, folder: str = "") -> list[SourceFile]:
-        files = sorted(file for file in (self.path / folder).rglob("*") if file.is_file())
-        names = [file.relative_to(self.path).as_posix() for file in files]
-        return [
-            SourceFile(str(f), n, f.stat().st_size, f.stat().st_mtime_ns)
-            for f, n in zip(files, names, strict=True)
-        ]
-
-    def remove(self, names: Sequence[str]) -> None:
-        for name in names:
-            (self.path / name).unlink(missing_ok=True)
-
-
-def local_store(path: Path) -> Any:
-    """Returns the store of a local folder."""
-    return LocalStore(path)

@@ -17,16 +17,17 @@ from helpers.shard_rows import ALL, LAYOUT, bad, form, good, rows, unit
 from selfment.shards.formats import Format, objects_of, output_format
 from selfment.shards.layout import Layout
 from selfment.shards.rows import RowResult, Unit
+from selfment.shards.stores import Store, open_store
 
 UNIT = unit()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Any:
-    return shard_rows.local_store(tmp_path / "out")
+def out(tmp_path: Path) -> Store:
+    return open_store("out", tmp_path / "out")
 
 
-def seal(store: Any, made: Format, results: list[RowResult], of: Unit = UNIT) -> Path:
+def seal(store: Store, made: Format, results: list[RowResult], of: Unit = UNIT) -> Path:
     """Writes a sealed shard; returns its file."""
     path = Path(store.text) / f"{of.name}{made.suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,11 +47,11 @@ def dataset(*files: Path) -> Any:
 
 
 @pytest.mark.parametrize("to", ALL)
-def test_rows_are_read_as_they_were_written(store: Any, to: str) -> None:
+def test_rows_are_read_as_they_were_written(out: Store, to: str) -> None:
     made = form(to)
     results = [*rows(250, failed=[0, 7]), good("a/b.c/d%2E.v2", 3), good("naïve \u732b", 4)]
-    seal(store, made, results)
-    read = list(made.read(store, UNIT))
+    seal(out, made, results)
+    read = list(made.read(out, UNIT))
     assert [row.key for row in read] == [row.key for row in results]
     for row, result in zip(read, results, strict=True):
         expected = LAYOUT.normal(result)
@@ -59,27 +60,27 @@ def test_rows_are_read_as_they_were_written(store: Any, to: str) -> None:
 
 
 @pytest.mark.parametrize("to", ALL)
-def test_equal_rows_make_equal_bytes(store: Any, to: str) -> None:
-    first = seal(store, form(to), rows(120, failed=[3])).read_bytes()
+def test_equal_rows_make_equal_bytes(out: Store, to: str) -> None:
+    first = seal(out, form(to), rows(120, failed=[3])).read_bytes()
     # Rows that were read from a shard, as after an interrupt, make the same bytes, too.
-    again = list(form(to).read(store, UNIT))
-    assert seal(store, form(to), again).read_bytes() == first
-    assert seal(store, form(to), rows(120, failed=[3])).read_bytes() == first
+    again = list(form(to).read(out, UNIT))
+    assert seal(out, form(to), again).read_bytes() == first
+    assert seal(out, form(to), rows(120, failed=[3])).read_bytes() == first
 
 
 @pytest.mark.parametrize("to", ALL)
 @pytest.mark.parametrize("results", [[], [bad("0"), bad("1", "kein Bild \u2620")]])
-def test_shards_without_results_are_read(store: Any, to: str, results: list[RowResult]) -> None:
-    seal(store, form(to), results)
-    read = list(form(to).read(store, UNIT))
+def test_shards_without_results_are_read(out: Store, to: str, results: list[RowResult]) -> None:
+    seal(out, form(to), results)
+    read = list(form(to).read(out, UNIT))
     assert [(row.key, row.record["error"]) for row in read] == [
         (row.key, row.record["error"]) for row in results
     ]
 
 
-def test_webdataset_reads_tar_files(store: Any) -> None:
+def test_webdataset_reads_tar_files(out: Store) -> None:
     webdataset = pytest.importorskip("webdataset")
-    shard = seal(store, form("tar"), [*rows(5, failed=[2]), good("sub/photo.v2", 9)])
+    shard = seal(out, form("tar"), [*rows(5, failed=[2]), good("sub/photo.v2", 9)])
     samples = list(
         webdataset.WebDataset(str(shard), shardshuffle=False, empty_check=False).decode("l8")
     )
@@ -95,8 +96,8 @@ def test_webdataset_reads_tar_files(store: Any) -> None:
     assert samples[5]["json"]["key"] == "sub/photo.v2"
 
 
-def test_members_have_no_time_and_no_user(store: Any) -> None:
-    shard = seal(store, form("tar"), [good("k" * 180, 1)])
+def test_members_have_no_time_and_no_user(out: Store) -> None:
+    shard = seal(out, form("tar"), [good("k" * 180, 1)])
     with tarfile.open(shard) as tar:
         members = tar.getmembers()
     assert [member.name[180:] for member in members] == [
@@ -110,9 +111,9 @@ def test_members_have_no_time_and_no_user(store: Any) -> None:
         assert (member.uname, member.gname, member.mode) == ("", "", 0o644)
 
 
-def test_hugging_face_reads_tables(store: Any) -> None:
-    shard = seal(store, form("parquet"), rows(205, failed=[2]))
-    failed = seal(store, form("parquet"), [bad("x")], unit("set/00001"))
+def test_hugging_face_reads_tables(out: Store) -> None:
+    shard = seal(out, form("parquet"), rows(205, failed=[2]))
+    failed = seal(out, form("parquet"), [bad("x")], unit("set/00001"))
     table = dataset(shard, failed)
     assert len(table) == 206
     assert table[204]["mask"].size == (8, 6)
@@ -126,11 +127,11 @@ def test_hugging_face_reads_tables(store: Any) -> None:
     assert str(table.features["mask"]) == "Image(mode=None, decode=True)"
 
 
-def test_tables_have_one_schema_and_small_row_groups(store: Any) -> None:
+def test_tables_have_one_schema_and_small_row_groups(out: Store) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     schemas = []
     for number, results in enumerate(([], [bad("x")], rows(205))):
-        shard = seal(store, form("parquet"), results, unit(str(number)))
+        shard = seal(out, form("parquet"), results, unit(str(number)))
         schemas.append(parquet.read_schema(shard))
     assert schemas[0].equals(schemas[1], check_metadata=True)
     assert schemas[0].equals(schemas[2], check_metadata=True)
@@ -145,10 +146,10 @@ def test_tables_have_one_schema_and_small_row_groups(store: Any) -> None:
     assert data.metadata.row_group(0).column(0).compression == "ZSTD"
 
 
-def test_files_lie_where_the_layout_says(store: Any, tmp_path: Path) -> None:
+def test_files_lie_where_the_layout_says(out: Store, tmp_path: Path) -> None:
     made, results = form("files"), [good("a", 1), bad("b"), good("sub/c.v2", 2)]
-    seal(store, made, results)
-    seal(store, made, results, unit("files-1", "files"))
+    seal(out, made, results)
+    seal(out, made, results, unit("files-1", "files"))
     for folder in ("", "set/00000/"):
         mask = Image.open(tmp_path / f"out/{folder}sub/c.v2.png")
         np.testing.assert_array_equal(np.asarray(mask), shard_rows.mask(2))
@@ -159,34 +160,34 @@ def test_files_lie_where_the_layout_says(store: Any, tmp_path: Path) -> None:
     record = json.loads(lines[0])
     assert record["files"]["mask"] == "set/00000/a.png"
     assert json.loads(lines[1])["error"] == "cannot label it: it is no image"
-    assert objects_of(store, "files-1.jsonl") == [
+    assert objects_of(out, "files-1.jsonl") == [
         "files-1.jsonl",
         *("a.png", "overlays/a.jpg", "annotations/a.json"),
         *("sub/c.v2.png", "overlays/sub/c.v2.jpg", "annotations/sub/c.v2.json"),
     ]
 
 
-def test_files_that_are_gone_or_cut_off_count_for_nothing(store: Any, tmp_path: Path) -> None:
+def test_files_that_are_gone_or_cut_off_count_for_nothing(out: Store, tmp_path: Path) -> None:
     made = form("files")
-    shard = seal(store, made, rows(6))
-    assert made.is_intact(store, UNIT, 6)
+    shard = seal(out, made, rows(6))
+    assert made.is_intact(out, UNIT, 6)
     (tmp_path / "out/set/00000/00001.png").unlink()
     (tmp_path / "out/overlays/set/00000/00003.jpg").write_bytes(b"")
     lines = shard.read_text().splitlines(keepends=True)
     lines[4] = lines[4].replace("00004.jpg", "00009.jpg")
     shard.write_text("".join(lines))
-    assert not made.is_intact(store, UNIT, 6)
-    assert [row.key for row in made.read(store, UNIT)] == ["00000", "00002", "00005"]
+    assert not made.is_intact(out, UNIT, 6)
+    assert [row.key for row in made.read(out, UNIT)] == ["00000", "00002", "00005"]
 
 
 @pytest.mark.parametrize("to", ["tar", "parquet"])
-def test_damaged_shards_are_an_error(store: Any, to: str) -> None:
-    shard = seal(store, form(to), rows(12))
+def test_damaged_shards_are_an_error(out: Store, to: str) -> None:
+    shard = seal(out, form(to), rows(12))
     data = shard.read_bytes()
     for damaged in (data[: len(data) // 2], b"x" * len(data)):
         shard.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"cannot read .*set/00000\.\w+: it is damaged"):
-            assert len(list(form(to).read(store, UNIT))) == 12
+            assert len(list(form(to).read(out, UNIT))) == 12
 
 
 def test_records_have_the_fields_and_types_of_the_layout() -> None:
@@ -228,8 +229,8 @@ def test_the_digest_changes_with_settings_layout_and_format() -> None:
     assert form("tar").digest == form("tar").digest
 
 
-def test_tar_rows_survive_a_stream_that_cannot_seek(store: Any) -> None:
-    data = seal(store, form("tar"), rows(3)).read_bytes()
+def test_tar_rows_survive_a_stream_that_cannot_seek(out: Store) -> None:
+    data = seal(out, form("tar"), rows(3)).read_bytes()
 
     class Pipe(io.RawIOBase):
         def __init__(self) -> None:
@@ -238,5 +239,5 @@ def test_tar_rows_survive_a_stream_that_cannot_seek(store: Any) -> None:
         def read(self, size: int = -1) -> bytes:
             return self._file.read(min(size, 700))
 
-    store.open = lambda name: Pipe()
-    assert len(list(form("tar").read(store, UNIT))) == 3
+    out.open = lambda name: Pipe()
+    assert len(list(form("tar").read(out, UNIT))) == 3

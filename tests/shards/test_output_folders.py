@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from helpers import shard_rows
 from helpers.shard_rows import ALL, Killed, MortalStore, form, good, unit
 from selfment.shards.formats import Format
 from selfment.shards.outputs import Outputs, reused_units
 from selfment.shards.rows import SourceFile, Unit
+from selfment.shards.stores import open_store
 
 
 def photos(*names: str, changed: Sequence[str] = ()) -> list[SourceFile]:
@@ -63,7 +64,7 @@ def keys(store: Any, made: Format) -> list[str]:
 
 @pytest.mark.parametrize("to", ALL)
 def test_new_files_do_not_disturb_the_units_of_others(tmp_path: Path, to: str) -> None:
-    store, made = shard_rows.local_store(tmp_path), form(to)
+    store, made = open_store("out", tmp_path), form(to)
     assert do(store, made, photos("b", "c", "d")) == ["b", "c", "d"]
     before = contents(store)
     assert do(store, made, photos("a", "b", "c", "d", "e")) == ["a", "e"]
@@ -76,14 +77,14 @@ def test_new_files_do_not_disturb_the_units_of_others(tmp_path: Path, to: str) -
 def test_units_whose_files_change_or_go_are_superseded(
     tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, made = shard_rows.local_store(tmp_path / "out"), form(to)
+    store, made = open_store("out", tmp_path / "out"), form(to)
     do(store, made, photos("a", "b", "c", "d", "e", "f"))
     left = photos("a", "c", "d", "e", "f", changed=["d"])
     assert do(store, made, left, gone="/b.jpg") == ["a", "c", "d"]
     said = capsys.readouterr().err
     assert said.startswith("2 shards were removed: the files are in other shards now, or gone (")
     assert keys(store, made) == ["a", "c", "d", "e", "f"]
-    fresh = shard_rows.local_store(tmp_path / "fresh")
+    fresh = open_store("out", tmp_path / "fresh")
     do(fresh, made, [file for file in left if file.name not in ("e.jpg", "f.jpg")])
     do(fresh, made, left)
     assert contents(store) == contents(fresh)
@@ -93,7 +94,7 @@ def test_units_whose_files_change_or_go_are_superseded(
 def test_files_that_are_not_among_the_inputs_but_exist_keep_their_results(
     tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, made = shard_rows.local_store(tmp_path), form(to)
+    store, made = open_store("out", tmp_path), form(to)
     do(store, made, photos("a", "b", "c", "d"))
     before = contents(store)
     do(store, made, photos("a", "x"))
@@ -105,27 +106,27 @@ def test_files_that_are_not_among_the_inputs_but_exist_keep_their_results(
 @pytest.mark.parametrize("to", ALL)
 def test_a_run_that_is_killed_while_it_supersedes_goes_on(tmp_path: Path, to: str) -> None:
     made = form(to)
-    old = shard_rows.local_store(tmp_path / "old")
+    old = open_store("out", tmp_path / "old")
     do(old, made, photos("a", "b", "c"))
     left, nth, whole = photos("a", "b", "c", changed=["a"]), 0, None
     while whole is None:
         folder = tmp_path / str(nth)
         shutil.copytree(tmp_path / "old", folder)
-        mortal = MortalStore(shard_rows.local_store(folder), nth)
+        mortal = MortalStore(open_store("out", folder), nth)
         try:
             do(mortal, made, left)
-            whole = contents(shard_rows.local_store(folder))
+            whole = contents(open_store("out", folder))
         except Killed:
-            do(shard_rows.local_store(folder), made, left)
+            do(open_store("out", folder), made, left)
         nth += 1
     assert nth > 10
     for each in range(nth):
-        assert contents(shard_rows.local_store(tmp_path / str(each))) == whole
+        assert contents(open_store("out", tmp_path / str(each))) == whole
 
 
 def test_results_replace_no_input(tmp_path: Path) -> None:
     place = str(tmp_path)
-    store = shard_rows.local_store(tmp_path)
+    store = open_store("out", tmp_path)
     inside = SourceFile(f"{place}/a.tar", "a.tar", 100, 5)
     rule = "`out` must not be where results replace inputs: "
     with pytest.raises(ValueError, match=f"{rule}{place}/a.tar"):
@@ -140,7 +141,7 @@ def test_results_replace_no_input(tmp_path: Path) -> None:
 
 
 def test_files_of_other_programs_stay(tmp_path: Path) -> None:
-    store = shard_rows.local_store(tmp_path)
+    store = open_store("out", tmp_path)
     store.write("set/00000.tar", b"mine")
     with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
         Outputs(store, form("tar")).plan([unit()])
@@ -148,7 +149,7 @@ def test_files_of_other_programs_stay(tmp_path: Path) -> None:
 
 
 def test_results_of_another_input_with_the_same_name_stay(tmp_path: Path) -> None:
-    store, made = shard_rows.local_store(tmp_path), form("tar")
+    store, made = open_store("out", tmp_path), form("tar")
     output = Outputs(store, made).open(unit())
     output.add(good("a"))
     output.seal(["a"])
@@ -161,3 +162,14 @@ def test_results_of_another_input_with_the_same_name_stay(tmp_path: Path) -> Non
     )
     with pytest.raises(ValueError, match=sentence):
         Outputs(store, made).plan([Unit("set/00000", "tar", (other,))])
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    store, made = open_store("out", tmp_path), form("tar")
+    do(store, made, photos("a"))
+    names = [f"{folder}/.{'0' * 32}.tmp" for folder in (".selfment/records", ".selfment/parts/a")]
+    for name in names:
+        store.write(name, b"half")
+        os.utime(tmp_path / name, (0, 0))
+    do(store, made, photos("a", "b"))
+    assert not any(name.endswith(".tmp") for name in contents(store))

@@ -5,15 +5,16 @@ from __future__ import annotations
 import random
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import shard_rows
 from helpers.shard_rows import ALL, Killed, MortalStore, bad, form, good, rows, unit
 from selfment.shards.outputs import Outputs
 from selfment.shards.rows import RowResult, Unit
+from selfment.shards.stores import Store, open_store
 from selfment.shards.unit_output import UnitOutput
 from selfment.shards.unit_record import UnitRecord, read_record
 
@@ -23,8 +24,8 @@ BLOCK = 3
 class Run:
     """Runs over units in a folder, as a job does, and counts what is computed."""
 
-    def __init__(self, folder: Path, to: str, **settings: object) -> None:
-        self.store: Any = shard_rows.local_store(folder)
+    def __init__(self, out: Path | str, to: str, **settings: object) -> None:
+        self.store: Any = open_store("out", out)
         self.form = form(to, **settings)
         self.computed: list[str] = []
 
@@ -64,6 +65,24 @@ def test_a_run_that_is_killed_anywhere_loses_at_most_one_part(tmp_path: Path, to
         assert run.files() == whole.files()
         again = set(run.computed[:killed]).intersection(run.computed[killed:]) - {"00004"}
         assert len(again) <= BLOCK, counting.operations[nth]
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_runs_on_any_file_system_are_killed_and_equal_to_a_local_run(
+    tmp_path: Path, store: Store, to: str
+) -> None:
+    results = rows(11, failed=[4])
+    whole = Run(tmp_path / "whole", to)
+    whole.work(results, unit())
+    for nth in range(1, 40, 9):
+        run = Run(f"{store.uri}/{to}{nth}", to)
+        with suppress(Killed):
+            run.work(results, unit(), MortalStore(run.store, nth))
+        run.work(results, unit())
+        assert run.files() == whole.files()
+        run.work(rows(11), unit())  # reads the sealed shard
+        assert run.computed[-1] == "00004"
+        assert run.is_done(unit())
 
 
 @pytest.mark.parametrize("to", ALL)
@@ -181,14 +200,26 @@ def test_parts_of_another_shard_or_other_settings_count_for_nothing(tmp_path: Pa
     assert set(run.files()) == {"set/00000.tar", ".selfment/records/set/00000.json"}
 
 
+def test_parts_of_earlier_settings_stay_apart_from_new_parts(tmp_path: Path) -> None:
+    results = {5: rows(8), 6: [good(row.key, 40) for row in rows(8)]}
+    whole, run = Run(tmp_path / "whole", "tar"), Run(tmp_path / "out", "tar")
+    whole.work(results[6], unit(mtime_ns=6))
+    for mtime_ns in (5, 6):
+        with pytest.raises(Killed):
+            run.work(results[mtime_ns], unit(mtime_ns=mtime_ns), MortalStore(run.store, 5))
+    run.work(results[6], unit(mtime_ns=6))
+    shard = "set/00000.tar"
+    assert run.files()[shard] == whole.files()[shard]
+
+
 @pytest.mark.parametrize("first", ALL)
 @pytest.mark.parametrize("second", ALL)
 def test_results_of_other_settings_are_replaced_when_new_ones_are_there(
     tmp_path: Path, first: str, second: str
 ) -> None:
     fresh = Run(tmp_path / "fresh", second, size=320)
-    fresh.work(rows(4), unit())
-    Run(tmp_path / "old", first).work([*rows(6), good("gone", 9)], unit())
+    fresh.work(rows(2), unit())
+    Run(tmp_path / "old", first).work([*rows(2), good("gone", 9)], unit())
     old = Run(tmp_path / "old", first).files().keys()
     nth, is_over = 0, False
     while not is_over:
@@ -196,13 +227,13 @@ def test_results_of_other_settings_are_replaced_when_new_ones_are_there(
         shutil.copytree(tmp_path / "old", folder)
         run = Run(folder, second, size=320)
         try:
-            run.work(rows(4), unit(), MortalStore(run.store, nth))
+            run.work(rows(2), unit(), MortalStore(run.store, nth))
             is_over = True
         except Killed:
             shard = f"set/00000{run.form.suffix}"
             if shard not in run.files():
                 assert old <= run.files().keys()
-            run.work(rows(4), unit())
+            run.work(rows(2), unit())
         assert run.files() == fresh.files()
         nth += 1
 
