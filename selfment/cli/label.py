@@ -23,6 +23,7 @@ from .common import (
     run_ranks,
 )
 from .features import add_features, feature_files, features_of
+from .shards import add_shards, are_shards, label_shards
 
 EXAMPLES = """\
 selfment label photos/ --out labels --backbone vit_small_patch16_dinov3.lvd1689m --overlay
@@ -30,6 +31,7 @@ selfment label photos/ --out labels --report labels.html
 selfment label clip.mp4 --out labels --window 16 --overlay
 selfment label photos/ --out objects --objects 5 --format png,coco --refine guided
 selfment label features/ --out labels --grid 48x48 --images photos/
+selfment label "shards/{0000..0123}.tar" --out s3://bucket/labels
 selfment label photos/ --out labels --engine ray --address auto --workers 64 --gpus 1
 """
 
@@ -44,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     objects = "label up to N objects of each image; PNG files hold their numbers, not for eval"
     method.add_argument("--objects", type=int, dest="max_objects", metavar="N", help=objects)
     add_features(parser)
+    add_shards(parser)
     video = parser.add_argument_group("video")
     window = "frames that are labelled together (%(default)s)"
     video.add_argument("--window", type=int, default=WINDOW, metavar="N", help=window)
@@ -70,6 +73,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..util import distributed
 
     engine = ray_options(arguments)
+    if are_shards(arguments):
+        return label_shards(arguments, engine)
     windows = WindowOptions(arguments.window, arguments.overlap)
     files = feature_files(arguments)
     images = images_of(arguments, find_inputs) if files is None else features_of(arguments)
