@@ -104,42 +104,57 @@ class ShardWorker:
 
         After an interrupt or an error of the output folder, the rows that are done are kept.
         """
-        summary = UnitSummary()
         output = UnitOutput(self._store, self._form, unit, PART_ROWS)
-        sink = _UnitSink(self._job.spec, output, self._form.digest, summary)
-        keys: list[str] = []
-        error: str | None = None
+        sink = _UnitSink(self._job.spec, output, self._form.digest)
+        rows = _Rows(self._job, unit, frozenset(output.done))
         try:
-            tasks = self._tasks(unit, frozenset(output.done), keys, sink)
-            Runner(self._job.spec, sink, self._bar).run(tasks)
-        except ShardError as problem:
-            error = str(problem)
-            summary.damaged = 1
-            tqdm.write(printable(error), file=sys.stderr)
+            Runner(self._job.spec, sink, self._bar).run(self._tasks(rows, sink))
         finally:
             output.flush()
-        output.seal(keys, error)
-        return summary
+        output.seal(rows.keys, rows.error)
+        damaged = 0 if rows.error is None else 1
+        return UnitSummary(sink.done, rows.skipped, sink.failed, damaged)
 
-    def _tasks(
-        self, unit: Unit, done: frozenset[str], keys: list[str], sink: _UnitSink
-    ) -> Iterator[RowTask]:
-        """Yields the rows that are left, and adds the keys of all rows to ``keys``."""
-        job = self._job
-        rows = read_unit(unit, job.sources, column=job.column, key_column=job.key, skip=done)
-        files = iter(unit.files) if unit.kind == "files" else repeat(unit.files[0])
-        for row, file in zip(_read_ahead(rows), files, strict=False):
-            keys.append(row.key)
-            path = file.uri if unit.kind == "files" else f"{file.uri}: {row.name}"
-            task = RowTask(row.name, path, row.data, key=row.key)
-            if row.key in done:
-                sink.summary.skipped += 1
-            elif row.error is None:
+    def _tasks(self, rows: _Rows, sink: _UnitSink) -> Iterator[RowTask]:
+        """Yields the rows that have an image and are left."""
+        for task, error in rows:
+            if error is None:
                 yield task
-                continue
             else:
-                report_failure(sink, task, ImageError(row.error))
-            self._bar.update()
+                report_failure(sink, task, ImageError(error))
+                self._bar.update()
+        self._bar.update(rows.skipped)
+
+
+class _Rows:
+    """The rows of a unit that are left; afterwards, which there are."""
+
+    def __init__(self, job: ShardJob, unit: Unit, done: frozenset[str]) -> None:
+        """``done``: keys of rows that need not be read."""
+        self._job = job
+        self._unit = unit
+        self._done = done
+        self.keys: list[str] = []  #: of all rows so far, in their order
+        self.skipped = 0  #: rows that were done before
+        self.error: str | None = None  #: why the unit could not be read to its end
+
+    def __iter__(self) -> Iterator[tuple[RowTask, str | None]]:
+        """Yields each row, and why it has no image; prints on stderr why the unit is damaged."""
+        job, unit = self._job, self._unit
+        rows = read_unit(unit, job.sources, column=job.column, key_column=job.key, skip=self._done)
+        is_shard = unit.kind != "files"
+        files = repeat(unit.files[0]) if is_shard else iter(unit.files)
+        try:
+            for row, file in zip(_read_ahead(rows), files, strict=False):
+                self.keys.append(row.key)
+                if row.key in self._done:
+                    self.skipped += 1
+                    continue
+                path = f"{file.uri}: {row.name}" if is_shard else file.uri
+                yield RowTask(row.name, path, row.data, key=row.key), row.error
+        except ShardError as error:
+            self.error = str(error)
+            tqdm.write(printable(self.error), file=sys.stderr)
 
 
 def _read_ahead(rows: Generator[Row]) -> Iterator[Row]:
@@ -158,14 +173,12 @@ def _read_ahead(rows: Generator[Row]) -> Iterator[Row]:
 class _UnitSink:
     """Adds results to a unit's output; a :class:`selfment.jobs.runner.Sink`."""
 
-    def __init__(
-        self, spec: JobSpec[Any], output: UnitOutput, settings: str, summary: UnitSummary
-    ) -> None:
+    def __init__(self, spec: JobSpec[Any], output: UnitOutput, settings: str) -> None:
         """``settings``: their digest."""
         self._spec = spec
         self._output = output
         self._settings = settings
-        self.summary = summary
+        self.done = self.failed = 0  #: rows
 
     def start(self, task: Task) -> None:
         """Nothing is written before all files of a row are known."""
@@ -184,7 +197,7 @@ class _UnitSink:
         """Adds the result of a row."""
         files = fields.pop("files")
         self._add(task, fields, files)
-        self.summary.done += 1
+        self.done += 1
 
     def fail(self, task: Task, error: Exception) -> str:
         """Adds a row without files."""
@@ -192,7 +205,7 @@ class _UnitSink:
         if task.path not in sentence:
             sentence = f"cannot {self._spec.verb} {task.path}: {sentence}"
         self._add(task, {"error": sentence}, {})
-        self.summary.failed += 1
+        self.failed += 1
         return sentence
 
     def _add(self, task: Task, fields: Record, files: Mapping[str, bytes]) -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers import mortal, processes, shards
+from helpers import mortal, processes
+from helpers import shard_runs as shards
 from helpers.commands import call
 from helpers.heads import a_head
 from selfment import PseudoLabeler
