@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..util.files import printable, remove_abandoned
 from .formats import FilesFormat, Format, objects_of
@@ -66,6 +66,8 @@ class Outputs:
         stats = self.store.stat(shards)
         sizes = {unit.name: stat and stat[0] for unit, stat in zip(units, stats, strict=True)}
         self._check_inputs(units)
+        if self.form.name == FilesFormat.name:
+            self._check_names(units)
         for unit in units:
             self._check_shard(unit, sizes[unit.name])
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -106,15 +108,35 @@ class Outputs:
                 if file.uri == shard or (is_inside and self.form.name == FilesFormat.name):
                     raise ValueError(f"`out` must not be where results replace inputs: {file.uri}")
 
+    def _check_names(self, units: Sequence[Unit]) -> None:
+        """Raises ``ValueError`` if files of results might replace files of others."""
+        if not self._records and not self._damaged:
+            found = [*self.store.folders(), *(f.name for f in self.store.list(recursive=False))]
+            if foreign := [name for name in found if not name.startswith(".")]:
+                raise ValueError(
+                    "`out` must be empty, or have results of an earlier run: got "
+                    f"{self.store.text} with {foreign[0]}"
+                )
+        shards = {unit.name: unit.files[0].name for unit in units if unit.kind != "files"}
+        for unit in units:
+            for file in unit.files:
+                for folder in PurePosixPath(file.name).parents:
+                    if str(folder) in shards:
+                        raise ValueError(
+                            "`inputs` must not have results in one folder: those of "
+                            f"{shards[str(folder)]} and of {file.name} go to {folder}/"
+                        )
+
     def _check_shard(self, unit: Unit, size: int | None) -> None:
         """Raises ``ValueError`` if the shard of a unit is of another program or another input."""
         record = self._records.get(unit.name)
         shard = unit.name + self.form.suffix
+        known = {record.shard, *record.replaces} if record is not None else set()
+        if size is not None and shard not in known and unit.name not in self._damaged:
+            raise ValueError(
+                f"`out` must hold no {shard} of another program where a result is to be"
+            )
         if record is None:
-            if size is not None and unit.name not in self._damaged:
-                raise ValueError(
-                    f"`out` must hold no {shard} of another program where a result is to be"
-                )
             return
         before, now = record.unit.files, unit.files
         is_shard = unit.kind != "files" and record.unit.kind != "files"

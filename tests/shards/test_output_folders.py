@@ -145,7 +145,27 @@ def test_files_of_other_programs_stay(tmp_path: Path) -> None:
     store.write("set/00000.tar", b"mine")
     with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
         Outputs(store, form("tar")).plan([unit()])
-    assert Outputs(store, form("parquet")).plan([unit()])
+    made = Outputs(store, form("parquet"))
+    assert made.plan([unit()])
+    output = made.open(unit())
+    output.add(good("a"))
+    output.seal(["a"])
+    with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
+        Outputs(store, form("tar")).plan([unit()])
+
+
+def test_files_go_to_a_folder_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"`out` must be empty, or have .*: got {tmp_path} with a"):
+        Outputs(open_store("out", tmp_path), form("files")).plan([unit()])
+    store = open_store("out", tmp_path / "out")
+    assert Outputs(store, form("files")).plan([unit("a"), unit("ab/c")])
+    sentence = r"`inputs` must not have results in one folder: those of a\.tar and of a/b"
+    photo = SourceFile("/photos/a/b.jpg", "a/b.jpg", 100, 5)
+    for other in (unit("a/b"), Unit("files-1", "files", (photo,))):
+        assert Outputs(store, form("tar")).plan([unit("a"), other])
+        with pytest.raises(ValueError, match=sentence):
+            Outputs(store, form("files")).plan([unit("a"), other])
 
 
 def test_results_of_another_input_with_the_same_name_stay(tmp_path: Path) -> None:
