@@ -73,7 +73,7 @@ def parts(photos: Photos, count: int) -> Iterator[Photos]:
 def object_store(folder: Path) -> Iterator[str | None]:
     """Starts an object store with the files of a folder; None if moto is missing."""
     try:
-        import boto3
+        import boto3  # type: ignore[import-untyped]
         from moto.server import ThreadedMotoServer
     except ImportError as error:
         print(f"no object store: {error}")

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ..util.files import printable, remove_abandoned
 from .formats import FilesFormat, Format, objects_of
-from .rows import SourceFile, Unit
+from .rows import Unit
 from .stores import LocalStore, Store
 from .unit_output import UnitOutput
 from .unit_record import PARTS, RECORDS, UnitRecord, read_record, stamps
@@ -51,7 +51,7 @@ class Outputs:
             return None
 
     def recorded_units(self) -> list[Unit]:
-        """The units of image files that earlier runs have begun, see :func:`reused_units`."""
+        """The units of image files that earlier runs have begun."""
         return [record.unit for record in self._records.values() if record.unit.kind == "files"]
 
     def plan(self, units: Sequence[Unit], retry: bool = True) -> list[Unit]:
@@ -196,15 +196,6 @@ class Outputs:
             f"{shards} removed: the files are in other shards now, or gone "
             f"(the first: {records[0].shard})"
         )
-
-
-def reused_units(recorded: Iterable[Unit], files: Iterable[SourceFile]) -> list[Unit]:
-    """The units of earlier runs whose image files are all among ``files``, and unchanged.
-
-    They remain units, so that new files do not shift the groups of files that are done.
-    """
-    current = set(stamps(files))
-    return [unit for unit in recorded if current.issuperset(stamps(unit.files))]
 
 
 def _say(sentence: str) -> None:

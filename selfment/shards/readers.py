@@ -38,7 +38,7 @@ def read_unit(
     Close the generator if it is not read to its end.
 
     Args:
-        unit: the unit, of :func:`selfment.shards.units.find_units`.
+        unit: the unit, of :func:`selfment.shards.units.find_inputs`.
         sources: the file systems of its files.
         column: the images of a shard: the extension in a tar file, the column in a table. None:
             the only one that there is.
@@ -76,7 +76,7 @@ def _shard_rows(
     key_column: str | None,
     skip: Container[str],
 ) -> Generator[Row, None, None]:
-    store, name = sources.locate(file)
+    store, name = sources.locate(file.uri)
 
     def read_beside(path: str) -> bytes:
         """Returns the content of a file by its path from the folder of the table."""
@@ -109,7 +109,7 @@ def _file_rows(unit: Unit, sources: Sources, skip: Container[str]) -> Iterator[R
     def read(key: str, file: SourceFile) -> Row:
         if key in skip:
             return Row(key, file.name)
-        store, name = sources.locate(file)
+        store, name = sources.locate(file.uri)
         try:
             return Row(key, file.name, store.read(name))
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -22,7 +22,7 @@ from .outputs import Outputs
 from .rows import Unit
 from .stores import Sources, open_store
 from .unit_output import UnitOutput
-from .units import find_units
+from .units import find_inputs
 from .worker import ShardJob, ShardWorker, UnitSummary
 
 _OUTPUT_KINDS = {"tar": "tar", "parquet": "parquet", "arrow": "parquet", "files": "files"}
@@ -150,12 +150,12 @@ class _Plan:
     def __call__(self) -> tuple[ShardJob, list[Unit]]:
         """Returns what workers need, and the units that are left; prints what is outdated."""
         store = open_store("out", self.out)
-        self.outputs = Outputs(store, None)
-        earlier = self.outputs.recorded_units()
-        self.units, self.sources = find_units(self.inputs, out=store, earlier=earlier)
-        to = self.to or _common_kind(self.units)
-        job = ShardJob(self.spec, self.out, to, self.sources, self.column, self.key)
-        self.outputs.form = job.form()
+        inputs = find_inputs(self.inputs, store)
+        to = self.to or _common_format(inputs.kinds)
+        job = ShardJob(self.spec, self.out, to, inputs.sources, self.column, self.key)
+        self.sources = inputs.sources
+        self.outputs = Outputs(store, job.form())
+        self.units = inputs.units(self.outputs.recorded_units())
         left = self.outputs.plan(self.units)
         if self.outputs.outdated:
             shards = "1 shard" if self.outputs.outdated == 1 else f"{self.outputs.outdated} shards"
@@ -166,15 +166,16 @@ class _Plan:
     def finish(self) -> None:
         """Removes results that are of no use, after a run that has done all units."""
         if self.outputs is not None and self.sources is not None:
-            self.outputs.finish(self.units, lambda uris: [True for _ in uris])
+            self.outputs.finish(self.units, self.sources.exist)
 
 
-def _common_kind(units: Sequence[Unit]) -> str:
+def _common_format(kinds: Collection[str]) -> str:
     """The format of outputs for inputs of one kind; raises ``ValueError`` for several kinds."""
-    kinds = sorted({unit.kind for unit in units})
     formats = {_OUTPUT_KINDS[kind] for kind in kinds}
     if len(formats) > 1:
-        raise ValueError(f"`to` must be given for inputs of several kinds: got {', '.join(kinds)}")
+        raise ValueError(
+            f"`to` must be given for inputs of several kinds: got {', '.join(sorted(kinds))}"
+        )
     return formats.pop()
 
 

@@ -13,9 +13,10 @@ import pytest
 
 from helpers.shard_rows import ALL, Killed, MortalStore, form, good, unit
 from selfment.shards.formats import Format
-from selfment.shards.outputs import Outputs, reused_units
+from selfment.shards.outputs import Outputs
 from selfment.shards.rows import SourceFile, Unit
-from selfment.shards.stores import open_store
+from selfment.shards.stores import Sources, open_store
+from selfment.shards.units import Inputs
 
 
 def photos(*names: str, changed: Sequence[str] = ()) -> list[SourceFile]:
@@ -35,10 +36,7 @@ def group(files: Sequence[SourceFile]) -> Unit:
 def do(store: Any, made: Format, files: Sequence[SourceFile], gone: str = "") -> list[str]:
     """Does a run over image files, two to a unit; returns the names of the files it computed."""
     outputs = Outputs(store, made)
-    reused = reused_units(outputs.recorded_units(), files)
-    kept = {file.name for each in reused for file in each.files}
-    rest = [file for file in files if file.name not in kept]
-    units = reused + [group(rest[start : start + 2]) for start in range(0, len(rest), 2)]
+    units = Inputs([], files, Sources()).units(outputs.recorded_units(), block=2)
     computed = []
     for each in outputs.plan(units):
         output = outputs.open(each)
