@@ -321,7 +321,9 @@ class _StoredContents(Mapping[str, bytes]):
 
 
 def objects_of(store: Store, shard: str) -> list[str]:
-    """Returns the names of a sealed shard of any format, and of the contents that lie beside it."""
+    """Returns the names of a shard of any format, and of contents beside it; none if it is gone."""
+    if store.stat([shard]) == [None]:
+        return []
     if not shard.endswith(FilesFormat.suffix):
         return [shard]
     lines = _read_lines(store, shard)

@@ -76,7 +76,7 @@ def _shard_rows(
     key_column: str | None,
     skip: Container[str],
 ) -> Generator[Row, None, None]:
-    store, name = sources.locate(file.uri)
+    store, name = sources.locate(file)
 
     def read_beside(path: str) -> bytes:
         """Returns the content of a file by its path from the folder of the table."""
@@ -109,7 +109,7 @@ def _file_rows(unit: Unit, sources: Sources, skip: Container[str]) -> Iterator[R
     def read(key: str, file: SourceFile) -> Row:
         if key in skip:
             return Row(key, file.name)
-        store, name = sources.locate(file.uri)
+        store, name = sources.locate(file)
         try:
             return Row(key, file.name, store.read(name))
         except OSError as error:

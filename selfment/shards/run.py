@@ -154,9 +154,9 @@ class _Plan:
         to = self.to or _common_format(inputs.kinds)
         job = ShardJob(self.spec, self.out, to, inputs.sources, self.column, self.key)
         self.sources = inputs.sources
-        self.outputs = Outputs(store, job.form())
+        self.outputs = Outputs(store)
         self.units = inputs.units(self.outputs.recorded_units())
-        left = self.outputs.plan(self.units)
+        left = self.outputs.plan(self.units, job.form())
         if self.outputs.outdated:
             shards = "1 shard" if self.outputs.outdated == 1 else f"{self.outputs.outdated} shards"
             sentence = f"the settings have changed: {shards} to {self.spec.verb} again"
@@ -166,7 +166,7 @@ class _Plan:
     def finish(self) -> None:
         """Removes results that are of no use, after a run that has done all units."""
         if self.outputs is not None and self.sources is not None:
-            self.outputs.finish(self.units, self.sources.exist)
+            self.outputs.finish(self.units, self.sources)
 
 
 def _common_format(kinds: Collection[str]) -> str:

@@ -336,22 +336,10 @@ class Sources:
             raise ValueError(f"`{argument}` must reach {store.text} by one query and credentials")
         return known, name
 
-    def locate(self, uri: str) -> tuple[Store, str]:
-        """Returns the root store of a file by its URI, and the name of the file on it."""
-        root, name = split_root("inputs", uri)
+    def locate(self, file: SourceFile) -> tuple[Store, str]:
+        """Returns the root store of a file, and the name of the file on it."""
+        root, name = split_root("inputs", file.uri)
         return self._stores[root], name
-
-    def exist(self, uris: Sequence[str]) -> Sequence[bool]:
-        """Returns whether each file exists; True for those on file systems that are not known."""
-        known = [uri for uri in uris if split_root("inputs", uri)[0] in self._stores]
-        stats = _at_once(self._stat, known)
-        found = dict(zip(known, stats, strict=True))
-        return [uri not in found or found[uri] is not None for uri in uris]
-
-    def _stat(self, uri: str) -> tuple[int, int] | None:
-        store, name = self.locate(uri)
-        [stat] = store.stat([name])
-        return stat
 
 
 def _at_once(call: Callable[[str], T], names: Sequence[str]) -> list[T]:

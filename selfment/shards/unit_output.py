@@ -115,11 +115,12 @@ class UnitOutput:
                 path = Path(folder) / "shard"
                 self._form.write(self._rows(keys), path, self._unit, self._store)
                 size = path.stat().st_size
-                write_record(self._store, replace(begun, next_bytes=size))
+                replaces = self._replaced(begun)
+                write_record(self._store, replace(begun, next_bytes=size, replaces=replaces))
                 self._store.upload(self._shard, path)
         except FileNotFoundError as missing:
             return self._sealed_by_another(missing)
-        if stale := set(begun.replaces).difference(objects_of(self._store, self._shard)):
+        if stale := set(replaces).difference(objects_of(self._store, self._shard)):
             self._store.remove(sorted(stale))
         failed = len(keys) - sum(key in self.done for key in keys)
         sealed = replace(begun, bytes=size, next_bytes=None, replaces=())
@@ -139,19 +140,16 @@ class UnitOutput:
         """The record of the unit as it is now; written first if it is of other results."""
         if self._record is not None and self._is_begun:
             return self._record
-        replaces: tuple[str, ...] = ()
-        if self._record is not None:
-            try:
-                replaces = (*self._record.replaces, *objects_of(self._store, self._record.shard))
-            except FileNotFoundError:  # that unit was never sealed
-                replaces = self._record.replaces
-        form = self._form
-        self._record = UnitRecord(
-            self._unit, form.digest, form.name, self._shard, replaces=replaces
-        )
+        replaces = () if self._record is None else self._replaced(self._record)
+        unit, form = replace(self._unit, keys=()), self._form
+        self._record = UnitRecord(unit, form.digest, form.name, self._shard, replaces=replaces)
         write_record(self._store, self._record)
         self._is_begun = True
         return self._record
+
+    def _replaced(self, record: UnitRecord) -> tuple[str, ...]:
+        """The names of all earlier results that a record knows of."""
+        return (*record.replaces, *objects_of(self._store, record.shard))
 
     def _read_sealed(self) -> None:
         assert self._record is not None

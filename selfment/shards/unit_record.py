@@ -23,7 +23,7 @@ PARTS = ".selfment/parts"
 class UnitRecord:
     """What is known of a unit: it is begun, about to be sealed, or sealed."""
 
-    unit: Unit  #: as it was then
+    unit: Unit  #: as it was then, without the keys
     settings: str  #: :attr:`Format.digest`
     format: str  #: :attr:`Format.name`
     shard: str  #: the name of the sealed shard
@@ -38,8 +38,11 @@ class UnitRecord:
 
     def is_of(self, unit: Unit, form: Format) -> bool:
         """True if the unit had the same files then, and the settings and the format are equal."""
-        same = (self.settings, self.format) == (form.digest, form.name)
-        return same and stamps(self.unit.files) == stamps(unit.files)
+        return self.has_settings_of(form) and stamps(self.unit.files) == stamps(unit.files)
+
+    def has_settings_of(self, form: Format) -> bool:
+        """True if the settings and the format are equal."""
+        return (self.settings, self.format) == (form.digest, form.name)
 
     def is_sealed(self, size: int | None) -> bool:
         """True if ``size`` is that of a sealed shard of this record."""
@@ -59,7 +62,9 @@ def stamps(files: Iterable[SourceFile]) -> list[tuple[str, int, int]]:
 
 def write_record(store: Store, record: UnitRecord) -> None:
     """Writes the record of a unit, in one step."""
-    line = with_checksum(json.dumps(asdict(record)))
+    fields = asdict(record)
+    del fields["unit"]["keys"]
+    line = with_checksum(json.dumps(fields))
     store.write(f"{RECORDS}/{record.unit.name}.json", f"{line}\n".encode(), durable=True)
 
 

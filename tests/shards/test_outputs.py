@@ -14,7 +14,7 @@ import pytest
 from helpers.shard_rows import ALL, Killed, MortalStore, bad, form, good, rows, unit
 from selfment.shards.outputs import Outputs
 from selfment.shards.rows import RowResult, Unit
-from selfment.shards.stores import Store, open_store
+from selfment.shards.stores import Sources, Store, open_store
 from selfment.shards.unit_output import UnitOutput
 from selfment.shards.unit_record import UnitRecord, read_record
 
@@ -46,7 +46,7 @@ class Run:
         return {file.name: self.store.read(file.name) for file in self.store.list()}
 
     def is_done(self, of: Unit) -> bool:
-        return not Outputs(self.store, self.form).plan([of])
+        return not Outputs(self.store).plan([of], self.form)
 
 
 @pytest.mark.parametrize("to", ALL)
@@ -74,7 +74,7 @@ def test_runs_on_any_file_system_are_killed_and_equal_to_a_local_run(
     results = rows(11, failed=[4])
     whole = Run(tmp_path / "whole", to)
     whole.work(results, unit())
-    for nth in range(1, 40, 9):
+    for nth in range(1, 40, 13):
         run = Run(f"{store.uri}/{to}{nth}", to)
         with suppress(Killed):
             run.work(results, unit(), MortalStore(run.store, nth))
@@ -166,16 +166,16 @@ def test_what_is_done_is_skipped_until_the_settings_or_the_shard_change(
 ) -> None:
     run = Run(tmp_path, to)
     run.work(rows(4), unit())
-    outputs = Outputs(run.store, run.form)
-    assert outputs.plan([unit(), unit("set/00001")]) == [unit("set/00001")]
+    outputs = Outputs(run.store)
+    assert outputs.plan([unit(), unit("set/00001")], run.form) == [unit("set/00001")]
     assert (outputs.done, outputs.skipped, outputs.outdated) == (1, 4, 0)
     for changed in (Run(tmp_path, to, size=320), Run(tmp_path, "tar" if to != "tar" else "files")):
-        outputs = Outputs(run.store, changed.form)
-        assert outputs.plan([unit()]) == [unit()]
+        outputs = Outputs(run.store)
+        assert outputs.plan([unit()], changed.form) == [unit()]
         assert (outputs.done, outputs.outdated) == (0, 1)
     later = unit(mtime_ns=6)
-    outputs = Outputs(run.store, run.form)
-    assert outputs.plan([later]) == [later]
+    outputs = Outputs(run.store)
+    assert outputs.plan([later], run.form) == [later]
     assert outputs.outdated == 0
     run.computed.clear()
     run.work(rows(5), later)
@@ -196,7 +196,7 @@ def test_parts_of_another_shard_or_other_settings_count_for_nothing(tmp_path: Pa
         assert not UnitOutput(changed.store, changed.form, other).done
     assert len(UnitOutput(run.store, run.form, unit()).done) >= BLOCK
     run.work(rows(8), unit(mtime_ns=6))
-    Outputs(run.store, run.form).finish([unit(mtime_ns=6)], lambda uris: [True] * len(uris))
+    Outputs(run.store).finish([unit(mtime_ns=6)], Sources())
     assert set(run.files()) == {"set/00000.tar", ".selfment/records/set/00000.json"}
 
 
@@ -263,7 +263,7 @@ def test_damaged_parts_count_as_not_done_and_are_said(
     assert said.startswith("1 part is damaged in ")
     assert said.endswith(": their rows are done again\n")
     run.work(rows(9), unit())
-    Outputs(run.store, run.form).finish([unit()], lambda uris: [True] * len(uris))
+    Outputs(run.store).finish([unit()], Sources())
     assert run.files() == whole.files()
 
 
@@ -325,9 +325,7 @@ def test_a_shard_that_ends_early_is_read_again(tmp_path: Path) -> None:
     run = Run(tmp_path, "tar")
     record = run.work(rows(4), unit(), error="cannot read the rest: it is cut off")
     assert record.error == "cannot read the rest: it is cut off"
-    outputs = Outputs(run.store, run.form)
-    assert outputs.plan([unit()]) == [unit()]
-    assert outputs.plan([unit()], retry=False) == []
+    assert not run.is_done(unit())
     run.work(rows(6), unit())
     assert sorted(run.computed) == [row.key for row in rows(6)]
     assert run.is_done(unit())

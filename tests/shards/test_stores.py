@@ -197,7 +197,7 @@ def test_sources_open_the_files_that_were_listed(filled: Store) -> None:
     files = root.list(name)
     assert [file.uri for file in files] == [file.uri for file in filled.list()]
     for file in files:
-        there, path = pickle.loads(pickle.dumps(sources)).locate(file.uri)
+        there, path = pickle.loads(pickle.dumps(sources)).locate(file)
         assert len(there.read(path)) == file.bytes
 
 

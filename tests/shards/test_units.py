@@ -64,7 +64,7 @@ def test_units_are_shards_with_their_size_and_place(shards: Store) -> None:
     files = shards.list()
     assert [unit.kind for unit in units] == ["tar", "tar", "tar", "tar", "parquet"]
     assert [unit.files for unit in units] == [(replace(file),) for file in files]
-    there, name = sources.locate(units[0].files[0].uri)
+    there, name = sources.locate(units[0].files[0])
     assert there.read(name) == b"content"
 
 
