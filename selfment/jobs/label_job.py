@@ -33,6 +33,7 @@ from ..images.draw import (
 from ..images.load import ImageEntry
 from ..images.suffixes import is_video
 from ..images.video import load_av
+from ..methods import MultiObject
 from ..models.labeler import PseudoLabeler, one_by_one
 from ..models.video import VideoLabeler
 from ..util.files import printable, reason
@@ -54,6 +55,27 @@ _FORMAT_FIELDS = {
     "yolo": "boxes",
     "yolo-seg": "boxes",
     "fiedler": "fiedler",
+}
+# The types of the numbers in records, in Arrow's words.
+_LABEL_NUMBERS = {
+    **dict.fromkeys(("eigenvalue", "gap", "residual", "separation", "confidence", "tau"), "double"),
+    **dict.fromkeys(("lanczos_iters", "ipo_iters"), "int64"),
+    "rejected": "bool",
+    "foreground": "double",
+}
+_OBJECT_NUMBERS = {
+    "objects": "int64",
+    **dict.fromkeys(("eigenvalues", "separations"), "list<double>"),
+    "foreground": "double",
+}
+_KINDS: Mapping[str, Callable[[Any], Any]] = {"double": float, "int64": int, "bool": bool}
+# The endings of the members of an archive, by field; the mask comes first.
+_ENDINGS = {
+    "mask": "png",
+    "annotations": "annotations.json",
+    "boxes": "boxes.txt",
+    "fiedler": "fiedler.jpg",
+    "overlay": "overlay.jpg",
 }
 _YOLO = {"yolo": exports.yolo_lines, "yolo-seg": exports.yolo_polygons}
 
@@ -118,6 +140,12 @@ class LabelJob:
         self.batches_ahead = 0
         drawn = {"overlay"} if overlays else set()
         self._wanted = frozenset({_FORMAT_FIELDS[name] for name in self.formats} | drawn)
+        self.endings: Mapping[str, str] = {
+            name: end for name, end in _ENDINGS.items() if name in self._wanted
+        }
+        several = isinstance(labeler.method, MultiObject)
+        numbers = _OBJECT_NUMBERS if several else _LABEL_NUMBERS
+        self.numbers: Mapping[str, str] = {"instances": "int64", **numbers}
         self._wanted_of_video = frozenset({"mask"} | ({"mask_frames"} if frames else set()) | drawn)
 
     @cached_property
@@ -286,11 +314,8 @@ def _statistics(result: Result) -> Record:
             "foreground": float((result.instances > 0).float().mean()),
         }
     record: Record = {}
-    for name in ("eigenvalue", "gap", "residual", "separation", "confidence", "tau"):
-        value = float(getattr(result, name))
-        record[name] = value if math.isfinite(value) else None
-    for name in ("lanczos_iters", "ipo_iters"):
-        record[name] = int(getattr(result, name))
-    record["rejected"] = bool(result.rejected)
-    record["foreground"] = float(result.mask.float().mean())
+    for name, kind in _LABEL_NUMBERS.items():
+        value = result.mask.float().mean() if name == "foreground" else getattr(result, name)
+        number = _KINDS[kind](value)
+        record[name] = number if math.isfinite(number) else None
     return record

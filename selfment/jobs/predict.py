@@ -26,6 +26,8 @@ from .spec import Contents
 from .task import Task
 from .video import segment_video
 
+# The endings of the members of an archive, by field; the saliency comes first.
+_ENDINGS = {"saliency": "png", "mask": "mask.png", "overlay": "overlay.jpg"}
 _OVERLAY_SIDE = 1536  # pixels: the most that an overlay's longer side has
 
 
@@ -98,13 +100,13 @@ def predict_images(
         ImportError: If there are only videos, and PyAV is missing.
         Exception: Whatever backbone and head raise when they cannot be loaded.
     """
-    job = _PredictionJob(segmenter, overlays, binary, frames, progress)
+    job = PredictionJob(segmenter, overlays, binary, frames, progress)
     folder = OutputFolder(out, job, shard)
     run_job(job, folder, images, progress)
     return PredictionSummary(folder.done, folder.skipped, folder.failed)
 
 
-class _PredictionJob:
+class PredictionJob:
     """Segments images and videos; a :class:`selfment.jobs.spec.JobSpec`."""
 
     records_file = "predictions.jsonl"
@@ -116,12 +118,12 @@ class _PredictionJob:
     def __init__(
         self,
         segmenter: Segmenter,
-        overlays: bool,
-        binary: float | None,
-        frames: bool,
-        progress: bool,
+        overlays: bool = False,
+        binary: float | None = None,
+        frames: bool = False,
+        progress: bool = True,
     ) -> None:
-        """``progress``: show a bar for each video."""
+        """Checks the arguments, see :func:`predict_images`; ``progress``: a bar for each video."""
         if binary is not None:
             params.require("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
         self._segmenter = segmenter
@@ -139,6 +141,10 @@ class _PredictionJob:
         }
         fields = {"saliency": True, "mask": binary is not None, "overlay": overlays}
         self._wanted = frozenset(field for field, is_wanted in fields.items() if is_wanted)
+        self.endings: Mapping[str, str] = {
+            name: end for name, end in _ENDINGS.items() if name in self._wanted
+        }
+        self.numbers: Mapping[str, str] = {"mean_saliency": "double"}
         folders = {f"{field}_frames" for field in self._wanted - {"overlay"} if frames}
         self._wanted_of_video = self._wanted | folders
 

@@ -66,6 +66,10 @@ class ImageSpec(Protocol[Result]):
     """The work on each image, for :class:`selfment.jobs.runner.Runner`."""
 
     batch_size: int  #: images of one call of :meth:`start`
+    #: the endings of the files of an image in an archive, by field; the main file comes first
+    endings: Mapping[str, str]
+    #: the types of the fields of :meth:`draw`, in Arrow's words
+    numbers: Mapping[str, str]
     batches_ahead: int  #: batches that are started before the results of the first are waited for
 
     def prepare(self, task: Task) -> None:
