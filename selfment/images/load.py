@@ -1,8 +1,9 @@
-"""Loads paths, PIL images and uint8 arrays as 8-bit RGB, and lists the images of inputs."""
+"""Loads files, PIL images and uint8 arrays as 8-bit RGB, and lists the images of inputs."""
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
@@ -18,7 +19,8 @@ from ..util.files import check_file, reason
 from .search import Search, mask_names
 from .suffixes import VIDEO_SUFFIXES, image_suffixes, is_taken, missing_reader, register_plug_ins
 
-ImageLike = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+#: A path, the content of a file, a PIL image, or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+ImageLike = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[np.uint8]
 
 SAMPLES = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
@@ -125,7 +127,9 @@ def sample_images() -> ImageEntries:
     return find_images(samples)
 
 
-def load_image(image: ImageLike, *, least_side: int = 0) -> tuple[Image.Image, list[str]]:
+def load_image(
+    image: ImageLike, *, least_side: int = 0, name: str = "the image"
+) -> tuple[Image.Image, list[str]]:
     """Loads an image as 8-bit RGB, rotated as its EXIF data says; also returns notes on changes.
 
     Transparency is composited on white, and only the first frame of an animation is read. A single
@@ -139,9 +143,11 @@ def load_image(image: ImageLike, *, least_side: int = 0) -> tuple[Image.Image, l
     be set), pipes, sockets, devices and PostScript are refused.
 
     Args:
-        image: a path, a PIL image or a uint8 array (H, W), (H, W, 3) or (H, W, 4).
+        image: a path, the content of a file, a PIL image or a uint8 array (H, W), (H, W, 3) or
+            (H, W, 4).
         least_side: if not 0, a JPEG file may be decoded smaller, by a power of 2 up to 8, which is
             much faster; no side becomes smaller than this.
+        name: what errors call the content of a file or a PIL image.
 
     Raises:
         ImageError: the image cannot be read.
@@ -150,14 +156,15 @@ def load_image(image: ImageLike, *, least_side: int = 0) -> tuple[Image.Image, l
     if isinstance(image, np.ndarray):
         return _from_array(image), []
     if isinstance(image, Image.Image):
-        return _decode(image, "the image")
-    if not isinstance(image, str | os.PathLike):
+        return _decode(image, name)
+    if not isinstance(image, str | os.PathLike | bytes):
         raise TypeError(
-            f"`image` must be a path, a PIL image or a uint8 array: got {type(image).__name__}"
+            "`image` must be a path, the content of a file, a PIL image or a uint8 array: "
+            f"got {type(image).__name__}"
         )
-    name = os.fspath(image)
+    name = name if isinstance(image, bytes) else os.fspath(image)
     try:
-        with open_image(name) as opened:
+        with open_image(image, name) as opened:
             if least_side:
                 opened.draft(None, (least_side, least_side))
             return _decode(opened, name)
@@ -165,7 +172,7 @@ def load_image(image: ImageLike, *, least_side: int = 0) -> tuple[Image.Image, l
         raise
     except Exception as error:  # Pillow's decoders raise whatever broken bytes lead them to
         why = _reason(error)
-        if os.path.isfile(name) and is_taken(name, VIDEO_SUFFIXES):
+        if not isinstance(image, bytes) and os.path.isfile(name) and is_taken(name, VIDEO_SUFFIXES):
             why = "it is a video, which `selfment label` and `selfment predict` take"
         raise ImageError(f"cannot read {name}: {why}") from error
 
@@ -186,17 +193,19 @@ def size_of(path: str | os.PathLike[str]) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Opens a file as Pillow's image, without reading its pixels; raises whatever Pillow raises.
+def open_image(file: str | os.PathLike[str] | bytes, name: str = "") -> Image.Image:
+    """Opens a file or its content as Pillow's image, without reading its pixels.
 
-    Raises ``OSError`` for pipes, sockets and devices, and for PostScript, which Pillow would run.
+    ``name``: of the file whose content it is. Raises whatever Pillow raises, and ``OSError`` for
+    pipes, sockets and devices, and for PostScript, which Pillow would run.
     """
-    check_file(path)
+    if not isinstance(file, bytes):
+        check_file(file)
     register_plug_ins()
     try:
-        image = Image.open(path)
+        image = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
     except UnidentifiedImageError:
-        missing = missing_reader(path)
+        missing = missing_reader(name if isinstance(file, bytes) else file)
         if missing is None:
             raise
         raise OSError(missing) from None

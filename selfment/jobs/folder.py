@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from ..images.load import ImageEntry, ImageError
-from ..util.files import output_path, reason, remove_abandoned
+from ..util.files import output_path, reason, remove_abandoned, write_atomically
 from ..util.lines import Record
 from .frames import remove_output
 from .identity import identify
 from .names import OutputNames
 from .records import Records
-from .spec import OutputSpec
+from .spec import Contents, OutputSpec
 from .task import Task
 
 _INPUT_FIELDS = ("path", "bytes", "mtime_ns", "checksum")  # of records, on the input file
@@ -126,6 +126,16 @@ class OutputFolder:
                 last[self._spec.file_settings[field][0]] = None
         error = "the run was interrupted"
         self._add(task, {self._spec.key: task.name, "error": error, "last": last})
+
+    def write(self, task: Task, contents: Contents) -> Record:
+        """Writes files of an image, and removes those of other results, see the next methods.
+
+        Returns the fields of its record that name files which remain. Call it after :meth:`start`.
+        """
+        files = self.new_files(task)
+        for field, write in contents.items():
+            write_atomically(files[field], write)
+        return self.remove_stale_files(task)
 
     def new_files(self, task: Task) -> dict[str, Path]:
         """The paths of the files that this run makes of an image, by field."""

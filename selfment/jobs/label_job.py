@@ -32,14 +32,16 @@ from ..images.draw import (
 from ..images.load import ImageEntry
 from ..images.suffixes import is_video
 from ..images.video import load_av
+from ..methods import MultiObject
 from ..models.labeler import PseudoLabeler, one_by_one
 from ..models.video import VideoCuts, VideoLabeler, cut_settings
-from ..util.files import printable, reason, write_atomically
+from ..util.files import printable, reason
 from ..util.lines import Record, with_checksum
 from . import coco, exports, yolo
 from .features import read_features
 from .frames import frame_folder, has_frames
 from .names import and_more
+from .spec import Contents
 from .task import Task
 from .video_labels import ClipSummary, label_video
 
@@ -52,6 +54,27 @@ _FORMAT_FIELDS = {
     "yolo": "boxes",
     "yolo-seg": "boxes",
     "fiedler": "fiedler",
+}
+# The types of the numbers in records, in Arrow's words.
+_LABEL_NUMBERS = {
+    **dict.fromkeys(("eigenvalue", "gap", "residual", "separation", "confidence", "tau"), "double"),
+    **dict.fromkeys(("lanczos_iters", "ipo_iters"), "int64"),
+    "rejected": "bool",
+    "foreground": "double",
+}
+_OBJECT_NUMBERS = {
+    "objects": "int64",
+    **dict.fromkeys(("eigenvalues", "separations"), "list<double>"),
+    "foreground": "double",
+}
+_KINDS: Mapping[str, Callable[[Any], Any]] = {"double": float, "int64": int, "bool": bool}
+# The endings of the members of an archive, by field; the mask comes first.
+_ENDINGS = {
+    "mask": "png",
+    "annotations": "annotations.json",
+    "boxes": "boxes.txt",
+    "fiedler": "fiedler.jpg",
+    "overlay": "overlay.jpg",
 }
 _YOLO = {"yolo": exports.yolo_lines, "yolo-seg": exports.yolo_polygons}
 
@@ -113,8 +136,15 @@ class LabelJob:
         self._progress = progress
         self._settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
         self.batch_size = labeler.batch_size
+        self.batches_ahead = 0
         drawn = {"overlay"} if overlays else set()
         self._wanted = frozenset({_FORMAT_FIELDS[name] for name in self.formats} | drawn)
+        self.endings: Mapping[str, str] = {
+            name: end for name, end in _ENDINGS.items() if name in self._wanted
+        }
+        several = isinstance(labeler.method, MultiObject)
+        numbers = _OBJECT_NUMBERS if several else _LABEL_NUMBERS
+        self.numbers: Mapping[str, str] = {"instances": "int64", **numbers}
         self._wanted_of_video = frozenset({"mask"} | ({"mask_frames"} if frames else set()) | drawn)
 
     @cached_property
@@ -204,6 +234,7 @@ class LabelJob:
                 )
                 tqdm.write(printable(sentence), file=sys.stderr)
         _ = self._labeler.backbone
+        self.batches_ahead = self._labeler.batches_ahead
 
     def prepare(self, task: Task) -> None:
         """Reads an image, resizes and normalises it; or reads its features, which exist."""
@@ -215,12 +246,13 @@ class LabelJob:
         is_needed = self._steps or "overlay" in self._wanted
         task.picture = picture if is_needed else None
 
-    def compute(self, batch: Tensor) -> Sequence[Result]:
-        """The label of each image of a batch."""
-        return one_by_one(self._labeler.label_batch(batch))
+    def start(self, batch: Tensor) -> Callable[[], Sequence[Result]]:
+        """Begins to label a batch; the function returns the label of each image."""
+        labels = self._labeler.start_batch(batch)
+        return lambda: one_by_one(labels())
 
-    def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
-        """Writes the files of an image."""
+    def draw(self, task: Task, result: Result) -> tuple[Contents, Record]:
+        """The files of an image: masks, boxes, annotations, vector and overlay."""
         if isinstance(result, Objects):
             masks, values = result.masks, result.eigenvalues
         else:
@@ -230,32 +262,29 @@ class LabelJob:
         )
         instances = exports.as_instances(at_size, task.size)
         contents: dict[str, Callable[[IO[bytes]], object]] = {}
-        if "mask" in files:
+        if "mask" in self._wanted:
             if isinstance(result, Objects):
                 picture = label_image(instances)
             else:
                 picture = mask_image(instances, task.size)
             contents["mask"] = lambda file: picture.save(file, "PNG")
-        if "boxes" in files:
-            assert self.yolo is not None
+        if self.yolo is not None:
             text = _YOLO[self.yolo](instances).encode()
             contents["boxes"] = lambda file: file.write(text)
-        if "annotations" in files:
+        if "annotations" in self._wanted:
             scores = (1 - values).clamp(min=0).nan_to_num(0.0).tolist()
             line = with_checksum(json.dumps(coco.coco_record(instances, scores))).encode()
             contents["annotations"] = lambda file: file.write(line)
-        if "fiedler" in files and not isinstance(result, Objects):
+        if "fiedler" in self._wanted and not isinstance(result, Objects):
             vector = Image.fromarray(vector_levels(result.fiedler))
             contents["fiedler"] = lambda file: vector.save(file, "JPEG", quality=95)
-        if "overlay" in files and task.picture is not None:
+        if "overlay" in self._wanted and task.picture is not None:
             if isinstance(result, Objects):
                 panels = overlay_instances(task.picture, instances)
             else:
                 panels = overlay(task.picture, result, mask=instances > 0)
             contents["overlay"] = lambda file: panels.save(file, "JPEG", quality=90)
-        for field, write in contents.items():
-            write_atomically(files[field], write)
-        return {"instances": len(exports.boxes(instances)), **_statistics(result)}
+        return contents, {"instances": len(exports.boxes(instances)), **_statistics(result)}
 
     def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
         """The function that labels a video; None for an image."""
@@ -288,11 +317,8 @@ def _statistics(result: Result) -> Record:
             "foreground": float((result.instances > 0).float().mean()),
         }
     record: Record = {}
-    for name in ("eigenvalue", "gap", "residual", "separation", "confidence", "tau"):
-        value = float(getattr(result, name))
-        record[name] = value if math.isfinite(value) else None
-    for name in ("lanczos_iters", "ipo_iters"):
-        record[name] = int(getattr(result, name))
-    record["rejected"] = bool(result.rejected)
-    record["foreground"] = float(result.mask.float().mean())
+    for name, kind in _LABEL_NUMBERS.items():
+        value = result.mask.float().mean() if name == "foreground" else getattr(result, name)
+        number = _KINDS[kind](value)
+        record[name] = number if math.isfinite(number) else None
     return record

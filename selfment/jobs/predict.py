@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -18,14 +18,16 @@ from ..images.load import ImageEntries, ImageEntry, find_images
 from ..images.suffixes import VIDEO_SUFFIXES, image_suffixes, is_video
 from ..images.video import load_av
 from ..models.segmenter import Segmenter
-from ..util.files import write_atomically
 from ..util.lines import Record
 from .folder import OutputFolder
 from .frames import frame_folder, has_frames
 from .runner import run_job
+from .spec import Contents
 from .task import Task
 from .video import segment_video
 
+# The endings of the members of an archive, by field; the saliency comes first.
+_ENDINGS = {"saliency": "png", "mask": "mask.png", "overlay": "overlay.jpg"}
 _OVERLAY_SIDE = 1536  # pixels: the most that an overlay's longer side has
 
 
@@ -122,6 +124,7 @@ class _PredictionJob:
         self._progress = progress
         self._settings: Mapping[str, Any] = segmenter.settings
         self.batch_size = segmenter.batch_size
+        self.batches_ahead = 0
         threshold = ("binary", binary)
         self.file_settings: Mapping[str, tuple[str, Any]] = {
             "mask": threshold,
@@ -130,6 +133,10 @@ class _PredictionJob:
         }
         fields = {"saliency": True, "mask": binary is not None, "overlay": overlays}
         self._wanted = frozenset(field for field, is_wanted in fields.items() if is_wanted)
+        self.endings: Mapping[str, str] = {
+            name: end for name, end in _ENDINGS.items() if name in self._wanted
+        }
+        self.numbers: Mapping[str, str] = {"mean_saliency": "double"}
         folders = {f"{field}_frames" for field in self._wanted - {"overlay"} if frames}
         self._wanted_of_video = self._wanted | folders
 
@@ -181,7 +188,8 @@ class _PredictionJob:
     def load(self, tasks: Sequence[Task]) -> None:
         """Loads backbone and head, and PyAV for videos alone."""
         self._segmenter.load()
-        if all(is_video(task.path) for task in tasks):
+        self.batches_ahead = self._segmenter.batches_ahead
+        if tasks and all(is_video(task.path) for task in tasks):
             load_av()
 
     def prepare(self, task: Task) -> None:
@@ -192,21 +200,21 @@ class _PredictionJob:
             picture.thumbnail((_OVERLAY_SIDE, _OVERLAY_SIDE), Image.Resampling.BILINEAR)
             task.picture = picture
 
-    def compute(self, batch: Tensor) -> Sequence[Tensor]:
-        """The saliency of each image of a batch, on the patch grid."""
-        return list(self._segmenter.saliency_batch(batch))
+    def start(self, batch: Tensor) -> Callable[[], Sequence[Tensor]]:
+        """Begins to segment a batch; the function returns the saliency on each patch grid."""
+        saliency = self._segmenter.start_batch(batch)
+        return lambda: list(saliency())
 
-    def save(self, task: Task, result: Tensor, files: Mapping[str, Path]) -> Record:
-        """Writes the saliency, the mask and the overlay of an image."""
+    def draw(self, task: Task, result: Tensor) -> tuple[Contents, Record]:
+        """The saliency, the mask and the overlay of an image."""
         saliency = self._segmenter.to_image(result, task.content, task.size).numpy()
-        _write_image(files["saliency"], saliency_image(saliency), "PNG")
+        contents = {"saliency": _writer(saliency_image(saliency), "PNG")}
         if self._binary is not None:
-            mask = mask_image(saliency > self._binary, task.size)
-            _write_image(files["mask"], mask, "PNG")
+            contents["mask"] = _writer(mask_image(saliency > self._binary, task.size), "PNG")
         if task.picture is not None:
             drawn = tint_saliency(task.picture, saliency, self._threshold)
-            _write_image(files["overlay"], drawn, "JPEG")
-        return {"mean_saliency": float(np.mean(saliency, dtype=np.float64))}
+            contents["overlay"] = _writer(drawn, "JPEG")
+        return contents, {"mean_saliency": float(np.mean(saliency, dtype=np.float64))}
 
     def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
         """The function that segments a video; None for an image."""
@@ -223,5 +231,5 @@ class _PredictionJob:
         return segmented.record()
 
 
-def _write_image(path: Path, image: Image.Image, kind: str) -> None:
-    write_atomically(path, lambda file: image.save(file, kind, quality=90))
+def _writer(image: Image.Image, kind: str) -> Callable[[IO[bytes]], object]:
+    return lambda file: image.save(file, kind, quality=90)

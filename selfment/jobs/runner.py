@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import torch
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from ..images.load import ImageEntry
 from ..util.files import printable
 from ..util.lines import Record
 from .folder import OutputFolder
-from .spec import JobSpec, Result
+from .spec import Contents, ImageSpec, JobSpec, Result
 from .task import Task
 
 _MOST_THREADS = 8
@@ -48,34 +48,74 @@ def run_job(
             spec.load(tasks)
             bar = tqdm(total=len(tasks), unit=spec.unit, disable=not progress, file=sys.stderr)
             with bar:
-                Runner(spec, folder, bar).run(tasks)
+                Runner(spec, folder, bar).run(t for t in tasks if spec.unbatched(t) is None)
+                for task in tasks:
+                    if (process := spec.unbatched(task)) is not None:
+                        _run_unbatched(folder, task, process)
+                        bar.update()
     finally:
         folder.records.close(compose)
 
 
+def _run_unbatched(
+    folder: OutputFolder, task: Task, process: Callable[[Task, Mapping[str, Path]], Record]
+) -> None:
+    start = time.perf_counter()
+    try:
+        task.read_stat()
+        task.compute_checksum()
+        folder.start(task)
+        fields = process(task, folder.new_files(task))
+        fields = {**folder.remove_stale_files(task), **fields}
+    except Exception as error:
+        report_failure(folder, task, error)
+    else:
+        task.seconds = time.perf_counter() - start
+        folder.finish(task, fields)
+
+
+def report_failure(sink: Sink, task: Task, error: Exception) -> None:
+    """Records a task that failed, and prints the sentence on stderr."""
+    tqdm.write(printable(sink.fail(task, error)), file=sys.stderr)
+
+
+class Sink(Protocol):
+    """Where results go, such as :class:`selfment.jobs.folder.OutputFolder`.
+
+    :meth:`write` is called in threads, the other methods in the thread that runs the job.
+    """
+
+    def start(self, task: Task) -> None:
+        """Called before anything of an image is written; ``ValueError`` fails the image."""
+
+    def write(self, task: Task, contents: Contents) -> Record:
+        """Writes the files of an image; returns the fields of its record that only this knows."""
+
+    def finish(self, task: Task, fields: Record) -> None:
+        """Records an image that is done; ``fields``: further fields of the record."""
+
+    def fail(self, task: Task, error: Exception) -> str:
+        """Records an image that could not be done; returns what went wrong as a sentence."""
+
+
 class Runner(Generic[Result]):
-    """Does tasks: threads read and write files while the calling thread computes.
+    """Does the tasks of images: threads read and write while the calling thread computes.
 
     A task that fails is reported on stderr and recorded, and the others go on. After an interrupt
     no more is read, but what has been computed is written and recorded.
     """
 
-    def __init__(self, spec: JobSpec[Result], folder: OutputFolder, bar: tqdm[Any]) -> None:
+    def __init__(self, spec: ImageSpec[Result], sink: Sink, bar: tqdm[Any]) -> None:
         self._spec = spec
-        self._folder = folder
+        self._sink = sink
         self._bar = bar
         self._reading: deque[tuple[Task, Future[None]]] = deque()
+        #: batches, the functions that wait for their results, and the seconds spent so far
+        self._computing: deque[tuple[list[Task], Callable[[], Sequence[Result]], float]] = deque()
         self._writing: deque[tuple[Task, Future[Record]]] = deque()
 
-    def run(self, tasks: Sequence[Task]) -> None:
-        """Does the images in batches, then the other inputs one by one."""
-        processes = [(task, self._spec.unbatched(task)) for task in tasks]
-        self._run_images([task for task, process in processes if process is None])
-        for task, process in processes:
-            if process is not None:
-                self._run_unbatched(task, process)
-
-    def _run_images(self, tasks: Sequence[Task]) -> None:
+    def run(self, tasks: Iterable[Task]) -> None:
+        """Does the tasks in batches, and takes no more of them than are being worked on."""
         size = self._spec.batch_size
         batches: dict[torch.Size, list[Task]] = {}  # by the shape of their pixels
         with ThreadPoolExecutor(min(_MOST_THREADS, max(2, torch.get_num_threads()))) as self._pool:
@@ -95,6 +135,7 @@ class Runner(Generic[Result]):
                         self._compute(batches.pop(fullest))
                 for batch in batches.values():
                     self._compute(batch)
+                self._collect(0)
                 self._record_written(0)
             finally:  # after an interrupt or an error, what has been computed is still recorded
                 for _, reading in self._reading:
@@ -104,7 +145,7 @@ class Runner(Generic[Result]):
                     self._writing.pop()  # the interrupt came before it was submitted
                 self._record_written(0)
 
-    def _read_ahead(self, tasks: Sequence[Task], ahead: int) -> Iterator[tuple[Task, Future[None]]]:
+    def _read_ahead(self, tasks: Iterable[Task], ahead: int) -> Iterator[tuple[Task, Future[None]]]:
         """Each task with its reading, while up to ``ahead`` more are being read."""
         for task in tasks:
             self._reading.append((task, self._pool.submit(self._read, task)))
@@ -115,32 +156,63 @@ class Runner(Generic[Result]):
 
     def _read(self, task: Task) -> None:
         start = time.perf_counter()
-        if os.path.isfile(task.path):
+        if task.data is not None or os.path.isfile(task.path):
             task.read_stat()
         self._spec.prepare(task)
         task.compute_checksum()
+        task.data = None
         task.seconds += time.perf_counter() - start
 
     def _compute(self, batch: list[Task]) -> None:
-        """Computes a batch, and starts to write its results."""
+        """Starts to compute a batch, and to write the results of those that need not wait."""
         start = time.perf_counter()
         try:
-            results = self._spec.compute(
-                torch.stack([task.pixels for task in batch if task.pixels is not None])
-            )
+            waiting = self._start(batch)
         except Exception as error:
-            if len(batch) == 1:
-                self._fail(batch[0], error)
-            else:  # one image may have failed for all: each is tried alone
-                for task in batch:
-                    self._compute([task])
+            self._compute_alone(batch, error)
             return
-        seconds = (time.perf_counter() - start) / len(batch)
+        self._computing.append((batch, waiting, time.perf_counter() - start))
+        self._collect(self._spec.batches_ahead)
+
+    def _start(self, batch: Sequence[Task]) -> Callable[[], Sequence[Result]]:
+        pixels = [task.pixels for task in batch if task.pixels is not None]
+        return self._spec.start(torch.stack(pixels))
+
+    def _collect(self, most: int) -> None:
+        """Waits for the results of batches until at most ``most`` are being computed."""
+        while len(self._computing) > most:
+            batch, waiting, seconds = self._computing.popleft()
+            start = time.perf_counter()
+            try:
+                results = waiting()
+            except Exception as error:
+                self._compute_alone(batch, error)
+                continue
+            self._write_later(batch, results, seconds + time.perf_counter() - start)
+
+    def _compute_alone(self, batch: Sequence[Task], error: Exception) -> None:
+        """Computes each image of a failed batch alone: one may have failed for all."""
+        if len(batch) == 1:
+            self._fail(batch[0], error)
+            return
+        for task in batch:
+            start = time.perf_counter()
+            try:
+                results = self._start([task])()
+            except Exception as own:
+                self._fail(task, own)
+            else:
+                self._write_later([task], results, time.perf_counter() - start)
+
+    def _write_later(
+        self, batch: Sequence[Task], results: Sequence[Result], seconds: float
+    ) -> None:
+        """Starts to write the results of a batch that took so many seconds."""
         for task, result in zip(batch, results, strict=True):
-            task.seconds += seconds
+            task.seconds += seconds / len(batch)
             task.pixels = None
             try:
-                self._folder.start(task)
+                self._sink.start(task)
             except ValueError as error:
                 self._fail(task, error)
                 continue
@@ -153,8 +225,8 @@ class Runner(Generic[Result]):
     def _write(self, task: Task, result: Result, writing: Future[Record]) -> None:
         start = time.perf_counter()
         try:
-            fields = self._spec.save(task, result, self._folder.new_files(task))
-            kept = self._folder.remove_stale_files(task)
+            contents, fields = self._spec.draw(task, result)
+            kept = self._sink.write(task, contents)
             task.picture = None
             task.seconds += time.perf_counter() - start
             writing.set_result({**kept, **fields})
@@ -173,27 +245,10 @@ class Runner(Generic[Result]):
                 self._finish(task, fields)
             self._writing.popleft()
 
-    def _run_unbatched(
-        self, task: Task, process: Callable[[Task, Mapping[str, Path]], Record]
-    ) -> None:
-        start = time.perf_counter()
-        try:
-            task.read_stat()
-            task.compute_checksum()
-            self._folder.start(task)
-            fields = process(task, self._folder.new_files(task))
-            fields = {**self._folder.remove_stale_files(task), **fields}
-        except Exception as error:
-            self._fail(task, error)
-            return
-        task.seconds = time.perf_counter() - start
-        self._finish(task, fields)
-
     def _finish(self, task: Task, fields: Record) -> None:
-        self._folder.finish(task, fields)
+        self._sink.finish(task, fields)
         self._bar.update()
 
     def _fail(self, task: Task, error: Exception) -> None:
-        sentence = self._folder.fail(task, error)
-        tqdm.write(printable(sentence), file=sys.stderr)
+        report_failure(self._sink, task, error)
         self._bar.update()

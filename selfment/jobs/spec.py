@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from ..util.lines import Record
 from .task import Task
 
 Result = TypeVar("Result")
+
+#: What is written to the files of an image: functions that write it, by field of the record.
+Contents = Mapping[str, Callable[[IO[bytes]], object]]
 
 
 class OutputSpec(Protocol):
@@ -59,23 +62,36 @@ class OutputSpec(Protocol):
         """
 
 
-class JobSpec(OutputSpec, Protocol[Result]):
-    """The files of a job and the work on each image, for :class:`selfment.jobs.runner.Runner`."""
+class ImageSpec(Protocol[Result]):
+    """The work on each image, for :class:`selfment.jobs.runner.Runner`."""
+
+    batch_size: int  #: images of one call of :meth:`start`
+    #: the endings of the files of an image in an archive, by field; the main file comes first
+    endings: Mapping[str, str]
+    #: the types of the fields of :meth:`draw`, in Arrow's words
+    numbers: Mapping[str, str]
+    batches_ahead: int  #: batches that are started before the results of the first are waited for
+
+    def prepare(self, task: Task) -> None:
+        """Reads the input, sets ``task.pixels`` and what :meth:`draw` needs; runs in a thread."""
+
+    def start(self, batch: Tensor) -> Callable[[], Sequence[Result]]:
+        """Begins to compute a (B, 3, H, W) batch of pixels.
+
+        Returns the function that waits for the result of each image.
+        """
+
+    def draw(self, task: Task, result: Result) -> tuple[Contents, Record]:
+        """The contents of the wanted files, and further fields of the record; in a thread."""
+
+
+class JobSpec(OutputSpec, ImageSpec[Result], Protocol[Result]):
+    """The files of a job and the work on each input, for :func:`selfment.jobs.runner.run_job`."""
 
     unit: str  #: what the progress bar counts
-    batch_size: int  #: images of one call of :meth:`compute`
 
     def load(self, tasks: Sequence[Task]) -> None:
         """Loads the models; an error ends the run instead of counting as the first image's."""
-
-    def prepare(self, task: Task) -> None:
-        """Reads the input, sets ``task.pixels`` and what :meth:`save` needs; runs in a thread."""
-
-    def compute(self, batch: Tensor) -> Sequence[Result]:
-        """The result of each image of a (B, 3, H, W) batch of pixels."""
-
-    def save(self, task: Task, result: Result, files: Mapping[str, Path]) -> Record:
-        """Writes the wanted files, by field; returns further fields of the record; in a thread."""
 
     def unbatched(self, task: Task) -> Callable[[Task, Mapping[str, Path]], Record] | None:
         """The function that does the whole task if its input is a video; None for an image.

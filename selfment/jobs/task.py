@@ -1,7 +1,8 @@
-"""A task: one image or video of a job, on its way from the input file to the output files."""
+"""A task: one image or video of a job, on its way from the input to the results."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,13 @@ _NO_FILES: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(slots=True)
 class Task:
-    """One input file, what is known of it, and the names of its output files."""
+    """One input, what is known of it, and the names of its output files."""
 
     image: str  #: its name in the records: relative to the folder that was searched
-    path: str  #: the input file, absolute, in a folder without symbolic links
+    #: the input file, absolute, in a folder without symbolic links; with :attr:`data`, where it is
+    #: stored, in words for messages
+    path: str
+    data: bytes | None = None  #: the content of the input, if it is no file of its own
     name: str = ""  #: its main output file, relative to the output folder
     #: output files whose names do not follow from :attr:`name`, by field of the record
     special_names: Mapping[str, str] = field(default_factory=lambda: _NO_FILES)
@@ -45,6 +49,9 @@ class Task:
 
     def read_stat(self) -> None:
         """Stores the sizes and the modification times of the input files; raises ``OSError``."""
+        if self.data is not None:
+            self.bytes = len(self.data)
+            return
         stat = os.stat(self.path)
         self.bytes, self.mtime_ns = stat.st_size, stat.st_mtime_ns
         self.checksum = None
@@ -54,16 +61,19 @@ class Task:
             self.features_record = {"path": self.features, **about}
 
     def read_picture(self) -> Image.Image:
-        """Reads the input file as an image, and stores its size and notes.
+        """Reads the input as an image, and stores its size and notes.
 
         Raises :class:`selfment.images.ImageError`.
         """
-        picture, self.notes = load_image(self.path)
+        source = self.path if self.data is None else self.data
+        picture, self.notes = load_image(source, name=self.path)
         self.size = picture.size
         return picture
 
     def compute_checksum(self) -> str | None:
-        """The checksum of the input file; None if it cannot be read or has changed meanwhile."""
+        """The checksum of the input; None if its file cannot be read or has changed meanwhile."""
+        if self.data is not None:
+            self.checksum = hashlib.sha256(self.data).hexdigest()[:_CHECKSUM_DIGITS]
         if self.checksum is None:
             try:
                 checksum = sha256_of(Path(self.path))[:_CHECKSUM_DIGITS]

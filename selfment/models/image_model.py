@@ -143,6 +143,11 @@ class ImageModel:
         return device_of(self.device)
 
     @property
+    def batches_ahead(self) -> int:
+        """How many batches to begin before the result of the first is waited for."""
+        return 1 if self.torch_device.type == "cuda" else 0
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All that the backbone's features depend on besides the image, ready for JSON."""
         own = self.backbone if is_factory(self.backbone_name) else self._own

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +24,11 @@ from ..images.load import ImageLike, load_image
 from ..methods import Inputs, Method, MultiObject, SelfMask, Votes, as_method
 from .image_model import ImageModel
 from .pictured import with_image
+from .transfers import download, upload
 
 Labels = PseudoLabels | list[Objects]  #: of a batch: one object, or one for each image
 
 _FIELDS = tuple(field.name for field in fields(PseudoLabels))
-_Label = TypeVar("_Label", PseudoLabels, Objects)
 
 
 class PseudoLabeler(ImageModel):
@@ -130,12 +130,13 @@ class PseudoLabeler(ImageModel):
     def __call__(self, images: ImageLike | Sequence[ImageLike] | Mapping[str, Any]) -> Any:
         """Labels one image, a list of images, or a batch as Ray Data passes it.
 
-        One image (PIL, path, uint8 array): :class:`PseudoLabels` of torch tensors without a batch
-        axis that can be shown and saved, see :class:`selfment.models.pictured.ImageLabels`. A
-        list: :class:`PseudoLabels` with a batch axis. A mapping with the column ``image`` (uint8
-        images of any sizes) or ``path``: its columns, and one numpy array for each field of
-        :class:`PseudoLabels`. One row, with one image or path in place of a column: the same,
-        without the batch axis.
+        One image (PIL, path, content of a file, uint8 array): :class:`PseudoLabels` of torch
+        tensors without a batch axis that can be shown and saved, see
+        :class:`selfment.models.pictured.ImageLabels`. A list: :class:`PseudoLabels` with a batch
+        axis. A mapping with the column ``image`` (uint8 images of any sizes, contents of files, or
+        mappings with "bytes" and "path") or ``path``: its columns, and one numpy array for each
+        field of :class:`PseudoLabels`. One row, with one image or path in place of a column: the
+        same, without the batch axis.
 
         With the method ``MultiObject(K)`` the results are :class:`selfment.Objects`, for one image
         :class:`selfment.models.pictured.ImageObjects`; a list of them; or the columns ``count``
@@ -150,7 +151,7 @@ class PseudoLabeler(ImageModel):
         """
         if isinstance(images, Mapping):
             return self._with_columns(images)
-        if isinstance(images, Sequence) and not isinstance(images, str):
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
             labels = self._label(images)
             return labels if self.keep_aspect else _batched(labels)
         return with_image(self._label([images])[0], images)
@@ -175,16 +176,25 @@ class PseudoLabeler(ImageModel):
 
         Raises ``ValueError`` for features that are not finite.
         """
+        return self.start_batch(batch)()
+
+    def start_batch(self, batch: Tensor) -> Callable[[], Labels]:
+        """Begins :meth:`label_batch`; returns the function that waits for the labels.
+
+        On a CUDA device everything is queued, so that another batch can be begun meanwhile, unless
+        the method itself looks at values on the way. On the CPU everything is done here.
+        """
         check_dense(batch, "batch")
         check_data(batch, "batch")
         backbone = self.backbone
         grid = backbone.grid(*batch.shape[-2:])
         with as_documented(self.torch_device):
+            batch = upload(batch, self.torch_device)
             if self._voters:
-                return self.label_features(Votes(backbone(batch), self._votes(batch)), grid)
+                return self._start_features(Votes(backbone(batch), self._votes(batch)), grid)
             needs_more = self.method.needs is not None
             features = backbone.attend(batch) if needs_more else backbone(batch)
-            return self.label_features(features, grid)
+            return self._start_features(features, grid)
 
     def label_features(self, features: Inputs, grid: Grid | None = None) -> Labels:
         """Labels the backbone's (B, N, d) features of images of one size.
@@ -193,23 +203,32 @@ class PseudoLabeler(ImageModel):
         with h * w == N; None for that of square images. Raises ``ValueError`` for features that are
         not finite, and for patch features alone where the method needs more.
         """
+        return self._start_features(features, grid)()
+
+    def _start_features(self, features: Inputs, grid: Grid | None) -> Callable[[], Labels]:
         rows = self.method.rows(features)
         check_dense(rows, "features")
         check_data(rows, "features")
         grid = self.backbone.grid(self.size) if grid is None else grid
         labels = self.method.label(where_kernels_are(features), grid)
         if isinstance(labels, list):
-            return [_on_cpu(objects) for objects in labels]
-        labels = _on_cpu(labels)
-        bad = labels.eigenvalue.isnan()
-        # On a CUDA device the method did not wait, and so could not raise.
-        if bad.any() and self.method.has_vector:
-            image = int(bad.int().argmax())
-            raise ValueError(
-                "`features` must be finite, and so must their norms: got NaN, infinity or an "
-                f"overflow in image {image}"
-            )
-        return labels
+            objects = [_on_cpu(one) for one in labels]
+            return lambda: objects
+        copied = download([getattr(labels, name) for name in _FIELDS])
+
+        def wait() -> Labels:
+            labels = PseudoLabels(**dict(zip(_FIELDS, copied(), strict=True)))
+            bad = labels.eigenvalue.isnan()
+            # On a CUDA device the method did not wait, and so could not raise.
+            if bad.any() and self.method.has_vector:
+                image = int(bad.int().argmax())
+                raise ValueError(
+                    "`features` must be finite, and so must their norms: got NaN, infinity or an "
+                    f"overflow in image {image}"
+                )
+            return labels
+
+        return wait
 
     def _more(self) -> str:
         return f"method={self.method!r}, "
@@ -294,8 +313,8 @@ def one_by_one(labels: Labels) -> Sequence[PseudoLabels | Objects]:
     ]
 
 
-def _on_cpu(labels: _Label) -> _Label:
-    return type(labels)(*(value.cpu() for value in vars(labels).values()))
+def _on_cpu(objects: Objects) -> Objects:
+    return Objects(*(value.cpu() for value in vars(objects).values()))
 
 
 def where_kernels_are(features: Inputs) -> Inputs:
@@ -304,8 +323,14 @@ def where_kernels_are(features: Inputs) -> Inputs:
 
 
 def _from_column(value: Any) -> ImageLike:
-    """Returns an entry of a numpy column: text as a string, nested lists as an array."""
-    if isinstance(value, str | os.PathLike | Image.Image | np.ndarray):
+    """Returns an entry of a column as an image: text as a path, nested lists as an array.
+
+    Tables have the bytes of a file, or a mapping with "bytes" and "path".
+    """
+    if isinstance(value, Mapping) and {"bytes", "path"} & set(value):
+        data = value.get("bytes")
+        return value["path"] if data is None else bytes(data)
+    if isinstance(value, str | os.PathLike | bytes | Image.Image | np.ndarray):
         return value
     return np.asarray(value)
 
@@ -317,7 +342,7 @@ def _is_image(value: Any) -> bool:
         return value.dtype != object and (
             value.ndim == 2 or (value.ndim == 3 and value.shape[2] in (3, 4))
         )
-    return isinstance(value, str | os.PathLike | Image.Image)
+    return isinstance(value, str | os.PathLike | bytes | Image.Image | Mapping)
 
 
 def _object_columns(images: Sequence[Objects], most: int) -> dict[str, npt.NDArray[Any]]:

@@ -36,6 +36,7 @@ from .head import (
 )
 from .image_model import ImageModel
 from .module import SaliencyModule
+from .transfers import download, upload
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _CHECKPOINTS = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -216,7 +217,7 @@ class Segmenter(ImageModel):
         Each is an (H, W) float32 tensor in [0, 1] at the upright image's own size. Raises
         :class:`selfment.images.ImageError` and ``ValueError``.
         """
-        if not isinstance(images, Sequence) or isinstance(images, str):
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes):
             return self._segment([images])[0]
         found: list[Tensor] = []
         for start in range(0, len(images), self.batch_size):
@@ -247,17 +248,29 @@ class Segmenter(ImageModel):
         Raises ``ValueError`` for features that are not finite and ``TypeError`` for a batch that is
         no dense tensor.
         """
+        return self.start_batch(batch)()
+
+    def start_batch(self, batch: Tensor) -> Callable[[], Tensor]:
+        """Begins :meth:`saliency_batch`; returns the function that waits for the saliency.
+
+        On a CUDA device everything is queued, so that another batch can be begun meanwhile.
+        """
         check_dense(batch, "batch")
         check_data(batch, "batch")
         self.load()
         assert self._forward is not None
         with as_documented(self.torch_device):
-            saliency = self._forward(batch).cpu()
-        if not saliency.isfinite().all():
-            raise ValueError(
-                "`features` must be finite, and so must their norms: the saliency is not"
-            )
-        return saliency
+            copied = download([self._forward(upload(batch, self.torch_device))])
+
+        def wait() -> Tensor:
+            (saliency,) = copied()
+            if not saliency.isfinite().all():
+                raise ValueError(
+                    "`features` must be finite, and so must their norms: the saliency is not"
+                )
+            return saliency
+
+        return wait
 
     def to_image(self, saliency: Tensor, content: tuple[int, int], size: tuple[int, int]) -> Tensor:
         """(H, W) float32 in [0, 1] of an (h, w) saliency on the patch grid; bilinear.

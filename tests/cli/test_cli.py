@@ -197,7 +197,7 @@ def test_interrupt_is_exit_code_130(capsys, photo, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(selfment.PseudoLabeler, "label_batch", interrupt)
+    monkeypatch.setattr(selfment.PseudoLabeler, "start_batch", interrupt)
     code, _, err = call(capsys, "label", photo, "--out", tmp_path / "out", "--size", 96)
     assert code == 130
     assert err.endswith("selfment label: interrupted; what was done is kept\n")

@@ -122,10 +122,10 @@ def test_a_second_run_labels_nothing(folders, tmp_path, monkeypatch):
     out = tmp_path / "out"
     first = run(folders, out, methods=["tokencut", "dsm"])
     calls = []
-    original = PseudoLabeler.label_batch
+    original = PseudoLabeler.start_batch
     monkeypatch.setattr(
         PseudoLabeler,
-        "label_batch",
+        "start_batch",
         lambda self, batch: calls.append(self.method.name) or original(self, batch),
     )
     again = run(folders, out, methods=["tokencut", "dsm"])

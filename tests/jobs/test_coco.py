@@ -41,11 +41,11 @@ class Interrupted(PseudoLabeler):
 
     passes = 0
 
-    def label_batch(self, batch):
+    def start_batch(self, batch):
         self.passes += 1
         if self.passes == 2:
             raise KeyboardInterrupt
-        return super().label_batch(batch)
+        return super().start_batch(batch)
 
 
 def test_an_interrupted_run_composes_what_is_done_and_the_next_one_the_rest(scenes, tmp_path):
@@ -104,9 +104,9 @@ def test_annotations_that_a_killed_run_left_are_not_in_the_set(scenes, tmp_path,
 class Doubtful(PseudoLabeler):
     """Cuts that cost more than they leave."""
 
-    def label_batch(self, batch):
-        labels = super().label_batch(batch)
-        return replace(labels, eigenvalue=labels.eigenvalue + 1.0)
+    def start_batch(self, batch):
+        labels = super().start_batch(batch)()
+        return lambda: replace(labels, eigenvalue=labels.eigenvalue + 1.0)
 
 
 def test_scores_are_never_negative(scenes, tmp_path):

@@ -14,7 +14,7 @@ from helpers.scenes import SIZES, coco_of, labeler, run, scene
 from selfment import CutOptions, Objects, PseudoLabeler, refine_mask
 from selfment.images.draw import label_image
 from selfment.images.load import find_images
-from selfment.jobs import label_job as labeling
+from selfment.jobs import folder as output_folder
 from selfment.jobs.coco import coco_record
 from selfment.jobs.exports import as_instances, yolo_lines
 from selfment.jobs.label import LabelSummary, label_images
@@ -127,16 +127,17 @@ def test_one_mask_is_one_object(scenes, tmp_path):
 class Blind(PseudoLabeler):
     """Finds nothing."""
 
-    def label_batch(self, batch):
-        return [
+    def start_batch(self, batch):
+        images = [
             Objects(
                 *(
                     value[:0] if value.ndim != 2 or name == "boxes" else 0 * value
                     for name, value in vars(objects).items()
                 )
             )
-            for objects in super().label_batch(batch)
+            for objects in super().start_batch(batch)()
         ]
+        return lambda: images
 
 
 def test_images_without_objects(scenes, tmp_path):
@@ -253,7 +254,7 @@ def test_an_error_costs_no_file_of_the_same_label(scenes, tmp_path, monkeypatch)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(labeling, "write_atomically", full)
+        patch.setattr(output_folder, "write_atomically", full)
         assert run([scenes], out, formats=["yolo"]) == LabelSummary(failed=3)
     assert (out / "annotations.json").read_bytes() == whole
     away = (scenes / "a.png").rename(tmp_path / "a.png")

@@ -104,10 +104,10 @@ def test_unreadable_images_are_reported_and_tried_again(photos_in, tmp_path, cap
 class Picky(PseudoLabeler):
     """Fails on any batch with the image whose upper left pixel is green."""
 
-    def label_batch(self, batch):
+    def start_batch(self, batch):
         if (batch[:, 1, 0, 0] > 0.9).any():
             raise RuntimeError("it is green\nand has two lines")
-        return super().label_batch(batch)
+        return super().start_batch(batch)
 
 
 def test_one_bad_image_does_not_cost_its_batch(photos_in, tmp_path):
@@ -222,11 +222,11 @@ class Interrupted(PseudoLabeler):
 
     passes = 0
 
-    def label_batch(self, batch):
+    def start_batch(self, batch):
         self.passes += 1
         if self.passes == 3:
             raise KeyboardInterrupt
-        return super().label_batch(batch)
+        return super().start_batch(batch)
 
 
 def test_an_interrupted_run_keeps_what_is_done(photos_in, tmp_path):
@@ -260,9 +260,9 @@ def test_lines_are_there_before_the_run_ends(photos_in, tmp_path):
     seen = []
 
     class Watching(PseudoLabeler):
-        def label_batch(self, batch):
+        def start_batch(self, batch):
             seen.append(len((out / "labels.jsonl").read_text().splitlines()))
-            return super().label_batch(batch)
+            return super().start_batch(batch)
 
     for index in range(6):
         picture(photos_in / f"more{index}.png")

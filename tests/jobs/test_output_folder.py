@@ -14,6 +14,7 @@ import pytest
 from helpers.commands import call
 from helpers.pictures import files_in, picture, pictures, records
 from helpers.runs import label, predict
+from selfment.jobs import folder as output_folder
 from selfment.jobs import predict as prediction
 from selfment.jobs.runner import Runner
 from selfment.util.lines import with_checksum, without_checksum
@@ -110,7 +111,7 @@ def test_a_prediction_that_fails_records_no_file_of_earlier_ones(photos_in, tmp_
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction, "write_atomically", full)
+        patch.setattr(output_folder, "write_atomically", full)
         assert predict(photos_in, out, head=1) == (0, 0, 3)
         assert predict(photos_in, out, head=1) == (0, 0, 3)
     row = records(out, "predictions.jsonl")["a.png"]

@@ -101,9 +101,9 @@ def test_files_that_would_share_a_name_keep_their_suffix(tmp_path):
 class Counting(Segmenter):
     """Counts the images that it computes."""
 
-    def saliency_batch(self, batch):
+    def start_batch(self, batch):
         self.seen = getattr(self, "seen", 0) + len(batch)
-        return super().saliency_batch(batch)
+        return super().start_batch(batch)
 
 
 @pytest.mark.slow
@@ -169,9 +169,9 @@ def test_the_png_is_that_of_the_official_inference(tmp_path, name):
 
 def test_batches_are_of_one_shape(tmp_path):
     class Watching(Segmenter):
-        def saliency_batch(self, batch):
+        def start_batch(self, batch):
             shapes.append(tuple(batch.shape))
-            return super().saliency_batch(batch)
+            return super().start_batch(batch)
 
     shapes: list[tuple[int, ...]] = []
     for index in range(10):
@@ -189,10 +189,10 @@ def test_batches_are_of_one_shape(tmp_path):
 
 def test_many_shapes_do_not_pile_up(tmp_path):
     class Watching(Segmenter):
-        def saliency_batch(self, batch):
+        def start_batch(self, batch):
             held.append(prepared[0] - sum(map(len, done)))
             done.append(batch)
-            return super().saliency_batch(batch)
+            return super().start_batch(batch)
 
         def preprocess(self, image):
             prepared[0] += 1
@@ -228,7 +228,7 @@ def test_a_killed_run_goes_on(head_in, tmp_path):
     for index in range(60):
         picture(folder / f"{index:02}.png", seed=index)
     arguments = ("predict", folder, "--head", head_in, "--out", out, "--size", 64, "--batch", 1)
-    where = "selfment.models.segmenter:Segmenter.saliency_batch"
+    where = "selfment.models.segmenter:Segmenter.start_batch"
     command = mortal.command(tmp_path, where, 12, *arguments, "--binary", 0.5)
     assert processes.run([sys.executable, *command]).returncode == -signal.SIGKILL
     written = list(out.glob("[!.]*.png"))

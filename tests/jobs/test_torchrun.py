@@ -71,7 +71,7 @@ def counts(said: str) -> tuple[int, int]:
 
 
 FAULTS = [
-    ("selfment.models.labeler:PseudoLabeler.label_batch", 3, "1"),
+    ("selfment.models.labeler:PseudoLabeler.start_batch", 3, "1"),
     ("selfment.jobs.records:Records.add", 4, "0"),
     ("selfment.jobs.records:os.replace", 3, "1"),
     ("selfment.jobs.records:Path.unlink", 1, "any"),  # in the midst of merging the records
@@ -98,7 +98,7 @@ def test_predictions_of_a_run_whose_process_was_killed(photos_in, tmp_path):
     save_head(tmp_path / "head", a_head(), HeadInfo("classic"))
     out = tmp_path / "out"
     command = ("predict", photos_in, "--head", tmp_path / "head", "--out", out, "--size", 64)
-    fault = ("selfment.models.segmenter:Segmenter.saliency_batch", 3, "0")
+    fault = ("selfment.models.segmenter:Segmenter.start_batch", 3, "0")
     done = torchrun(tmp_path, fault, *command, "--batch", 1, "--binary", 0.5)
     assert done.returncode == 0, done.stderr
     assert "exitcode: -9" in done.stderr, done.stderr
@@ -124,7 +124,7 @@ def test_broken_images_do_not_end_the_other_process(photos_in, tmp_path):
 
 def test_sigterm_ends_a_run_in_good_order(photos_in, tmp_path):
     out = tmp_path / "out"
-    where = "selfment.models.labeler:PseudoLabeler.label_batch"
+    where = "selfment.models.labeler:PseudoLabeler.start_batch"
     arguments = ("label", photos_in, "--out", out, "--size", 96, "--batch", 1)
     command = mortal.command(tmp_path, where, 6, *arguments, what="waits")
     with processes.started([sys.executable, *command], stderr=subprocess.PIPE) as process:

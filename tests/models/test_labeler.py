@@ -73,6 +73,17 @@ def test_a_batch_dict_of_paths(labeler, labels):
     assert np.array_equal(found["mask"], labels.mask.numpy())
 
 
+def test_the_bytes_of_files(labeler, labels):
+    """As tar files and tables hold them, the latter in a mapping with the path, too."""
+    data = [path.read_bytes() for path in PATHS]
+    assert_same(labeler(data[0]), labels, 0)
+    column = [{"bytes": data[0], "path": None}, {"bytes": None, "path": str(PATHS[1])}, data[2]]
+    found = labeler({"image": column})
+    assert np.array_equal(found["mask"], labels.mask.numpy())
+    with pytest.raises(ImageError, match="cannot read the image: not an image that Pillow knows"):
+        labeler(b"not an image")
+
+
 def test_pickling_drops_the_model(labeler, labels):
     data = pickle.dumps(labeler)
     assert len(data) < 2000
