@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedRandom
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ def spilled_frames(
     process is killed. ``expected``: so many frames are to come, if that is known.
     """
     where = Path(tempfile.gettempdir() if folder is None else folder)
-    with tempfile.TemporaryFile(dir=where) as file:
+    with tempfile.TemporaryFile(buffering=0, dir=where) as file:
         yield SpilledFrames(file, where, expected)
 
 
@@ -37,7 +37,7 @@ class SpilledFrames:
     They are the very bits that were added, on the CPU.
     """
 
-    def __init__(self, file: BufferedRandom, folder: Path, expected: int | None = None) -> None:
+    def __init__(self, file: FileIO, folder: Path, expected: int | None = None) -> None:
         """``folder``: where the file is; ``expected``: see :func:`spilled_frames`."""
         self.grids: list[Grid] = []  #: of the frames, in order
         self._file, self._folder, self._expected = file, folder, expected
@@ -55,14 +55,13 @@ class SpilledFrames:
                 rest = f"about {needed:,} bytes, {free:,} are free"
                 raise self._full(f"the features of {self._expected} frames take {rest}")
         try:
-            self._file.write(data)
-            self._file.flush()
+            while data:
+                data = data[self._file.write(data) :]
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             done = sum(size.numel() * dtype.itemsize for size, dtype in self._forms)
-            count = len(self.grids)
-            raise self._full(f"the features of {count} frames took {done:,} bytes") from error
+            raise self._full(f"{done:,} bytes of features had been written") from error
         self._forms.append((rows.shape, rows.dtype))
         self.grids.append(grid)
 
