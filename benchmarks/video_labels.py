@@ -188,14 +188,15 @@ def main() -> None:
                 count += len(found)
             rest = f"{flips / count:.2f} | {window**2 / (window - overlap):.1f}"
             row(f"{window}, {overlap}", clips, masks, rest)
-        for count in LANDMARKS:
-            chosen = None if count is None else LandmarkOptions(count)
+        for landmarks in LANDMARKS:
+            chosen = None if landmarks is None else LandmarkOptions(landmarks)
             joint = [
                 label_frames(list(clip.features), grid, cut, IpoOptions(), landmarks=chosen)
                 for clip in clips
             ]
             masks = [torch.stack(label.mask) for label in joint]
-            row("all" if count is None else f"all, {count} landmarks", clips, masks, "|")
+            name = "all" if landmarks is None else f"all, {landmarks} landmarks"
+            row(name, clips, masks, "|")
 
 
 if __name__ == "__main__":
