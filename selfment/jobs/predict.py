@@ -92,13 +92,13 @@ def predict_images(
         ImportError: If there are only videos, and PyAV is missing.
         Exception: Whatever backbone and head raise when they cannot be loaded.
     """
-    job = _PredictionJob(segmenter, overlays, binary, frames, progress)
+    job = PredictionJob(segmenter, overlays, binary, frames, progress)
     folder = OutputFolder(out, job, shard)
     run_job(job, folder, images, progress)
     return PredictionSummary(folder.done, folder.skipped, folder.failed)
 
 
-class _PredictionJob:
+class PredictionJob:
     """Segments images and videos; a :class:`selfment.jobs.spec.JobSpec`."""
 
     records_file = "predictions.jsonl"
@@ -110,12 +110,12 @@ class _PredictionJob:
     def __init__(
         self,
         segmenter: Segmenter,
-        overlays: bool,
-        binary: float | None,
-        frames: bool,
-        progress: bool,
+        overlays: bool = False,
+        binary: float | None = None,
+        frames: bool = False,
+        progress: bool = True,
     ) -> None:
-        """``progress``: show a bar for each video."""
+        """Checks the arguments, see :func:`predict_images`; ``progress``: a bar for each video."""
         if binary is not None:
             params.require("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
         self._segmenter = segmenter
