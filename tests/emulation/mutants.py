@@ -57,6 +57,7 @@ CASES = {
     "finish.cu": ["auto", "joint"],
     "ipo.cu": ["complements", "labels", "dtypes"],
     "matvec.cu": ["paint"],
+    "operand.cu": ["labels", "dtypes"],
     "paint.cu": ["paint"],
     "threshold.cu": ["auto"],
 }

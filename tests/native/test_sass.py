@@ -96,7 +96,7 @@ def test_the_loop_of_the_tensor_cores(machine: Machine, bfloat16: str) -> None:
     assert len(loop.usual) <= 5 * loop.count("HMMA")
 
 
-@pytest.mark.parametrize("kernel", ["affinity: prepare", "affinity: settle", "ipo: optimize"])
+@pytest.mark.parametrize("kernel", ["operand: prepare", "affinity: settle", "ipo: optimize"])
 @pytest.mark.parametrize("type_", TYPES)
 def test_features_are_read_16_bytes_at_a_time(machine: Machine, kernel: str, type_: str) -> None:
     """Four pieces on their way before the first is used; the other loads are of unaligned rows."""
@@ -111,7 +111,7 @@ def test_features_are_read_16_bytes_at_a_time(machine: Machine, kernel: str, typ
 @pytest.mark.parametrize("type_", ["float", "Float16", "BFloat16"])
 def test_squares_are_summed_in_floats_where_doubles_are_slow(machine: Machine, type_: str) -> None:
     """A few doubles for the 16 or 32 elements that a lane reads at a time."""
-    kernel = machine[f"affinity: prepare<{type_}>"]
+    kernel = machine[f"operand: prepare<{type_}>"]
     in_floats = [loop for loop in loops(kernel) if wide(loop) and loop.count("REDUX")]
     assert len(in_floats) == (kernel.arch not in ("80", "90"))
     for loop in in_floats:
