@@ -89,6 +89,18 @@ def test_blocks_join_the_landmarks_as_on_the_cpu(target: Target, name: str, dtyp
 
 
 @BOTH
+def test_blocks_of_more_rows_and_landmarks_than_a_table_has(target: Target) -> None:
+    """More than 1024 of both, and nine tiles of rows, which are not a power of two."""
+    rows = smooth(25, 44, 16, seed=9)
+    x = torch.randn(2, 1050, dtype=torch.float64, generator=generator(2))
+    options = {"chosen": torch.arange(1100)[50:], "tau": 0.3, "size": 1100}
+    ours, expected = target(joined, rows, x, **options), joined(rows, x, **options)
+    assert torch.equal(ours[0], expected[0])
+    for found, wanted in zip(ours[1:], expected[1:], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@BOTH
 def test_sums_need_no_vector(target: Target) -> None:
     """Without x the means are the caller's, and stay as they are."""
     rows, cut = smooth(9, 15, 20), CutOptions(tau=0.3)
