@@ -50,7 +50,7 @@ class Outputs:
     def recorded_units(self) -> list[Unit]:
         """The units of image files that earlier runs have begun, whatever their settings.
 
-        :func:`selfment.shards.units.find_units` leaves the files of each together.
+        :func:`selfment.shards.units.Inputs.units` leaves the files of each together.
         """
         return [record.unit for record in self._records.values() if record.unit.kind == "files"]
 

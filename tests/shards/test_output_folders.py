@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from helpers.shard_rows import ALL, Killed, MortalStore, form, good, unit
+from helpers.shards import units_of
 from selfment.shards.formats import Format
 from selfment.shards.outputs import Outputs
 from selfment.shards.rows import SourceFile, Unit
 from selfment.shards.stores import open_store
 from selfment.shards.unit_output import UnitOutput
-from selfment.shards.units import find_units
 
 
 def photos(folder: Path, names: str, time: int = 5) -> Path:
@@ -30,7 +30,7 @@ def photos(folder: Path, names: str, time: int = 5) -> Path:
 def do(store: Any, made: Format, *inputs: Path) -> list[str]:
     """Does a run over image files, two to a unit; returns the keys that it computed."""
     outputs = Outputs(store)
-    units, sources = find_units(inputs, block=2, earlier=outputs.recorded_units())
+    units, sources = units_of(inputs, earlier=outputs.recorded_units(), block=2)
     computed = []
     for each in outputs.plan(units, made):
         output = UnitOutput(store, made, each)
