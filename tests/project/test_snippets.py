@@ -37,6 +37,8 @@ LIBRARIES = {
     "annotations.json": "pycocotools",
     "model.onnx": "onnxruntime",
     "model.pt2": "transformers",
+    "load_dataset(": "datasets",
+    "WebDataset(": "webdataset",
 }
 #: Snippets with one of these texts end with the error where the weights are missing.
 WEIGHTS = {"vit_small_patch16_dinov3": WeightsError}
