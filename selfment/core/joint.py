@@ -139,13 +139,14 @@ def joint_label(
         min_confidence: below this the frames are ``rejected``, all together.
         landmarks: None for the exact cut, whose graph has to fit into memory: 2.1 GB for 131,000
             patches. Or m >= 2: if there are more patches, the vector is approximated from m of
-            them, in a binary graph on the CPU; 10,000 are recommended.
+            them, in a binary graph; 10,000 are recommended.
         landmark_seed: which landmarks are drawn.
 
     With landmarks, features may also be a numpy memory map, or any iterable of (N_i, d) that can be
     read again and again: frames are read one at a time, in 4 passes and one for each step of IPO.
     Beyond the features and the labels memory then has m^2 / 8 bytes of graph, about 10 float64 for
-    each patch, and a block of rows.
+    each patch, and a block of rows. On a CUDA device, whose frames are made on its current stream,
+    this waits for the device in between, and raises the errors of the CPU.
 
     Returns:
         The labels of the frames, and numbers for all of them together; with fewer landmarks than
@@ -155,7 +156,7 @@ def joint_label(
     Raises:
         TypeError: as :func:`selfment.pseudo_label`, and with landmarks for an iterator.
         ValueError: as there, for grids that do not fit the features, and with landmarks for a
-            weighted graph or features on a CUDA device.
+            weighted graph.
         ImportError: as there.
         MemoryError: as there.
     """
@@ -216,11 +217,6 @@ def _by_landmarks(
     cut, ipo, min_confidence = from_operator(*options)
     if cut.weighted:
         raise ValueError(f"`landmarks` must be None with a weighted graph: got {landmarks}")
-    if blocks.device.type != "cpu":
-        raise ValueError(
-            "`landmarks` must be None with features on a CUDA device, there is no kernel for them: "
-            f"got {landmarks}; call .cpu() first"
-        )
     with blocks.array_type.stream():
         seed = chosen.landmark_seed
         labels = label_blocks(blocks, grids, landmarks, seed, cut, ipo, min_confidence)

@@ -59,6 +59,15 @@ class LabelSummary:
     failed: int = 0
     report: ReportSummary | None = None  #: the page, if this process has written it
 
+    def __add__(self, other: LabelSummary) -> LabelSummary:
+        """The counts of two processes, and the page that was written last."""
+        return LabelSummary(
+            self.labelled + other.labelled,
+            self.skipped + other.skipped,
+            self.failed + other.failed,
+            other.report or self.report,
+        )
+
 
 def label_images(
     images: Sequence[ImageEntry],
