@@ -38,7 +38,7 @@ def read_unit(
     Close the generator if it is not read to its end.
 
     Args:
-        unit: the unit, of :func:`selfment.shards.units.find_units`.
+        unit: the unit, of :func:`selfment.shards.units.find_inputs`.
         sources: the file systems of its files.
         column: the images of a shard: the extension in a tar file, the column in a table. None:
             the only one that there is.

@@ -15,13 +15,13 @@ from ..util.files import RealPaths
 from ..util.lines import without_checksum
 from .rows import SourceFile
 from .stores import LocalStore, Sources, Store
+from .unit_record import RECORDS
 
 #: Suffixes of shards, and their kinds.
 SHARDS = {
     **{".tar": "tar", ".tar.gz": "tar", ".tgz": "tar"},
     **{".parquet": "parquet", ".arrow": "arrow"},
 }
-RECORDS = "records"  # the folder with the records of a run's units, beside its results
 _RESULTS = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")  # of runs over folders
 _RESULT_SUFFIXES = (".tar", ".parquet", ".jsonl")
 _CACHE = re.compile(r"cache-.*\.arrow")  # what `datasets` keeps beside its tables

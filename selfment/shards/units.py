@@ -8,34 +8,53 @@ import os
 import posixpath
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ..core.options import require
 from ..images.search import unique_names
-from ..util.distributed import world
 from ..util.files import printable
 from .keys import image_keys
 from .rows import SourceFile, Unit
 from .shard_search import ShardSearch, kind_of, stem_of
 from .stores import Sources, Store
+from .unit_record import stamps
 
 BLOCK = 1000  # image files of a unit
 
 
-def find_units(
-    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
-    *,
-    out: Store | None = None,
-    block: int = BLOCK,
-    earlier: Iterable[Unit] = (),
-) -> tuple[list[Unit], Sources]:
-    """Lists the shards and image files of inputs as units; also returns their file systems.
+@dataclass(frozen=True)
+class Inputs:
+    """The shards and the image files that the inputs of a run name."""
+
+    shards: Sequence[Unit]  #: a unit for each shard
+    images: Sequence[SourceFile]
+    sources: Sources  #: their file systems
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of their units."""
+        return {unit.kind for unit in self.shards} | ({"files"} if self.images else set())
+
+    def units(self, earlier: Iterable[Unit] = (), block: int = BLOCK) -> list[Unit]:
+        """The shards, and groups of up to ``block`` image files in their order.
+
+        ``earlier``: units of earlier runs. Groups whose files are all there and unchanged remain
+        units, so that new files do not shift the groups.
+        """
+        require("block", block, "an integer >= 1", isinstance(block, int) and block >= 1)
+        return [*self.shards, *_groups(self.images, block, earlier)]
+
+
+def find_inputs(
+    inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], out: Store | None = None
+) -> Inputs:
+    """Lists the shards and image files of inputs.
 
     An input is a path or a URL: a file, a folder (searched recursively), or a glob with ``*``,
     ``**``, ``?``, ``[...]``, ``{0000..0123}`` and ``{a,b}``. A folder has shards or images, not
     both. A shard is a unit, named by its path without the suffix, which it keeps where others
-    have the same path without it. Image files are grouped in their order. Names are relative to
-    the common parent of the inputs, as in :func:`selfment.images.find_images`.
+    have the same path without it. Names are relative to the common parent of the inputs, as in
+    :func:`selfment.images.find_images`.
 
     Hidden files, and what is in the folder ``out`` and in folders of earlier results, are left out.
     The number of other files that are left out is printed on stderr, by suffix and reason.
@@ -43,9 +62,6 @@ def find_units(
     Args:
         inputs: one input, or several.
         out: the output folder.
-        block: the image files of a unit.
-        earlier: units of image files in earlier runs. Those whose files are all there and
-            unchanged remain units, so that new files do not shift the groups.
 
     Raises:
         ValueError: an input without a shard or an image, a missing file, inputs on several kinds
@@ -53,15 +69,13 @@ def find_units(
         OSError: a folder cannot be listed.
         ImportError: PyArrow is needed and missing.
     """
-    require("block", block, "a positive integer", isinstance(block, int) and block > 0)
     search = ShardSearch(Sources(), out)
     for value in [inputs] if isinstance(inputs, str | os.PathLike) else inputs:
         search.add(os.fspath(value))
     if not search.files:
         raise ValueError("`inputs` must name at least one shard or image: got none")
-    if world()[0] <= 0:
-        for sentence in search.sentences():
-            print(printable(sentence), file=sys.stderr)
+    for sentence in search.sentences():
+        print(printable(sentence), file=sys.stderr)
     files = _with_names(list(search.files.values()), search.roots)
     shards = [file for file in files if kind_of(file.name) is not None]
     images = [file for file in files if kind_of(file.name) is None]
@@ -70,7 +84,7 @@ def find_units(
         Unit(name, kind_of(file.name) or "", (file,))
         for name, file in zip(names, shards, strict=True)
     ]
-    return units + _groups(images, block, earlier), search.sources
+    return Inputs(units, images, search.sources)
 
 
 def _with_names(files: Sequence[SourceFile], roots: Sequence[str]) -> list[SourceFile]:
@@ -92,23 +106,18 @@ def _path(uri: str) -> str:
 def _groups(images: Sequence[SourceFile], block: int, earlier: Iterable[Unit]) -> list[Unit]:
     """Returns earlier units whose files are unchanged, and the other files in new units."""
     keys = dict(zip(images, image_keys([file.name for file in images]), strict=True))
-    current = {_stamp(file): file for file in images}
+    current = dict(zip(stamps(images), images, strict=True))
     units = []
     for unit in earlier:
-        stamps = list(map(_stamp, unit.files))
-        if unit.kind == "files" and all(stamp in current for stamp in stamps):
+        if unit.kind == "files" and all(stamp in current for stamp in stamps(unit.files)):
             # The files may have been moved to another place together.
-            files = tuple(current.pop(stamp) for stamp in stamps)
+            files = tuple(current.pop(stamp) for stamp in stamps(unit.files))
             units.append(Unit(unit.name, "files", files, tuple(keys[file] for file in files)))
     left = list(current.values())
     for start in range(0, len(left), block):
         files = tuple(left[start : start + block])
-        digest = hashlib.sha256(json.dumps([_stamp(file) for file in files]).encode()).hexdigest()
+        digest = hashlib.sha256(json.dumps(stamps(files)).encode()).hexdigest()
         units.append(
             Unit(f"files-{digest[:12]}", "files", files, tuple(keys[file] for file in files))
         )
     return units
-
-
-def _stamp(file: SourceFile) -> tuple[str, int, int]:
-    return file.name, file.bytes, file.mtime_ns

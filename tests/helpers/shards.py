@@ -6,13 +6,14 @@ import io
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from selfment.shards.readers import read_unit
-from selfment.shards.rows import Row
-from selfment.shards.stores import open_store
-from selfment.shards.units import find_units
+from selfment.shards.rows import Row, Unit
+from selfment.shards.stores import Sources, Store, open_store
+from selfment.shards.units import BLOCK, find_inputs
 
 
 def image(number: int, kind: str = "PNG") -> bytes:
@@ -33,6 +34,14 @@ def tar(members: Iterable[tuple[str, bytes]]) -> bytes:
     return file.getvalue()
 
 
+def units_of(
+    inputs: Any, out: Store | None = None, earlier: Sequence[Unit] = (), block: int = BLOCK
+) -> tuple[list[Unit], Sources]:
+    """Returns the units of inputs, and their file systems."""
+    found = find_inputs(inputs, out)
+    return found.units(earlier, block), found.sources
+
+
 def rows_of(
     path: str | Path,
     column: str | None = None,
@@ -40,7 +49,7 @@ def rows_of(
     skip: Sequence[str] = (),
 ) -> Iterator[Row]:
     """Yields the rows of the one unit of a path or URL."""
-    [unit], sources = find_units(path)
+    [unit], sources = units_of(path)
     yield from read_unit(unit, sources, column=column, key_column=key_column, skip=skip)
 
 

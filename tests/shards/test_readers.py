@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shards import image, rows_of, tar
+from helpers.shards import image, rows_of, tar, units_of
 from selfment.shards.readers import read_unit
 from selfment.shards.rows import Row
 from selfment.shards.stores import LocalStore, Store
-from selfment.shards.units import find_units
 
 
 def test_image_files_are_rows_in_their_order(store: Store) -> None:
@@ -37,7 +36,7 @@ def test_a_shard_is_read_on_each_file_system(store: Store) -> None:
 def test_a_file_that_is_gone_is_an_error_of_its_row(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(image(number))
-    [unit], sources = find_units(tmp_path)
+    [unit], sources = units_of(tmp_path)
     (tmp_path / "1.png").unlink()
     found = list(read_unit(unit, sources))
     assert [row.error for row in found] == [
@@ -55,7 +54,7 @@ def test_an_unfinished_pass_leaves_no_thread_and_few_files_are_read_ahead(
     read: list[str] = []
     original = LocalStore.read
     monkeypatch.setattr(LocalStore, "read", lambda *a: [read.append(a[1]), original(*a)][1])
-    [unit], sources = find_units(tmp_path)
+    [unit], sources = units_of(tmp_path)
     rows = read_unit(unit, sources)
     assert [next(rows).key for _ in range(5)] == [f"{n:02d}" for n in range(5)]
     rows.close()

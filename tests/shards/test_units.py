@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.shards import put
+from helpers.shards import put, units_of
 from selfment.shards.rows import Unit
 from selfment.shards.stores import Store, open_store
-from selfment.shards.units import find_units
 from selfment.util.lines import with_checksum
 
 SHARDS = ["a/00.tar", "a/01.tar", "a/02.tar.gz", "b/00.tar", "b/c/00.parquet"]
@@ -26,7 +25,7 @@ def shards(store: Store) -> Store:
 
 
 def names(url: str, **options: object) -> list[str]:
-    units, _ = find_units(url, **options)  # type: ignore[arg-type]
+    units, _ = units_of(url, **options)  # type: ignore[arg-type]
     return [unit.name for unit in units]
 
 
@@ -55,13 +54,13 @@ def test_folders_globs_and_braces(shards: Store, pattern: str, found: list[str] 
     url = f"{shards.uri}{pattern}"
     if found is None:
         with pytest.raises(ValueError, match=r"no shard or image matches '.*/b/01\*\.tar'"):
-            find_units(url)
+            units_of(url)
         return
     assert names(url) == found
 
 
 def test_units_are_shards_with_their_size_and_place(shards: Store) -> None:
-    units, sources = find_units(shards.uri)
+    units, sources = units_of(shards.uri)
     files = shards.list()
     assert [unit.kind for unit in units] == ["tar", "tar", "tar", "tar", "parquet"]
     assert [unit.files for unit in units] == [(replace(file),) for file in files]
@@ -76,7 +75,7 @@ def test_names_that_would_be_equal_keep_their_suffix(tmp_path: Path) -> None:
 
 
 def test_several_inputs_share_their_names(shards: Store) -> None:
-    units, _ = find_units([f"{shards.uri}/b", f"{shards.uri}/a/*.tar", f"{shards.uri}/b/00.tar"])
+    units, _ = units_of([f"{shards.uri}/b", f"{shards.uri}/a/*.tar", f"{shards.uri}/b/00.tar"])
     assert [unit.name for unit in units] == ["b/00", "b/c/00", "a/00", "a/01"]
 
 
@@ -84,9 +83,9 @@ def test_shards_and_images_of_one_folder_are_named_separately(shards: Store) -> 
     shards.write("a/x.jpg", b"")
     text = shards.text_of("a")
     with pytest.raises(ValueError, match="has both shards, 3, and images, 1: name them") as caught:
-        find_units(f"{shards.uri}/a")
+        units_of(f"{shards.uri}/a")
     assert str(caught.value).startswith(f"{text!r} has both")
-    units, _ = find_units([f"{shards.uri}/a/*.tar", f"{shards.uri}/a/*.jpg"])
+    units, _ = units_of([f"{shards.uri}/a/*.tar", f"{shards.uri}/a/*.jpg"])
     assert [unit.kind for unit in units] == ["tar", "tar", "files"]
 
 
@@ -104,7 +103,7 @@ def test_shards_and_images_of_one_folder_are_named_separately(shards: Store) -> 
 def test_an_input_without_a_shard_is_named(shards: Store, pattern: str, sentence: str) -> None:
     shards.write("d/e.xml", b"")
     with pytest.raises(ValueError, match=sentence):
-        find_units(f"{shards.uri}{pattern}")
+        units_of(f"{shards.uri}{pattern}")
 
 
 def test_what_is_left_out_is_said(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,11 +132,11 @@ def test_results_of_earlier_runs_are_not_inputs(
     for name in ("run/a.png", "runs/1/a.tar", "runs/2/files-0.jsonl", "runs/2/a/b.png"):
         store.write(name, b"")
     store.write("run/labels.jsonl", RECORD)
-    store.write("runs/1/records/a.json", b"")
-    store.write("runs/2/records/files-0.json", b"")
-    store.write("e/records/c.json", b"")  # a record of nothing
+    store.write("runs/1/.selfment/records/a.json", b"")
+    store.write("runs/2/.selfment/records/files-0.json", b"")
+    store.write("e/.selfment/records/c.json", b"")  # a record of nothing
     store.write("e/c.jpg", b"")
-    [unit], _ = find_units(store.uri)
+    [unit], _ = units_of(store.uri)
     assert [file.name for file in unit.files] == ["a.jpg", "d/b.jpg", "e/c.jpg"]
     said = capsys.readouterr().err
     assert said.startswith("3 folders with results of selfment were not searched: ")
@@ -146,7 +145,7 @@ def test_results_of_earlier_runs_are_not_inputs(
         ValueError,
         match="has no shard and no image: 1 folder with results of selfment was not searched: ",
     ):
-        find_units(f"{store.uri}/runs/1")
+        units_of(f"{store.uri}/runs/1")
 
 
 def test_the_output_folder_is_not_searched(store: Store) -> None:
@@ -157,7 +156,7 @@ def test_the_output_folder_is_not_searched(store: Store) -> None:
     assert names(f"{store.uri}/*", out=open_store("out", f"{store.uri}/none")) == ["a", "out/b"]
     for inputs in (f"{store.uri}/out", f"{store.uri}/out/*.tar"):
         with pytest.raises(ValueError, match="`out` must not be a folder that is searched"):
-            find_units(inputs, out=out)
+            units_of(inputs, out=out)
 
 
 def test_a_link_to_the_output_folder_is_not_searched(tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def test_a_link_to_the_output_folder_is_not_searched(tmp_path: Path) -> None:
     out = open_store("out", tmp_path / "in/out")
     assert names(str(tmp_path / "link"), out=out) == ["a"]
     with pytest.raises(ValueError, match="`out` must not be"):
-        find_units(tmp_path / "link/out", out=out)
+        units_of(tmp_path / "link/out", out=out)
 
 
 def test_relative_paths_and_names_with_the_characters_of_globs(
@@ -179,7 +178,7 @@ def test_relative_paths_and_names_with_the_characters_of_globs(
         Path(name).touch()
         assert names(name) == [name.removesuffix(".tar")]
     assert names("a{b}?.t*") == ["a{b}*"]
-    units, _ = find_units(tmp_path / "[a].tar")
+    units, _ = units_of(tmp_path / "[a].tar")
     assert units[0].files[0].uri == str(tmp_path / "[a].tar")
 
 
@@ -187,13 +186,13 @@ def test_inputs_are_on_one_kind_of_file_system(tmp_path: Path, bucket: str) -> N
     (tmp_path / "a.tar").touch()
     put(bucket, "b.tar", b"")
     with pytest.raises(ValueError, match="must be on one kind of file system: got paths and s3"):
-        find_units([str(tmp_path), bucket])
+        units_of([str(tmp_path), bucket])
     with pytest.raises(ValueError, match="`inputs` must name at least one shard or image"):
-        find_units([])
+        units_of([])
     with pytest.raises(ValueError, match="`inputs` must be paths or URLs: got ''"):
-        find_units([""])
-    with pytest.raises(ValueError, match="`block` must be a positive integer: got 0"):
-        find_units(bucket, block=0)
+        units_of([""])
+    with pytest.raises(ValueError, match="`block` must be an integer >= 1: got 0"):
+        units_of(bucket, block=0)
 
 
 @pytest.fixture
@@ -208,7 +207,7 @@ def groups(units: list[Unit]) -> list[list[str]]:
 
 
 def test_images_are_grouped_in_their_order(photos: Path) -> None:
-    units, _ = find_units(photos, block=3)
+    units, _ = units_of(photos, block=3)
     assert groups(units) == [
         ["0.jpg", "1.jpg", "2.jpg"],
         ["3.jpg", "4.jpg", "5.jpg"],
@@ -217,16 +216,16 @@ def test_images_are_grouped_in_their_order(photos: Path) -> None:
     assert [unit.keys for unit in units] == [("0", "1", "2"), ("3", "4", "5"), ("6",)]
     assert len({unit.name for unit in units}) == 3
     assert all(len(unit.name) == len("files-0123456789ab") for unit in units)
-    assert find_units(photos, block=3)[0] == units
+    assert units_of(photos, block=3)[0] == units
 
 
 def test_earlier_groups_stay_when_files_are_added_changed_or_moved(photos: Path) -> None:
-    earlier, _ = find_units(photos, block=3)
+    earlier, _ = units_of(photos, block=3)
     (photos / "00.jpg").touch()
     (photos / "4.jpg").write_bytes(b"changed")
     moved = photos.with_name("moved")
     os.rename(photos, moved)
-    units, _ = find_units(moved, block=3, earlier=earlier)
+    units, _ = units_of(moved, block=3, earlier=earlier)
     assert groups(units) == [
         ["0.jpg", "1.jpg", "2.jpg"],
         ["6.jpg"],
@@ -239,7 +238,7 @@ def test_earlier_groups_stay_when_files_are_added_changed_or_moved(photos: Path)
 
 
 def test_groups_have_the_names_of_their_files_sizes_and_times(photos: Path) -> None:
-    [before], _ = find_units(photos)
+    [before], _ = units_of(photos)
     os.utime(photos / "0.jpg", ns=(0, 10**18))
-    [after], _ = find_units(photos)
+    [after], _ = units_of(photos)
     assert before.name != after.name
