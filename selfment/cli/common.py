@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core import options as params
 from ..core.options import RECOMMENDED_MIN_CONFIDENCE, CutOptions
@@ -20,12 +20,16 @@ from .choices import DTYPES, FEATURES, METHODS, POSITIONS
 if TYPE_CHECKING:
     from ..backbones.files import FeatureFiles
     from ..images.load import ImageEntries
+    from ..jobs.cluster import RayOptions
+    from ..jobs.ranks import Ranks
     from ..methods import Method
     from ..models.labeler import PseudoLabeler
 
 #: The kinds of names that `--backbone` takes, for its help.
 BACKBONES = "classic, statistics, a ViT of timm, hf:PATH_OR_NAME, or package.module:factory"
 _CUT = CutOptions()
+
+Summary = TypeVar("Summary")
 
 
 def add_images(
@@ -134,6 +138,18 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def add_threads(parser: argparse._ActionsContainer) -> None:
     """Adds the number of threads."""
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (torch's default)")
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    """Adds who starts the processes that share the work, see :func:`ray_options`."""
+    add = parser.add_argument_group("processes, on machines that share all folders").add_argument
+    starts = "let Ray start the processes (by default it is this one, or torchrun starts them)"
+    add("--engine", choices=("ray",), help=starts)
+    where = "a Ray cluster: auto, or ray://HOST:PORT (by default, Ray is started on this machine)"
+    add("--address", help=where)
+    each = "processes of Ray (2), each with --threads (1)"
+    add("--workers", type=int, metavar="N", help=each)
+    add("--gpus", type=float, metavar="X", help="GPUs of each, such as 0.5 (0)")
 
 
 def add_voters(parser: argparse._ActionsContainer) -> None:
@@ -263,6 +279,48 @@ def make_method(kind: type[Method], options: Mapping[str, Any]) -> Method:
     for name, value in unknown.items():
         raise ValueError(f"`{name}` is no option of the method {kind.name!r}: got {value!r}")
     return kind(**options)
+
+
+def ray_options(arguments: argparse.Namespace) -> RayOptions | None:
+    """Returns the options of Ray, or None for another engine; raises ``ValueError``.
+
+    With Ray the device of the backbone depends on ``--gpus``, unless it is an argument.
+    """
+    names = ("address", "workers", "gpus")
+    values = {name: getattr(arguments, name) for name in names}
+    options = {name: value for name, value in values.items() if value is not None}
+    if arguments.engine is None:
+        for name, value in options.items():
+            raise ValueError(f"`{name}` must be left alone without --engine ray: got {value!r}")
+        return None
+    from ..jobs.cluster import RayOptions
+    from ..util import distributed
+
+    if distributed.world()[1] > 1:
+        raise ValueError("`engine` must be left alone under torchrun: got 'ray'")
+    if arguments.threads is not None:
+        options["threads"] = arguments.threads
+    ray = RayOptions(**options)
+    if arguments.device is None:
+        arguments.device = "cuda" if ray.gpus else "cpu"
+    return ray
+
+
+def run_ranks(ranks: Ranks[Summary], options: RayOptions | None) -> list[Summary]:
+    """Runs a job on Ray, or as the process that this is; returns a summary for each process."""
+    from ..util import distributed
+
+    with terminable():
+        if options is not None:
+            return ranks.run(options)
+        return [ranks.job(shard=distributed.world())]
+
+
+def check_default(arguments: argparse.Namespace, name: str, default: object, when: str) -> None:
+    """Raises ``ValueError`` for an option that is of no use; ``when``: in which case, in words."""
+    value = getattr(arguments, name)
+    if value != default:
+        raise ValueError(f"`{name}` must be left alone {when}: got {value!r}")
 
 
 def set_threads(threads: int | None) -> None:

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .common import add_frames, add_head, add_run, set_threads, terminable
+from .common import (
+    add_engine,
+    add_frames,
+    add_head,
+    add_run,
+    ray_options,
+    run_ranks,
+    set_threads,
+)
+from .shards import add_shards, are_shards, predict_shards
+
+if TYPE_CHECKING:
+    from ..models.segmenter import Segmenter
 
 EXAMPLES = """\
 selfment predict photos/ clip.mp4 --head run/head --out saliency --overlay
 selfment predict photos/ --head run/head --out masks --binary 0.5 --keep-aspect
+selfment predict s3://bucket/photos.parquet --head run/head --out s3://bucket/saliency
 """
 
 
@@ -26,18 +42,46 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
     files("--binary", type=float, metavar="T", help=mask)
     add_frames(group, "saliency and masks", default=False)
+    add_shards(parser)
     add_run(parser)
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
+    add_engine(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
-    from ..jobs.predict import find_inputs, predict_images
-    from ..models.segmenter import Segmenter
+    from ..jobs.predict import PredictionSummary, find_inputs, predict_images
+    from ..jobs.ranks import Ranks
     from ..util import distributed
 
+    engine = ray_options(arguments)
     set_threads(arguments.threads)
+    if are_shards(arguments):
+        return predict_shards(arguments, _segmenter(arguments), engine)
     inputs = find_inputs(arguments.inputs, out=arguments.out)
+    segmenter = _segmenter(arguments)
+    job = partial(
+        predict_images,
+        inputs,
+        arguments.out,
+        segmenter,
+        overlays=arguments.overlay,
+        binary=arguments.binary,
+        frames=arguments.frames,
+    )
+    records = Path(arguments.out, "predictions.jsonl")
+    summaries = run_ranks(Ranks(job, inputs, records, "saliency", arguments.batch), engine)
+    summary = sum(summaries, PredictionSummary())
+    counts = f"{summary.predicted} segmented, {summary.skipped} already done"
+    where = f"{arguments.out}/predictions.jsonl"
+    print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
+    return 1 if distributed.any_failed(summary.failed + len(inputs.unlisted)) else 0
+
+
+def _segmenter(arguments: argparse.Namespace) -> Segmenter:
+    """Returns the segmenter that the arguments describe; prints the note of its backbone."""
+    from ..models.segmenter import Segmenter
+
     segmenter = Segmenter.from_pretrained(
         arguments.head,
         backbone=arguments.backbone,
@@ -53,17 +97,4 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if segmenter.note:
         print(segmenter.note, file=sys.stderr)
-    with terminable():
-        summary = predict_images(
-            inputs,
-            arguments.out,
-            segmenter,
-            overlays=arguments.overlay,
-            binary=arguments.binary,
-            frames=arguments.frames,
-            shard=distributed.world(),
-        )
-    counts = f"{summary.predicted} segmented, {summary.skipped} already done"
-    where = f"{arguments.out}/predictions.jsonl"
-    print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
-    return 1 if distributed.any_failed(summary.failed + len(inputs.unlisted)) else 0
+    return segmenter

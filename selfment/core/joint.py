@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ from .label import (
     to_operator,
 )
 from .landmarks import label_blocks
-from .options import CutOptions, IpoOptions
+from .options import CutOptions, IpoOptions, LandmarkOptions
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -163,11 +162,32 @@ def joint_label(
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    chosen = None if landmarks is None else LandmarkOptions(landmarks, landmark_seed)
+    return label_frames(features, grid, cut, ipo, min_confidence, chosen)
+
+
+def label_frames(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None,
+    cut: CutOptions,
+    ipo: IpoOptions,
+    min_confidence: float = 0.0,
+    landmarks: LandmarkOptions | None = None,
+) -> JointLabels:
+    """Does what :func:`joint_label` does, with options that have been checked.
+
+    Args:
+        features: as there.
+        grid: as there.
+        cut: the options of the cut.
+        ipo: the options of IPO.
+        min_confidence: below this the frames are ``rejected``, all together.
+        landmarks: how the vector is approximated; None for the exact cut.
+    """
     options = to_operator(cut, ipo, min_confidence)
-    if landmarks is not None:
-        _check_landmarks(landmarks, landmark_seed)
-        return _by_landmarks(features, grid, int(landmarks), int(landmark_seed), options)
-    return _exactly(features, grid, options)
+    if landmarks is None:
+        return _exactly(features, grid, options)
+    return _by_landmarks(features, grid, landmarks, options)
 
 
 def _exactly(features: Any, grid: Any, options: tuple[Any, ...]) -> JointLabels:
@@ -180,17 +200,11 @@ def _exactly(features: Any, grid: Any, options: tuple[Any, ...]) -> JointLabels:
         return to_caller(checked.array_type, checked.batched, grids, labels)
 
 
-def _check_landmarks(landmarks: Any, seed: Any) -> None:
-    enough = isinstance(landmarks, Integral) and int(landmarks) >= 2
-    params.require("landmarks", landmarks, "None or an integer >= 2", enough)
-    allowed = isinstance(seed, Integral) and 0 <= int(seed) < 2**63
-    params.require("landmark_seed", seed, "an integer from 0 to 2^63 - 1", allowed)
-
-
 def _by_landmarks(
-    features: Any, grid: Any, landmarks: int, seed: int, options: tuple[Any, ...]
+    features: Any, grid: Any, chosen: LandmarkOptions, options: tuple[Any, ...]
 ) -> JointLabels:
     """Returns the labels by landmarks, or the exact ones if all patches are landmarks."""
+    landmarks = chosen.landmarks
     frames = is_frames(features)
     if frames:
         blocks, grids = frame_blocks(features, grid)
@@ -204,6 +218,7 @@ def _by_landmarks(
     if cut.weighted:
         raise ValueError(f"`landmarks` must be None with a weighted graph: got {landmarks}")
     with blocks.array_type.stream():
+        seed = chosen.landmark_seed
         labels = label_blocks(blocks, grids, landmarks, seed, cut, ipo, min_confidence)
         return to_caller(blocks.array_type, batched, grids, labels)
 

@@ -30,6 +30,7 @@ from .records import Records
 from .spec import Contents, OutputSpec
 from .task import Task
 
+INTERRUPTED = "the run was interrupted"  #: the error of an image that is started
 _INPUT_FIELDS = ("path", "bytes", "mtime_ns", "checksum")  # of records, on the input file
 
 
@@ -124,8 +125,7 @@ class OutputFolder:
         for field in new:
             if not self._has_file_setting(earlier, field):
                 last[self._spec.file_settings[field][0]] = None
-        error = "the run was interrupted"
-        self._add(task, {self._spec.key: task.name, "error": error, "last": last})
+        self._add(task, {self._spec.key: task.name, "error": INTERRUPTED, "last": last})
 
     def write(self, task: Task, contents: Contents) -> Record:
         """Writes files of an image, and removes those of other results, see the next methods.

@@ -39,6 +39,14 @@ class PredictionSummary:
     skipped: int = 0
     failed: int = 0
 
+    def __add__(self, other: PredictionSummary) -> PredictionSummary:
+        """The counts of two processes."""
+        return PredictionSummary(
+            self.predicted + other.predicted,
+            self.skipped + other.skipped,
+            self.failed + other.failed,
+        )
+
 
 def find_inputs(
     inputs: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],

@@ -270,8 +270,8 @@ F = smooth(4, 6, 3)
 @pytest.mark.parametrize(
     ("features", "grid", "options", "message"),
     [
-        (F, [(4, 6)], {"landmarks": 1}, "`landmarks` must be None or an integer >= 2: got 1"),
-        (F, [(4, 6)], {"landmarks": 2.5}, "None or an integer >= 2: got 2.5"),
+        (F, [(4, 6)], {"landmarks": 1}, "`landmarks` must be an integer >= 2: got 1"),
+        (F, [(4, 6)], {"landmarks": 2.5}, "`landmarks` must be an integer >= 2: got 2.5"),
         (F, [(4, 6)], {"landmarks": 9, "landmark_seed": -1}, "`landmark_seed` must be .*: got -1"),
         (F, [(4, 6)], {"landmarks": 9, "graph": "weighted"}, "None with a weighted graph: got 9"),
         ([F, F], [(4, 6)], {"landmarks": 9}, "got 1 for 2 frames"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from helpers.heads import a_head
 from selfment import CutOptions, PseudoLabeler, Segmenter
@@ -29,3 +31,15 @@ def label(inputs, out: Path, *, tau: float = 0.2, **options) -> tuple[int, int, 
     entries = find_images([inputs], out=out)
     done = label_images(entries, out, labeler, progress=False, **options)
     return done.labelled, done.skipped, done.failed
+
+
+def results(out: Path) -> dict[str, Any]:
+    """All files under a folder of results: records without their times, others as bytes."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        found[str(path.relative_to(out))] = path.read_bytes()
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            kept = [{k: row[k] for k in row.keys() - {"time", "seconds", "crc32"}} for row in rows]
+            found[str(path.relative_to(out))] = sorted(kept, key=lambda row: row["image"])
+    return found

@@ -1,9 +1,11 @@
-"""Labelling on a local Ray of two workers: equal masks, broken images, and kills."""
+"""`--engine ray` on a local Ray of two workers: equal results, kills, and interrupts."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -19,84 +21,89 @@ from PIL import Image
 
 from helpers import processes
 from helpers.folders import ROOT
+from helpers.pictures import pictures
+from helpers.runs import results
 from selfment import PseudoLabeler, PseudoLabels
-from selfment.images.load import find_images
-from selfment.jobs.label import label_images
+from selfment.images.load import ImageEntry, find_images
+from selfment.jobs.label import LabelSummary, label_images
+from selfment.jobs.report import report_labels
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system"),
+]
 
 ray: Any = pytest.importorskip(
     "ray", reason='Ray is not installed: pip install "selfment[ray]"', exc_type=ImportError
 )
-pytest.importorskip("ray.data", reason="Ray Data lacks its parts: selfment[ray] has them")
 
-SCRIPT = ROOT / "examples" / "ray_label.py"
-SIZE = 384
+COUNT = 12
+# A backbone that waits, once there are so many masks, until the gate is open. Workers can be seen
+# at the gate by their numbers.
+BACKBONE = """
+import os, time
+from pathlib import Path
+import torch
 
+GATE, OUT, MOST = Path(os.environ["GATE"]), Path(os.environ["OUT"]), int(os.environ["MOST"])
 
-def pictures(folder: Path, count: int) -> Path:
-    folder.mkdir(parents=True)
-    for index in range(count):
-        stream = np.random.RandomState(index)
-        pixels = stream.randint(60, 120, (60 + index % 3, 80, 3)).astype(np.uint8)
-        pixels[10:40, 20 + index % 5 : 50] = stream.randint(100, 255, 3)
-        Image.fromarray(pixels).save(folder / f"{index:02}.png")
-    return folder
+class Net(torch.nn.Module):
+    patch_size = 8
+    pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 16, 8, 8)
 
-@pytest.fixture
-def environment(tmp_path: Path) -> dict[str, str]:
-    """Ray leaves a token in the home folder."""
-    return {**os.environ, "HOME": str(tmp_path / "home"), "RAY_USAGE_STATS_ENABLED": "0"}
+    def forward(self, batch):
+        while not (GATE / "open").exists() and len(list(OUT.glob("*.png"))) >= MOST:
+            (GATE / f"worker-{os.getpid()}").touch()
+            time.sleep(0.01)
+        return self.conv(batch)
 
-
-# Put before the end of the script: once so many records are there, workers wait within a block
-# until the gate is open and so many of them have been there.
-GATE = """
-import time
-
-_call = BlockLabeler.__call__
-
-def _gated(self, batch):
-    gate = Path({gate!r})
-    (gate / f"worker-{{os.getpid()}}").touch()
-    while len(list(Path({out!r}).glob("records/*.parquet"))) >= {records} and not (
-        (gate / "open").exists() and len(list(gate.glob("worker-*"))) >= {workers}
-    ):
-        time.sleep(0.01)
-    return _call(self, batch)
-
-BlockLabeler.__call__ = _gated
-
+def net():
+    torch.manual_seed(0)
+    return Net()
 """
 
 
 @pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Starts the script; ``gate``: the records and workers for which others wait."""
+def photos(tmp_path: Path) -> Path:
+    names = [f"{index:02}.png" for index in range(COUNT)]
+    return pictures(tmp_path / "photos", *names, size=(80, 60))
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray leaves a token in the home folder; workers wait once there are four masks."""
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules/gated.py").write_text(BACKBONE)
+    (tmp_path / "gate").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.delitem(sys.modules, "gated", raising=False)
+    for name, value in {
+        "HOME": tmp_path / "home",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": f"{tmp_path / 'modules'}{os.pathsep}{ROOT}",
+        "GATE": tmp_path / "gate",
+        "OUT": tmp_path / "out",
+        "MOST": "4",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+
+
+@pytest.fixture
+def start(photos: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts `selfment label --engine ray` with the gated backbone."""
     with contextlib.ExitStack() as stack:
 
-        def run(
-            folder: Path, out: Path, *options: str, gate: tuple[int, int] | None = None
-        ) -> subprocess.Popen[str]:
-            script = SCRIPT
-            if gate is not None:
-                script = tmp_path / SCRIPT.name
-                end = 'if __name__ == "__main__":'
-                text = SCRIPT.read_text()
-                assert text.count(end) == 1
-                (tmp_path / "gate").mkdir()
-                places = {"gate": str(tmp_path / "gate"), "out": str(out)}
-                inserted = GATE.format(records=gate[0], workers=gate[1], **places)
-                script.write_text(text.replace(end, inserted + end))
-            command = [sys.executable, script, folder, "--out", out, "--block", "1"]
-            process = processes.started(
-                [*command, "--size", SIZE, *options],
-                env=environment,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+        def run(*options: object) -> subprocess.Popen[str]:
+            label = ["label", photos, "--out", tmp_path / "out", "--size", 96, "--batch", 1]
+            words = [*label, "--backbone", "gated:net", "--engine", "ray", *options]
+            command = [sys.executable, "-m", "selfment", *words]
+            return stack.enter_context(
+                processes.started(command, cwd=tmp_path, stderr=subprocess.PIPE)
             )
-            return stack.enter_context(process)
 
         yield run
 
@@ -106,122 +113,136 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-def wait_for_records(process: subprocess.Popen[str], out: Path, count: int) -> None:
-    while len(list(out.glob("records/*.parquet"))) < count:
+def wait_for_workers(process: subprocess.Popen[str], tmp_path: Path, count: int) -> list[int]:
+    """Waits until so many have come to the gate; returns their numbers, the first first."""
+    there: dict[int, None] = {}
+    while len(there) < count:
         assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
+        names = [path.name for path in tmp_path.glob("gate/worker-*")]
+        there |= {int(name.rpartition("-")[2]): None for name in names}
+        time.sleep(0.01)
+    return list(there)
 
 
-def records(out: Path) -> list[dict]:
-    import pyarrow.parquet as pq
-
-    rows = [
-        row for file in out.glob("records/*.parquet") for row in pq.read_table(file).to_pylist()
-    ]
-    return sorted(rows, key=lambda row: row["image"])
-
-
-def assert_masks(found: dict[str, bytes], folder: Path, out: Path) -> None:
-    """Those of `selfment label`, to the byte."""
-    labeler = PseudoLabeler(size=SIZE, device="cpu")
-    label_images(find_images([folder]), out, labeler, progress=False)
-    expected = {path.name: path.read_bytes() for path in out.glob("*.png")}
-    assert found.keys() == expected.keys()
-    for name, data in expected.items():
-        assert found[name] == data, name
+def is_locked(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
-def test_ray_data_takes_a_pseudo_labeler(tmp_path, environment, monkeypatch):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    folder = pictures(tmp_path / "in", 7)
-    ray.init(
-        num_cpus=2, include_dashboard=False, object_store_memory=128 << 20, log_to_driver=False
-    )
-    try:
-        images = ray.data.read_images(str(folder), include_paths=True, mode="RGB")
-        rows = images.map_batches(
-            PseudoLabeler,
-            fn_constructor_kwargs={"size": 96},
-            compute=ray.data.ActorPoolStrategy(size=1),
-            batch_size=3,
-        ).take_all()
-    finally:
-        ray.shutdown()
-    assert len(rows) == 7
-    labeler = PseudoLabeler(size=96)
-    for row in rows:
-        labels = labeler(row["path"])
-        for name in (field.name for field in dataclasses.fields(PseudoLabels)):
-            assert np.array_equal(row[name], getattr(labels, name).numpy()), name
+def label(
+    images: list[ImageEntry], out: Path, shard: tuple[int, int] = (0, 1), **options: Any
+) -> LabelSummary:
+    """Labels with the gated backbone, in this process."""
+    Path(os.environ["GATE"], "open").touch()
+    labeler = PseudoLabeler("gated:net", size=96, batch_size=1, device="cpu")
+    return label_images(images, out, labeler, progress=False, shard=shard, **options)
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_worker_and_a_broken_image_lose_nothing(start, tmp_path):
-    folder, out = pictures(tmp_path / "in", 30), tmp_path / "out"
-    (folder / "broken.png").write_bytes(b"not an image")
-    process = start(folder, out, gate=(3, 3))
-    wait_for_records(process, out, 3)
-    while len(list(tmp_path.glob("gate/worker-*"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-    victim = int(records(out)[0]["worker"].rpartition(":")[2])
+def test_a_killed_worker_and_a_broken_image_lose_nothing(start, photos, tmp_path):
+    (photos / "broken.png").write_bytes(b"not an image")
+    page = tmp_path / "page.html"
+    words = ["--overlay", "--format", "png,yolo,coco,fiedler", "--report", page]
+    process = start(*words)
+    victim = wait_for_workers(process, tmp_path, 2)[0]
     os.kill(victim, signal.SIGKILL)
+    assert len(wait_for_workers(process, tmp_path, 3)) == 3  # another has taken its place
     (tmp_path / "gate/open").touch()
     code, err = finished(process)
-    sentence = f"cannot read {folder}/broken.png: not an image that Pillow knows"
+    sentence = f"cannot read {photos}/broken.png: not an image that Pillow knows"
     assert (code, err.count(sentence)) == (1, 1), err
-    assert "30 labelled, 0 already done, 1 failed" in err
-    rows = records(out)
-    assert len(rows) == 31
-    assert [row["error"] for row in rows if row["image"].endswith("broken.png")] == [sentence]
-    assert sum(row["error"] is None for row in rows) == 30
-    assert len({row["worker"] for row in rows}) == 3  # another took the killed one's place
-    (folder / "broken.png").unlink()
-    assert_masks({p.name: p.read_bytes() for p in out.glob("masks/*.png")}, folder, tmp_path / "x")
-    code, err = finished(start(folder, out))
-    assert (code, err) == (0, f"0 labelled, 30 already done, 0 failed; see {out}/records\n")
+    assert err.count("a worker was killed and is started again") == 1
+    assert f"1 failed; see {tmp_path}/out/labels.jsonl" in err
+    assert f"the labels of {COUNT + 1} images are in {page}" in err
+    formats = ("png", "yolo", "coco", "fiedler")
+    label(find_images([photos]), tmp_path / "alone", overlays=True, formats=formats)
+    assert results(tmp_path / "out") == results(tmp_path / "alone")
+    report_labels(tmp_path / "out", tmp_path / "later.html", progress=False)
+    assert page.read_bytes() == (tmp_path / "later.html").read_bytes()
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-def test_a_killed_job_goes_on(start, tmp_path):
-    folder, out = pictures(tmp_path / "in", 20), tmp_path / "out"
-    process = start(folder, out, "--format", "parquet", gate=(2, 3))
-    wait_for_records(process, out, 2)
+def test_a_killed_job_is_continued_by_any_engine(start, photos, tmp_path):
+    """By one process, then on Ray, then by two ranks of torchrun."""
+    out, images = tmp_path / "out", find_images([photos])
+    assert label(images[:3], out).labelled == 3
+    (tmp_path / "gate/open").unlink()
+    process = start()
+    wait_for_workers(process, tmp_path, 2)
     started = processes.below(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    while any(map(processes.is_at_work, started)):  # they follow their driver
+    while any(map(is_locked, out.glob("labels*.jsonl"))):  # the workers follow their driver
         time.sleep(0.02)
-    there = list(out.glob("records/*.parquet"))
-    assert 2 <= len(there) < 20
-    there[0].write_bytes(there[0].read_bytes()[:-5])  # and a power failure
-    code, err = finished(start(folder, out, "--format", "parquet"))
-    assert code == 0, err
-    assert f"{there[0]} cannot be read: its images are labelled again" in err
-    labelled = 20 - len(there) + 1
-    assert f"{labelled} labelled, {20 - labelled} already done, 0 failed" in err
-    assert not (out / "masks").exists()
-    assert_masks({row["mask"]: row["png"] for row in records(out)}, folder, tmp_path / "label")
+    processes.kill(started)  # Ray's agents would follow in a minute
+    assert 4 <= len(list(out.glob("*.png"))) < COUNT
+    ranks = [label(images, out, (rank, 2)) for rank in range(2)]
+    total = sum(ranks, LabelSummary())
+    assert total.labelled + total.skipped == COUNT
+    assert total.skipped >= 3
+    label(images, tmp_path / "alone")
+    assert results(out) == results(tmp_path / "alone")
 
 
-def test_one_folder_is_for_one_kind_of_mask(start, tmp_path):
+def test_sigterm_ends_a_job_in_good_order(start, tmp_path):
+    process = start()
+    wait_for_workers(process, tmp_path, 2)
+    process.terminate()
+    code, err = finished(process)
+    assert code == 130, err
+    assert err.endswith("selfment label: interrupted; what was done is kept\n")
+    found = results(tmp_path / "out")
+    rows = found.pop("labels.jsonl")
+    assert 4 <= len(found) < COUNT
+    assert {row["mask"] for row in rows if row["error"] is None} == found.keys()
+
+
+def test_ray_data_takes_a_pseudo_labeler(tmp_path, photos):
+    """Paths, the samples of tar files, and a table with a column of files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
+    from webdataset import TarWriter
 
-    folder, out = pictures(tmp_path / "in", 1), tmp_path / "out"
-    (out / "records").mkdir(parents=True)
-    names = ("image", "mask", "settings", "error", "bytes", "mtime_ns", "time")
-    row = dict(
-        zip(names, (str(folder / "00.png"), "00.png", "other", None, 1, 1, 1.0), strict=True)
+    files = sorted(photos.iterdir())[:3]
+    column = pa.array([path.read_bytes() for path in files], pa.binary())
+    pq.write_table(pa.table({"image": column}), tmp_path / "images.parquet")
+    with TarWriter(str(tmp_path / "images.tar")) as writer:
+        for path in files:
+            buffer = io.BytesIO()
+            Image.open(path).save(buffer, "PNG")
+            writer.write({"__key__": path.stem, "png": buffer.getvalue()})
+
+    def label(data: Any) -> list[dict[str, Any]]:
+        return data.map_batches(
+            PseudoLabeler,
+            fn_constructor_kwargs={"size": 96},
+            compute=ray.data.ActorPoolStrategy(size=1),
+            batch_size=2,
+        ).take_all()
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=128 << 20,
+        log_to_driver=False,
     )
-    pq.write_table(pa.Table.from_pylist([row]), out / "records/a.parquet")
-    code, err = finished(start(folder, out))
-    assert code == 2
-    assert err == (
-        f"ray_label: `--out` must be used with the same settings: {out} has records of others\n"
-    )
-    masks = pictures(tmp_path / "other/masks", 1)
-    code, err = finished(start(masks, tmp_path / "other"))
-    assert code == 2
-    assert err == f"ray_label: `--out` must not hold the inputs: got {masks}\n"
+    try:
+        paths = label(ray.data.from_items([{"path": str(path)} for path in files]))
+        read = label(ray.data.read_images(list(map(str, files)), mode="RGB"))
+        table = label(ray.data.read_parquet(str(tmp_path / "images.parquet")))
+        samples = ray.data.read_webdataset(str(tmp_path / "images.tar"), decoder=None)
+        tar = label(samples.rename_columns({"png": "image"}))
+    finally:
+        ray.shutdown()
+    labeler = PseudoLabeler(size=96)
+    for rows in (paths, read, table, tar):
+        assert len(rows) == 3
+    for index, path in enumerate(files):
+        labels = labeler(path)
+        for name in (field.name for field in dataclasses.fields(PseudoLabels)):
+            expected = getattr(labels, name).numpy()
+            for rows in (paths, table, tar):
+                assert np.array_equal(rows[index][name], expected), name

@@ -89,6 +89,10 @@ assert selfment.multi_label(torch.randn(30, 16), (5, 6), max_objects=2) is not N
             'a COCO file needs pycocotools, which is missing here: pip install "selfment[coco]"',
         ),
         (
+            ("label", "photos", "--out", "out", "--size", "160", "--engine", "ray"),
+            "the engine 'ray' needs Ray, which is missing here: pip install \"selfment[ray]\"",
+        ),
+        (
             ("label", "photos", "--out", "out", "--size", "160", "--refine", "guided"),
             'method "guided" needs kornia, which is missing here: pip install "selfment[refine]"',
         ),
