@@ -104,7 +104,7 @@ def test_nothing_is_superseded_by_units_that_are_not_done(tmp_path: Path, to: st
     before = contents(store)
     photos(tmp_path / "in", "a", time=6)
     outputs = Outputs(store)
-    units, sources = find_units([tmp_path / "in"], earlier=outputs.recorded_units())
+    units, sources = units_of([tmp_path / "in"], earlier=outputs.recorded_units())
     left = outputs.plan(units, made)
     output = UnitOutput(store, made, left[0])
     output.add(good("a"))
