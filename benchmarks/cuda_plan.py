@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +23,8 @@ from unittest import mock
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from selfment.core import block_ops, blocks, twins
 from selfment.core import ops as _ops
-from selfment.core import twins
 
 ROOT = Path(__file__).resolve().parent.parent
 MEMORY = NO_KERNEL, COPY = "memset", "memcpy"
@@ -153,10 +153,10 @@ class Device:
     def _current(self) -> Iterator[None]:
         """Makes CPU tensors appear to be on the device."""
         twin = twins.Cuda(self.module, torch.device("cpu"), 0, 0)
-        with (
-            mock.patch.object(_ops, "twin_of", return_value=twin),
-            mock.patch.object(torch.Tensor, "is_cuda", True),
-        ):
+        with ExitStack() as stack:
+            for module in (_ops, block_ops, blocks):
+                stack.enter_context(mock.patch.object(module, "twin_of", return_value=twin))
+            stack.enter_context(mock.patch.object(torch.Tensor, "is_cuda", True))
             yield
 
 

@@ -22,8 +22,12 @@ import torch
 from machine_code import Kernel, resident_blocks
 
 import selfment
+from selfment.core import block_ops
+from selfment.core.arrays import as_features
+from selfment.core.blocks import array_blocks
 from selfment.core.graph import build
-from selfment.core.options import CutOptions
+from selfment.core.ipo import run_ipo
+from selfment.core.options import CutOptions, IpoOptions
 
 PAGE = sass.ROOT / "docs/cuda.md"
 HOPPER = (132, 227 << 10)  # multiprocessors, and bytes of shared memory of a block
@@ -46,6 +50,10 @@ def shared_memory(kernels: Sequence[Kernel], folder: Path) -> dict[str, int]:
         selfment.pseudo_label(features, (48, 48))
         graph = build(features, CutOptions())
         graph.paint(mask).matvec(torch.empty(32, 2304, dtype=torch.float64))
+        gathered = block_ops.LandmarkSums.zeros(4, 2304, features.device)
+        vectors, means = torch.empty(2, 4, 2304, dtype=torch.float64)
+        block_ops.landmarks(features[0], features[1], CutOptions(), vectors, means, gathered)
+        run_ipo(array_blocks(as_features(features[0])), mask[:1], IpoOptions())
 
     return {launch.kernel: launch.shared for launch in device.plan(everything).launches}
 

@@ -14,7 +14,8 @@ Each frame has noise and a brightness of its own. For each kind of clip the tabl
 the clips of: the IoU with the truth; the IoU of neighbouring frames' masks, that of the true masks
 in the first row; jumps, the number of neighbours whose masks have an IoU below one half; and
 flipped, the share of windows whose classes exchanged their roles. Work is the number of pairs of
-patches that the graphs have for each frame, in units of those of a frame alone.
+patches that the graphs have for each frame, in units of those of a frame alone. The last rows are
+one cut through all frames, exact and by landmarks.
 """
 
 from __future__ import annotations
@@ -30,13 +31,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from selfment import CutOptions, IpoOptions, PseudoLabeler, WindowOptions
+from selfment import CutOptions, IpoOptions, LandmarkOptions, PseudoLabeler, WindowOptions
+from selfment.core.joint import label_frames
 from selfment.core.windows import label_windows
 from selfment.images.load import find_images
 
 FRAME = (480, 320)  # (W, H) of the frames
 KINDS = ("zoom", "pan", "grow")
 WINDOWS = ((1, 0), (4, 1), (8, 0), (8, 1), (8, 2), (8, 4), (16, 4), (32, 8))
+LANDMARKS = (None, 2500)  # of cuts through all frames
 
 Pair = tuple[Image.Image, Image.Image]  # a photograph and its mask
 
@@ -185,6 +188,15 @@ def main() -> None:
                 count += len(found)
             rest = f"{flips / count:.2f} | {window**2 / (window - overlap):.1f}"
             row(f"{window}, {overlap}", clips, masks, rest)
+        for landmarks in LANDMARKS:
+            chosen = None if landmarks is None else LandmarkOptions(landmarks)
+            joint = [
+                label_frames(list(clip.features), grid, cut, IpoOptions(), landmarks=chosen)
+                for clip in clips
+            ]
+            masks = [torch.stack(label.mask) for label in joint]
+            name = "all" if landmarks is None else f"all, {landmarks} landmarks"
+            row(name, clips, masks, "|")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-// The two native modules share this: addresses as integers, grids, and the release of the GIL.
+// The two native modules share this: addresses as integers, grids, the release of the GIL, and rows
+// that Python reads block by block.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -59,5 +60,17 @@ class Released {
  private:
   PyThreadState* thread_;
 };
+
+// Calls the Python function `source` with the index of a block; it returns an address. An error
+// stays set, and ends the operation like an interruption.
+inline const void* read_block(void* source, int64_t index) {
+  const PyGILState_STATE state = PyGILState_Ensure();
+  PyObject* address =
+      PyObject_CallFunction(static_cast<PyObject*>(source), "L", static_cast<long long>(index));
+  const void* rows = address == nullptr ? nullptr : PyLong_AsVoidPtr(address);
+  Py_XDECREF(address);
+  PyGILState_Release(state);
+  return rows;
+}
 
 }  // namespace selfment

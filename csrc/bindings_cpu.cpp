@@ -14,8 +14,8 @@ namespace py = pybind11;
 namespace {
 
 using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Context,
-    selfment::Dtype, selfment::EdgeWeights, selfment::Graph, selfment::Grids, selfment::Released,
-    selfment::set_grids;
+    selfment::Dtype, selfment::EdgeWeights, selfment::Graph, selfment::Grids, selfment::read_block,
+    selfment::Released, selfment::set_grids;
 
 // The weights of a batch of graphs, in weighted mode.
 struct Weights {
@@ -58,18 +58,6 @@ bool interrupted() {
 }
 
 bool never() { return false; }
-
-// Calls the Python function `source` with the index of a block; it returns an address. An error
-// stays set, and ends the operation like an interruption.
-const void* read_block(void* source, int64_t index) {
-  const PyGILState_STATE state = PyGILState_Ensure();
-  PyObject* address =
-      PyObject_CallFunction(static_cast<PyObject*>(source), "L", static_cast<long long>(index));
-  const void* rows = address == nullptr ? nullptr : PyLong_AsVoidPtr(address);
-  Py_XDECREF(address);
-  PyGILState_Release(state);
-  return rows;
-}
 
 // Runs an operation without the GIL. An interruption becomes the error that the signal raised.
 template <class Operation>

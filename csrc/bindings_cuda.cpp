@@ -15,7 +15,7 @@ namespace py = pybind11;
 namespace {
 
 using selfment::Address, selfment::as_grids, selfment::as_sign, selfment::at, selfment::Dtype,
-    selfment::Grids, selfment::Released, selfment::set_grids;
+    selfment::Grids, selfment::read_block, selfment::Released, selfment::set_grids;
 
 // Makes the device current, and at the end the device that was current before, even on a failure.
 // The CUDA runtime here is not torch's, but both ask the driver which device is current in the
@@ -43,12 +43,17 @@ class CurrentDevice {
   bool changed_ = false;
 };
 
-// Runs the operation on the device, without the GIL.
+// Runs the operation on the device, without the GIL. If a block of rows could not be read, the
+// error of Python is raised.
 template <class Operation>
 auto run(int device, const Operation& operation) {
-  const Released released;
-  const CurrentDevice current(device);
-  return operation();
+  try {
+    const Released released;
+    const CurrentDevice current(device);
+    return operation();
+  } catch (const selfment::Interrupted&) {
+    throw py::error_already_set();
+  }
 }
 
 selfment::cuda::Graphs graphs(Address bits, Address weights, int64_t batch, int64_t n, double eps) {
@@ -208,9 +213,11 @@ PYBIND11_MODULE(_cuda, m) {
       "ipo",
       [](Address features, int dtype, int64_t batch, int64_t n, int64_t d, int64_t iters,
          int64_t min_count, Address labels, Address steps, Address separation, Address scratch,
-         int device, Address stream) {
+         int device, Address stream, const py::object& read, int64_t block_rows) {
+        const selfment::RowBlocks blocks{read_block, read.ptr(), block_rows};
         selfment::IpoParams p{};
         p.features = at<const void>(features);
+        p.blocks = read.is_none() ? nullptr : &blocks;
         p.dtype = static_cast<Dtype>(dtype);
         p.batch = batch;
         p.n = n;
@@ -224,7 +231,43 @@ PYBIND11_MODULE(_cuda, m) {
       },
       py::arg("features"), py::arg("dtype"), py::arg("batch"), py::arg("n"), py::arg("d"),
       py::arg("iters"), py::arg("min_count"), py::arg("labels"), py::arg("steps"),
-      py::arg("separation"), py::arg("scratch"), py::arg("device"), py::arg("stream"));
+      py::arg("separation"), py::arg("scratch"), py::arg("device"), py::arg("stream"),
+      py::arg("read") = py::none(), py::arg("block_rows") = int64_t{0});
+
+  m.def(
+      "landmarks_scratch",
+      [](int dtype, int64_t n, int64_t m, int64_t d) {
+        return selfment::cuda::landmarks_scratch(static_cast<Dtype>(dtype), n, m, d);
+      },
+      py::arg("dtype"), py::arg("n"), py::arg("m"), py::arg("d"));
+
+  m.def(
+      "landmarks",
+      [](Address features, Address landmarks, int dtype, int64_t n, int64_t m, int64_t d,
+         double tau, double eps, Address x, int64_t columns, int64_t stride, Address means,
+         Address sums, Address edges, Address totals, Address scratch, int device, Address stream) {
+        selfment::LandmarksParams p{};
+        p.features = at<const void>(features);
+        p.landmarks = at<const void>(landmarks);
+        p.dtype = static_cast<Dtype>(dtype);
+        p.n = n;
+        p.m = m;
+        p.d = d;
+        p.tau = tau;
+        p.eps = eps;
+        p.x = at<const double>(x);
+        p.columns = columns;
+        p.stride = stride;
+        p.means = at<double>(means);
+        p.sums = at<double>(sums);
+        p.edges = at<int64_t>(edges);
+        p.totals = at<double>(totals);
+        run(device, [&] { selfment::cuda::landmarks(p, on_stream(stream, scratch)); });
+      },
+      py::arg("features"), py::arg("landmarks"), py::arg("dtype"), py::arg("n"), py::arg("m"),
+      py::arg("d"), py::arg("tau"), py::arg("eps"), py::arg("x"), py::arg("columns"),
+      py::arg("stride"), py::arg("means"), py::arg("sums"), py::arg("edges"), py::arg("totals"),
+      py::arg("scratch"), py::arg("device"), py::arg("stream"));
 
   m.def("finish_scratch", &selfment::cuda::finish_scratch, py::arg("frames"));
 

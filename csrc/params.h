@@ -179,7 +179,7 @@ struct IpoParams {
 // Joins a block of n rows with m landmarks, whose edges are not kept. With A the affinities of the
 // rows (n) to the landmarks (m), and E its edges, as 0 and 1:
 struct LandmarksParams {
-  const void* features;   // (n, d)
+  const void* features;   // (n, d); for the CUDA twin aligned to 16 bytes, like the landmarks
   const void* landmarks;  // (m, d), finite
   Dtype dtype;
   int64_t n, m, d;
@@ -226,7 +226,7 @@ void matvec(const MatvecParams&, const Context&);
 void fiedler(const FiedlerParams&, const Context&);
 void components(const ComponentsParams&, const Context&);
 int64_t ipo(const IpoParams&, const Context&);
-int64_t landmarks(const LandmarksParams&, const Context&);  // has no CUDA twin
+int64_t landmarks(const LandmarksParams&, const Context&);
 void finish(const FinishParams&, const Context&);
 void threshold(const ThresholdParams&, const Context&);
 const char* isa();  // the instruction set in use, as SELFMENT_ISA names it
@@ -234,7 +234,8 @@ const char* isa();  // the instruction set in use, as SELFMENT_ISA names it
 
 // The CUDA twins. All addresses are those of device memory; operations only enqueue work on a
 // stream. Rows that are not finite cannot be reported without waiting for the device: their image
-// is marked by NaN degrees and vectors, and by empty labels with a NaN separation.
+// is marked by NaN degrees and vectors, and by empty labels with a NaN separation; a row of a block
+// by NaN means. Only ipo waits, and only if it reads blocks: after each step.
 namespace cuda {
 
 // In weighted mode the weights of an image are the 64 x 64 tiles on and above the diagonal, row by
@@ -327,6 +328,8 @@ void components(const ComponentsParams&, const Context&);
 // `norms`: (batch, n), as affinity computes them; nullptr if they are not known.
 int64_t ipo_scratch(Dtype dtype, int64_t batch, int64_t n, int64_t d);
 void ipo(const IpoParams&, const double* norms, const Context&);
+int64_t landmarks_scratch(Dtype dtype, int64_t n, int64_t m, int64_t d);
+void landmarks(const LandmarksParams&, const Context&);
 int64_t finish_scratch(int64_t frames);
 void finish(const FinishParams&, const Context&);
 void threshold(const ThresholdParams&, const Context&);

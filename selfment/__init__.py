@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .core.label import PseudoLabels, pseudo_label
     from .core.ncut import ncut
     from .core.objects import Objects, multi_label
-    from .core.options import CutOptions, IpoOptions, WindowOptions
+    from .core.options import CutOptions, IpoOptions, LandmarkOptions, WindowOptions
     from .core.regions import regions
     from .evaluation.folders import evaluate
     from .evaluation.scores import Evaluator
@@ -35,6 +35,7 @@ __all__ = [
     "IpoOptions",
     "JointLabels",
     "LandmarkLabels",
+    "LandmarkOptions",
     "Objects",
     "PatchHead",
     "PseudoLabeler",
@@ -65,6 +66,7 @@ _MODULES = {
     "IpoOptions": "core.options",
     "JointLabels": "core.joint",
     "LandmarkLabels": "core.joint",
+    "LandmarkOptions": "core.options",
     "Objects": "core.objects",
     "PatchHead": "models.head",
     "PseudoLabeler": "models.labeler",

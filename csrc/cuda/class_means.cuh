@@ -19,6 +19,12 @@ struct Tally {
   int64_t foreground, changed, bad;
 };
 
+// Of features that are read block by block: the last step, which the host reads, and the direction.
+struct IpoState {
+  Tally counts;
+  double square_length, way;  // of the direction, see ClassMeans
+};
+
 struct IpoArgs {
   IpoParams p;
   const double* known;  // (batch, n), the norms; nullptr if they have to be computed
@@ -38,6 +44,7 @@ struct IpoArgs {
   float* rounded;        // (padded,), the direction in float32, then 0
   double* products;      // (3, chunks): see Products
   Tally* tallies;        // (team_size,)
+  IpoState* state;       // of a batch of one
 };
 
 template <class T>
@@ -53,9 +60,17 @@ class ClassMeans {
     way_ = square_length_ = 0;
   }
 
-  // Sums the changes: the rows that joined the foreground, minus those that left it. At the `start`
-  // it sums the rows of each class. A task of a warp is a chunk of columns of a part of the rows.
-  __device__ SELFMENT_CALL void sum_changes(bool start) {
+  // Goes on with the direction that was stored, for the rows of a block.
+  __device__ void resume() {
+    start(0);
+    square_length_ = a_.state->square_length;
+    way_ = a_.state->way;
+  }
+
+  // Adds the changes to the class sums: the rows that joined the foreground, minus those that left
+  // it. At the `start` it adds the rows of each class. The sums begin at 0 if they are `fresh`. A
+  // task of a warp is a chunk of columns of a part of the rows.
+  __device__ SELFMENT_CALL void sum_changes(bool start, bool fresh) {
     const int64_t d = a_.p.d, tasks = a_.chunks * kParts * (start ? 2 : 1);
     for (int64_t task = team_.first(tasks) + warp(); task < team_.last(tasks); task += kIpoWarps) {
       const int64_t chunk = task % a_.chunks, side = task / a_.chunks / kParts;
@@ -71,10 +86,15 @@ class ClassMeans {
         if (k0 + e < d) to[k0 + e] = sums[e];
     }
     team_.sync();
+    // The columns that the thread also sets the direction in.
+    for (int64_t chunk = team_.first(a_.chunks) + warp(); chunk < team_.last(a_.chunks);
+         chunk += kIpoWarps)
+      for (int64_t k = chunk * kChunk<T> + lane(); k < min((chunk + 1) * kChunk<T>, d); k += kWarp)
+        add_parts(k, start, fresh);
   }
 
-  // Makes the direction, which is the difference of the class means, from the sums and their
-  // changes; `count` rows are foreground. Returns its inner product with the first direction.
+  // Makes the direction, which is the difference of the class means; `count` rows are foreground.
+  // Returns its inner product with the first direction.
   __device__ SELFMENT_CALL double set_direction(int64_t count, bool start) {
     for (int64_t chunk = team_.first(a_.chunks) + warp(); chunk < team_.last(a_.chunks);
          chunk += kIpoWarps) {
@@ -177,11 +197,11 @@ class ClassMeans {
     }
   }
 
-  // Updates the class sums of column k and makes its entry of the direction; adds to `mine`.
-  __device__ void set_entry(int64_t k, int64_t count, bool start, Products& mine) {
+  // Adds the parts' sums to the class sums of column k.
+  __device__ void add_parts(int64_t k, bool start, bool fresh) {
     const int64_t d = a_.p.d;
     double* sums = a_.sums + number_ * 2 * d;
-    double foreground = start ? 0 : sums[k], background = start ? 0 : sums[d + k];
+    double foreground = fresh ? 0 : sums[k], background = fresh ? 0 : sums[d + k];
     for (int64_t part = 0; part < kParts; ++part) {
       if (touched()[part] != 0) {
         foreground += parts(0, part)[k];
@@ -191,6 +211,12 @@ class ClassMeans {
     }
     sums[k] = foreground;
     sums[d + k] = background;
+  }
+
+  // Makes the direction's entry of column k; adds to `mine`.
+  __device__ void set_entry(int64_t k, int64_t count, bool start, Products& mine) {
+    const double* sums = a_.sums + number_ * 2 * a_.p.d;
+    const double foreground = sums[k], background = sums[a_.p.d + k];
     const double w =
         foreground / static_cast<double>(count) - background / static_cast<double>(a_.p.n - count);
     const double change = start ? 0 : w - direction()[k];

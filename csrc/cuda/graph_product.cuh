@@ -100,34 +100,57 @@ __device__ __forceinline__ void add_products(const uint64_t* bits, int64_t strid
   }
 }
 
-// y[i] = eps sum(x) + (1 - eps) sum of x over the row's edges, for the words [first, last) of rows.
-// `bits` begins with the first of these rows. The order of a row's sum does not depend on the rows
-// around it.
-__device__ __forceinline__ void multiply_bits(const GraphView& graph, const uint64_t* bits,
-                                              int64_t stride, const double* x, double total,
-                                              int64_t first, int64_t last, double* y) {
-  const int64_t n = graph.n, words = graph.words;
-  const double eps = graph.eps;
+// Calls store(i, the sum of x over the set bits of row i) for each i < `rows` of the words [first,
+// last) of rows. `bits` begins with the first of these rows; x has n numbers, for `words` words of
+// columns. The order of a row's sum does not depend on the rows around it. What the block stores is
+// complete on return.
+template <class Store>
+__device__ __forceinline__ void multiply_bits(const uint64_t* bits, int64_t stride, int64_t rows,
+                                              const double* x, int64_t n, int64_t words,
+                                              int64_t first, int64_t last, const Store& store) {
   for (int64_t row0 = first * kWord; row0 < last * kWord; row0 += kPassRows, bits += kPassRows) {
-    const int rows = static_cast<int>(min(int64_t{kPassRows}, last * kWord - row0));
+    const int count = static_cast<int>(min(int64_t{kPassRows}, last * kWord - row0));
     for (int64_t word0 = 0; word0 < words; word0 += kTableWords) {
       __syncthreads();
       tabulate(x, n, word0);
       __syncthreads();
-      add_products(bits + word0 * stride, stride, rows,
+      add_products(bits + word0 * stride, stride, count,
                    static_cast<int>(min(words - word0, int64_t{kTableWords})), word0 == 0);
     }
     __syncthreads();
-    for (int row = static_cast<int>(threadIdx.x); row < rows && row0 + row < n;
+    for (int row = static_cast<int>(threadIdx.x); row < count && row0 + row < rows;
          row += kProductThreads) {
       double sum = 0;
 #pragma unroll
       for (int segment = 0; segment < kSegments; ++segment)
         sum += row_sums()[segment * kPassRows + row];
-      y[row0 + row] = eps * total + (1 - eps) * sum;
+      store(row0 + row, sum);
     }
     __syncthreads();
   }
+}
+
+// y[i] = eps sum(x) + (1 - eps) sum of x over the row's edges, for the words [first, last) of rows.
+__device__ __forceinline__ void multiply_edges(const GraphView& graph, const uint64_t* bits,
+                                               int64_t stride, const double* x, double total,
+                                               int64_t first, int64_t last, double* y) {
+  const double eps = graph.eps;
+  multiply_bits(bits, stride, graph.n, x, graph.n, graph.words, first, last,
+                [=](int64_t i, double sum) { y[i] = eps * total + (1 - eps) * sum; });
+}
+
+// Returns the sum of x, to all threads of a block. It uses the memory of the product.
+__device__ inline double block_sum(const double* x, int64_t n) {
+  double* parts = product_table();
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kProductThreads) sum += x[i];
+  sum = warp_sum(sum);
+  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = sum;
+  __syncthreads();
+  double total = 0;
+  for (int warp = 0; warp < kProductWarps; ++warp) total += parts[warp];
+  __syncthreads();
+  return total;
 }
 
 // Does the same with weights. Tiles right of the diagonal are read row by row, each row of the
@@ -177,10 +200,10 @@ __device__ SELFMENT_CALL inline void multiply(const GraphView& graph, const doub
   y = global(y);
   if (graph.weights != nullptr) return multiply_weights(graph, x, total, first, last, y);
   if (graph.resident == 0)
-    return multiply_bits(graph, global(graph.bits) + first * kWord, graph.words * kWord, x, total,
-                         first, last, y);
+    return multiply_edges(graph, global(graph.bits) + first * kWord, graph.words * kWord, x, total,
+                          first, last, y);
   const auto* bits = reinterpret_cast<const uint64_t*>(shared_memory() + graph.resident);
-  multiply_bits(graph, bits, (last - first) * kWord, x, total, first, last, y);
+  multiply_edges(graph, bits, (last - first) * kWord, x, total, first, last, y);
 }
 
 }  // namespace selfment::cuda

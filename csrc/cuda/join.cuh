@@ -34,6 +34,12 @@ inline double product_error(int64_t d) {
   return ((2 * kSlab + 2) * 2 * kUnit + slabs * kUnit) * 1.01;
 }
 
+// What the margins of all pairs have in common, except for tau's share: it covers the product, and
+// the rounding of the rows and of their scaling.
+inline float pair_margin(int64_t d) {
+  return static_cast<float>((product_error(d) + 10 * kUnit + 1e-9) * 1.01);
+}
+
 // Computes the tile of block `index` of an image: bands of kBand rows of tiles, column by column.
 // False for a tile below the diagonal; the first columns of a band have such tiles.
 __device__ inline bool block_tile(unsigned index, unsigned tiles, unsigned* row, unsigned* column) {
@@ -90,19 +96,18 @@ __device__ inline void list_unsure(const PairList& list, int64_t number, const T
 // are the tile's rows, the others its columns; a thread copies a piece of every 32nd.
 class SlabCopies {
  public:
-  __device__ SlabCopies(const AffinityArgs& a, int64_t image, unsigned tile_row,
+  __device__ SlabCopies(const Operand& rows, const Operand& columns, int64_t d, unsigned tile_row,
                         unsigned tile_column, uint16_t* stages)
-      : stride_(a.stride), slab_count_(static_cast<int>((a.p.d + kSlab - 1) / kSlab)) {
+      : stride_(rows.stride), slab_count_(static_cast<int>((d + kSlab - 1) / kSlab)) {
     const int thread = static_cast<int>(threadIdx.x), piece = thread % kPieces;
     const int64_t row = int64_t{tile_row} * kBlockTile + thread / kPieces;
     const int64_t column = int64_t{tile_column} * kBlockTile + thread / kPieces;
     to_ = stages + piece_offset(thread / kPieces, piece);
-    rows_left_ = static_cast<int>(a.p.n - row);
-    columns_left_ = static_cast<int>(a.p.n - column);
-    slabs_left_ = static_cast<int>((a.stride - piece * kPiece + kSlab - 1) / kSlab);
-    const uint16_t* first = a.operand + image * a.p.n * a.stride + piece * kPiece;
-    rows_ = first + row * a.stride;
-    columns_ = first + column * a.stride;
+    rows_left_ = static_cast<int>(rows.n - row);
+    columns_left_ = static_cast<int>(columns.n - column);
+    slabs_left_ = static_cast<int>((stride_ - piece * kPiece + kSlab - 1) / kSlab);
+    rows_ = rows.rows + piece * kPiece + row * stride_;
+    columns_ = columns.rows + piece * kPiece + column * stride_;
   }
 
   __device__ int slab_count() const { return slab_count_; }
@@ -164,17 +169,12 @@ __device__ inline void store_edges(const AffinityArgs& a, int64_t image, int64_t
   }
 }
 
-// How the products of an image are decided.
-__device__ inline Rule rule_of(const AffinityArgs& a, int64_t image) {
-  const double exact_tau = a.p.taus[image];
-  Rule rule{};
-  rule.n = a.p.n;
-  rule.scales = a.scales + image * a.p.n;
-  rule.errors = a.errors + image * a.p.n;
-  rule.tau = static_cast<float>(exact_tau);
-  rule.margin = a.margin + fabsf(rule.tau) * kTauShare;
-  rule.zero_joins = a.p.weights != nullptr ? 0 >= exact_tau : 0 > exact_tau;
-  return rule;
+// How the products of two sides are compared with tau; `zero_joins`: true if a similarity of 0 is
+// an edge.
+__device__ inline Rule make_rule(const Operand& rows, const Operand& columns, double exact_tau,
+                                 float margin, bool zero_joins) {
+  const auto tau = static_cast<float>(exact_tau);
+  return {rows, columns, tau, margin + fabsf(tau) * kTauShare, zero_joins};
 }
 
 // Makes a 128 x 128 tile of the graph and its mirror image.
@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(kJoinThreads, 2) join(AffinityArgs a) {
   if (!block_tile(blockIdx.x % blocks, tiles, &tile_row, &tile_column)) return;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
   auto* stages = reinterpret_cast<uint16_t*>(shared_memory());
-  const SlabCopies copies(a, image, tile_row, tile_column, stages);
+  const Operand operand = a.side.operand.part(image * a.p.n, a.p.n);
+  const SlabCopies copies(operand, operand, a.p.d, tile_row, tile_column, stages);
   const WarpTile tile = multiply_slabs<kBFloat16>(copies, stages, warp / 2 * WarpTile::kRows,
                                                   warp % 2 * WarpTile::kColumns, lane);
 
@@ -195,10 +196,14 @@ __global__ void __launch_bounds__(kJoinThreads, 2) join(AffinityArgs a) {
   const int64_t row_word = 2 * tile_row + warp / 2, column_word = 2 * tile_column + warp % 2;
   if (row_word > column_word || column_word >= a.words) return;
   TileNotes& notes = reinterpret_cast<TileNotes*>(stages)[warp];
-  const TileEdges edges =
-      tile_edges(tile, rule_of(a, image), row_word * kWord, column_word * kWord, notes, lane);
+  const double tau = a.p.taus[image];
+  const bool zero_joins = a.p.weights != nullptr ? 0 >= tau : 0 > tau;
+  const Rule rule = make_rule(operand, operand, tau, a.margin, zero_joins);
+  const TileEdges edges = tile_edges(tile, rule, row_word * kWord, column_word * kWord,
+                                     row_word == column_word, notes, lane);
   store_edges(a, image, row_word, column_word, edges, lane);
-  list_unsure(a.undecided, tile_number(image, row_word, column_word, a.words), edges, lane);
+  const int64_t number = tile_number(image, row_word, column_word, a.words, a.words);
+  list_unsure(a.undecided, number, edges, lane);
 }
 
 }  // namespace selfment::cuda

@@ -24,16 +24,7 @@ __global__ void __launch_bounds__(kProductThreads, 1) product(Args a) {
   graph.words = a.words;
   graph.eps = graphs.eps;
   const double* x = a.p.x + image * graphs.n;
-  // The sum of x.
-  double* parts = product_table();
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < graphs.n; i += kProductThreads) sum += x[i];
-  sum = warp_sum(sum);
-  if (threadIdx.x % kWarp == 0) parts[threadIdx.x / kWarp] = sum;
-  __syncthreads();
-  double total = 0;
-  for (int warp = 0; warp < kProductWarps; ++warp) total += parts[warp];
-  __syncthreads();
+  const double total = block_sum(x, graphs.n);
   const int64_t first = block * kBlockWords;
   multiply(graph, x, total, first, min(first + kBlockWords, a.words), a.p.y + image * graphs.n);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "platform.h"
+#include "scratch.h"
 
 namespace selfment::cuda {
 
@@ -24,10 +25,21 @@ inline int64_t pair_capacity(int64_t batch, int64_t n) {
   return std::min(batch * image, kMostPairs);
 }
 
-// A tile's number in the batch, and a pair's number from its place in the tile. Graphs of 2^32
-// tiles would take 2 TiB, so 32 bits suffice for a tile.
-__device__ inline int64_t tile_number(int64_t image, int64_t row, int64_t column, int64_t tiles) {
-  return (image * tiles + row) * tiles + column;
+// Returns a list in scratch memory, for the pairs of so many tiles.
+inline PairList make_list(int64_t capacity, int64_t tiles, Scratch& memory) {
+  PairList list{};
+  list.capacity = capacity;
+  memory.allocate(list.counts, 2);
+  memory.allocate(list.pairs, capacity);
+  memory.allocate(list.tiles, tiles);
+  return list;
+}
+
+// A tile's number in the batch, and a pair's number from its place in the tile; an image has `rows`
+// x `columns` tiles. Graphs of 2^32 tiles would take 2 TiB, so 32 bits suffice for a tile.
+__device__ inline int64_t tile_number(int64_t image, int64_t row, int64_t column, int64_t rows,
+                                      int64_t columns) {
+  return (image * rows + row) * columns + column;
 }
 __device__ inline int64_t pair_number(int64_t tile, int row, int column) {
   return tile * kTilePairs + row * kWord + column;
@@ -36,10 +48,10 @@ __device__ inline int64_t pair_number(int64_t tile, int row, int column) {
 struct Pair {
   int64_t image, i, j;
 };
-__device__ inline Pair pair_of(int64_t number, int64_t tiles) {
+__device__ inline Pair pair_of(int64_t number, int64_t rows, int64_t columns) {
   const int64_t tile = number / kTilePairs, within = number % kTilePairs;
-  return {tile / tiles / tiles, tile / tiles % tiles * kWord + within / kWord,
-          tile % tiles * kWord + within % kWord};
+  return {tile / columns / rows, tile / columns % rows * kWord + within / kWord,
+          tile % columns * kWord + within % kWord};
 }
 
 }  // namespace selfment::cuda

@@ -1,6 +1,7 @@
 // The edges of a warp's tile of the product: 64 rows by 64 columns of a graph, as its bits.
 #pragma once
 
+#include "operand.cuh"
 #include "operand_product.cuh"
 
 namespace selfment::cuda {
@@ -11,13 +12,12 @@ inline constexpr float kZeroRow = -INFINITY;
 inline constexpr float kNotFinite = NAN;
 inline constexpr float kOverflows = INFINITY;  // the product might overflow: it decides nothing
 
-// How the products of an image's rows are decided.
+// How the products of the rows of two sides are decided; the errors of an operand may be one of the
+// values above.
 struct Rule {
-  int64_t n;
-  const float* scales;  // (n,), factors from operand rows to rows of norm 1
-  const float* errors;  // (n,), the rows' errors, or the values above
-  float tau, margin;    // a pair's margin is this one plus its rows' errors
-  bool zero_joins;      // true if a similarity of 0 is an edge
+  Operand rows, columns;
+  float tau, margin;  // a pair's margin is this one plus its rows' errors
+  bool zero_joins;    // true if a similarity of 0 is an edge
 };
 
 // A thread's part of a tile: the words of rows and of columns `lane` and `lane` + 32, and its
@@ -81,18 +81,18 @@ __device__ inline TileErrors note_limits(const Rule& rule, int64_t i0, int64_t j
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = half * kWarp + lane;
-    const int64_t j = min(j0 + at, rule.n - 1);
-    const float error = errors.columns[half] = rule.errors[j];
+    const int64_t j = min(j0 + at, rule.columns.n - 1);
+    const float error = errors.columns[half] = rule.columns.errors[j];
     // A NaN is never farther from tau than a limit, so the pair stays unsure.
-    notes.scales[at] = error == kOverflows ? NAN : rule.scales[j];
+    notes.scales[at] = error == kOverflows ? NAN : rule.columns.scales[j];
     if (error > most && error != kOverflows) most = error;
   }
   most = warp_max(most);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int at = half * kWarp + lane;
-    const int64_t i = min(i0 + at, rule.n - 1);
-    const float error = errors.rows[half] = rule.errors[i], unit = 1 / rule.scales[i];
+    const int64_t i = min(i0 + at, rule.rows.n - 1);
+    const float error = errors.rows[half] = rule.rows.errors[i], unit = 1 / rule.rows.scales[i];
     notes.limits[at] = error >= 0 ? float2{rule.tau * unit, (error + most + rule.margin) * unit}
                                   : float2{1, -INFINITY};
   }
@@ -100,8 +100,8 @@ __device__ inline TileErrors note_limits(const Rule& rule, int64_t i0, int64_t j
 }
 
 // True if row or column `first` + `lane` + 32 `half` exists.
-__device__ inline bool exists(const Rule& rule, int64_t first, int half, int lane) {
-  return first + half * kWarp + lane < rule.n;
+__device__ inline bool exists(const Operand& side, int64_t first, int half, int lane) {
+  return first + half * kWarp + lane < side.n;
 }
 
 __device__ inline TileFlags flags_of(const Rule& rule, int64_t i0, int64_t j0,
@@ -112,11 +112,11 @@ __device__ inline TileFlags flags_of(const Rule& rule, int64_t i0, int64_t j0,
   };
   TileFlags all{};
   all.zero_columns = flags(errors.columns[0] == kZeroRow, errors.columns[1] == kZeroRow);
-  all.columns = flags(exists(rule, j0, 0, lane) && !isnan(errors.columns[0]),
-                      exists(rule, j0, 1, lane) && !isnan(errors.columns[1]));
+  all.columns = flags(exists(rule.columns, j0, 0, lane) && !isnan(errors.columns[0]),
+                      exists(rule.columns, j0, 1, lane) && !isnan(errors.columns[1]));
   all.open_columns = all.columns & ~all.zero_columns;
-  all.open_rows = flags(exists(rule, i0, 0, lane) && errors.rows[0] >= 0,
-                        exists(rule, i0, 1, lane) && errors.rows[1] >= 0);
+  all.open_rows = flags(exists(rule.rows, i0, 0, lane) && errors.rows[0] >= 0,
+                        exists(rule.rows, i0, 1, lane) && errors.rows[1] >= 0);
   return all;
 }
 
@@ -158,13 +158,12 @@ __device__ inline void clear_known(const TileFlags& flags, bool diagonal, int la
     }
 }
 
-// Decides the edges of a tile that starts at row i0 and column j0 of the graph, i0 <= j0. Pairs
-// below the diagonal have none.
+// Decides the edges of a tile that starts at row i0 and column j0. In a tile on the `diagonal` of a
+// graph, the pairs below it have none.
 __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, int64_t i0,
-                                       int64_t j0, TileNotes& notes, int lane) {
+                                       int64_t j0, bool diagonal, TileNotes& notes, int lane) {
   const TileErrors errors = note_limits(rule, i0, j0, notes, lane);
   const TileFlags flags = flags_of(rule, i0, j0, errors, lane);
-  const bool diagonal = i0 == j0;
   __syncwarp();
   TileEdges mine{};
   compare(tile, notes, lane, mine);
@@ -180,7 +179,7 @@ __device__ inline TileEdges tile_edges(const WarpTile& tile, const Rule& rule, i
     const uint64_t zeros = errors.rows[half] == kZeroRow ? ~uint64_t{0} : flags.zero_columns;
     word = rule.zero_joins ? word | zeros : word & ~zeros;
     word &= flags.columns & (diagonal ? ~uint64_t{0} << at : ~uint64_t{0});
-    mine.rows[half] = exists(rule, i0, half, lane) && !isnan(errors.rows[half]) ? word : 0;
+    mine.rows[half] = exists(rule.rows, i0, half, lane) && !isnan(errors.rows[half]) ? word : 0;
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half)

@@ -50,7 +50,7 @@ __device__ void load_divisors(const AffinityArgs& a, int64_t image, const TilePl
   for (int at = static_cast<int>(threadIdx.x); at < 2 * kTile; at += kWeighThreads) {
     const int64_t source = (at < kTile ? place.row : place.column) * kTile + at % kTile;
     tile.divisors[at / kTile][at % kTile] =
-        Divisor<T>(source < a.p.n ? a.p.norms[image * a.p.n + source] : 1);
+        Divisor<T>(source < a.p.n ? a.side.norms[image * a.p.n + source] : 1);
   }
 }
 

@@ -14,5 +14,6 @@ METHODS = (
     "found",
 )
 FORMATS = ("png", "coco", "yolo", "yolo-seg", "fiedler")
+OUTPUTS = ("tar", "parquet", "files")
 REFINEMENTS = ("bilateral", "guided", "crf")
 PROTOCOLS = ("paper", "pysod", "tokencut", "all")

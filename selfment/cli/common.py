@@ -316,6 +316,13 @@ def run_ranks(ranks: Ranks[Summary], options: RayOptions | None) -> list[Summary
         return [ranks.job(shard=distributed.world())]
 
 
+def check_default(arguments: argparse.Namespace, name: str, default: object, when: str) -> None:
+    """Raises ``ValueError`` for an option that is of no use; ``when``: in which case, in words."""
+    value = getattr(arguments, name)
+    if value != default:
+        raise ValueError(f"`{name}` must be left alone {when}: got {value!r}")
+
+
 def set_threads(threads: int | None) -> None:
     """Sets torch's threads, if a number is given; raises ``ValueError``."""
     if threads is not None:

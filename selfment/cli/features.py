@@ -8,7 +8,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .common import images_of
+from .common import check_default, images_of
 
 if TYPE_CHECKING:
     from ..backbones.files import FeatureFiles
@@ -48,7 +48,7 @@ def feature_files(arguments: argparse.Namespace) -> FeatureFiles | None:
 
     if arguments.grid is None:
         for name, default in _OF_FILES.items():
-            _check_default(arguments, name, default, "without `grid`, which describes features")
+            check_default(arguments, name, default, "without `grid`, which describes features")
         for name in arguments.inputs:
             if os.path.splitext(name)[1].lower() in SUFFIXES:
                 raise ValueError(
@@ -56,7 +56,7 @@ def feature_files(arguments: argparse.Namespace) -> FeatureFiles | None:
                 )
         return None
     for name, default in _OF_IMAGES.items():
-        _check_default(arguments, name, default, "with `grid`, as features are read from files")
+        check_default(arguments, name, default, "with `grid`, as features are read from files")
     return FeatureFiles(
         arguments.grid,
         array=arguments.array,
@@ -70,12 +70,6 @@ def features_of(arguments: argparse.Namespace) -> ImageEntries:
     from ..jobs.features import find_features
 
     return images_of(arguments, partial(find_features, images=arguments.images))
-
-
-def _check_default(arguments: argparse.Namespace, name: str, default: object, when: str) -> None:
-    value = getattr(arguments, name)
-    if value != default:
-        raise ValueError(f"`{name}` must be left alone {when}: got {value!r}")
 
 
 def _grid(text: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .common import (
     add_engine,
@@ -16,10 +17,15 @@ from .common import (
     run_ranks,
     set_threads,
 )
+from .shards import add_shards, are_shards, predict_shards
+
+if TYPE_CHECKING:
+    from ..models.segmenter import Segmenter
 
 EXAMPLES = """\
 selfment predict photos/ clip.mp4 --head run/head --out saliency --overlay
 selfment predict photos/ --head run/head --out masks --binary 0.5 --keep-aspect
+selfment predict s3://bucket/photos.parquet --head run/head --out s3://bucket/saliency
 """
 
 
@@ -36,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
     files("--binary", type=float, metavar="T", help=mask)
     add_frames(group, "saliency and masks", default=False)
+    add_shards(parser)
     add_run(parser)
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
     add_engine(parser)
@@ -45,27 +52,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit code."""
     from ..jobs.predict import PredictionSummary, find_inputs, predict_images
     from ..jobs.ranks import Ranks
-    from ..models.segmenter import Segmenter
     from ..util import distributed
 
     engine = ray_options(arguments)
     set_threads(arguments.threads)
+    if are_shards(arguments):
+        return predict_shards(arguments, _segmenter(arguments), engine)
     inputs = find_inputs(arguments.inputs, out=arguments.out)
-    segmenter = Segmenter.from_pretrained(
-        arguments.head,
-        backbone=arguments.backbone,
-        size=arguments.size,
-        features=arguments.features,
-        weights=arguments.weights,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        positions=arguments.positions,
-        keep_aspect=arguments.keep_aspect,
-        batch_size=arguments.batch,
-        compile=arguments.compile,
-    )
-    if segmenter.note:
-        print(segmenter.note, file=sys.stderr)
+    segmenter = _segmenter(arguments)
     job = partial(
         predict_images,
         inputs,
@@ -82,3 +76,25 @@ def run(arguments: argparse.Namespace) -> int:
     where = f"{arguments.out}/predictions.jsonl"
     print(f"{counts}, {summary.failed} failed; see {where}", file=sys.stderr)
     return 1 if distributed.any_failed(summary.failed + len(inputs.unlisted)) else 0
+
+
+def _segmenter(arguments: argparse.Namespace) -> Segmenter:
+    """Returns the segmenter that the arguments describe; prints the note of its backbone."""
+    from ..models.segmenter import Segmenter
+
+    segmenter = Segmenter.from_pretrained(
+        arguments.head,
+        backbone=arguments.backbone,
+        size=arguments.size,
+        features=arguments.features,
+        weights=arguments.weights,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        positions=arguments.positions,
+        keep_aspect=arguments.keep_aspect,
+        batch_size=arguments.batch,
+        compile=arguments.compile,
+    )
+    if segmenter.note:
+        print(segmenter.note, file=sys.stderr)
+    return segmenter

@@ -1,4 +1,4 @@
-"""The native operation that joins landmarks with features block by block: on the CPU only."""
+"""The native operation that joins landmarks with features block by block."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class LandmarkSums:
     totals: Tensor  #: (c,) float64, of the rows' vectors over all rows
 
     @classmethod
-    def zeros(cls, columns: int, m: int) -> LandmarkSums:
+    def zeros(cls, columns: int, m: int, device: torch.device) -> LandmarkSums:
         """Returns the sums before the first block."""
-        sums = torch.zeros((columns, m), dtype=torch.float64)
-        edges = torch.zeros(m, dtype=torch.int64)
-        return cls(sums, edges, torch.zeros(columns, dtype=torch.float64))
+        sums = torch.zeros((columns, m), dtype=torch.float64, device=device)
+        edges = torch.zeros(m, dtype=torch.int64, device=device)
+        return cls(sums, edges, torch.zeros(columns, dtype=torch.float64, device=device))
 
 
 def landmarks(
@@ -36,13 +36,15 @@ def landmarks(
     means: Tensor,
     gathered: LandmarkSums,
 ) -> int:
-    """Joins a block of rows with the landmarks, on the CPU; the edges are not kept.
+    """Joins a block of rows with the landmarks; the edges are not kept.
 
-    Returns the first row that is not finite, or -1.
+    Returns the first row that is not finite, or -1. A CUDA device is not waited for: there the
+    means of such a row are NaN, and -1 is returned.
 
     Args:
-        rows: (n, d) features, contiguous.
-        landmark_rows: (m, d) features of the landmarks, finite and contiguous, of the same dtype.
+        rows: (n, d) features, as :class:`selfment.core.blocks.Blocks` yields them.
+        landmark_rows: (m, d) features of the landmarks, finite and contiguous, of the same dtype
+            and device, as the tensors below.
         cut: the options of the cut, whose ``tau`` is a number.
         x: (c, m) float64, contiguous, vectors of the landmarks; or None.
         means: (c, n) float64, whose last axis is contiguous: out, the mean of each row's landmarks
@@ -50,15 +52,18 @@ def landmarks(
         gathered: the rows' part is added to it.
     """
     twin = twin_of(rows.device)
-    bad: int = twin.run(
+    sizes = {
+        "dtype": dtype_code(twin.native, rows.dtype),
+        "n": len(rows),
+        "m": len(landmark_rows),
+        "d": rows.shape[1],
+    }
+    bad = twin.run(
         "landmarks",
-        None,
+        sizes,
         features=rows,
         landmarks=landmark_rows,
-        dtype=dtype_code(twin.native, rows.dtype),
-        n=len(rows),
-        m=len(landmark_rows),
-        d=rows.shape[1],
+        **sizes,
         tau=cut.tau,
         eps=cut.eps,
         x=0 if x is None else x,
@@ -69,4 +74,4 @@ def landmarks(
         edges=gathered.edges,
         totals=gathered.totals,
     )
-    return bad
+    return -1 if bad is None else int(bad)

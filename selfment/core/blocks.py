@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .arrays import ArrayType, Features
+from .twins import twin_of
 
 _ELEMENTS = 2**22  # of a block, about
 _ROWS = (1024, 8192)  # of a block: at least, at most
@@ -42,8 +43,8 @@ class Blocks:
         return min(most, max(least, _ELEMENTS // self.d // 64 * 64))
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yields blocks, contiguous; each is valid until the next one is asked for."""
-        size, buffer = self.block_rows, None
+        """Yields blocks that kernels can read; each is valid until the next one is asked for."""
+        size, buffer, twin = self.block_rows, None, twin_of(self.device)
         filled = start = 0
         for part in self.read():
             first = 0
@@ -51,12 +52,12 @@ class Blocks:
                 count = min(size - filled, len(part) - first)
                 rows = part[first : first + count]
                 first += count
-                if filled == 0 and count == min(size, self.n - start) and _readable(rows):
+                if filled == 0 and count == min(size, self.n - start) and rows.is_contiguous():
                     start += count
-                    yield rows
+                    yield twin.readable(rows)
                     continue
                 if buffer is None:
-                    buffer = torch.empty(min(size, self.n), self.d, dtype=self.dtype)
+                    buffer = self._empty(min(size, self.n))
                 buffer[filled : filled + count] = rows
                 filled, start = filled + count, start + count
                 if filled == size or start == self.n:
@@ -68,13 +69,17 @@ class Blocks:
         return {"features": 0, "read": _Reader(self), "block_rows": self.block_rows}
 
     def select(self, index: Tensor) -> Tensor:
-        """Returns the rows at an ascending ``index``, (m,) int64, from one pass."""
-        chosen, first, done = torch.empty(len(index), self.d, dtype=self.dtype), 0, 0
+        """Returns the rows at an ascending ``index``, (m,) int64 on the CPU, from one pass."""
+        chosen, first, done = self._empty(len(index)), 0, 0
         for block in self:
             last = int(torch.searchsorted(index, first + len(block)))
-            torch.index_select(block, 0, index[done:last] - first, out=chosen[done:last])
+            own = (index[done:last] - first).to(self.device)
+            torch.index_select(block, 0, own, out=chosen[done:last])
             first, done = first + len(block), last
         return chosen
+
+    def _empty(self, rows: int) -> Tensor:
+        return torch.empty((rows, self.d), dtype=self.dtype, device=self.device)
 
 
 class _Reader:
@@ -91,11 +96,6 @@ class _Reader:
             self._pass = iter(self._blocks)
         self._block = next(self._pass)  # kept alive until the next call
         return self._block.data_ptr()
-
-
-def _readable(rows: Tensor) -> bool:
-    """Returns True if a kernel can read the rows where they are."""
-    return rows.is_contiguous() and rows.data_ptr() % rows.element_size() == 0
 
 
 def array_blocks(checked: Features) -> Blocks:

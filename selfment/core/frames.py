@@ -142,7 +142,7 @@ def frame_blocks(features: Iterable[Any], grid: Any) -> tuple[Blocks, list[Grid]
             "`grid` must be a list of (h, w), one for each frame, with features that have no "
             f"length: got {grid!r}"
         )
-    first = next((as_features(frame, devices=("cpu",)) for frame in features), None)
+    first = next((as_features(frame) for frame in features), None)
     if first is None:
         raise ValueError("`features` must not be empty: got no frames")
     like = first.tensor.new_empty((1, 0, first.tensor.shape[2]))  # the first frame may be freed
@@ -155,7 +155,7 @@ def frame_blocks(features: Iterable[Any], grid: Any) -> tuple[Blocks, list[Grid]
         for index, frame in enumerate(features):
             if index >= len(grids):
                 _check_count(grids, index + 1)
-            checked = as_features(frame, devices=("cpu",))
+            checked = as_features(frame)
             _check_frame(checked, grids[index], index, like)
             yield checked.tensor[0]
         _check_count(grids, index + 1)

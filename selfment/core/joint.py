@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -39,7 +38,7 @@ from .label import (
     to_operator,
 )
 from .landmarks import label_blocks
-from .options import CutOptions, IpoOptions
+from .options import CutOptions, IpoOptions, LandmarkOptions
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -140,13 +139,14 @@ def joint_label(
         min_confidence: below this the frames are ``rejected``, all together.
         landmarks: None for the exact cut, whose graph has to fit into memory: 2.1 GB for 131,000
             patches. Or m >= 2: if there are more patches, the vector is approximated from m of
-            them, in a binary graph on the CPU; 10,000 are recommended.
+            them, in a binary graph; 10,000 are recommended.
         landmark_seed: which landmarks are drawn.
 
     With landmarks, features may also be a numpy memory map, or any iterable of (N_i, d) that can be
     read again and again: frames are read one at a time, in 4 passes and one for each step of IPO.
     Beyond the features and the labels memory then has m^2 / 8 bytes of graph, about 10 float64 for
-    each patch, and a block of rows.
+    each patch, and a block of rows. On a CUDA device, whose frames are made on its current stream,
+    this waits for the device in between, and raises the errors of the CPU.
 
     Returns:
         The labels of the frames, and numbers for all of them together; with fewer landmarks than
@@ -156,17 +156,38 @@ def joint_label(
     Raises:
         TypeError: as :func:`selfment.pseudo_label`, and with landmarks for an iterator.
         ValueError: as there, for grids that do not fit the features, and with landmarks for a
-            weighted graph or features on a CUDA device.
+            weighted graph.
         ImportError: as there.
         MemoryError: as there.
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    chosen = None if landmarks is None else LandmarkOptions(landmarks, landmark_seed)
+    return label_frames(features, grid, cut, ipo, min_confidence, chosen)
+
+
+def label_frames(
+    features: Any,
+    grid: Grid | Sequence[Grid] | None,
+    cut: CutOptions,
+    ipo: IpoOptions,
+    min_confidence: float = 0.0,
+    landmarks: LandmarkOptions | None = None,
+) -> JointLabels:
+    """Does what :func:`joint_label` does, with options that have been checked.
+
+    Args:
+        features: as there.
+        grid: as there.
+        cut: the options of the cut.
+        ipo: the options of IPO.
+        min_confidence: below this the frames are ``rejected``, all together.
+        landmarks: how the vector is approximated; None for the exact cut.
+    """
     options = to_operator(cut, ipo, min_confidence)
-    if landmarks is not None:
-        _check_landmarks(landmarks, landmark_seed)
-        return _by_landmarks(features, grid, int(landmarks), int(landmark_seed), options)
-    return _exactly(features, grid, options)
+    if landmarks is None:
+        return _exactly(features, grid, options)
+    return _by_landmarks(features, grid, landmarks, options)
 
 
 def _exactly(features: Any, grid: Any, options: tuple[Any, ...]) -> JointLabels:
@@ -179,17 +200,11 @@ def _exactly(features: Any, grid: Any, options: tuple[Any, ...]) -> JointLabels:
         return to_caller(checked.array_type, checked.batched, grids, labels)
 
 
-def _check_landmarks(landmarks: Any, seed: Any) -> None:
-    enough = isinstance(landmarks, Integral) and int(landmarks) >= 2
-    params.require("landmarks", landmarks, "None or an integer >= 2", enough)
-    allowed = isinstance(seed, Integral) and 0 <= int(seed) < 2**63
-    params.require("landmark_seed", seed, "an integer from 0 to 2^63 - 1", allowed)
-
-
 def _by_landmarks(
-    features: Any, grid: Any, landmarks: int, seed: int, options: tuple[Any, ...]
+    features: Any, grid: Any, chosen: LandmarkOptions, options: tuple[Any, ...]
 ) -> JointLabels:
     """Returns the labels by landmarks, or the exact ones if all patches are landmarks."""
+    landmarks = chosen.landmarks
     frames = is_frames(features)
     if frames:
         blocks, grids = frame_blocks(features, grid)
@@ -202,12 +217,8 @@ def _by_landmarks(
     cut, ipo, min_confidence = from_operator(*options)
     if cut.weighted:
         raise ValueError(f"`landmarks` must be None with a weighted graph: got {landmarks}")
-    if blocks.device.type != "cpu":
-        raise ValueError(
-            "`landmarks` must be None with features on a CUDA device, there is no kernel for them: "
-            f"got {landmarks}; call .cpu() first"
-        )
     with blocks.array_type.stream():
+        seed = chosen.landmark_seed
         labels = label_blocks(blocks, grids, landmarks, seed, cut, ipo, min_confidence)
         return to_caller(blocks.array_type, batched, grids, labels)
 

@@ -27,11 +27,11 @@ from . import ops as _ops
 from . import options as params
 from .arrays import Grid
 from .blocks import Blocks
-from .graph import Graph, check_finite
+from .graph import Graph, check_finite, thresholds
 from .ipo import run_ipo
 from .ncut import eigenpairs, outside
 from .options import CutOptions, IpoOptions
-from .threshold import SAMPLE, auto_tau
+from .threshold import SAMPLE
 
 VECTORS = 4
 CHECKED = 1000
@@ -171,7 +171,7 @@ class LandmarkCut:
         chosen, checked, spread = (
             rows[torch.searchsorted(index, wanted)] for wanted in (self.landmarks, sample, spread)
         )
-        self.taus = auto_tau(spread[None]) if isinstance(cut.tau, str) else _one(cut.tau)
+        self.taus = thresholds(spread[None], cut.tau)
         self._cut = replace(cut, tau=self.taus.item())
         self._extend(chosen)
         self._check(checked, sample)
@@ -179,15 +179,17 @@ class LandmarkCut:
     def _extend(self, chosen: Tensor) -> None:
         n, m, cut = self._blocks.n, len(chosen), self._cut
         bits, degree, _, bad = _ops.affinity(chosen[None], self.taus, cut.eps, False)
+        bad = bad if bad >= 0 else _first_nan(degree[0])
         self._check_finite(int(self.landmarks[bad]) if bad >= 0 else -1)
         graph = Graph(cut.eps, m, bits, None, degree, self.taus)
         pairs = eigenpairs(graph, min(VECTORS, m - 1))
         self.products = pairs.iterations
         x = pairs.vectors[0] / pairs.vectors[0].abs().amax(dim=1, keepdim=True)
-        means = torch.empty((len(x), n), dtype=torch.float64)
+        means = x.new_empty((len(x), n))
         gathered = self._gather(chosen, x, means)
+        self._check_finite(_first_nan(means[0]))
         product, degree = self._rows(gathered)
-        ritz = rayleigh_ritz(means[:, self.landmarks], product, degree)
+        ritz = rayleigh_ritz(means[:, self.landmarks].cpu(), product, degree)
         self.cut_through = ritz.coefficients.shape[1] > 0
         if self.cut_through:
             self.fiedler = combine(means, ritz.coefficients[:, 0] * math.sqrt(m / n))
@@ -202,14 +204,14 @@ class LandmarkCut:
         gathered = self._gather(rows, None, self.fiedler[None])
         product, degree = self._rows(gathered)
         self.mean = gathered.totals.item() / self._blocks.n
-        found = check(self.fiedler[sample], product[0], degree, self.mean)
+        found = check(self.fiedler[sample].cpu(), product[0], degree, self.mean)
         self.residual, self.changing = found.residual, found.changing
         open_ = self.residual >= self.gap
         self.angle = 90.0 if open_ else math.degrees(math.asin(self.residual / self.gap))
 
     def _gather(self, rows: Tensor, x: Tensor | None, means: Tensor) -> _blocks.LandmarkSums:
         """Joins the rows with those of all blocks."""
-        gathered, first = _blocks.LandmarkSums.zeros(len(means), len(rows)), 0
+        gathered, first = _blocks.LandmarkSums.zeros(len(means), len(rows), rows.device), 0
         for block in self._blocks:
             part = means[:, first : first + len(block)]
             bad = _blocks.landmarks(block, rows, self._cut, x, part, gathered)
@@ -218,17 +220,19 @@ class LandmarkCut:
         return gathered
 
     def _rows(self, gathered: _blocks.LandmarkSums) -> tuple[Tensor, Tensor]:
-        """Returns A v (c, m), for the vectors that were gathered, and the degrees (m,)."""
-        eps = self._cut.eps
+        """Returns A v (c, m), for the gathered vectors, and the degrees (m,), both on the CPU."""
+        eps, edges = self._cut.eps, gathered.edges.cpu()
         product = (1 - eps) * gathered.sums + eps * gathered.totals[:, None]
-        return product, eps * (self._blocks.n - gathered.edges) + gathered.edges.double()
+        return product.cpu(), eps * (self._blocks.n - edges) + edges.double()
 
     def _check_finite(self, bad: int) -> None:
         check_finite(bad, self._blocks.n, 0, [h * w for h, w in self._grids])
 
 
-def _one(value: float) -> Tensor:
-    return torch.tensor([value], dtype=torch.float64)
+def _first_nan(x: Tensor) -> int:
+    """Returns the first NaN, with which a CUDA device marks a row that is not finite, or -1."""
+    bad = x.isnan()
+    return int(bad.int().argmax()) if bad.any() else -1
 
 
 def label_blocks(
@@ -254,9 +258,14 @@ def label_blocks(
     found = LandmarkCut(blocks, grids, m, seed, cut)
     x = found.fiedler[None]
     mask, start, peaks = _ops.components(x, grids, cut.corners)
-    margin = side_margin(found.fiedler, found.fiedler > found.mean, grids, cut.corners)
+    vector = found.fiedler.cpu()
+    margin = side_margin(vector, vector > found.mean, grids, cut.corners)
     label, steps, separation = run_ipo(blocks, mask, ipo)
-    values, gaps = _one(found.eigenvalue), _one(found.gap)
+
+    def one(value: float) -> Tensor:
+        return x.new_tensor([value])
+
+    values, gaps = one(found.eigenvalue), one(found.gap)
     sure, rejected, kept, vectors = _ops.finish(
         values[None], gaps[None], x[None], separation, label, grids, min_confidence
     )
@@ -267,7 +276,7 @@ def label_blocks(
         "fiedler": vectors,
         "eigenvalue": values,
         "gap": gaps,
-        "residual": _one(found.residual),
+        "residual": one(found.residual),
         "seed": start,
         "lanczos_iters": found.products,
         "ipo_iters": steps,
@@ -276,11 +285,11 @@ def label_blocks(
         "rejected": rejected,
         "tau": found.taus,
         "peaks": peaks,
-        "landmarks": found.landmarks[None],
-        "angle": _one(found.angle),
-        "turn": _one(found.turn),
-        "changing": _one(found.changing),
-        "side_margin": _one(margin),
+        "landmarks": found.landmarks[None].to(x.device),
+        "angle": one(found.angle),
+        "turn": one(found.turn),
+        "changing": one(found.changing),
+        "side_margin": one(margin),
     }
     return {name: value[0] for name, value in fields.items()}
 

@@ -216,7 +216,7 @@ def ipo(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Returns what `run_ipo` returns, and the first row that is not finite, or -1.
 
-    On a CUDA device, which is not waited for, the last is always -1.
+    On a CUDA device, which is waited for only if the rows are blocks, the last is always -1.
     """
     batch, n, d = rows.shape
     twin = twin_of(rows.device)

@@ -18,6 +18,7 @@ WINDOW = 8  # frames of a video
 RECOMMENDED_MIN_CONFIDENCE = 0.25
 
 _LARGEST: Any = sys.float_info.max
+_SEEDS = "an integer from 0 to 2^63 - 1"
 
 GRAPHS = ("binary", "weighted")
 ORIENTS = ("seed", "corners")
@@ -146,6 +147,25 @@ class WindowOptions:
         """The frames that a window labels, and the window before does not."""
         assert self.overlap is not None
         return self.window - self.overlap
+
+
+@dataclass(frozen=True)
+class LandmarkOptions:
+    """How many patches the vector of a large cut is approximated from, and which.
+
+    Raises ``ValueError`` for a value against its rule.
+    """
+
+    landmarks: int  #: at least 2; a cut of as many patches, or of fewer, is exact
+    landmark_seed: int = 0  #: which patches are drawn
+
+    def __post_init__(self) -> None:
+        rules = (("landmarks", 2, "an integer >= 2"), ("landmark_seed", 0, _SEEDS))
+        for name, least, rule in rules:
+            value = getattr(self, name)
+            inside = isinstance(value, Integral) and least <= int(value) < 2**63
+            require(name, value, rule, inside)
+            object.__setattr__(self, name, int(value))
 
 
 def check_min_confidence(value: float) -> float:

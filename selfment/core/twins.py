@@ -48,7 +48,7 @@ class Cpu:
 
 @dataclass(frozen=True)
 class Cuda:
-    """Launches operations on the current stream, and never waits for the device.
+    """Launches operations on the current stream; only IPO of blocks waits for the device.
 
     Scratch memory goes back to torch's allocator on return: whatever reuses it comes later in
     stream order.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .arrays import Grid
-from .joint import JointLabels, joint_label
+from .joint import JointLabels, label_frames
 from .label import PseudoLabels
 from .options import CutOptions, IpoOptions, WindowOptions
 
@@ -96,12 +96,7 @@ def label_windows(
 
 def _joint(frames: Iterable[tuple[Tensor, Grid]], cut: CutOptions, ipo: IpoOptions) -> JointLabels:
     features, grids = zip(*frames, strict=True)
-    return joint_label(
-        list(features),
-        list(grids),
-        **vars(cut),
-        **{f"ipo_{name}": value for name, value in vars(ipo).items()},
-    )
+    return label_frames(list(features), list(grids), cut, ipo)
 
 
 def _is_opposite(masks: list[Tensor], earlier: list[Tensor]) -> bool:

@@ -63,20 +63,20 @@ class Search:
             folders = f"{len(self._folders):,} folders" if many else "1 folder"
             sentences.append(
                 f"{folders} with results of selfment {'were' if many else 'was'} not searched: "
-                f"{_first_names(self._folders)}"
+                f"{first_names(self._folders)}"
             )
         if self._results:
             many = len(self._results) > 1
             files = f"{len(self._results):,} files were" if many else "1 file was"
             sentences.append(
                 f"{files} left out, which records beside them name as results: "
-                f"{_first_names(self._results)}"
+                f"{first_names(self._results)}"
             )
         not_found = (path for path in self._left_out if path not in self.files)
         if sentence := left_out(not_found, self.suffixes):
             sentences.append(sentence)
         if self.unlisted:
-            folders = _first_names(self.unlisted)
+            folders = first_names(self.unlisted)
             sentences.append(f"cannot list {folders}: what is in there is left out")
         for sentence in sentences:
             print(printable(sentence), file=sys.stderr)
@@ -202,7 +202,7 @@ class Search:
     def _explanation(self) -> str:
         """Returns the end of a sentence on an input without images: the reason, if known."""
         if self.unlisted:
-            return f": {_first_names(self.unlisted)} may not be listed"
+            return f": {first_names(self.unlisted)} may not be listed"
         if self._folders or self._results:
             return ": results of selfment are not taken for images"
         sentence = left_out(self._left_out, self.suffixes)
@@ -211,24 +211,32 @@ class Search:
 
 def mask_names(names: Sequence[str]) -> list[str]:
     """Returns a unique path for each of the unique relative ``names``; ``.mp4`` for a video."""
-    masks = [f"{os.path.splitext(name)[0]}{_mask_suffix(name)}" for name in names]
-    # A name with its suffix, "a.jpg.png", may equal the mask of "a.jpg.gif": repeat until unique.
+    short = [f"{os.path.splitext(name)[0]}{_mask_suffix(name)}" for name in names]
+    return unique_names(short, [f"{name}{_mask_suffix(name)}" for name in names])
+
+
+def unique_names(short: Sequence[str], long: Sequence[str]) -> list[str]:
+    """Returns the short name of each file, or the long one where others have the same short name.
+
+    The long names must be unique.
+    """
+    names = list(short)
+    # A long name, "a.jpg.png", may equal the short one of "a.jpg.gif": repeat until unique.
     while True:
-        counts = Counter(masks)
+        counts = Counter(names)
         unique = [
-            mask if counts[mask] == 1 else f"{name}{_mask_suffix(name)}"
-            for mask, name in zip(masks, names, strict=True)
+            name if counts[name] == 1 else full for name, full in zip(names, long, strict=True)
         ]
-        if unique == masks:
-            return masks
-        masks = unique
+        if unique == names:
+            return names
+        names = unique
 
 
 def _mask_suffix(name: str) -> str:
     return ".mp4" if is_video(name) else ".png"
 
 
-def _first_names(names: Collection[str]) -> str:
+def first_names(names: Collection[str]) -> str:
     """Returns the first names, and the number of the others."""
     shown = ", ".join(list(names)[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"

@@ -6,7 +6,8 @@ from ..images.video import VideoError
 from .label import label_images
 from .predict import find_inputs, predict_images
 from .report import report_labels
-from .video import label_video, segment_video
+from .video import segment_video
+from .video_labels import label_video
 
 __all__ = [
     "VideoError",

@@ -19,7 +19,7 @@ The files in the output folder, for ``sub/a.jpg``:
 
 For the video ``sub/b.mov``, whose frames are labelled together (:mod:`selfment.models.video`):
 
-- ``sub/b.mp4``, the mask as a video, see :func:`selfment.jobs.video.label_video`.
+- ``sub/b.mp4``, the mask as a video, see :func:`selfment.jobs.label_video`.
 - ``frames/sub/b/000000.png`` and so on, the mask of each frame at its own size.
 - ``overlays/sub/b.mp4``, the mask on the frames.
 
@@ -36,10 +36,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..backbones.files import FeatureFiles
-from ..core.options import WindowOptions
 from ..images.load import ImageEntry
 from ..images.suffixes import is_video
 from ..models.labeler import PseudoLabeler
+from ..models.video import VideoCuts
 from ..util.files import PAGES, output_file
 from ..util.lines import Record
 from . import coco, yolo
@@ -80,7 +80,7 @@ def label_images(
     fill_holes: bool = False,
     largest_component: bool = False,
     report: str | os.PathLike[str] | None = None,
-    windows: WindowOptions | None = None,
+    video_cuts: VideoCuts | None = None,
     frames: bool = True,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
@@ -109,7 +109,8 @@ def label_images(
         report: Also write a page of all labels in the folder to this HTML file, at the end of the
             run, see :mod:`selfment.jobs.report`. Fiedler vectors are then written, too, if the
             method has them.
-        windows: How many frames of a video are cut together.
+        video_cuts: How many frames of a video are cut together: windows, which is the default, or
+            all of them by landmarks.
         frames: Also write the masks of a video as PNG files. Of the formats a video has no other.
         progress: Show a bar on stderr.
         shard: The rank of this process and the number of processes. Each labels and counts its
@@ -117,7 +118,8 @@ def label_images(
 
     Raises:
         ValueError: If ``out`` cannot be written, or a file would replace an input, or there are
-            videos, and the labeler's method is not :class:`selfment.methods.Selfment`.
+            videos, and the labeler's method is not :class:`selfment.methods.Selfment`, or has a
+            weighted graph with landmarks.
         ImportError: If a format or ``refine`` needs a library that is missing, or there are only
             videos, and PyAV is missing.
         Exception: Whatever the backbone raises when it cannot be loaded.
@@ -129,7 +131,7 @@ def label_images(
     if report is not None:
         output_file("report", report, PAGES)  # checked before the work
         formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
-    job = LabelJob(labeler, overlays, formats, steps, windows, frames, progress)
+    job = LabelJob(labeler, overlays, formats, steps, video_cuts, frames, progress)
     job.check_videos([entry.name for entry in images if is_video(entry.path)])
     composed = Path(out) / coco.COMPOSED_FILE
     if "coco" in job.formats:

@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -35,7 +34,7 @@ from ..images.suffixes import is_video
 from ..images.video import load_av
 from ..methods import MultiObject
 from ..models.labeler import PseudoLabeler, one_by_one
-from ..models.video import VideoLabeler
+from ..models.video import VideoCuts, VideoLabeler, cut_settings
 from ..util.files import printable, reason
 from ..util.lines import Record, with_checksum
 from . import coco, exports, yolo
@@ -44,7 +43,7 @@ from .frames import frame_folder, has_frames
 from .names import and_more
 from .spec import Contents
 from .task import Task
-from .video import label_video
+from .video_labels import ClipSummary, label_video
 
 Result = PseudoLabels | Objects
 
@@ -98,7 +97,7 @@ class LabelJob:
         overlays: bool = False,
         formats: Sequence[str] = ("png",),
         steps: Mapping[str, Any] = MappingProxyType({}),
-        windows: WindowOptions | None = None,
+        video_cuts: VideoCuts | None = None,
         frames: bool = True,
         progress: bool = True,
     ) -> None:
@@ -109,7 +108,7 @@ class LabelJob:
             overlays: Also make overlays.
             formats: Names of :data:`selfment.jobs.exports.FORMATS`, for images.
             steps: The arguments of :func:`selfment.refine_mask`.
-            windows: How many frames of a video are cut together.
+            video_cuts: How many frames of a video are cut together.
             frames: Also write a PNG file for each frame of a video.
             progress: Show a bar for each video.
 
@@ -133,7 +132,7 @@ class LabelJob:
         described = labeler.described
         self._files = described if isinstance(described, FeatureFiles) else None
         self._steps = steps if any(steps.values()) else None
-        self._windows = windows or WindowOptions()
+        self._video_cuts = video_cuts or WindowOptions()
         self._progress = progress
         self._settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
         self.batch_size = labeler.batch_size
@@ -150,7 +149,7 @@ class LabelJob:
 
     @cached_property
     def _video_labeler(self) -> VideoLabeler:
-        return VideoLabeler(self._labeler, self._windows)
+        return VideoLabeler(self._labeler, self._video_cuts)
 
     def check_videos(self, videos: Sequence[str]) -> None:
         """Raises ``ValueError`` if the method cannot label videos, and there are such."""
@@ -168,9 +167,9 @@ class LabelJob:
         return self._wanted_of_video if is_video(name) else self._wanted
 
     def settings(self, name: str) -> Mapping[str, Any]:
-        """The settings of the labeler and the refinement; for a video of its windows, too."""
-        windows = {"windows": asdict(self._windows)} if is_video(name) else {}
-        return {**self._settings, **windows}
+        """The settings of the labeler and the refinement; for a video of its cuts, too."""
+        cuts = cut_settings(self._video_cuts) if is_video(name) else {}
+        return {**self._settings, **cuts}
 
     def tagged(self, name: str, tag: str) -> str:
         """Another name for a mask."""
@@ -301,7 +300,11 @@ class LabelJob:
             steps=self._steps,
             progress=self._progress,
         )
-        return labelled.record()
+        record = labelled.record()
+        if isinstance(labelled, ClipSummary):
+            for doubt in labelled.doubts:
+                tqdm.write(printable(f"{task.image}: {doubt}"), file=sys.stderr)
+        return record
 
 
 def _statistics(result: Result) -> Record:

@@ -1,4 +1,4 @@
-"""Videos: frames stream through a segmenter or a labeler into videos and folders of PNG files.
+"""Videos: frames stream through a model into videos and folders of PNG files.
 
 At each time a batch or a window of frames is read, one is computed and one is written. Memory does
 not depend on the length of the video.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -21,20 +20,17 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..core.label import PseudoLabels
-from ..core.windows import WindowLabels
-from ..images.draw import mask_image, saliency_image, tint, tint_saliency
-from ..images.refine import mask_at_size
+from ..images.draw import mask_image, saliency_image, tint_saliency
 from ..images.video import VideoReader, VideoWriter
 from ..models.segmenter import Segmenter
-from ..models.video import VideoLabeler, stacks
+from ..models.video import stacks
 from ..util.files import atomic_file
 from ..util.lines import Record
 from .frames import FrameFolder, new_frame_folder
 
-_AnyPath = str | os.PathLike[str]
+AnyPath = str | os.PathLike[str]
 _Item = TypeVar("_Item")
-_Result = TypeVar("_Result", Tensor, PseudoLabels)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -52,35 +48,16 @@ class VideoSummary:
         return {"notes": notes, "frames": self.frames, "fps": self.rate}
 
 
-@dataclass(frozen=True)
-class VideoLabelSummary(VideoSummary):
-    """The properties of a video that was labelled, and what its windows were like."""
-
-    windows: int  #: cuts
-    flips: int  #: windows whose classes exchanged their roles, to fit the window before
-    agreement: float | None  #: mean of :attr:`selfment.core.windows.WindowLabels.agreement`
-    rejected_frames: int  #: frames whose cut had too little confidence
-    confidence: float  #: of the cut, mean over the frames
-    foreground: float  #: share of the patches, mean over the frames
-
-    def record(self) -> Record:
-        """Returns the fields of the record of the video; it is rejected if all frames are."""
-        names = ("windows", "flips", "agreement", "confidence", "rejected_frames", "foreground")
-        values = {name: getattr(self, name) for name in names}
-        rejected = self.rejected_frames == self.frames
-        return {**super().record(), **values, "rejected": rejected}
-
-
 def segment_video(
-    video: _AnyPath,
-    saliency: _AnyPath,
+    video: AnyPath,
+    saliency: AnyPath,
     segmenter: Segmenter,
     *,
-    mask: _AnyPath | None = None,
+    mask: AnyPath | None = None,
     threshold: float = 0.5,
-    overlay: _AnyPath | None = None,
-    saliency_frames: _AnyPath | None = None,
-    mask_frames: _AnyPath | None = None,
+    overlay: AnyPath | None = None,
+    saliency_frames: AnyPath | None = None,
+    mask_frames: AnyPath | None = None,
     progress: bool = True,
 ) -> VideoSummary:
     """Writes the saliency of each frame of ``video`` as the grey levels of an H.264 video.
@@ -113,13 +90,13 @@ def segment_video(
         "mask_frames": mask_frames,
     }
 
-    def results(batches: Iterator[list[_Frame]]) -> Iterator[list[tuple[_Frame, Tensor]]]:
+    def results(batches: Iterator[list[Frame]]) -> Iterator[list[tuple[Frame, Tensor]]]:
         for batch in batches:
             parts = stacks([frame.take_pixels() for frame in batch])
             grids = [grid for part in parts for grid in segmenter.saliency_batch(part)]
             yield list(zip(batch, grids, strict=True))
 
-    def draw(frame: _Frame, grid: Tensor) -> Iterator[tuple[str, Image.Image]]:
+    def draw(frame: Frame, grid: Tensor) -> Iterator[tuple[str, Image.Image]]:
         values = segmenter.to_image(grid, frame.content, frame.size)
         yield "saliency", saliency_image(values)
         if mask is not None or mask_frames is not None:
@@ -127,74 +104,15 @@ def segment_video(
         if frame.picture is not None:
             yield "overlay", tint_saliency(frame.picture, values, threshold)
 
-    with _Video(video, targets, progress) as stream:
+    with VideoStream(video, targets, progress) as stream:
         frames = stream.frames(segmenter.preprocess, keeps_pictures=overlay is not None)
         return stream.write(frames, segmenter.batch_size, results, draw)
 
 
-def label_video(
-    video: _AnyPath,
-    mask: _AnyPath,
-    labeler: VideoLabeler,
-    *,
-    overlay: _AnyPath | None = None,
-    mask_frames: _AnyPath | None = None,
-    steps: Mapping[str, Any] | None = None,
-    progress: bool = True,
-) -> VideoLabelSummary:
-    """Writes the mask of each frame of ``video`` as an H.264 video, white in the foreground.
-
-    Files and folders are as :func:`segment_video` writes them.
-
-    Args:
-        video: The file to read.
-        mask: The MP4 file to write.
-        labeler: Labels the frames.
-        overlay: Another file to write, with the mask on the frames: see
-            :func:`selfment.images.draw.tint`.
-        mask_frames: A folder to write, with the mask of each frame as a PNG file, 0 or 255.
-        steps: The arguments of :func:`selfment.refine_mask` for the mask of each frame; None
-            resizes it alone.
-        progress: Show a bar on stderr.
-
-    Raises:
-        selfment.images.video.VideoError: If the video is broken or cut short.
-        ImportError: If a library is missing, or PyAV cannot write H.264.
-        ValueError: If the features of a frame are not finite.
-        OSError: If there are other files in a folder that is to be written.
-    """
-    targets = {"mask": mask, "overlay": overlay, "mask_frames": mask_frames}
-    model, counts = labeler.labeler, _WindowCounts()
-
-    def results(batches: Iterator[list[_Frame]]) -> Iterator[list[tuple[_Frame, PseudoLabels]]]:
-        waiting: deque[_Frame] = deque()  # for their labels
-
-        def pixels() -> Iterator[Tensor]:
-            for batch in batches:
-                waiting.extend(batch)
-                yield from stacks([frame.take_pixels() for frame in batch])
-
-        for window in labeler.label_batches(pixels()):
-            counts.add(window)
-            yield [(waiting.popleft(), label) for label in window.new_frames()]
-
-    def draw(frame: _Frame, label: PseudoLabels) -> Iterator[tuple[str, Image.Image]]:
-        found = mask_at_size(label.mask, frame.size, frame.picture, steps)
-        yield "mask", mask_image(found, frame.size)
-        if overlay is not None and frame.picture is not None:
-            yield "overlay", tint(frame.picture, found)
-
-    with _Video(video, targets, progress) as stream:
-        frames = stream.frames(
-            lambda picture: (model.preprocess(picture), (0, 0)),
-            keeps_pictures=overlay is not None or steps is not None,
-        )
-        written = stream.write(frames, model.batch_size, results, draw)
-    return VideoLabelSummary(**vars(written), **counts.summary())
-
-
 @dataclass
-class _Frame:
+class Frame:
+    """A frame of a video, on its way to its pictures."""
+
     time: int  # in units of the reader's time base
     size: tuple[int, int]
     pixels: Tensor | None
@@ -208,18 +126,18 @@ class _Frame:
         return pixels
 
 
-class _Video:
+class VideoStream:
     """A video that is read, and the files and folders that are made of it."""
 
     def __init__(
-        self, video: _AnyPath, targets: Mapping[str, _AnyPath | None], progress: bool
+        self, video: AnyPath, targets: Mapping[str, AnyPath | None], progress: bool
     ) -> None:
         """``targets``: by kind of picture, or kind and "_frames" for a folder; None is left out."""
         self._name = os.fspath(video)
         self._paths = {kind: Path(path) for kind, path in targets.items() if path is not None}
         self._progress = progress
 
-    def __enter__(self) -> _Video:
+    def __enter__(self) -> VideoStream:
         with ExitStack() as stack:
             self._reader = reader = stack.enter_context(VideoReader(self._name))
             self._videos: dict[str, VideoWriter] = {}
@@ -248,37 +166,48 @@ class _Video:
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
+    @contextmanager
+    def first_pass(self) -> Iterator[VideoReader]:
+        """Opens the video for another reading, before the one of :meth:`frames`."""
+        with VideoReader(self._name) as reader:
+            yield reader
+        self._bar.reset()
+
+    def advance(self, count: int) -> None:
+        """Shows that ``count`` more frames are done."""
+        self._bar.update(count)
+
     def frames(
         self,
-        preprocess: Callable[[Image.Image], tuple[Tensor, tuple[int, int]]],
+        preprocess: Callable[[Image.Image], tuple[Tensor | None, tuple[int, int]]],
         keeps_pictures: bool,
-    ) -> Iterator[_Frame]:
-        """Yields the frames, ready for a backbone."""
+    ) -> Iterator[Frame]:
+        """Yields the frames, ready for a backbone: with their pixels, and the part that counts."""
         for time, picture in self._reader:
             pixels, content = preprocess(picture)
             kept = picture if keeps_pictures else None
-            yield _Frame(time, picture.size, pixels, content, kept)
+            yield Frame(time, picture.size, pixels, content, kept)
 
     def write(
         self,
-        frames: Iterator[_Frame],
+        frames: Iterator[Frame],
         batch_size: int,
-        results: Callable[[Iterator[list[_Frame]]], Iterator[list[tuple[_Frame, _Result]]]],
-        draw: Callable[[_Frame, _Result], Iterator[tuple[str, Image.Image]]],
+        results: Callable[[Iterator[list[Frame]]], Iterator[list[tuple[Frame, _Result]]]],
+        draw: Callable[[Frame, _Result], Iterator[tuple[str, Image.Image]]],
     ) -> VideoSummary:
         """Writes the pictures, by kind, that ``draw`` makes of the results of all frames."""
 
-        def write_part(part: list[tuple[_Frame, _Result]]) -> None:
+        def write_part(part: list[tuple[Frame, _Result]]) -> None:
             for frame, result in part:
                 for kind, picture in draw(frame, result):
                     if kind in self._videos:
                         self._videos[kind].write(picture, frame.time)
                     if kind in self._folders:
                         self._folders[kind].write(picture)
-            self._bar.update(len(part))
+            self.advance(len(part))
 
         count = 0
-        with _read_ahead(frames, batch_size) as batches, ThreadPoolExecutor(1) as thread:
+        with read_ahead(frames, batch_size) as batches, ThreadPoolExecutor(1) as thread:
             writing = thread.submit(write_part, [])
             for part in results(batches):
                 writing.result()
@@ -291,41 +220,9 @@ class _Video:
         return VideoSummary(count, reader.size, float(reader.rate), reader.rotation)
 
 
-class _WindowCounts:
-    """The fields of :class:`VideoLabelSummary` on windows."""
-
-    def __init__(self) -> None:
-        self._windows = self._flips = self._compared = self._frames = self._rejected = 0
-        self._agreement = self._confidence = self._foreground = 0.0
-
-    def add(self, window: WindowLabels) -> None:
-        """Counts a window, and the frames that are new in it."""
-        self._windows += 1
-        self._flips += window.flipped
-        if window.shared:
-            self._compared += 1
-            self._agreement += window.agreement
-        for label in window.new_frames():
-            self._frames += 1
-            self._rejected += bool(label.rejected)
-            self._confidence += float(label.confidence)
-            self._foreground += float(label.mask.float().mean())
-
-    def summary(self) -> dict[str, Any]:
-        """Returns the fields, by name."""
-        return {
-            "windows": self._windows,
-            "flips": self._flips,
-            "agreement": self._agreement / self._compared if self._compared else None,
-            "rejected_frames": self._rejected,
-            "confidence": self._confidence / self._frames,
-            "foreground": self._foreground / self._frames,
-        }
-
-
 @contextmanager
-def _read_ahead(items: Iterator[_Item], size: int) -> Iterator[Iterator[list[_Item]]]:
-    """Makes an iterator over lists of ``size`` items, of which a thread reads the next one."""
+def read_ahead(items: Iterator[_Item], size: int) -> Iterator[Iterator[list[_Item]]]:
+    """Makes an iterator over lists of ``size`` items; a thread reads the next one meanwhile."""
     with ThreadPoolExecutor(1) as thread:
 
         def lists() -> Iterator[list[_Item]]:

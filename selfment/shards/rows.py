@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..util.lines import Record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SourceFile:
     """An input file on any file system."""
 
@@ -26,6 +26,7 @@ class Unit:
     name: str
     kind: str  #: "tar", "parquet", "arrow" or "files"
     files: tuple[SourceFile, ...]  #: the shard alone, or the image files
+    keys: tuple[str, ...] = ()  #: of image files: the keys of their rows
 
 
 @dataclass(frozen=True)

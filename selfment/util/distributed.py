@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -97,6 +98,33 @@ def any_failed(count: int) -> bool:
     store, rank, size = _own_store()
     store.set(f"failed/{rank}", str(count))
     return any(int(store.get(f"failed/{other}")) > 0 for other in range(size))
+
+
+def shared(plan: Callable[[], tuple[Any, Sequence[Any]]]) -> tuple[Any, Iterator[Any]]:
+    """Returns what all processes need, and the items that this process takes.
+
+    ``torchrun``'s first process calls ``plan``, whose result can be pickled, and each process takes
+    the next item when it has done one. A process alone takes all. Raises ``ValueError`` under
+    launchers that share no store.
+    """
+    if not distributed.is_torchelastic_launched():
+        if world()[1] > 1:
+            raise ValueError(
+                "tar files and tables must be shared out by torchrun or --engine ray: got "
+                f"WORLD_SIZE={world()[1]} of another launcher"
+            )
+        common, items = plan()
+        return common, iter(items)
+    store, rank, _ = _own_store()
+    if rank == 0:
+        store.set("plan", pickle.dumps(plan()))
+    common, items = pickle.loads(store.get("plan"))
+    return common, _next_items(store, items)
+
+
+def _next_items(store: Any, items: Sequence[Any]) -> Iterator[Any]:
+    while (index := store.add("taken", 1) - 1) < len(items):
+        yield items[index]
 
 
 def gathered(value: Any) -> list[Any]:

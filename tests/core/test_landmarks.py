@@ -145,7 +145,7 @@ def test_edges_are_those_of_the_graph(name: str, tau: float, dtype: torch.dtype)
     chosen = torch.arange(n)[1::3]
     x = torch.randn(3, len(chosen), dtype=torch.float64, generator=generator(2))
     means = torch.empty(3, n, dtype=torch.float64)
-    gathered = block_ops.LandmarkSums.zeros(3, len(chosen))
+    gathered = block_ops.LandmarkSums.zeros(3, len(chosen), features.device)
     for first in range(0, n, 130):
         rows, part = features[first : first + 130], means[:, first : first + 130]
         assert block_ops.landmarks(rows, features[chosen], cut, x, part, gathered) == -1
@@ -161,7 +161,7 @@ def test_landmarks_that_do_not_fit_into_the_scratch_memory_at_once() -> None:
     """Panels of d = 60,000 hold 3 words of landmarks at a time."""
     features = torch.randn(400, 60_000, generator=generator(5))
     features[:, :20] *= 40
-    gathered = block_ops.LandmarkSums.zeros(1, 400)
+    gathered = block_ops.LandmarkSums.zeros(1, 400, features.device)
     means = torch.ones(1, 400, dtype=torch.float64)
     cut = CutOptions(tau=0.2)
     assert block_ops.landmarks(features, features, cut, None, means, gathered) == -1
@@ -270,8 +270,8 @@ F = smooth(4, 6, 3)
 @pytest.mark.parametrize(
     ("features", "grid", "options", "message"),
     [
-        (F, [(4, 6)], {"landmarks": 1}, "`landmarks` must be None or an integer >= 2: got 1"),
-        (F, [(4, 6)], {"landmarks": 2.5}, "None or an integer >= 2: got 2.5"),
+        (F, [(4, 6)], {"landmarks": 1}, "`landmarks` must be an integer >= 2: got 1"),
+        (F, [(4, 6)], {"landmarks": 2.5}, "`landmarks` must be an integer >= 2: got 2.5"),
         (F, [(4, 6)], {"landmarks": 9, "landmark_seed": -1}, "`landmark_seed` must be .*: got -1"),
         (F, [(4, 6)], {"landmarks": 9, "graph": "weighted"}, "None with a weighted graph: got 9"),
         ([F, F], [(4, 6)], {"landmarks": 9}, "got 1 for 2 frames"),

@@ -55,8 +55,10 @@ CASES = {
     "degrees.cu": ["paint"],
     "fiedler.cu": ["labels", "merges", "lapack", "restarts", "tables", "eigenpairs"],
     "finish.cu": ["auto", "joint"],
-    "ipo.cu": ["complements", "labels", "dtypes"],
+    "ipo.cu": ["complements", "labels", "dtypes", "landmarks", "complements_of_blocks"],
+    "landmarks.cu": ["landmarks"],
     "matvec.cu": ["paint"],
+    "operand.cu": ["labels", "dtypes"],
     "paint.cu": ["paint"],
     "threshold.cu": ["auto"],
 }

@@ -10,17 +10,22 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 import selfment
 from helpers import emulated
 from helpers.cases import blocks, copies, generator, noise, ring, smooth, turned_over
+from helpers.cuda import CHOOSING
 from selfment.core import ops as _ops
 from selfment.core import twins
+from selfment.core.arrays import as_features
+from selfment.core.blocks import array_blocks
 from selfment.core.ipo import run_ipo
 from selfment.core.options import IpoOptions
 
@@ -77,6 +82,22 @@ def joint() -> Iterator[Any]:
     yield selfment.joint_label(rows, grid=(6, 9))
 
 
+def landmarks() -> Iterator[Any]:
+    """A cut whose rows come in blocks of 64; features of half precision and not."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # so few landmarks determine no vector
+    with mock.patch("selfment.core.blocks._ROWS", (64, 64)):
+        for dtype in (torch.bfloat16, torch.float32):
+            rows = smooth(13, 17, 40).to(dtype)
+            yield selfment.joint_label(rows, [(13, 17)], landmarks=70)
+
+
+def complements_of_blocks() -> Iterator[Any]:
+    rows, start = turned_over()
+    with mock.patch("selfment.core.blocks._ROWS", (5, 5)):
+        parts = array_blocks(as_features(rows))
+        yield run_ipo(parts, start[None], IpoOptions(iters=20, min_count=1))
+
+
 def paint() -> Iterator[Any]:
     rows, mask = smooth(6, 13, 20), torch.arange(78) % 5 == 0
     for graph in GRAPHS:
@@ -120,6 +141,7 @@ CASES: dict[str, Callable[[], Iterator[Any]]] = {
     for case in (
         *(labels, auto, dtypes, eigenpairs, lapack, tables, components, joint, paint),
         *(restarts, restarts_of_several, merges, complements, full_lists, objects),
+        *(landmarks, complements_of_blocks),
     )
 }
 
@@ -140,7 +162,8 @@ def add(digest: Any, value: Any) -> None:
 
 def main() -> None:
     module = emulated.load(Path(sys.argv[1]))
-    _ops.twin_of = lambda device: twins.Cuda(module, device, 0, 0)  # type: ignore[assignment]
+    for user in CHOOSING:
+        user.twin_of = lambda device: twins.Cuda(module, device, 0, 0)  # type: ignore[attr-defined]
     for name in sys.argv[2:] or CASES:
         digest = hashlib.sha256()
         for team in (1, 2, 3):

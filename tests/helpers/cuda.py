@@ -19,9 +19,9 @@ from helpers.cases import (
     smooth,
 )
 from selfment import PseudoLabels
+from selfment.core import block_ops, blocks, twins
 from selfment.core import native as _native
 from selfment.core import ops as _ops
-from selfment.core import twins
 
 GRAPHS = ("binary", "weighted")
 
@@ -53,6 +53,10 @@ SIMPLE = CASES | EDGES | LARGE  # a simple Fiedler value: the masks are determin
 ALL = SIMPLE | DEGENERATE
 
 
+#: The modules that choose a twin.
+CHOOSING = (_ops, block_ops, blocks)
+
+
 class Target:
     """Where the CUDA twin runs: a device, or the emulated module on the host's memory."""
 
@@ -66,7 +70,10 @@ class Target:
         with self.patch.context() as patch:
             if self.emulated is not None:
                 emulated = self.emulated
-                patch.setattr(_ops, "twin_of", lambda device: twins.Cuda(emulated, device, 0, 0))
+                for module in CHOOSING:
+                    patch.setattr(
+                        module, "twin_of", lambda device: twins.Cuda(emulated, device, 0, 0)
+                    )
             return on_cpu(function(*(tensor.to(self.device) for tensor in tensors), **options))
 
 

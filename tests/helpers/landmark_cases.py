@@ -31,7 +31,7 @@ FRAMES: dict[str, tuple[Tensor, Grids]] = {
 
 def fields_of(label: Any) -> dict[str, Tensor]:
     return {
-        name: flat(value) if isinstance(value, list) else torch.as_tensor(value).flatten()
+        name: flat(value) if isinstance(value, list | tuple) else torch.as_tensor(value).flatten()
         for name, value in vars(label).items()
     }
 

@@ -10,7 +10,8 @@ from pathlib import Path
 _SCRIPT = """
 import functools, importlib, os, runpy, signal, sys, time
 
-where, nth, rank, what, *sys.argv[1:] = sys.argv[1:]
+where, nth, rank, what, before, *sys.argv[1:] = sys.argv[1:]
+exec(before)
 module, _, path = where.partition(":")
 *owners, name = path.split(".")
 owner = functools.reduce(getattr, owners, importlib.import_module(module))
@@ -35,7 +36,13 @@ runpy.run_module("selfment", run_name="__main__", alter_sys=True)
 
 
 def command(
-    folder: Path, where: str, nth: int, *arguments: object, rank: str = "any", what: str = "dies"
+    folder: Path,
+    where: str,
+    nth: int,
+    *arguments: object,
+    rank: str = "any",
+    what: str = "dies",
+    before: str = "",
 ) -> list[str]:
     """Returns the words of a command, without the interpreter.
 
@@ -46,10 +53,11 @@ def command(
         arguments: Arguments of ``selfment``.
         rank: The rank of the process, or "any".
         what: "dies", by SIGKILL; or "waits", until a signal, in this call and all later ones.
+        before: Code that is run first.
     """
     script = folder / "mortal.py"
     script.write_text(_SCRIPT)
-    return [str(script), where, str(nth), rank, what, *map(str, arguments)]
+    return [str(script), where, str(nth), rank, what, before, *map(str, arguments)]
 
 
 def alone(*arguments: object) -> list[str]:

@@ -21,7 +21,7 @@ from helpers.videos import SIZE, decoded, disc, disc_mask, turned, video
 from selfment import PseudoLabeler, Segmenter, VideoLabeler, WindowOptions
 from selfment.evaluation import evaluate
 from selfment.jobs import find_inputs, label_images, label_video
-from selfment.jobs.video import VideoLabelSummary
+from selfment.jobs.video_labels import WindowSummary
 from selfment.models.head import HeadInfo, save_head
 
 av = pytest.importorskip("av")
@@ -81,7 +81,7 @@ def test_the_masks_are_those_of_the_video_labeler(tmp_path):
     summary = label_video(
         source, tmp_path / "m.mp4", labeler, mask_frames=tmp_path / "m", progress=False
     )
-    assert isinstance(summary, VideoLabelSummary)
+    assert isinstance(summary, WindowSummary)
     assert (summary.frames, summary.size, summary.rate, summary.windows) == (12, SIZE, 10, 4)
     for index, expected in enumerate(labeler(source)):
         found = Image.open(tmp_path / f"m/{index:06}.png")
@@ -234,7 +234,7 @@ def test_a_frame_that_cannot_be_written_ends_the_reading(tmp_path, monkeypatch):
     def full(*_: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("selfment.jobs.video.mask_image", full)
+    monkeypatch.setattr("selfment.jobs.video_labels.mask_image", full)
     model = Watching(size=64, batch_size=4)
     source = clip(tmp_path / "in.mp4", times=range(120))
     with pytest.raises(OSError, match="No space left"):
@@ -254,8 +254,8 @@ def test_memory_does_not_grow_with_the_video(tmp_path, monkeypatch):
         ahead = max(ahead, model.prepared - drawn)
         return mask_at_size(*arguments)
 
-    mask_at_size = sys.modules["selfment.jobs.video"].mask_at_size  # type: ignore[attr-defined]
-    monkeypatch.setattr("selfment.jobs.video.mask_at_size", counted)
+    mask_at_size = sys.modules["selfment.jobs.video_labels"].mask_at_size  # type: ignore[attr-defined]
+    monkeypatch.setattr("selfment.jobs.video_labels.mask_at_size", counted)
     source = clip(tmp_path / "in.mp4", times=range(120))
     summary = label_video(
         source, tmp_path / "m.mp4", labeler, overlay=tmp_path / "o.mp4", progress=False

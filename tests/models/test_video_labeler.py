@@ -13,9 +13,11 @@ from PIL import Image
 from torch import nn
 
 import selfment
+from helpers.landmark_cases import QUIET
 from helpers.videos import SIZE, av, disc, disc_mask, video
-from selfment import CutOptions, PseudoLabeler, VideoLabeler, WindowOptions
+from selfment import CutOptions, LandmarkOptions, PseudoLabeler, VideoLabeler, WindowOptions
 from selfment.backbones import ModuleBackbone
+from selfment.core.spill import spilled_frames
 from selfment.images.video import VideoError
 from selfment.methods import METHODS, MultiObject, Selfment
 
@@ -120,3 +122,68 @@ def test_settings_are_those_of_the_labeler_and_the_windows() -> None:
     labeler = labeler_of()
     windows = {"window": 5, "overlap": 1}
     assert labeler.settings == {**labeler.labeler.settings, "windows": windows}
+
+
+@QUIET
+@pytest.mark.parametrize("landmarks", [100, 4 * 64])
+def test_landmarks_cut_all_frames_together(landmarks: int) -> None:
+    pictures = [disc(index) for index in range(4)]
+    model = PseudoLabeler(size=128, batch_size=3, method=Selfment(CutOptions(tau=0.3)))
+    pixels = torch.stack([model.preprocess(Image.fromarray(frame)) for frame in pictures])
+    rows, grid = model.backbone(pixels), model.backbone.grid(128)
+    options = {"tau": 0.3, "orient": "corners", "landmarks": landmarks, "landmark_seed": 5}
+    expected = selfment.joint_label(rows, grid, **options)
+    found = list(VideoLabeler(model, LandmarkOptions(landmarks, 5))(pictures))
+    assert len(found) == 4
+    for index, label in enumerate(found):
+        assert torch.equal(label.mask, expected.mask[index])
+        assert torch.equal(label.fiedler, expected.fiedler[index])
+        assert (label.eigenvalue, label.gap) == (expected.eigenvalue, expected.gap)
+        assert np.array_equal(label.image, pictures[index])
+
+
+def test_one_cut_of_frames_of_different_aspect_ratios() -> None:
+    frames = [disc(0), disc(1), disc(2, (64, 96)), disc(3)]
+    model = PseudoLabeler(size=192, keep_aspect=True, batch_size=2)
+    labels = list(VideoLabeler(model, LandmarkOptions(200))(frames))
+    pixels = [model.preprocess(Image.fromarray(frame))[None] for frame in frames]
+    rows = [model.backbone(frame)[0] for frame in pixels]
+    grids = [(8, 12), (8, 12), (12, 8), (8, 12)]
+    expected = selfment.joint_label(rows, grids, orient="corners", landmarks=200)
+    assert all(torch.equal(a.mask, b) for a, b in zip(labels, expected.mask, strict=True))
+
+
+@QUIET
+def test_frames_that_are_read_once_or_change_cannot_be_cut_together() -> None:
+    labeler = VideoLabeler(PseudoLabeler(size=64), LandmarkOptions(30))
+    pictures = [disc(index) for index in range(4)]
+    with pytest.raises(TypeError, match="such as a list, not an iterator: got list_iterator"):
+        next(labeler(iter(pictures)))
+
+    class Changing:
+        reads: Iterator[int]
+
+        def __iter__(self) -> Iterator[np.ndarray]:
+            return iter([*pictures, *pictures][: next(self.reads)])
+
+    for later, sentence in ((3, "4 frames, then 3"), (5, "4 frames, then more")):
+        Changing.reads = iter((4, later))
+        with pytest.raises(ValueError, match=f"has changed while it was read: {sentence}"):
+            list(labeler(Changing()))
+
+
+def test_a_cut_is_of_the_kind_that_was_chosen() -> None:
+    model = PseudoLabeler(size=64)
+    pixels = model.preprocess(Image.fromarray(disc(0)))[None]
+    labeler = VideoLabeler(model, LandmarkOptions(30))
+    with pytest.raises(ValueError, match="`cuts` must be WindowOptions to label windows: got Land"):
+        next(labeler.label_batches([pixels]))
+    with spilled_frames() as frames:
+        labeler.spill([pixels], frames)
+        with pytest.raises(ValueError, match="must be LandmarkOptions for one cut: got WindowOp"):
+            VideoLabeler(model).label_spilled(frames)
+    weighted = PseudoLabeler(size=64, method=Selfment(CutOptions(graph="weighted")))
+    with pytest.raises(ValueError, match=r"with a weighted graph, .*: got 30"):
+        VideoLabeler(weighted, LandmarkOptions(30))
+    assert labeler.settings["landmarks"] == {"landmarks": 30, "landmark_seed": 0}
+    assert "windows" not in labeler.settings

@@ -68,8 +68,9 @@ def test_nothing_is_spilled(machine: Machine) -> None:
 
 def test_registers_let_the_blocks_be_resident(machine: Machine) -> None:
     """Of a multiprocessor's 65,536: one block of 512 threads, or two of 256."""
+    large = ("fiedler", "ipo", "matvec", "comp", "landmarks: set_means", "landmarks: add_sums")
     for kernel in machine.kernels:
-        most = 128 if kernel.name.startswith(("fiedler", "ipo", "matvec", "comp")) else 255
+        most = 128 if kernel.name.startswith(large) else 255
         assert kernel.registers <= most, kernel.name
 
 
@@ -81,10 +82,11 @@ def test_kernels_without_a_stack(machine: Machine) -> None:
             assert not any(i.space == "local" for i in kernel.instructions), kernel.name
 
 
+@pytest.mark.parametrize("kernel", ["affinity: join", "landmarks: join_block"])
 @pytest.mark.parametrize("bfloat16", ["false", "true"])
-def test_the_loop_of_the_tensor_cores(machine: Machine, bfloat16: str) -> None:
+def test_the_loop_of_the_tensor_cores(machine: Machine, kernel: str, bfloat16: str) -> None:
     """Fragments come by ldmatrix, slabs by copies of 16 bytes; nothing else touches memory."""
-    (loop,) = (loop for loop in loops(machine[f"affinity: join<{bfloat16}>"]) if loop.count("HMMA"))
+    (loop,) = (loop for loop in loops(machine[f"{kernel}<{bfloat16}>"]) if loop.count("HMMA"))
     assert loop.count("HMMA") % 64 == 0
     touching = [i for i in loop.instructions if i.space and i.space != "constant"]
     assert {i.name for i in touching} == {"LDSM", "LDGSTS"}
@@ -96,7 +98,11 @@ def test_the_loop_of_the_tensor_cores(machine: Machine, bfloat16: str) -> None:
     assert len(loop.usual) <= 5 * loop.count("HMMA")
 
 
-@pytest.mark.parametrize("kernel", ["affinity: prepare", "affinity: settle", "ipo: optimize"])
+READING = ["operand: prepare", "affinity: settle", "landmarks: settle_block"]
+READING += ["ipo: optimize", "ipo: pass"]
+
+
+@pytest.mark.parametrize("kernel", READING)
 @pytest.mark.parametrize("type_", TYPES)
 def test_features_are_read_16_bytes_at_a_time(machine: Machine, kernel: str, type_: str) -> None:
     """Four pieces on their way before the first is used; the other loads are of unaligned rows."""
@@ -111,7 +117,7 @@ def test_features_are_read_16_bytes_at_a_time(machine: Machine, kernel: str, typ
 @pytest.mark.parametrize("type_", ["float", "Float16", "BFloat16"])
 def test_squares_are_summed_in_floats_where_doubles_are_slow(machine: Machine, type_: str) -> None:
     """A few doubles for the 16 or 32 elements that a lane reads at a time."""
-    kernel = machine[f"affinity: prepare<{type_}>"]
+    kernel = machine[f"operand: prepare<{type_}>"]
     in_floats = [loop for loop in loops(kernel) if wide(loop) and loop.count("REDUX")]
     assert len(in_floats) == (kernel.arch not in ("80", "90"))
     for loop in in_floats:
@@ -134,7 +140,12 @@ def test_a_score_reads_the_direction_16_bytes_at_a_time(machine: Machine, type_:
     assert len(wide(scoring[0])) == 4 + (0 if type_ == "double" else pieces)
 
 
-@pytest.mark.parametrize("kernel", ["fiedler: solve", "matvec: product"])
+PRODUCTS = pytest.mark.parametrize(
+    "kernel", ["fiedler: solve", "matvec: product", "landmarks: set_means", "landmarks: add_sums"]
+)
+
+
+@PRODUCTS
 def test_loops_of_the_solver_know_their_memory(machine: Machine, kernel: str) -> None:
     """All but those that wait for another block: loads that might be of any memory cost more."""
     for loop in loops(machine[kernel]):
@@ -144,7 +155,7 @@ def test_loops_of_the_solver_know_their_memory(machine: Machine, kernel: str) ->
             assert loop.count("LDL", "STL") == 0
 
 
-@pytest.mark.parametrize("kernel", ["fiedler: solve", "matvec: product"])
+@PRODUCTS
 def test_a_look_up_is_four_instructions(machine: Machine, kernel: str) -> None:
     """Its address, its load from shared memory, its addition; and a few for each word of bits."""
     look_ups = [

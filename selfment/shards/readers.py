@@ -1,0 +1,137 @@
+"""Rows of units: one pass over a shard or a group of image files, in the stored order."""
+
+from __future__ import annotations
+
+import posixpath
+from collections import deque
+from collections.abc import Container, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from itertools import islice
+from typing import Any
+
+from ..util.extras import load_extra
+from ..util.files import printable, reason
+from .rows import Row, SourceFile, Unit
+from .stores import LocalStore, Sources, Store
+from .table_reader import ArrowTable, ParquetTable, table_rows
+from .tar_reader import tar_rows
+
+_AHEAD = 16  # image files that are being read
+
+
+class ShardError(ValueError):
+    """A shard cannot be read to its end; the message names it, and the rows that were read."""
+
+
+def read_unit(
+    unit: Unit,
+    sources: Sources,
+    *,
+    column: str | None = None,
+    key_column: str | None = None,
+    skip: Container[str] = frozenset(),
+) -> Generator[Row, None, None]:
+    """Yields the rows of a unit in one pass; nothing is unpacked, and few rows are in memory.
+
+    A row that is to be skipped has no data. An image that cannot be read is a row with an error.
+    Close the generator if it is not read to its end.
+
+    Args:
+        unit: the unit, of :func:`selfment.shards.units.find_inputs`.
+        sources: the file systems of its files.
+        column: the images of a shard: the extension in a tar file, the column in a table. None:
+            the only one that there is.
+        key_column: the column of a table with the keys; None: see
+            :func:`selfment.shards.table_reader.table_rows`.
+        skip: keys of rows whose data are not needed.
+
+    Raises:
+        ShardError: the shard cannot be read, or only up to a damage. It is raised after the rows
+            that precede the damage.
+        ImportError: PyArrow is needed and missing.
+    """
+    if unit.kind == "files":
+        yield from _file_rows(unit, sources, skip)
+        return
+    file = unit.files[0]
+    done = 0
+    try:
+        with closing(_shard_rows(unit.kind, file, sources, column, key_column, skip)) as rows:
+            for row in rows:
+                yield row
+                done += 1
+    except ImportError:
+        raise
+    except Exception as error:  # damaged files lead the readers to any
+        after = f" after {done:,} rows" if done else ""
+        raise ShardError(f"cannot read {file.uri}{after}: {printable(_why(error))}") from error
+
+
+def _shard_rows(
+    kind: str,
+    file: SourceFile,
+    sources: Sources,
+    column: str | None,
+    key_column: str | None,
+    skip: Container[str],
+) -> Generator[Row, None, None]:
+    store, name = sources.locate(file)
+
+    def read_beside(path: str) -> bytes:
+        """Returns the content of a file by its path from the folder of the table."""
+        beside = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), path))
+        return store.read(beside.lstrip("/"))
+
+    with ExitStack() as stack:
+        if kind == "tar":
+            yield from tar_rows(stack.enter_context(store.open(name)), column, skip)
+            return
+        table: ParquetTable | ArrowTable
+        if kind == "parquet":
+            table = ParquetTable(stack.enter_context(store.open(name)))
+        else:
+            table = ArrowTable(stack.enter_context(_mapped(store, name)))
+        yield from table_rows(table, column, key_column, skip, read_beside)
+
+
+def _mapped(store: Store, name: str) -> Any:
+    """Opens a file for reading; one of this machine is mapped, so that it is not copied."""
+    if not isinstance(store, LocalStore):
+        return store.open(name)
+    arrow = load_extra("pyarrow", "PyArrow", "shards", "an Arrow file")
+    return arrow.memory_map(store.text_of(name))
+
+
+def _file_rows(unit: Unit, sources: Sources, skip: Container[str]) -> Iterator[Row]:
+    """Yields the image files; some are read ahead, at the same time."""
+
+    def read(key: str, file: SourceFile) -> Row:
+        if key in skip:
+            return Row(key, file.name)
+        store, name = sources.locate(file)
+        try:
+            return Row(key, file.name, store.read(name))
+        except OSError as error:
+            return Row(key, file.name, error=f"cannot read {file.uri}: {_why(error)}")
+
+    files = zip(unit.keys, unit.files, strict=True)
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        waiting: deque[Future[Row]] = deque()
+        try:
+            while True:
+                for key, file in islice(files, _AHEAD - len(waiting)):
+                    waiting.append(pool.submit(read, key, file))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _why(error: Exception) -> str:
+    """Returns what went wrong, without the name of the file, which the sentence has already."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return error.strerror
+    return reason(error)

@@ -1,0 +1,216 @@
+"""Runs over shards: labels or saliency of all images of tar files, tables and folders."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from tqdm import tqdm
+
+from ..jobs.cluster import RayOptions, Remains, run_units
+from ..jobs.label_job import LabelJob
+from ..jobs.predict import PredictionJob
+from ..jobs.spec import JobSpec
+from ..models.labeler import PseudoLabeler
+from ..models.segmenter import Segmenter
+from ..util import distributed
+from .outputs import Outputs
+from .rows import Unit
+from .stores import Sources, open_store
+from .unit_output import UnitOutput
+from .units import find_inputs
+from .worker import ShardJob, ShardWorker, UnitSummary
+
+_OUTPUT_KINDS = {"tar": "tar", "parquet": "parquet", "arrow": "parquet", "files": "files"}
+
+
+@dataclass
+class ShardSummary:
+    """Counts the images that this process did, found done and failed to do, and damaged shards."""
+
+    out: str  #: the output folder, as it may be shown
+    done: int = 0
+    skipped: int = 0
+    failed: int = 0
+    damaged: int = 0
+    any_failed: bool = False  #: True if an image or a shard of any process failed
+
+    def describe(self, done: str) -> str:
+        """The counts as a sentence; ``done``: the verb for images that this run did."""
+        counts = f"{self.done} {done}, {self.skipped} already done, {self.failed} failed"
+        if self.damaged:
+            counts += (
+                ", 1 damaged shard" if self.damaged == 1 else f", {self.damaged} damaged shards"
+            )
+        return f"{counts}; see {self.out}"
+
+
+def label_shards(
+    inputs: str | Sequence[str],
+    out: str,
+    labeler: PseudoLabeler,
+    *,
+    to: str | None = None,
+    column: str | None = None,
+    key: str | None = None,
+    overlays: bool = False,
+    formats: Sequence[str] = ("png",),
+    refine: str | None = None,
+    fill_holes: bool = False,
+    largest_component: bool = False,
+    ray: RayOptions | None = None,
+    progress: bool = True,
+) -> ShardSummary:
+    """Labels all images of shards; nothing is unpacked, and a run continues where it stopped.
+
+    Args:
+        inputs: tar, Parquet and Arrow files, and folders of them or of images, as paths, globs or
+            URLs.
+        out: the output folder, a path or a URL.
+        labeler: labels the images.
+        to: how results are stored: "tar", "parquet" or "files", see
+            :mod:`selfment.shards.formats`; None for the kind of the inputs.
+        column: the column of a table that has the images, or the ending of their members in a tar
+            file, such as "jpg"; None for the only one that can be.
+        key: the column of a table that has the images' names; None for their paths, or the numbers
+            of the rows.
+        overlays: as :func:`selfment.jobs.label.label_images` takes it.
+        formats: see there.
+        refine: see there.
+        fill_holes: see there.
+        largest_component: see there.
+        ray: the processes of Ray that share the shards; by default this one does all, or those of
+            ``torchrun`` share them.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: a wrong argument, no input, or an output folder that cannot be written.
+        ImportError: a library is missing.
+        OSError: the output folder can no longer be written.
+    """
+    steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
+    spec = LabelJob(labeler, overlays, formats, steps)
+    return _run(_Plan(spec, inputs, out, to, column, key), ray, progress)
+
+
+def predict_shards(
+    inputs: str | Sequence[str],
+    out: str,
+    segmenter: Segmenter,
+    *,
+    to: str | None = None,
+    column: str | None = None,
+    key: str | None = None,
+    overlays: bool = False,
+    binary: float | None = None,
+    ray: RayOptions | None = None,
+    progress: bool = True,
+) -> ShardSummary:
+    """Writes the saliency of all images of shards, as :func:`label_shards` writes masks.
+
+    Args:
+        inputs: see there.
+        out: see there.
+        segmenter: computes the saliency.
+        to: see there.
+        column: see there.
+        key: see there.
+        overlays: as :func:`selfment.jobs.predict.predict_images` takes it.
+        binary: see there.
+        ray: see there.
+        progress: show a bar on stderr.
+
+    Raises:
+        ValueError: as there.
+        ImportError: as there.
+        OSError: as there.
+    """
+    spec = PredictionJob(segmenter, overlays, binary)
+    return _run(_Plan(spec, inputs, out, to, column, key), ray, progress)
+
+
+@dataclass
+class _Plan:
+    """Finds out what there is to do; a call is for the first process of a run."""
+
+    spec: JobSpec[Any]
+    inputs: str | Sequence[str]
+    out: str
+    to: str | None
+    column: str | None
+    key: str | None
+    outputs: Outputs | None = None  #: once it has been called
+    units: Sequence[Unit] = ()  #: all of the run
+    sources: Sources | None = None
+
+    def __call__(self) -> tuple[ShardJob, list[Unit]]:
+        """Returns what workers need, and the units that are left; prints what is outdated."""
+        store = open_store("out", self.out)
+        inputs = find_inputs(self.inputs, store)
+        to = self.to or _common_format(inputs.kinds)
+        job = ShardJob(self.spec, self.out, to, inputs.sources, self.column, self.key)
+        self.sources = inputs.sources
+        self.outputs = Outputs(store)
+        self.units = inputs.units(self.outputs.recorded_units())
+        left = self.outputs.plan(self.units, job.form())
+        if self.outputs.outdated:
+            shards = "1 shard" if self.outputs.outdated == 1 else f"{self.outputs.outdated} shards"
+            sentence = f"the settings have changed: {shards} to {self.spec.verb} again"
+            print(sentence, file=sys.stderr)
+        return job, left
+
+    def finish(self) -> None:
+        """Removes results that are of no use, after a run that has done all units."""
+        if self.outputs is not None and self.sources is not None:
+            self.outputs.finish(self.units, self.sources)
+
+
+def _common_format(kinds: Collection[str]) -> str:
+    """The format of outputs for inputs of one kind; raises ``ValueError`` for several kinds."""
+    formats = {_OUTPUT_KINDS[kind] for kind in kinds}
+    if len(formats) > 1:
+        raise ValueError(
+            f"`to` must be given for inputs of several kinds: got {', '.join(sorted(kinds))}"
+        )
+    return formats.pop()
+
+
+def _run(plan: _Plan, ray: RayOptions | None, progress: bool) -> ShardSummary:
+    job, units = distributed.shared(plan)
+    summary = ShardSummary(job.store().text)
+    if plan.outputs is not None:
+        summary.skipped = plan.outputs.skipped
+    for result in _results(job, units, ray, progress):
+        summary.done += result.done
+        summary.skipped += result.skipped
+        summary.failed += result.failed
+        summary.damaged += result.damaged
+    summary.any_failed = distributed.any_failed(summary.failed + summary.damaged)
+    plan.finish()
+    return summary
+
+
+def _results(
+    job: ShardJob, units: Iterator[Unit], ray: RayOptions | None, progress: bool
+) -> Iterator[UnitSummary]:
+    """Does the units, here or on Ray, and yields what became of each."""
+    first = next(units, None)
+    if first is None:  # models are not loaded for nothing
+        return
+    units = chain([first], units)
+    if ray is None:
+        with tqdm(unit=job.spec.unit, disable=not progress, file=sys.stderr) as bar:
+            yield from map(ShardWorker(job, bar), units)
+        return
+    store, form = job.store(), job.form()
+
+    def inspect(unit: Unit) -> Remains:
+        done = len(UnitOutput(store, form, unit).done)
+        return Remains(done, f"a row of {unit.files[0].uri} after the first {done:,}")
+
+    with closing(run_units(job, units, ray, inspect)) as results:
+        yield from results

@@ -1,0 +1,104 @@
+"""Rows of a tar file by WebDataset's convention: members with the same key are one sample."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+from ..images.suffixes import image_suffixes, suffix_of
+from .keys import RowKeys
+from .rows import Row
+
+#: The key, which ends before the first dot of the base name, and the extension after it.
+_MEMBER = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is damaged or missing is an error: ``tarfile`` takes it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _Member:
+        """Returns the next member."""
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it ends without an end mark") from None
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from None
+
+
+@dataclass
+class _Sample:
+    """The members with one key."""
+
+    key: str
+    images: list[str] = field(default_factory=list)  #: members that may be its image
+    extensions: list[str] = field(default_factory=list)  #: of the images
+    link: bool = False
+    data: bytes | None = None
+
+    def row(self, keys: RowKeys, column: str | None) -> Row:
+        """Returns its row, with its image or the reason why there is none."""
+        row = keys.start(self.key, self.images[0] if len(self.images) == 1 else self.key)
+        if row.error is not None:
+            return row
+        if len(self.images) > 1:
+            names = ", ".join(self.extensions)
+            return replace(row, error=f"several images ({names}): name one by `column`")
+        if not self.images:
+            missing = "no image" if column is None else f"no member .{column}"
+            return replace(row, error=f"{missing} in the sample {self.key!r}")
+        if self.link:
+            return replace(row, error=f"{row.name} is a link, which a stream cannot follow")
+        return replace(row, data=self.data or b"")
+
+
+def tar_rows(file: BinaryIO, column: str | None, skip: Container[str]) -> Iterator[Row]:
+    """Yields a row for each sample of a tar file, which may be compressed, in one pass.
+
+    ``column``: the extension of the images; by default a sample's one member with the suffix of an
+    image. ``skip``: keys of rows without data. Raises what ``tarfile`` raises, after the rows that
+    precede the damage.
+    """
+    keys = RowKeys()
+    wanted = None if column is None else column.lower().lstrip(".")
+    suffixes = image_suffixes()
+    sample: _Sample | None = None
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as archive:
+        try:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined]  # it would grow
+                name = member.name.removeprefix("./")
+                parts = _MEMBER.fullmatch(name)
+                if member.isdir() or parts is None:
+                    continue
+                key, extension = parts[1], parts[2].lower()
+                if sample is None or key != sample.key:
+                    if sample is not None:
+                        yield sample.row(keys, wanted)
+                    sample = _Sample(key)
+                is_image = suffix_of(f"x.{extension}") in suffixes
+                if is_image if wanted is None else extension == wanted:
+                    sample.images.append(name)
+                    sample.extensions.append(extension)
+                    sample.link = not member.isreg()
+                    if member.isreg() and key not in skip:
+                        sample.data = _content(archive, member)
+        except Exception:
+            if sample is not None and len(sample.images) == 1 and sample.data is not None:
+                yield sample.row(keys, wanted)
+            raise
+        if sample is not None:
+            yield sample.row(keys, wanted)
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = archive.extractfile(member)
+    assert stream is not None  # a regular file
+    with stream:
+        return stream.read()

@@ -1,0 +1,205 @@
+"""Output folders of runs over shards: units of image files, what they replace, foreign files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.shard_rows import ALL, Killed, MortalStore, form, good, unit
+from helpers.shards import units_of
+from selfment.shards.formats import Format
+from selfment.shards.outputs import Outputs
+from selfment.shards.rows import SourceFile, Unit
+from selfment.shards.stores import open_store
+from selfment.shards.unit_output import UnitOutput
+
+
+def photos(folder: Path, names: str, time: int = 5) -> Path:
+    """Writes files with the suffix of an image, and the same size and time."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.jpg").write_bytes(b"photo")
+        os.utime(folder / f"{name}.jpg", (time, time))
+    return folder
+
+
+def do(store: Any, made: Format, *inputs: Path) -> list[str]:
+    """Does a run over image files, two to a unit; returns the keys that it computed."""
+    outputs = Outputs(store)
+    units, sources = units_of(inputs, earlier=outputs.recorded_units(), block=2)
+    computed = []
+    for each in outputs.plan(units, made):
+        output = UnitOutput(store, made, each)
+        for key, file in zip(each.keys, each.files, strict=True):
+            if key not in output.done:
+                computed.append(key)
+                output.add(good(key, ord(key[-1]) % 40 + file.mtime_ns % 7))
+        output.seal(each.keys)
+    outputs.finish(units, sources)
+    return computed
+
+
+def contents(store: Any) -> dict[str, bytes]:
+    return {file.name: store.read(file.name) for file in store.list()}
+
+
+def keys(store: Any, made: Format) -> list[str]:
+    """Returns the keys of all rows of all shards."""
+    units = Outputs(store).recorded_units()
+    return sorted(row.key for each in units for row in made.read(store, each))
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_new_files_do_not_disturb_the_units_of_others(tmp_path: Path, to: str) -> None:
+    store, made = open_store("out", tmp_path / "out"), form(to)
+    assert do(store, made, photos(tmp_path / "in", "bcd")) == ["b", "c", "d"]
+    before = contents(store)
+    assert do(store, made, photos(tmp_path / "in", "ae")) == ["a", "e"]
+    assert before.items() <= contents(store).items()
+    assert keys(store, made) == ["a", "b", "c", "d", "e"]
+    assert do(store, made, tmp_path / "in") == []
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_units_whose_files_change_or_go_are_superseded(
+    tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, made = open_store("out", tmp_path / "out"), form(to)
+    folder = photos(tmp_path / "in", "abcdef")
+    do(store, made, folder)
+    (folder / "b.jpg").unlink()
+    photos(folder, "d", time=6)
+    assert do(store, made, folder) == ["a", "c", "d"]
+    said = capsys.readouterr().err
+    assert said.startswith("2 shards were removed: the files are in other shards now, or gone (")
+    assert keys(store, made) == ["a", "c", "d", "e", "f"]
+    stay = {f"{name}.png" for name in "acdef"} if to == "files" else set()
+    assert {name for name in contents(store) if name.endswith(".png")} == stay
+    assert do(store, made, folder) == []
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_files_that_are_not_among_the_inputs_but_exist_keep_their_results(
+    tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, made = open_store("out", tmp_path / "out"), form(to)
+    folder = photos(tmp_path / "in", "abcd")
+    do(store, made, folder)
+    before = contents(store)
+    photos(folder, "xyz")
+    do(store, made, folder / "a.jpg", folder / "x.jpg")
+    do(store, made, folder / "y.jpg", folder / "z.jpg")
+    assert before.items() <= contents(store).items()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_nothing_is_superseded_by_units_that_are_not_done(tmp_path: Path, to: str) -> None:
+    store, made = open_store("out", tmp_path / "out"), form(to)
+    do(store, made, photos(tmp_path / "in", "abc"))
+    before = contents(store)
+    photos(tmp_path / "in", "a", time=6)
+    outputs = Outputs(store)
+    units, sources = units_of([tmp_path / "in"], earlier=outputs.recorded_units())
+    left = outputs.plan(units, made)
+    output = UnitOutput(store, made, left[0])
+    output.add(good("a"))
+    output.flush()
+    outputs.finish(units, sources)
+    after = contents(store)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 2  # the record and the part
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_a_run_that_is_killed_while_it_supersedes_goes_on(tmp_path: Path, to: str) -> None:
+    made, folder = form(to), photos(tmp_path / "in", "abc")
+    do(open_store("out", tmp_path / "old"), made, folder)
+    photos(folder, "a", time=6)
+    nth, whole = 0, None
+    while whole is None:
+        out = tmp_path / str(nth)
+        shutil.copytree(tmp_path / "old", out)
+        try:
+            do(MortalStore(open_store("out", out), nth), made, folder)
+            whole = contents(open_store("out", out))
+        except Killed:
+            do(open_store("out", out), made, folder)
+        nth += 1
+    assert nth > 10
+    for each in range(nth):
+        assert contents(open_store("out", tmp_path / str(each))) == whole
+
+
+def test_results_replace_no_input(tmp_path: Path) -> None:
+    place = str(tmp_path)
+    store = open_store("out", tmp_path)
+    inside = SourceFile(f"{place}/a.tar", "a.tar", 100, 5)
+    rule = "`out` must not be where results replace inputs: "
+    with pytest.raises(ValueError, match=f"{rule}{place}/a.tar"):
+        Outputs(store).plan([Unit("a", "tar", (inside,))], form("tar"))
+    assert Outputs(store).plan([Unit("a", "tar", (inside,))], form("parquet"))
+    photo = Unit("files-1", "files", (SourceFile(f"{place}/photos/a.png", "a.png", 100, 5),))
+    with pytest.raises(ValueError, match=f"{rule}{place}/photos/a.png"):
+        Outputs(store).plan([photo], form("files"))
+    assert Outputs(store).plan([photo], form("tar"))
+    outside = SourceFile(f"{place}2/a.tar", "a.tar", 100, 5)
+    assert Outputs(store).plan([Unit("a", "tar", (outside,))], form("tar"))
+
+
+def test_files_of_other_programs_stay(tmp_path: Path) -> None:
+    store = open_store("out", tmp_path)
+    store.write("set/00000.tar", b"mine")
+    with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
+        Outputs(store).plan([unit()], form("tar"))
+    assert Outputs(store).plan([unit()], form("parquet"))
+    output = UnitOutput(store, form("parquet"), unit())
+    output.add(good("a"))
+    output.seal(["a"])
+    with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
+        Outputs(store).plan([unit()], form("tar"))
+
+
+def test_files_go_to_a_folder_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=f"`out` must be empty, or have .*: got {tmp_path} with a"):
+        Outputs(open_store("out", tmp_path)).plan([unit()], form("files"))
+    store = open_store("out", tmp_path / "out")
+    assert Outputs(store).plan([unit("a"), unit("ab/c")], form("files"))
+    sentence = r"`inputs` must not have results in one folder: those of a\.tar and of a/b"
+    photo = SourceFile("/photos/a/b.jpg", "a/b.jpg", 100, 5)
+    for other in (unit("a/b"), Unit("files-1", "files", (photo,))):
+        assert Outputs(store).plan([unit("a"), other], form("tar"))
+        with pytest.raises(ValueError, match=sentence):
+            Outputs(store).plan([unit("a"), other], form("files"))
+
+
+def test_results_of_another_input_with_the_same_name_stay(tmp_path: Path) -> None:
+    store, made = open_store("out", tmp_path), form("tar")
+    output = UnitOutput(store, made, unit())
+    output.add(good("a"))
+    output.seal(["a"])
+    moved = SourceFile("/elsewhere/set/00000.tar", "set/00000.tar", 10240, 5)
+    assert Outputs(store).plan([Unit("set/00000", "tar", (moved,))], made) == []
+    other = SourceFile("/elsewhere/set/00000.tar", "set/00000.tar", 20480, 5)
+    sentence = (
+        r"`out` must have no results of another input: set/00000\.tar is of /data/set/00000\.tar, "
+        r"and would be of /elsewhere/set/00000\.tar"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        Outputs(store).plan([Unit("set/00000", "tar", (other,))], made)
+
+
+def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    store, made = open_store("out", tmp_path / "out"), form("tar")
+    do(store, made, photos(tmp_path / "in", "a"))
+    names = [f"{folder}/.{'0' * 32}.tmp" for folder in (".selfment/records", ".selfment/parts/a")]
+    for name in names:
+        store.write(name, b"half")
+        os.utime(tmp_path / "out" / name, (0, 0))
+    do(store, made, photos(tmp_path / "in", "b"))
+    assert not any(name.endswith(".tmp") for name in contents(store))

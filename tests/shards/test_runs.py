@@ -1,0 +1,223 @@
+"""`label` and `predict` over shards: the masks of a folder run, to the byte, also after kills."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers import mortal, processes
+from helpers import shard_runs as shards
+from helpers.commands import call
+from helpers.heads import a_head
+from selfment import PseudoLabeler
+from selfment.images.load import find_images
+from selfment.jobs.label import label_images
+from selfment.models.head import HeadInfo, save_head
+
+pytest.importorskip("pyarrow", reason="no PyArrow: pip install 'selfment[shards]'")
+
+SIZE = ("--size", 96, "--batch", 2)
+
+
+def folder_masks(tmp_path: Path, files: shards.Files) -> dict[str, bytes]:
+    """Returns the masks of a run over a folder."""
+    folder = shards.write_folder(tmp_path / "folder", files)
+    out = tmp_path / "folder-out"
+    label_images(find_images([folder]), out, PseudoLabeler(size=96, device="cpu"), progress=False)
+    return {path.stem: path.read_bytes() for path in out.glob("*.png")}
+
+
+def last_line(err: str) -> str:
+    return err.replace("\r", "\n").rstrip("\n").splitlines()[-1]
+
+
+@pytest.fixture(params=["local", "s3"])
+def base(request: pytest.FixtureRequest, tmp_path: Path, object_server: str | None) -> str:
+    """An empty folder on this machine, or on the object store."""
+    return str(tmp_path) if request.param == "local" else request.getfixturevalue("bucket")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("to", ["tar", "parquet", "files"])
+def test_the_masks_are_those_of_a_folder(tmp_path, capsys, base, kind, to):
+    files = shards.photos(7)
+    inputs = shards.write_shards(f"{base}/in", kind, files, 4)
+    out = f"{base}/out"
+    code, _, err = call(capsys, "label", inputs, "--out", out, "--to", to, *SIZE)
+    assert (code, last_line(err)) == (0, f"7 labelled, 0 already done, 0 failed; see {out}")
+    assert shards.masks(out) == folder_masks(tmp_path, files)
+    before = shards.sealed(out)
+    code, _, err = call(capsys, "label", inputs, "--out", out, "--to", to, *SIZE)
+    assert (code, last_line(err)) == (0, f"0 labelled, 7 already done, 0 failed; see {out}")
+    assert shards.sealed(out) == before
+
+
+@pytest.mark.parametrize("to", ["tar", "files"])
+def test_a_folder_on_an_object_store(tmp_path, capsys, bucket, to):
+    files = shards.photos(5)
+    for name, data in files.items():
+        shards.open_store("out", f"{bucket}/in").write(f"sub/{name}", data)
+    out = f"{bucket}/out"
+    code, _, err = call(capsys, "label", f"{bucket}/in", "--out", out, "--to", to, *SIZE)
+    assert code == 0, err
+    masks = {Path(key).name: data for key, data in shards.masks(out).items()}
+    assert masks == folder_masks(tmp_path, files)
+    if to == "files":
+        assert "sub/000000.png" in shards.sealed(out)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_the_records_are_those_of_label(tmp_path, capsys, kind):
+    files = shards.photos(3)
+    inputs = shards.write_shards(f"{tmp_path}/in", kind, files, 3)
+    words = ("--format", "png,coco,yolo,fiedler", "--overlay", *SIZE)
+    code, _, err = call(capsys, "label", inputs, "--out", f"{tmp_path}/out", *words)
+    assert code == 0, err
+    folder = shards.write_folder(tmp_path / "folder", files)
+    code, _, err = call(capsys, "label", folder, "--out", tmp_path / "folder-out", *words)
+    assert code == 0, err
+    lines = (tmp_path / "folder-out/labels.jsonl").read_text().splitlines()
+    records = {record["image"]: record for record in map(json.loads, lines)}
+    [sealed] = shards.sealed(f"{tmp_path}/out").values()
+    for row in shards.rows_of(sealed, kind):
+        record = records[row["image"]]
+        shared = set(row) & set(record) - {"settings", "mask", *row_contents()}
+        assert {"eigenvalue", "confidence", "ipo_iters", "foreground", "checksum"} <= shared
+        assert {name: row[name] for name in shared} == {name: record[name] for name in shared}
+        assert row["mask"] == (tmp_path / "folder-out" / record["mask"]).read_bytes()
+        assert (row["width"], row["height"]) == Image.open(folder / row["image"]).size
+
+
+def row_contents() -> tuple[str, ...]:
+    return ("overlay", "annotations", "boxes", "fiedler")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_broken_image_is_reported_and_tried_again(tmp_path, capsys, kind):
+    files = shards.photos(6, broken=[4])
+    inputs = shards.write_shards(f"{tmp_path}/in", kind, files, 3)
+    out = f"{tmp_path}/out"
+    sentence = f"cannot read {inputs}/00001.{kind}: 000004.png: not an image that Pillow knows"
+    for made in (5, 0):
+        code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
+        assert (code, err.count(sentence)) == (1, 1), err
+        counts = f"{made} labelled, {5 - made} already done, 1 failed"
+        assert last_line(err) == f"{counts}; see {out}"
+    rows = shards.rows_of(shards.sealed(out)[f"00001.{kind}"], kind)
+    assert [row["error"] for row in rows] == [None, sentence, None]
+    assert [row["mask"] is None for row in rows] == [False, True, False]
+
+
+def test_a_truncated_shard_gives_the_rows_before_the_damage(tmp_path, capsys):
+    files = shards.photos(6)
+    inputs = Path(shards.write_shards(f"{tmp_path}/in", "tar", files, 3))
+    whole = (inputs / "00000.tar").read_bytes()
+    (inputs / "00000.tar").write_bytes(whole[: whole.index(b"000002.json")])
+    out = f"{tmp_path}/out"
+    code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
+    assert code == 1, err
+    assert f"cannot read {inputs}/00000.tar after 3 rows: " in err
+    assert last_line(err) == f"6 labelled, 0 already done, 0 failed, 1 damaged shard; see {out}"
+    (inputs / "00000.tar").write_bytes(whole)
+    code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
+    assert code == 0, err
+    assert shards.masks(out) == folder_masks(tmp_path, files)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_killed_run_goes_on(tmp_path, base, kind):
+    """Parts are of two rows here, so that some are done when the run is killed."""
+    files = shards.photos(20)
+    inputs = shards.write_shards(f"{base}/in", kind, files, 10)
+    undisturbed, out = f"{base}/undisturbed", f"{base}/out"
+    command = ("label", inputs, "--size", 96, "--batch", 1, "--device", "cpu")
+    done = run(mortal.alone(*command, "--out", undisturbed))
+    assert done.returncode == 0, done.stderr
+    fault = "selfment.models.labeler:PseudoLabeler.start_batch"
+    small = "import selfment.shards.worker; selfment.shards.worker.PART_ROWS = 2"
+    words = mortal.command(tmp_path, fault, 17, *command, "--out", out, before=small)
+    killed = run([sys.executable, *words])
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert shards.sealed(out).keys() < shards.sealed(undisturbed).keys()
+    again = run(mortal.alone(*command, "--out", out))
+    assert again.returncode == 0, again.stderr
+    made = int(last_line(again.stderr).split()[0])
+    assert 4 <= made < 10  # the first shard and a part of the second were done
+    assert f"{made} labelled, {20 - made} already done, 0 failed" in again.stderr
+    assert shards.sealed(out) == shards.sealed(undisturbed)
+    assert shards.masks(out) == folder_masks(tmp_path, files)
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, timeout=processes.LIMIT)
+
+
+def test_predictions(tmp_path, capsys):
+    files = shards.photos(4)
+    inputs = shards.write_shards(f"{tmp_path}/in", "tar", files, 2)
+    save_head(tmp_path / "head", a_head(), HeadInfo("classic"))
+    words = ("--head", tmp_path / "head", "--size", 64, "--binary", 0.4, "--overlay")
+    out = tmp_path / "out"
+    code, _, err = call(capsys, "predict", inputs, "--out", out, "--to", "files", *words)
+    assert (code, last_line(err)) == (0, f"4 segmented, 0 already done, 0 failed; see {out}")
+    folder = shards.write_folder(tmp_path / "folder", files)
+    code, _, err = call(capsys, "predict", folder, "--out", tmp_path / "folder-out", *words)
+    assert code == 0, err
+    for name in ("000001_saliency.png", "000001_mask.png", "overlays/000001_overlay.jpg"):
+        [found] = out.rglob(Path(name).name)
+        assert found.read_bytes() == (tmp_path / "folder-out" / name).read_bytes()
+    shard = tmp_path / "tar"
+    code, _, err = call(capsys, "predict", inputs, "--out", shard, "--binary", 0.5, *words[:4])
+    assert code == 0, err
+    code, _, err = call(capsys, "predict", inputs, "--out", shard, *words[:6])
+    assert "the settings have changed: 2 shards to segment again" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ("--report", "x.html"),
+            "`report` must be left alone with tar files, tables and URLs: got 'x.html'",
+        ),
+        (
+            ("--grid", "6x6"),
+            "`grid` must be left alone with tar files, tables and URLs: got (6, 6)",
+        ),
+        (
+            ("--objects", "2", "--format", "fiedler"),
+            "`formats` must be formats without 'fiedler' where the method has no Fiedler vector: "
+            "got 'objects'",
+        ),
+    ],
+)
+def test_what_shards_do_not_have(tmp_path, capsys, words, sentence):
+    inputs = shards.write_shards(f"{tmp_path}/in", "tar", shards.photos(1), 1)
+    code, _, err = call(capsys, "label", inputs, "--out", tmp_path / "out", *words)
+    assert (code, last_line(err)) == (2, f"selfment label: {sentence}")
+
+
+def test_inputs_of_several_kinds_need_a_kind_of_outputs(tmp_path, capsys):
+    files = shards.photos(2)
+    shards.write_shards(f"{tmp_path}/in", "tar", files, 2)
+    shards.write_shards(f"{tmp_path}/in", "parquet", files, 2)
+    code, _, err = call(capsys, "label", tmp_path / "in", "--out", tmp_path / "out", *SIZE)
+    rule = "`to` must be given for inputs of several kinds: got parquet, tar"
+    assert (code, last_line(err)) == (2, f"selfment label: {rule}")
+
+
+def test_a_table_among_photographs_is_left_out_as_ever(tmp_path, capsys):
+    folder = shards.write_folder(tmp_path / "in", shards.photos(1))
+    (folder / "metadata.parquet").write_bytes(b"")
+    code, _, err = call(capsys, "label", folder, "--out", tmp_path / "out", *SIZE)
+    assert code == 0, err
+    assert (tmp_path / "out/labels.jsonl").exists()
+    assert "1 of no kind that is read (.parquet)" in err
