@@ -4,7 +4,7 @@
     python benchmarks/scale.py photos/ --stages         # the table of docs/scale.md
 
 The first runs `selfment label` with one process and as many threads as cores, `torchrun` with one
-process of one thread for each core, and examples/ray_label.py in the same way, on links to the same
+process of one thread for each core, and `--engine ray` in the same way, on links to the same
 photographs; masks are compared before anything is printed. The rate is that of the result files,
 first to last; the wall time includes the start of the processes.
 
@@ -40,7 +40,6 @@ T = TypeVar("T")
 
 # With "-m", Python in the source tree would import the folder instead of the package.
 SELFMENT = str(Path(sys.executable).with_name("selfment"))
-RAY_LABEL = Path(__file__).resolve().parent.parent / "examples" / "ray_label.py"
 MANY = (10_000_000, 1_000_000_000)
 
 
@@ -69,7 +68,7 @@ def throughput(photos: Sequence[Path], count: int, size: int, rounds: int) -> No
             *(SELFMENT, "label", "--threads", "1"),
         ],
         f"Ray, {cores} workers of 1 thread": [
-            *(sys.executable, str(RAY_LABEL), "--workers", str(cores), "--block", "8")
+            *(SELFMENT, "label", "--engine", "ray", "--workers", str(cores), "--threads", "1")
         ],
     }
     rates: dict[str, list[float]] = {way: [] for way in ways}

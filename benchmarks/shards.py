@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import logging
 import os
 import statistics
 import sys
@@ -79,6 +80,7 @@ def object_store(folder: Path) -> Iterator[str | None]:
         print(f"no object store: {error}")
         yield None
         return
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it logs each request
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     try:

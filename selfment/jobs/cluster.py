@@ -237,6 +237,7 @@ class _Pool(Generic[Unit, Result]):
         self._ray = ray
         self._factory = ray.put(factory)
         self._units = deque(units)
+        self._left = len(self._units)  # without a result, and not given up
         self._options = options
         self._inspect = inspect
         self._results: deque[Result] = deque()
@@ -254,7 +255,7 @@ class _Pool(Generic[Unit, Result]):
     def results(self) -> Iterator[Result]:
         """Yields the results of all units; raises ``ChildProcessError`` if some were given up."""
         patience: float | None = _START_PATIENCE
-        while self._waiting:
+        while self._left:
             ready, _ = self._ray.wait(list(self._waiting), timeout=patience)
             if not ready:
                 each = f"{self._options.threads} CPUs and {self._options.gpus:g} GPUs"
@@ -269,13 +270,15 @@ class _Pool(Generic[Unit, Result]):
             raise ChildProcessError("; ".join(self._given_up))
 
     def stop(self) -> None:
-        """Interrupts the workers that still work, and waits for them."""
+        """Interrupts the workers that still work, waits for them, and ends all workers."""
         working = [member for member in self._members if member.run is not None]
         for member in working:
             member.actor.stop.remote()
         for member in working:
             with suppress(self._ray.exceptions.RayError):
                 self._print(member, self._ray.get(member.run)[1])
+        for member in self._members:
+            self._ray.kill(member.actor)
 
     def _prepare(self, member: _Member[Unit]) -> None:
         # Ray repeats this call until the worker has been started, wherever there is room.
@@ -330,6 +333,7 @@ class _Pool(Generic[Unit, Result]):
             return
         self._print(member, lines)
         self._results.append(result)
+        self._left -= 1
         self._next(member)
 
     def _killed(self, member: _Member[Unit]) -> None:
@@ -341,6 +345,7 @@ class _Pool(Generic[Unit, Result]):
             times = f"a worker was killed {member.deaths} times without doing anything new"
             self._given_up.append(f"{times}; the cause may be {remains.suspects}")
             member.unit = None
+            self._left -= 1
         else:
             print("a worker was killed and is started again", file=sys.stderr)
         self._prepare(member)

@@ -34,7 +34,7 @@ class Table(Protocol):
 
 
 class ParquetTable:
-    """A Parquet file."""
+    """A Parquet file; a page of it is in memory, 1,024 images as PyArrow writes large ones."""
 
     def __init__(self, file: BinaryIO) -> None:
         """``file``: can seek; the caller closes it."""

@@ -88,6 +88,34 @@ def test_what_looks_like_a_url_is_no_output_folder(capsys, photo, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--workers", "2"], "`workers` must be left alone without --engine ray: got 2"),
+        (["--address", "auto"], "`address` must be left alone without --engine ray: got 'auto'"),
+        (["--engine", "ray", "--workers", "0"], "`workers` must be an integer >= 1: got 0"),
+        (["--engine", "ray", "--threads", "0"], "`threads` must be an integer >= 1: got 0"),
+        (
+            ["--engine", "ray", "--gpus", "1.5"],
+            "`gpus` must be a share of one GPU, or a whole number of GPUs: got 1.5",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_of_ray(capsys, photo, tmp_path, words, sentence):
+    expected = (2, "", f"selfment label: {sentence}\n")
+    assert call(capsys, "label", photo, "--out", tmp_path / "out", *words) == expected
+    words = ["--head", photo, "--out", tmp_path / "out", *words]
+    assert call(capsys, "predict", photo, *words)[2].endswith(f"selfment predict: {sentence}\n")
+
+
+def test_ray_starts_no_processes_under_torchrun(capsys, photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = ("label", photo, "--out", tmp_path / "out", "--engine", "ray")
+    sentence = "selfment label: `engine` must be left alone under torchrun: got 'ray'\n"
+    assert call(capsys, *words) == (2, "", sentence)
+
+
 def test_info(capsys):
     code, out, _ = call(capsys, "info")
     assert code == 0

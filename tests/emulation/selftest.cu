@@ -353,17 +353,24 @@ void check_jacobi() {
     }
 }
 
-// A pair's number identifies it, in the last image of a large batch and in a large image.
+// A pair's number identifies it, in the last image of a large batch, in a large image, and between
+// sides of other sizes.
 void check_pairs() {
   struct Last {
-    int64_t batch, n;
+    int64_t batch, n, m;
   };
-  for (const auto& [batch, n] : {Last{70000, 4}, {100000000, 1}, {300, 100000}}) {
-    const int64_t tiles = word_count(n), i = n - 1, j = n / 3;
-    const int64_t tile = tile_number(batch - 1, i / kWord, j / kWord, tiles);
-    const int row = static_cast<int>(i % kWord), column = static_cast<int>(j % kWord);
-    const Pair pair = pair_of(pair_number(tile, row, column), tiles);
-    REQUIRE(pair.image == batch - 1 && pair.i == i && pair.j == j);
+  for (const auto& [batch, n, m] : {Last{70000, 4, 4},
+                                    {100000000, 1, 1},
+                                    {300, 100000, 100000},
+                                    {1, 8192, 300},
+                                    {1, 70, 90000}}) {
+    const int64_t rows = word_count(n), columns = word_count(m), i = n - 1;
+    for (const int64_t j : {m / 3, m - 1}) {
+      const int64_t tile = tile_number(batch - 1, i / kWord, j / kWord, rows, columns);
+      const int row = static_cast<int>(i % kWord), column = static_cast<int>(j % kWord);
+      const Pair pair = pair_of(pair_number(tile, row, column), rows, columns);
+      REQUIRE(pair.image == batch - 1 && pair.i == i && pair.j == j);
+    }
   }
   REQUIRE(pair_capacity(1, 4) == 10 && pair_capacity(70000, 4) == 700000);
   REQUIRE(pair_capacity(1, 2304) == 41472 && pair_capacity(1, 100000) == kMostPairs);

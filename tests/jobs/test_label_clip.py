@@ -223,9 +223,10 @@ def test_features_and_frames_are_not_kept_in_memory(tmp_path, monkeypatch):
     )
     assert summary.frames == 120
     assert features.most <= 2 * 4
-    # A batch that is in use, the one after it, and the next frame; in writing, one frame more.
-    assert pixels.most <= 2 * 4 + 1
-    assert pictures.most <= 2 * 4 + 2
+    # A batch that was in use, the one after it, and one that is being read; one frame of an earlier
+    # one may still be drawn.
+    assert pixels.most <= 3 * 4
+    assert pictures.most <= 3 * 4 + 1
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,13 @@ def test_urls_are_shown_without_credentials(text: str, public: str, root: tuple[
     assert split_root("inputs", text) == root
 
 
+def test_messages_have_no_part_of_the_credentials() -> None:
+    url = Url.parse("inputs", "s3://KEY:SECRET@bucket/a?endpoint_override=HOST")
+    assert url is not None
+    message = f"cannot reach {url.uri}, user KEY:SECRET, word SECRET, ?endpoint_override=HOST"
+    assert url.without_secrets(message) == ("cannot reach s3://bucket/a, user ..., word ..., ...")
+
+
 def test_paths_have_the_root_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
