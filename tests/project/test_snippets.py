@@ -23,6 +23,7 @@ from selfment.backbones import WeightsError
 from selfment.images import find_images
 from selfment.jobs import label_images
 from selfment.models.export import export_segmenter
+from selfment.shards import label_shards
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 OLD = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 7)
@@ -35,6 +36,8 @@ LIBRARIES = {
     "regions(": "sklearn",
     'protocol="all"': "py_sod_metrics",
     "annotations.json": "pycocotools",
+    "import webdataset": "webdataset",
+    "import datasets": "datasets",
     "model.onnx": "onnxruntime",
     "model.pt2": "transformers",
 }
@@ -132,6 +135,9 @@ def prepare(code: str) -> None:
         shutil.rmtree("labels", ignore_errors=True)  # of other snippets
         labeler = PseudoLabeler(size=96)
         label_images(find_images("photos"), "labels", labeler, formats=("coco",), progress=False)
+    for library, out, to in (("webdataset", "shards", "tar"), ("datasets", "tables", "parquet")):
+        if f"import {library}" in code:
+            label_shards("photos", out, PseudoLabeler(size=96), to=to, progress=False)
     if not any(text in code for text in EXPORTED):
         return
     segmenter = Segmenter(PatchHead(24), f"hf:{tiny_vit()}", 96, device="cpu")
