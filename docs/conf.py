@@ -52,8 +52,8 @@ myst_heading_anchors = 3
 
 # References to other libraries, and to private modules and classes, remain text.
 nitpicky = True
-_TYPE_VARIABLE = r"selfment\.jobs\.spec\.Result"
-nitpick_ignore_regex = [("py:.*", rf"(?!selfment\b).*|selfment\.(.+\.)?_.*|{_TYPE_VARIABLE}")]
+_TYPE_VARIABLES = r"selfment\.jobs\.(spec\.Result|cluster\.(Unit|Result)|ranks\.Summary)"
+nitpick_ignore_regex = [("py:.*", rf"(?!selfment\b).*|selfment\.(.+\.)?_.*|{_TYPE_VARIABLES}")]
 
 
 def escape_bars(
