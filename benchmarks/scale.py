@@ -29,10 +29,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import timm
 import torch
 from inputs import machine, photographs
 
 from selfment import PseudoLabeler
+from selfment.backbones import Backbone, load_backbone
 from selfment.images.draw import mask_image
 from selfment.images.load import load_image
 
@@ -147,25 +149,32 @@ def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | No
         _label_all(photos, out / "run", size)
         lines = (out / "run/labels.jsonl").read_text().splitlines()
         bytes_of["record"] = [len(line) + 1 for line in lines]
+    backbones = {"backbone": f"`{labeler.backbone_name}`"}
     if vit is not None:
-        import timm
-
-        model: Any = timm.create_model(vit, pretrained=False, num_classes=0, dynamic_img_size=True)
-        image = torch.rand(1, 3, size, size)
-        with torch.inference_mode():
-            for _ in range(3):
-                timed(f"{vit}, random weights", lambda: model.eval().forward_features(image))
+        backbones |= {dtype: f"{vit}, {dtype}" for dtype in ("float32", "bfloat16")}
+        for dtype, backbone in _random_vits(vit).items():
+            image = labeler.preprocess(load_image(photos[0])[0])[None]
+            backbone(image)
+            for _ in range(5):
+                timed(dtype, lambda backbone=backbone, x=image: backbone(x))  # type: ignore[misc]
     seconds = timed.medians()
+    others = sum(value for name, value in seconds.items() if name not in backbones)
+    totals = {name: others + seconds[name] for name in backbones}
     print(f"\nOne image of {len(photos)} at {size} x {size}, one thread: median CPU time")
-    print("| stage | CPU ms | share |\n|---|---|---|")
-    own = {name: value for name, value in seconds.items() if not name.startswith(vit or "\0")}
-    total = sum(own.values())
-    for name, value in own.items():
-        print(f"| {name} | {1e3 * value:.1f} | {value / total:.0%} |")
-    print(f"| together | {1e3 * total:.1f} | |")
-    for name in seconds.keys() - own.keys():
-        print(f"| {name}, instead of the backbone | {1e3 * seconds[name]:.0f} | |")
-        own[name] = seconds[name]
+    heads = " | ".join(f"share with {name}" for name in backbones.values())
+    print(f"| stage | CPU ms | {heads} |")
+        "| stage | CPU ms |", " | ".join(f"share with {name}" for name in backbones.values()), "|"
+    )
+    print("|---|---|" + "---|" * len(backbones))
+    for name, value in seconds.items():
+        shares = [
+            "" if name in backbones and name != own else f"{value / totals[own]:.1%}"
+            for own in backbones
+        ]
+        print(f"| {backbones.get(name, name)} | {1e3 * value:.1f} | {' | '.join(shares)} |")
+    sums = " | ".join(f"{1e3 * value:.1f} ms" for value in totals.values())
+    print(f"| together | | {sums} |")
+    total = totals["backbone"]
     h, w = labeler.backbone.grid(size)
     mean = {name: statistics.mean(values) for name, values in bytes_of.items()}
     features = 2 * h * w * labeler.backbone.dim
@@ -186,6 +195,18 @@ def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | No
         f"\nprice of a million labels = P x 1e6 x {total:.4f} s / 3600 s = "
         f"{1e6 * total / 3600:.0f} P, with P the price of a core-hour"
     )
+
+
+def _random_vits(name: str) -> dict[str, Backbone]:
+    """Returns a ViT with random weights that computes in float32, and in bfloat16."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "weights.pt")
+        model: Any = timm.create_model(name, pretrained=False)
+        torch.save(model.state_dict(), weights)
+        return {
+            dtype: load_backbone(name, weights=weights, dtype=dtype, device="cpu")
+            for dtype in ("float32", "bfloat16")
+        }
 
 
 def _bytes(size: float) -> str:
