@@ -163,8 +163,6 @@ def stages(photos: Sequence[Path], size: int, vit: str | None, price: float | No
     print(f"\nOne image of {len(photos)} at {size} x {size}, one thread: median CPU time")
     heads = " | ".join(f"share with {name}" for name in backbones.values())
     print(f"| stage | CPU ms | {heads} |")
-        "| stage | CPU ms |", " | ".join(f"share with {name}" for name in backbones.values()), "|"
-    )
     print("|---|---|" + "---|" * len(backbones))
     for name, value in seconds.items():
         shares = [
