@@ -136,14 +136,15 @@ def arguments(i):
         "weighted": of_graph(weighted),
     }}
 
-def work(call, given, once):
+def work(call, given, once, kept):
     while True:
         call(**given)
         once.set()
 
+kept = (rows, graph, weighted, out, bits)  # as callers do, a thread keeps what its kernel uses
 for i in range({callers}):
     call = native.affinity if "{call}" == "affinity" else native.fiedler
-    given = (call, arguments(i)["{call}"], through[i])
+    given = (call, arguments(i)["{call}"], through[i], kept)
     threading.Thread(target=work, args=given, daemon=True).start()
 for once in through:
     once.wait()  # from here on nearly all of its time is the kernel's
