@@ -238,7 +238,7 @@ class ParquetFormat:
 
 
 def _load_arrow(module: str) -> Any:
-    return load_extra(module, "pyarrow", "shards", "a Parquet file")
+    return load_extra(module, "PyArrow", "shards", "a Parquet file")
 
 
 def _arrow_type(arrow: Any, kind: Any) -> Any:

@@ -20,7 +20,7 @@ from importlib.machinery import PathFinder
 class Core(PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        missing = {(*EXTRAS, "pycocotools", "av", "onnxscript", "ray", "cupy")!r}
+        missing = {(*EXTRAS, "pycocotools", "av", "onnxscript", "pyarrow", "ray", "cupy")!r}
         return None if name.split(".")[0] in missing else super().find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Core
@@ -49,6 +49,13 @@ Image.fromarray(pixels).save("thing.png")
     (tmp_path / "photos").mkdir()
     (tmp_path / "thing.png").rename(tmp_path / "photos/thing.png")
     return tmp_path
+
+
+def test_images_are_labelled_into_a_tar_file(photos: Path) -> None:
+    words = ("label", "photos", "--out", "out", "--to", "tar", "--size", "160")
+    done = run(command(*words), photos)
+    assert done.returncode == 0, done.stderr
+    assert len(list((photos / "out").glob("*.tar"))) == 1
 
 
 def test_features_and_images_are_labelled(photos: Path) -> None:
@@ -91,6 +98,14 @@ assert selfment.multi_label(torch.randn(30, 16), (5, 6), max_objects=2) is not N
         (
             ("label", "photos", "--out", "out", "--size", "160", "--engine", "ray"),
             "the engine 'ray' needs Ray, which is missing here: pip install \"selfment[ray]\"",
+        ),
+        (
+            ("label", "photos", "--out", "out", "--size", "160", "--to", "parquet"),
+            'a Parquet file needs PyArrow, which is missing here: pip install "selfment[shards]"',
+        ),
+        (
+            ("label", "photos", "--out", "s3://bucket/labels", "--size", "160"),
+            '`out` as a URL needs PyArrow, which is missing here: pip install "selfment[shards]"',
         ),
         (
             ("label", "photos", "--out", "out", "--size", "160", "--refine", "guided"),
