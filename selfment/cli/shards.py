@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 import sys
 from typing import TYPE_CHECKING
 
+from ..core.options import WINDOW
 from ..util.files import printable
 from .choices import OUTPUTS
 from .common import check_default, labeler_of, set_threads, terminable
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
     from ..shards import ShardSummary
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet", ".arrow")
+
+#: The options of `selfment label` that shards do not have, with their defaults.
+_OF_FOLDERS = {
+    **{"samples": False, "report": None, "grid": None, "images": None, "frames": True},
+    **{"window": WINDOW, "overlap": None, "landmarks": None},
+}
 
 
 def add_shards(parser: argparse.ArgumentParser) -> None:
@@ -46,9 +54,15 @@ def _holds_shards(text: str) -> bool:
 
     if text.lower().endswith(_SUFFIXES):
         return True
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(text) for name in names]
-    shards = any(file.lower().endswith(_SUFFIXES) for file in files)
-    return shards and not any(is_taken(file, image_suffixes()) for file in files)
+    if not os.path.isdir(text):
+        return any(file.lower().endswith(_SUFFIXES) for file in glob.iglob(text, recursive=True))
+    shards = False
+    for folder, _, names in os.walk(text):
+        for name in names:
+            if is_taken(os.path.join(folder, name), image_suffixes()):
+                return False
+            shards |= name.lower().endswith(_SUFFIXES)
+    return shards
 
 
 def label_shards(arguments: argparse.Namespace, ray: RayOptions | None) -> int:
@@ -56,7 +70,7 @@ def label_shards(arguments: argparse.Namespace, ray: RayOptions | None) -> int:
     from ..core import native
     from ..shards import label_shards
 
-    for name, default in {"samples": False, "report": None, "grid": None}.items():
+    for name, default in _OF_FOLDERS.items():
         check_default(arguments, name, default, "with tar files, tables and URLs")
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image

@@ -120,6 +120,10 @@ def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
         return "a video, which selfment label and selfment predict take"
     if suffix in (".npy", ".npz", ".safetensors", ".pt", ".pth"):
         return "not pixels, but maybe patch features, which `selfment label` takes with --grid"
+    if suffix in (".tar", ".tgz", ".parquet", ".arrow"):
+        return (
+            "a shard, which `selfment label` and `selfment predict` take without images beside it"
+        )
     if suffix in image_suffixes():
         return "an image, not a file of features"
     if suffix in (".eps", ".ps"):

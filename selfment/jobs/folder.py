@@ -45,6 +45,11 @@ class OutputFolder:
         ``shard``: the rank of this process and the number of processes that share the work.
         """
         self.path = output_path("out", out)
+        if (self.path / ".selfment").exists():
+            raise ValueError(
+                "`out` must be another folder than that of a run over shards: got "
+                f"{os.fspath(out)!r}"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.records = Records(self.path / spec.records_file, spec.key, shard)

@@ -94,7 +94,7 @@ def report_labels(
     folder = Path(folder)
     names = os.listdir(folder) if folder.is_dir() else []
     found = record_file(os.fspath(folder), (name for name in names if name.startswith("labels")))
-    rule = f"the output folder of `selfment label`, with its {RECORDS}"
+    rule = f"the output folder of `selfment label` for images in folders, with its {RECORDS}"
     params.require("folder", os.fspath(folder), rule, found is not None)
     if images is not None:
         whose = "a folder that exists"

@@ -44,6 +44,7 @@ TYPES: Mapping[str, Callable[[Any], Any]] = {
 class Layout:
     """The contents and the record fields that a job makes of each row."""
 
+    command: str  #: that of `selfment` whose results these are
     #: the endings of members of a tar file, by field: {"mask": "png", "overlay": "overlay.jpg"}.
     #: The first is the main one. The last part of an ending says what kind of file it is.
     endings: Mapping[str, str]

@@ -14,6 +14,7 @@ from .stores import LocalStore, Sources, Store
 from .unit_record import PARTS, RECORDS, UnitRecord, read_record, stamps
 
 _THREADS = 16  # that read records
+_RECORDS_OF_FOLDERS = ("labels.jsonl", "predictions.jsonl")
 
 
 class Outputs:
@@ -54,18 +55,23 @@ class Outputs:
         """
         return [record.unit for record in self._records.values() if record.unit.kind == "files"]
 
-    def plan(self, units: Sequence[Unit], form: Format) -> list[Unit]:
+    def plan(self, units: Sequence[Unit], form: Format, sources: Sources) -> list[Unit]:
         """The units that are left to do; the others are counted in :attr:`done`.
 
         A unit with failed rows is left, and so is one that could not be read to its end. Temporary
         files of killed processes are removed from a local folder. Raises ``ValueError`` if a result
-        would replace an input or a file of another program, and ``OSError``.
+        would replace an input, a result of an input that exists, or a file of another program, and
+        ``OSError``.
+
+        ``sources``: the file systems of the inputs.
         """
         stats = self.store.stat([unit.name + form.suffix for unit in units])
         sizes = {unit.name: stat and stat[0] for unit, stat in zip(units, stats, strict=True)}
+        self._check_folder(form)
         self._check_inputs(units, form)
         if form.name == FilesFormat.name:
-            self._check_names(units)
+            self._check_foreign()
+            self._check_names(units, sources)
         for unit in units:
             self._check_shard(unit, unit.name + form.suffix, sizes[unit.name])
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -89,6 +95,21 @@ class Outputs:
             return False
         return record.bytes == size and form.is_intact(self.store, unit, record.rows)
 
+    def _check_folder(self, form: Format) -> None:
+        """Raises ``ValueError`` for results of another command, or of a run over a folder."""
+        stats = self.store.stat(_RECORDS_OF_FOLDERS)
+        for file in (f for f, stat in zip(_RECORDS_OF_FOLDERS, stats, strict=True) if stat):
+            raise ValueError(
+                "`out` must be another folder than that of a run over a folder of images: got "
+                f"{self.store.text} with {file}"
+            )
+        for record in self._records.values():
+            if record.command != form.layout.command:
+                raise ValueError(
+                    "`out` must have the results of one command: got "
+                    f"{self.store.text} with those of `selfment {record.command}`"
+                )
+
     def _check_inputs(self, units: Iterable[Unit], form: Format) -> None:
         """Raises ``ValueError`` if a result would replace an input."""
         place = self.store.text_of("x")[:-1]
@@ -99,17 +120,30 @@ class Outputs:
                 if file.uri == shard or (is_inside and form.name == FilesFormat.name):
                     raise ValueError(f"`out` must not be where results replace inputs: {file.uri}")
 
-    def _check_names(self, units: Sequence[Unit]) -> None:
-        """Raises ``ValueError`` if files of results might replace files of others."""
-        if not self._records and not self._damaged:
-            found = [*self.store.folders(), *(f.name for f in self.store.list(recursive=False))]
-            if foreign := [name for name in found if not name.startswith(".")]:
-                raise ValueError(
-                    "`out` must be empty, or have results of an earlier run: got "
-                    f"{self.store.text} with {foreign[0]}"
-                )
-        shards = {unit.name: unit.files[0].name for unit in units if unit.kind != "files"}
-        for unit in units:
+    def _check_foreign(self) -> None:
+        """Raises ``ValueError`` if files might replace others that no run has written as files."""
+        records = self._records.values()
+        if self._damaged or any(record.format == FilesFormat.name for record in records):
+            return
+        known = {record.shard.partition("/")[0] for record in records}
+        found = [*self.store.folders(), *(f.name for f in self.store.list(recursive=False))]
+        if foreign := [name for name in found if not name.startswith(".") and name not in known]:
+            raise ValueError(
+                "`out` must be empty, or have results of an earlier run: got "
+                f"{self.store.text} with {foreign[0]}"
+            )
+
+    def _check_names(self, units: Sequence[Unit], sources: Sources) -> None:
+        """Raises ``ValueError`` if files of one result would replace those of another."""
+        present = {unit.name for unit in units}
+        earlier = [
+            record.unit
+            for record in self._records.values()
+            if record.format == FilesFormat.name and record.unit.name not in present
+        ]
+        everything = [*units, *earlier]
+        shards = {unit.name: unit.files[0].name for unit in everything if unit.kind != "files"}
+        for unit in everything:
             for file in unit.files:
                 for folder in map(str, PurePosixPath(file.name).parents):
                     if folder in shards:
@@ -117,6 +151,15 @@ class Outputs:
                             "`inputs` must not have results in one folder: those of "
                             f"{shards[folder]} and of {file.name} go to {folder}/"
                         )
+        images = {file.name: file.uri for unit in units for file in unit.files}
+        for unit in earlier:
+            for file in unit.files:
+                uri = images.get(file.name, file.uri)
+                if uri != file.uri and _any_exists([file], sources):
+                    raise ValueError(
+                        f"`out` must have no results of another input: {file.name} is of "
+                        f"{file.uri}, and would be of {uri}"
+                    )
 
     def _check_shard(self, unit: Unit, shard: str, size: int | None) -> None:
         """Raises ``ValueError`` if the shard of a unit is of another program or another input."""
@@ -146,12 +189,15 @@ class Outputs:
         ``units``: all of the run. ``sources``: the file systems of the inputs. Raises ``OSError``.
         """
         present = {unit.name: unit for unit in units}
-        inputs = {file.name for unit in present.values() for file in unit.files}
+        inputs = [file for unit in present.values() for file in unit.files]
+        names, uris = {file.name for file in inputs}, {file.uri for file in inputs}
         superseded = []
         for name, record in self._records.items():
-            rest = [file for file in record.unit.files if file.name not in inputs]
+            files = record.unit.files
             is_other = record.unit.kind == "files" and name not in present
-            if is_other and len(rest) < len(record.unit.files) and not _any_exists(rest, sources):
+            rest = [file for file in files if file.uri not in uris]
+            is_here = any(file.name in names for file in files)
+            if is_other and is_here and not _any_exists(rest, sources):
                 superseded.append(record)
         images = [name for name, unit in present.items() if unit.kind == "files"]
         if superseded and not all(map(self._is_sealed, images)):
@@ -163,10 +209,10 @@ class Outputs:
             if file.name.endswith(".tar"):
                 name = file.name[len(PARTS) + 1 :].rsplit("/", 2)[0]
                 parts.setdefault(name, []).append(file.name)
-        for name, files in parts.items():
+        for name, own in parts.items():
             is_gone = any(record.unit.name == name for record in superseded)
             if is_gone or (name in present and self._is_sealed(name)):
-                self.store.remove(files)
+                self.store.remove(own)
 
     def _is_sealed(self, name: str) -> bool:
         """True if this run or an earlier one has sealed a unit."""

@@ -47,8 +47,8 @@ def read_unit(
         skip: keys of rows whose data are not needed.
 
     Raises:
-        ShardError: the shard cannot be read, or only up to a damage. It is raised after the rows
-            that precede the damage.
+        ShardError: the shard cannot be read, or only up to a damage, or none of its rows has an
+            image. It is raised after the rows that precede the damage.
         ImportError: PyArrow is needed and missing.
     """
     if unit.kind == "files":
@@ -56,14 +56,27 @@ def read_unit(
         return
     file = unit.files[0]
     done = 0
+    lacking: list[Row] = []  # before the first row with an image
     try:
         with closing(_shard_rows(unit.kind, file, sources, column, key_column, skip)) as rows:
             for row in rows:
+                if row.error is not None and not done:
+                    lacking.append(row)
+                    continue
+                yield from lacking
                 yield row
-                done += 1
+                done += len(lacking) + 1
+                lacking.clear()
+        if len(lacking) > 1:
+            count, first = len(lacking), lacking[0].error
+            lacking.clear()
+            raise ValueError(f"none of its {count:,} rows has an image: {first}")
+        yield from lacking
     except ImportError:
         raise
     except Exception as error:  # damaged files lead the readers to any
+        yield from lacking
+        done += len(lacking)
         after = f" after {done:,} rows" if done else ""
         raise ShardError(f"cannot read {file.uri}{after}: {printable(_why(error))}") from error
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..core import options as params
 from ..jobs.cluster import RayOptions, Remains, run_units
 from ..jobs.label_job import LabelJob
 from ..jobs.predict import PredictionJob
@@ -94,7 +95,7 @@ def label_shards(
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     spec = LabelJob(labeler, overlays, formats, steps)
-    return _run(_Plan(spec, inputs, out, to, column, key), ray, progress)
+    return _run(_Plan("label", spec, inputs, out, to, column, key), ray, progress)
 
 
 def predict_shards(
@@ -130,13 +131,14 @@ def predict_shards(
         OSError: as there.
     """
     spec = PredictionJob(segmenter, overlays, binary)
-    return _run(_Plan(spec, inputs, out, to, column, key), ray, progress)
+    return _run(_Plan("predict", spec, inputs, out, to, column, key), ray, progress)
 
 
 @dataclass
 class _Plan:
     """Finds out what there is to do; a call is for the first process of a run."""
 
+    command: str
     spec: JobSpec[Any]
     inputs: str | Sequence[str]
     out: str
@@ -149,14 +151,17 @@ class _Plan:
 
     def __call__(self) -> tuple[ShardJob, list[Unit]]:
         """Returns what workers need, and the units that are left; prints what is outdated."""
+        for name, value in {"column": self.column, "key": self.key}.items():
+            params.require(name, value, "a name, or left alone", value != "")
         store = open_store("out", self.out)
+        store.check_root("out")
         inputs = find_inputs(self.inputs, store)
         to = self.to or _common_format(inputs.kinds)
-        job = ShardJob(self.spec, self.out, to, inputs.sources, self.column, self.key)
+        job = ShardJob(self.command, self.spec, self.out, to, inputs.sources, self.column, self.key)
         self.sources = inputs.sources
         self.outputs = Outputs(store)
         self.units = inputs.units(self.outputs.recorded_units())
-        left = self.outputs.plan(self.units, job.form())
+        left = self.outputs.plan(self.units, job.form(), inputs.sources)
         if self.outputs.outdated:
             shards = "1 shard" if self.outputs.outdated == 1 else f"{self.outputs.outdated} shards"
             sentence = f"the settings have changed: {shards} to {self.spec.verb} again"

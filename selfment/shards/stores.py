@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 from ..util.extras import load_extra
 from ..util.files import check_file, printable, reason, write_atomically
 from .rows import SourceFile
-from .urls import LOCAL, Url, split_root
+from .urls import BUCKETS, LOCAL, Url, split_root
 
 _BUFFER = 8 << 20  # bytes of one request, so that its delay counts little
 _REQUESTS = 16  # at the same time
@@ -96,6 +96,13 @@ class Store(ABC):
     def remove(self, names: Sequence[str]) -> None:
         """Removes files; those that do not exist are ignored."""
         _at_once(self._remove, names)
+
+    def check_root(self, argument: str) -> None:
+        """Raises ``ValueError`` if the bucket does not exist; ``argument``: its name, for errors.
+
+        Raises ``OSError`` if the object store does not answer.
+        """
+        del argument  # other file systems have no buckets
 
     @abstractmethod
     def _stat(self, name: str) -> tuple[int, int] | None: ...
@@ -262,6 +269,15 @@ class ArrowStore(Store):
             for name, info in self._entries(folder, False)
             if info.type == self._arrow.FileType.Directory
         )
+
+    def check_root(self, argument: str) -> None:
+        """Raises ``ValueError`` if the bucket does not exist."""
+        if self._url.scheme not in BUCKETS:
+            return
+        with _named(self, ""):
+            info = self._system.get_file_info(self._root.partition("/")[0])
+        if info.type == self._arrow.FileType.NotFound:
+            raise ValueError(f"`{argument}` must be in a bucket that exists: got {self.text!r}")
 
     def is_folder(self, name: str) -> bool:
         """Returns whether there is a folder, or an object below this name."""

@@ -142,7 +142,9 @@ class UnitOutput:
             return self._record
         replaces = () if self._record is None else self._replaced(self._record)
         unit, form = replace(self._unit, keys=()), self._form
-        self._record = UnitRecord(unit, form.digest, form.name, self._shard, replaces=replaces)
+        self._record = UnitRecord(
+            unit, form.layout.command, form.digest, form.name, self._shard, replaces=replaces
+        )
         write_record(self._store, self._record)
         self._is_begun = True
         return self._record

@@ -24,6 +24,7 @@ class UnitRecord:
     """What is known of a unit: it is begun, about to be sealed, or sealed."""
 
     unit: Unit  #: as it was then, without the keys
+    command: str  #: :attr:`selfment.shards.layout.Layout.command`
     settings: str  #: :attr:`Format.digest`
     format: str  #: :attr:`Format.name`
     shard: str  #: the name of the sealed shard

@@ -9,6 +9,7 @@ from functools import cached_property
 
 LOCAL = ("file", "local")  #: schemes of paths on this machine
 
+BUCKETS = ("s3", "s3a", "gs", "gcs")  # protocols whose first folder is a bucket
 _ACCOUNTS = ("abfs", "abfss", "az", "adl")  # what precedes the @ in their URLs is no credential
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<authority>[^/]*?)(?:/(?P<path>.*?))?"
@@ -36,6 +37,8 @@ class Url:
         url = cls(
             match["scheme"].lower(), match["authority"], match["path"] or "", match["query"] or ""
         )
+        if not url.authority and url.scheme in BUCKETS:
+            raise ValueError(f"`{argument}` must name a bucket: got {text!r}")
         if not _HOST.fullmatch(url.authority.rpartition("@")[2]):
             raise ValueError(
                 f"`{argument}` must be a URL whose credentials, if any, are percent-encoded and "

@@ -58,6 +58,7 @@ class ShardJob:
     It can be sent to another process, where a call makes the worker.
     """
 
+    command: str  #: of `selfment`, whose results these are
     spec: JobSpec[Any]
     out: str  #: the path or URL of the output folder
     to: str  #: a name of :data:`selfment.shards.formats.FORMATS`
@@ -77,7 +78,8 @@ class ShardJob:
 
     def form(self) -> Format:
         """How results are stored; raises ``ImportError`` if that needs a library."""
-        layout = Layout(self.spec.endings, {**_NUMBERS, **self.spec.numbers}, self._paths)
+        numbers = {**_NUMBERS, **self.spec.numbers}
+        layout = Layout(self.command, self.spec.endings, numbers, self._paths)
         return output_format(self.to, layout, self.settings)
 
     def _paths(self, key: str) -> Mapping[str, str]:
@@ -111,8 +113,9 @@ class ShardWorker:
             Runner(self._job.spec, sink, self._bar).run(self._tasks(rows, sink))
         finally:
             output.flush()
-        output.seal(rows.keys, rows.error)
         damaged = 0 if rows.error is None else 1
+        if rows.keys or not damaged:  # otherwise earlier results remain
+            output.seal(rows.keys, rows.error)
         return UnitSummary(sink.done, rows.skipped, sink.failed, damaged)
 
     def _tasks(self, rows: _Rows, sink: _UnitSink) -> Iterator[RowTask]:

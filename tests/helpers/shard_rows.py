@@ -23,6 +23,7 @@ def paths(key: str) -> dict[str, str]:
 
 
 LAYOUT = Layout(
+    command="label",
     endings={"mask": "png", "overlay": "overlay.jpg", "annotations": "annotations.json"},
     numbers={
         "confidence": "double",

@@ -209,17 +209,17 @@ def test_records_have_the_fields_and_types_of_the_layout() -> None:
 def test_layouts_and_formats_are_checked() -> None:
     for endings in ({"a": "png", "b": "png"}, {"a": "json"}):
         with pytest.raises(ValueError, match="`endings` must be different endings"):
-            Layout(endings, {}, dict)
+            Layout("label", endings, {}, dict)
     with pytest.raises(ValueError, match=r"`numbers` must be 'bool' or .*: got 'float'"):
-        Layout({"mask": "png"}, {"x": "float"}, dict)
+        Layout("label", {"mask": "png"}, {"x": "float"}, dict)
     with pytest.raises(ValueError, match="`fields` must be different names"):
-        Layout({"mask": "png"}, {"mask": "bool"}, dict)
+        Layout("label", {"mask": "png"}, {"mask": "bool"}, dict)
     with pytest.raises(ValueError, match="`to` must be 'tar' or 'parquet' or 'files': got 'zip'"):
         output_format("zip", LAYOUT, {})
 
 
 def test_the_digest_changes_with_settings_layout_and_format() -> None:
-    other = Layout({"mask": "png"}, LAYOUT.numbers, LAYOUT.paths)
+    other = Layout("label", {"mask": "png"}, LAYOUT.numbers, LAYOUT.paths)
     digests = {
         *(form(to).digest for to in ALL),
         form("tar", size=320).digest,

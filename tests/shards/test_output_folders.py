@@ -14,7 +14,7 @@ from helpers.shards import units_of
 from selfment.shards.formats import Format
 from selfment.shards.outputs import Outputs
 from selfment.shards.rows import SourceFile, Unit
-from selfment.shards.stores import open_store
+from selfment.shards.stores import Sources, open_store
 from selfment.shards.unit_output import UnitOutput
 
 
@@ -32,7 +32,7 @@ def do(store: Any, made: Format, *inputs: Path) -> list[str]:
     outputs = Outputs(store)
     units, sources = units_of(inputs, earlier=outputs.recorded_units(), block=2)
     computed = []
-    for each in outputs.plan(units, made):
+    for each in outputs.plan(units, made, sources):
         output = UnitOutput(store, made, each)
         for key, file in zip(each.keys, each.files, strict=True):
             if key not in output.done:
@@ -105,7 +105,7 @@ def test_nothing_is_superseded_by_units_that_are_not_done(tmp_path: Path, to: st
     photos(tmp_path / "in", "a", time=6)
     outputs = Outputs(store)
     units, sources = units_of([tmp_path / "in"], earlier=outputs.recorded_units())
-    left = outputs.plan(units, made)
+    left = outputs.plan(units, made, sources)
     output = UnitOutput(store, made, left[0])
     output.add(good("a"))
     output.flush()
@@ -141,41 +141,41 @@ def test_results_replace_no_input(tmp_path: Path) -> None:
     inside = SourceFile(f"{place}/a.tar", "a.tar", 100, 5)
     rule = "`out` must not be where results replace inputs: "
     with pytest.raises(ValueError, match=f"{rule}{place}/a.tar"):
-        Outputs(store).plan([Unit("a", "tar", (inside,))], form("tar"))
-    assert Outputs(store).plan([Unit("a", "tar", (inside,))], form("parquet"))
+        Outputs(store).plan([Unit("a", "tar", (inside,))], form("tar"), Sources())
+    assert Outputs(store).plan([Unit("a", "tar", (inside,))], form("parquet"), Sources())
     photo = Unit("files-1", "files", (SourceFile(f"{place}/photos/a.png", "a.png", 100, 5),))
     with pytest.raises(ValueError, match=f"{rule}{place}/photos/a.png"):
-        Outputs(store).plan([photo], form("files"))
-    assert Outputs(store).plan([photo], form("tar"))
+        Outputs(store).plan([photo], form("files"), Sources())
+    assert Outputs(store).plan([photo], form("tar"), Sources())
     outside = SourceFile(f"{place}2/a.tar", "a.tar", 100, 5)
-    assert Outputs(store).plan([Unit("a", "tar", (outside,))], form("tar"))
+    assert Outputs(store).plan([Unit("a", "tar", (outside,))], form("tar"), Sources())
 
 
 def test_files_of_other_programs_stay(tmp_path: Path) -> None:
     store = open_store("out", tmp_path)
     store.write("set/00000.tar", b"mine")
     with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
-        Outputs(store).plan([unit()], form("tar"))
-    assert Outputs(store).plan([unit()], form("parquet"))
+        Outputs(store).plan([unit()], form("tar"), Sources())
+    assert Outputs(store).plan([unit()], form("parquet"), Sources())
     output = UnitOutput(store, form("parquet"), unit())
     output.add(good("a"))
     output.seal(["a"])
     with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
-        Outputs(store).plan([unit()], form("tar"))
+        Outputs(store).plan([unit()], form("tar"), Sources())
 
 
 def test_files_go_to_a_folder_of_their_own(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"mine")
     with pytest.raises(ValueError, match=f"`out` must be empty, or have .*: got {tmp_path} with a"):
-        Outputs(open_store("out", tmp_path)).plan([unit()], form("files"))
+        Outputs(open_store("out", tmp_path)).plan([unit()], form("files"), Sources())
     store = open_store("out", tmp_path / "out")
-    assert Outputs(store).plan([unit("a"), unit("ab/c")], form("files"))
+    assert Outputs(store).plan([unit("a"), unit("ab/c")], form("files"), Sources())
     sentence = r"`inputs` must not have results in one folder: those of a\.tar and of a/b"
     photo = SourceFile("/photos/a/b.jpg", "a/b.jpg", 100, 5)
     for other in (unit("a/b"), Unit("files-1", "files", (photo,))):
-        assert Outputs(store).plan([unit("a"), other], form("tar"))
+        assert Outputs(store).plan([unit("a"), other], form("tar"), Sources())
         with pytest.raises(ValueError, match=sentence):
-            Outputs(store).plan([unit("a"), other], form("files"))
+            Outputs(store).plan([unit("a"), other], form("files"), Sources())
 
 
 def test_results_of_another_input_with_the_same_name_stay(tmp_path: Path) -> None:
@@ -184,14 +184,14 @@ def test_results_of_another_input_with_the_same_name_stay(tmp_path: Path) -> Non
     output.add(good("a"))
     output.seal(["a"])
     moved = SourceFile("/elsewhere/set/00000.tar", "set/00000.tar", 10240, 5)
-    assert Outputs(store).plan([Unit("set/00000", "tar", (moved,))], made) == []
+    assert Outputs(store).plan([Unit("set/00000", "tar", (moved,))], made, Sources()) == []
     other = SourceFile("/elsewhere/set/00000.tar", "set/00000.tar", 20480, 5)
     sentence = (
         r"`out` must have no results of another input: set/00000\.tar is of /data/set/00000\.tar, "
         r"and would be of /elsewhere/set/00000\.tar"
     )
     with pytest.raises(ValueError, match=sentence):
-        Outputs(store).plan([Unit("set/00000", "tar", (other,))], made)
+        Outputs(store).plan([Unit("set/00000", "tar", (other,))], made, Sources())
 
 
 def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
@@ -203,3 +203,48 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path: Path) -> None
         os.utime(tmp_path / "out" / name, (0, 0))
     do(store, made, photos(tmp_path / "in", "b"))
     assert not any(name.endswith(".tmp") for name in contents(store))
+
+
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Returns two folders in which images have the same names."""
+    return photos(tmp_path / "a", "12", time=5), photos(tmp_path / "b", "123", time=6)
+
+
+def test_results_of_images_that_exist_elsewhere_are_kept(tmp_path: Path) -> None:
+    store, made = open_store("out", tmp_path / "out"), form("tar")
+    first, second = folders(tmp_path)
+    do(store, made, first)
+    before = contents(store)
+    do(store, made, second)
+    assert before.items() <= contents(store).items()
+    assert do(store, made, first) == []
+
+
+def test_files_of_images_that_exist_elsewhere_are_not_replaced(tmp_path: Path) -> None:
+    store, made = open_store("out", tmp_path / "out"), form("files")
+    first, second = folders(tmp_path)
+    do(store, made, first)
+    before = contents(store)
+    rule = f"`out` must have no results of another input: 1.jpg is of {first}/1.jpg, and would be"
+    with pytest.raises(ValueError, match=rule):
+        do(store, made, second)
+    assert contents(store) == before
+    shutil.rmtree(first)
+    assert sorted(do(store, made, second)) == ["1", "2", "3"]
+
+
+def test_a_shard_and_an_earlier_one_in_its_folder_are_not_mixed(tmp_path: Path) -> None:
+    store, made = open_store("out", tmp_path / "out"), form("files")
+    UnitOutput(store, made, unit("n/a")).seal([])
+    with pytest.raises(ValueError, match=r"in one folder: those of n/a\.tar and of n/a/b\.tar"):
+        Outputs(store).plan([unit("n/a/b")], made, Sources())
+
+
+def test_files_do_not_replace_those_of_others_beside_tar_files(tmp_path: Path) -> None:
+    store = open_store("out", tmp_path / "out")
+    UnitOutput(store, form("tar"), unit("0")).seal([])
+    store.write("0/x.png", b"of another program")
+    with pytest.raises(ValueError, match=r"`out` must be empty, or have .* got .*/out with 0$"):
+        Outputs(store).plan([unit("0")], form("files"), Sources())
+    store.remove(["0/x.png"])
+    assert Outputs(store).plan([unit("0")], form("files"), Sources()) == [unit("0")]

@@ -46,7 +46,7 @@ class Run:
         return {file.name: self.store.read(file.name) for file in self.store.list()}
 
     def is_done(self, of: Unit) -> bool:
-        return not Outputs(self.store).plan([of], self.form)
+        return not Outputs(self.store).plan([of], self.form, Sources())
 
 
 @pytest.mark.parametrize("to", ALL)
@@ -167,15 +167,15 @@ def test_what_is_done_is_skipped_until_the_settings_or_the_shard_change(
     run = Run(tmp_path, to)
     run.work(rows(4), unit())
     outputs = Outputs(run.store)
-    assert outputs.plan([unit(), unit("set/00001")], run.form) == [unit("set/00001")]
+    assert outputs.plan([unit(), unit("set/00001")], run.form, Sources()) == [unit("set/00001")]
     assert (outputs.done, outputs.skipped, outputs.outdated) == (1, 4, 0)
     for changed in (Run(tmp_path, to, size=320), Run(tmp_path, "tar" if to != "tar" else "files")):
         outputs = Outputs(run.store)
-        assert outputs.plan([unit()], changed.form) == [unit()]
+        assert outputs.plan([unit()], changed.form, Sources()) == [unit()]
         assert (outputs.done, outputs.outdated) == (0, 1)
     later = unit(mtime_ns=6)
     outputs = Outputs(run.store)
-    assert outputs.plan([later], run.form) == [later]
+    assert outputs.plan([later], run.form, Sources()) == [later]
     assert outputs.outdated == 0
     run.computed.clear()
     run.work(rows(5), later)

@@ -220,4 +220,4 @@ def test_a_table_among_photographs_is_left_out_as_ever(tmp_path, capsys):
     code, _, err = call(capsys, "label", folder, "--out", tmp_path / "out", *SIZE)
     assert code == 0, err
     assert (tmp_path / "out/labels.jsonl").exists()
-    assert "1 of no kind that is read (.parquet)" in err
+    assert "1 .parquet (a shard, which `selfment label` and" in err

@@ -103,10 +103,24 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"link{kind.decode()}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
+        member = tarfile.TarInfo("photo.png")
+        member.size = len(image(0))
+        archive.addfile(member, io.BytesIO(image(0)))
     found = rows(tmp_path, file.getvalue())
     assert errors(found) == [
-        (f"link{n}", f"link{n}.png is a link, which a stream cannot follow") for n in (2, 1, 6)
+        *((f"link{n}", f"link{n}.png is a link, which a stream cannot follow") for n in (2, 1, 6)),
+        ("photo", None),
     ]
+
+
+def test_a_shard_without_any_image_is_one_sentence(tmp_path: Path) -> None:
+    content = tar((f"{number}.txt", b"a text") for number in range(3))
+    with pytest.raises(ShardError, match=r"none of its 3 rows has an image: no image in .* '0'$"):
+        rows(tmp_path, content)
+    (tmp_path / "cut.tar").write_bytes(content[:2048])
+    found, message = until_error(rows_of(tmp_path / "cut.tar"))
+    assert [row.key for row in found] == ["0"]
+    assert "after 1 rows" in message
 
 
 def test_rows_to_skip_have_no_data(tmp_path: Path) -> None:
