@@ -11,6 +11,7 @@ from textwrap import indent
 from typing import Any, NoReturn
 
 from .. import __version__
+from ..util.files import reason
 
 #: The commands: their modules here, and what they do. A module is imported when it is needed.
 COMMANDS = {
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 141
     except _expected_errors() as error:
-        print(f"selfment {arguments.command}: {error}", file=sys.stderr)
+        sentence = reason(error) if isinstance(error, OSError) else error
+        print(f"selfment {arguments.command}: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "; what was done is kept" if arguments.command in _RESUMABLE else ""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -23,6 +23,7 @@ from .outputs import Outputs
 from .rows import Unit
 from .stores import Sources, open_store
 from .unit_output import UnitOutput
+from .unit_record import LOCK
 from .units import find_inputs
 from .worker import ShardJob, ShardWorker, UnitSummary
 
@@ -148,13 +149,15 @@ class _Plan:
     outputs: Outputs | None = None  #: once it has been called
     units: Sequence[Unit] = ()  #: all of the run
     sources: Sources | None = None
+    stack: ExitStack = field(default_factory=ExitStack)  #: closed at the end of the run
 
     def __call__(self) -> tuple[ShardJob, list[Unit]]:
         """Returns what workers need, and the units that are left; prints what is outdated."""
         for name, value in {"column": self.column, "key": self.key}.items():
             params.require(name, value, "a name, or left alone", value != "")
         store = open_store("out", self.out)
-        store.check_root("out")
+        store.check_writable("out")
+        self.stack.enter_context(store.locked(LOCK))
         inputs = find_inputs(self.inputs, store)
         to = self.to or _common_format(inputs.kinds)
         job = ShardJob(self.command, self.spec, self.out, to, inputs.sources, self.column, self.key)
@@ -185,6 +188,11 @@ def _common_format(kinds: Collection[str]) -> str:
 
 
 def _run(plan: _Plan, ray: RayOptions | None, progress: bool) -> ShardSummary:
+    with plan.stack:
+        return _run_planned(plan, ray, progress)
+
+
+def _run_planned(plan: _Plan, ray: RayOptions | None, progress: bool) -> ShardSummary:
     job, units = distributed.shared(plan)
     summary = ShardSummary(job.store().text)
     if plan.outputs is not None:

@@ -16,13 +16,13 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from ..util.extras import load_extra
-from ..util.files import check_file, printable, reason, write_atomically
+from ..util.files import check_file, lock, printable, reason, write_atomically
 from .rows import SourceFile
 from .urls import BUCKETS, LOCAL, Url, split_root
 
@@ -97,12 +97,20 @@ class Store(ABC):
         """Removes files; those that do not exist are ignored."""
         _at_once(self._remove, names)
 
-    def check_root(self, argument: str) -> None:
-        """Raises ``ValueError`` if the bucket does not exist; ``argument``: its name, for errors.
+    def check_writable(self, argument: str) -> None:
+        """Raises ``ValueError`` if nothing can be written here; ``argument``: its name, for errors.
 
-        Raises ``OSError`` if the object store does not answer.
+        Raises ``OSError`` if an object store does not answer.
         """
-        del argument  # other file systems have no buckets
+        del argument  # other file systems are asked when something is written
+
+    def locked(self, name: str) -> AbstractContextManager[object]:
+        """Keeps other runs out of this folder, where its file system has locks.
+
+        ``name``: of the file that is locked. Raises ``ValueError`` if another run has locked it.
+        """
+        del name
+        return nullcontext()
 
     @abstractmethod
     def _stat(self, name: str) -> tuple[int, int] | None: ...
@@ -134,6 +142,26 @@ class LocalStore(Store):
             write_atomically(
                 self._path(name), lambda file: shutil.copyfileobj(source, file), durable=True
             )
+
+    def check_writable(self, argument: str) -> None:
+        """Makes the folder; raises ``ValueError`` if it cannot be made or written."""
+        try:
+            os.makedirs(self.text, exist_ok=True)
+            if not os.access(self.text, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "Permission denied")
+        except OSError as error:
+            raise ValueError(
+                f"`{argument}` must be a folder that can be written: got {self.text!r} "
+                f"({error.strerror or error})"
+            ) from error
+
+    def locked(self, name: str) -> AbstractContextManager[object]:
+        """Locks a file until the block ends."""
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+        lock(file, path)
+        return file
 
     def list(self, folder: str = "", *, recursive: bool = True) -> Sequence[SourceFile]:
         """Returns the files under a folder; links to folders are not followed."""
@@ -270,7 +298,7 @@ class ArrowStore(Store):
             if info.type == self._arrow.FileType.Directory
         )
 
-    def check_root(self, argument: str) -> None:
+    def check_writable(self, argument: str) -> None:
         """Raises ``ValueError`` if the bucket does not exist."""
         if self._url.scheme not in BUCKETS:
             return

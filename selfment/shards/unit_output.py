@@ -19,6 +19,8 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
+from tqdm import tqdm
+
 from ..core import options as params
 from ..util.files import printable
 from ..util.lines import Record
@@ -60,6 +62,7 @@ class UnitOutput:
         stamp = hashlib.sha256(identity.encode()).hexdigest()[:12]
         self._folder = f"{PARTS}/{unit.name}/{stamp}"
         self._number = 0
+        self._has_shard = False
         if self._is_begun:
             self._read_sealed()
             self._read_parts()
@@ -237,4 +240,4 @@ def _digest(data: bytes) -> str:
 
 
 def _say(sentence: str) -> None:
-    print(printable(sentence), file=sys.stderr)
+    tqdm.write(printable(sentence), file=sys.stderr)

@@ -17,6 +17,7 @@ from .stores import Store
 
 RECORDS = ".selfment/records"
 PARTS = ".selfment/parts"
+LOCK = ".selfment/lock"
 
 
 @dataclass(frozen=True)

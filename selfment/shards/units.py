@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ..core.options import require
 from ..images.search import unique_names
 from ..util.files import printable
-from .keys import image_keys
+from .keys import image_keys, key_error
 from .rows import SourceFile, Unit
 from .shard_search import ShardSearch, kind_of, stem_of
 from .stores import Sources, Store
@@ -80,6 +80,9 @@ def find_inputs(
     shards = [file for file in files if kind_of(file.name) is not None]
     images = [file for file in files if kind_of(file.name) is None]
     names = unique_names([stem_of(file.name) for file in shards], [file.name for file in shards])
+    for name, file in zip(names, shards, strict=True):
+        if (wrong := key_error(name)) is not None:
+            raise ValueError(f"`inputs` must have names that results can have: {file.uri}: {wrong}")
     units = [
         Unit(name, kind_of(file.name) or "", (file,))
         for name, file in zip(names, shards, strict=True)

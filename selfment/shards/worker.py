@@ -106,6 +106,7 @@ class ShardWorker:
 
         After an interrupt or an error of the output folder, the rows that are done are kept.
         """
+        self._bar.set_postfix_str(unit.name, refresh=False)
         output = UnitOutput(self._store, self._form, unit, PART_ROWS)
         sink = _UnitSink(self._job.spec, output, self._form.digest)
         rows = _Rows(self._job, unit, frozenset(output.done))

@@ -104,8 +104,8 @@ def shared(plan: Callable[[], tuple[Any, Sequence[Any]]]) -> tuple[Any, Iterator
     """Returns what all processes need, and the items that this process takes.
 
     ``torchrun``'s first process calls ``plan``, whose result can be pickled, and each process takes
-    the next item when it has done one. A process alone takes all. Raises ``ValueError`` under
-    launchers that share no store.
+    the next item when it has done one. A process alone takes all. Raises what ``plan`` raises, or
+    ``ValueError`` in the other processes, and under launchers that share no store.
     """
     if not distributed.is_torchelastic_launched():
         if world()[1] > 1:
@@ -117,8 +117,15 @@ def shared(plan: Callable[[], tuple[Any, Sequence[Any]]]) -> tuple[Any, Iterator
         return common, iter(items)
     store, rank, _ = _own_store()
     if rank == 0:
-        store.set("plan", pickle.dumps(plan()))
-    common, items = pickle.loads(store.get("plan"))
+        planned = None
+        try:
+            planned = plan()
+        finally:  # the others must not wait for a plan that has failed
+            store.set("plan", pickle.dumps(planned))
+    planned = pickle.loads(store.get("plan"))
+    if planned is None:
+        raise ValueError("the first process has found that the run cannot begin")
+    common, items = planned
     return common, _next_items(store, items)
 
 

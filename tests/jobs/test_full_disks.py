@@ -69,7 +69,7 @@ def test_a_disk_that_is_full_for_the_records(photos_in, tmp_path, capsys, monkey
         patch.setattr("selfment.jobs.records.atomic_file", full)
         code, err = label(capsys, photos_in, out)
     assert code == 2
-    sentence = f"selfment label: [Errno 28] No space left on device: '{out}/labels.jsonl'"
+    sentence = f"selfment label: No space left on device: {out}/labels.jsonl"
     assert err.splitlines()[-1] == sentence
     assert (out / "labels.jsonl").read_text() == before
     assert "2 labelled, 1 already done, 0 failed" in label(capsys, photos_in, out)[1]

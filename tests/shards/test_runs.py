@@ -221,3 +221,32 @@ def test_a_table_among_photographs_is_left_out_as_ever(tmp_path, capsys):
     assert code == 0, err
     assert (tmp_path / "out/labels.jsonl").exists()
     assert "1 .parquet (a shard, which `selfment label` and" in err
+
+
+def test_an_input_that_is_broken_later_costs_no_earlier_result(tmp_path, capsys):
+    inputs = Path(shards.write_shards(f"{tmp_path}/in", "tar", shards.photos(4), 2))
+    out = f"{tmp_path}/out"
+    assert call(capsys, "label", inputs, "--out", out, *SIZE)[0] == 0
+    before = shards.sealed(out)
+    (inputs / "00000.tar").write_bytes(b"no tar file")
+    code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
+    assert code == 1
+    assert f"cannot read {inputs}/00000.tar: " in err
+    assert shards.sealed(out) == before
+    (inputs / "00001.tar").write_bytes(shards.tar_of(shards.photos(2, broken=[0, 1])))
+    code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
+    assert (code, "2 failed, 1 damaged shard" in err) == (1, True), err
+
+
+def test_one_run_at_a_time(tmp_path, capsys):
+    inputs = shards.write_shards(f"{tmp_path}/in", "tar", shards.photos(2), 1)
+    out = tmp_path / "out"
+    with shards.open_store("out", out).locked(".selfment/lock"):
+        code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
+    rule = f"`out` must be used by one run at a time: another holds {out}/.selfment/lock"
+    assert (code, last_line(err)) == (2, f"selfment label: {rule}")
+    assert call(capsys, "label", inputs, "--out", out, *SIZE)[0] == 0
+    (tmp_path / "file").touch()
+    code, _, err = call(capsys, "label", inputs, "--out", tmp_path / "file", *SIZE)
+    rule = f"`out` must be a folder that can be written: got '{tmp_path}/file' (File exists)"
+    assert (code, last_line(err)) == (2, f"selfment label: {rule}")
