@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -12,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core import options as params
+from ..jobs import coco
 from ..jobs.cluster import RayOptions, Remains, run_units
 from ..jobs.label_job import LabelJob
 from ..jobs.predict import PredictionJob
@@ -26,6 +28,8 @@ from .unit_output import UnitOutput
 from .unit_record import LOCK
 from .units import find_inputs
 from .worker import ShardJob, ShardWorker, UnitSummary
+
+_AnyPath = str | os.PathLike[str]  #: a path or a URL
 
 _OUTPUT_KINDS = {"tar": "tar", "parquet": "parquet", "arrow": "parquet", "files": "files"}
 
@@ -52,8 +56,8 @@ class ShardSummary:
 
 
 def label_shards(
-    inputs: str | Sequence[str],
-    out: str,
+    inputs: _AnyPath | Iterable[_AnyPath],
+    out: _AnyPath,
     labeler: PseudoLabeler,
     *,
     to: str | None = None,
@@ -96,12 +100,14 @@ def label_shards(
     """
     steps = {"method": refine, "fill_holes": fill_holes, "largest_component": largest_component}
     spec = LabelJob(labeler, overlays, formats, steps)
+    if "coco" in spec.formats:
+        coco.load_coco_masks()
     return _run(_Plan("label", spec, inputs, out, to, column, key), ray, progress)
 
 
 def predict_shards(
-    inputs: str | Sequence[str],
-    out: str,
+    inputs: _AnyPath | Iterable[_AnyPath],
+    out: _AnyPath,
     segmenter: Segmenter,
     *,
     to: str | None = None,
@@ -141,8 +147,8 @@ class _Plan:
 
     command: str
     spec: JobSpec[Any]
-    inputs: str | Sequence[str]
-    out: str
+    inputs: _AnyPath | Iterable[_AnyPath]
+    out: _AnyPath
     to: str | None
     column: str | None
     key: str | None
@@ -160,7 +166,8 @@ class _Plan:
         self.stack.enter_context(store.locked(LOCK))
         inputs = find_inputs(self.inputs, store)
         to = self.to or _common_format(inputs.kinds)
-        job = ShardJob(self.command, self.spec, self.out, to, inputs.sources, self.column, self.key)
+        out, sources = os.fspath(self.out), inputs.sources
+        job = ShardJob(self.command, self.spec, out, to, sources, self.column, self.key)
         self.sources = inputs.sources
         self.outputs = Outputs(store)
         self.units = inputs.units(self.outputs.recorded_units())

@@ -19,6 +19,7 @@ from selfment import PseudoLabeler
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
 from selfment.models.head import HeadInfo, save_head
+from selfment.shards import label_shards
 
 pytest.importorskip("pyarrow", reason="no PyArrow: pip install 'selfment[shards]'")
 
