@@ -251,3 +251,71 @@ def test_one_run_at_a_time(tmp_path, capsys):
     code, _, err = call(capsys, "label", inputs, "--out", tmp_path / "file", *SIZE)
     rule = f"`out` must be a folder that can be written: got '{tmp_path}/file' (File exists)"
     assert (code, last_line(err)) == (2, f"selfment label: {rule}")
+
+
+def test_one_folder_has_one_kind_of_results(tmp_path, capsys):
+    files = shards.photos(2)
+    folder = shards.write_folder(tmp_path / "folder", files)
+    inputs = shards.write_shards(f"{tmp_path}/in", "tar", files, 2)
+    save_head(tmp_path / "head", a_head(), HeadInfo("classic"))
+    out, plain = tmp_path / "out", tmp_path / "plain"
+    assert call(capsys, "label", inputs, "--out", out, *SIZE)[0] == 0
+    assert call(capsys, "label", folder, "--out", plain, *SIZE)[0] == 0
+    before = shards.sealed(str(out)), shards.sealed(str(plain))
+    rule = "`out` must be another folder than that of a run over"
+    for words, sentence in {
+        ("label", folder, "--out", out): f"{rule} shards: got '{out}'",
+        ("label", inputs, "--out", plain): (
+            f"{rule} a folder of images: got {plain} with labels.jsonl"
+        ),
+        ("predict", inputs, "--head", tmp_path / "head", "--out", out): (
+            f"`out` must have the results of one command: got {out} with those of `selfment label`"
+        ),
+    }.items():
+        code, _, err = call(capsys, *words, *SIZE)
+        assert (code, last_line(err)) == (2, f"selfment {words[0]}: {sentence}")
+    assert (shards.sealed(str(out)), shards.sealed(str(plain))) == before
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_wrong_column_costs_no_earlier_result(tmp_path, capsys, kind):
+    inputs = shards.write_shards(f"{tmp_path}/in", kind, shards.photos(4), 2)
+    out = f"{tmp_path}/out"
+    assert call(capsys, "label", inputs, "--out", out, *SIZE)[0] == 0
+    before = shards.sealed(out)
+    code, _, err = call(capsys, "label", inputs, "--out", out, "--column", "webp", *SIZE)
+    assert (code, err.count("cannot read ")) == (1, 2), err
+    assert last_line(err) == f"0 labelled, 0 already done, 0 failed, 2 damaged shards; see {out}"
+    assert shards.sealed(out) == before
+    code, _, err = call(capsys, "label", inputs, "--out", out, "--column", "", *SIZE)
+    sentence = "`column` must be a name, or left alone: got ''"
+    assert (code, last_line(err)) == (2, f"selfment label: {sentence}")
+
+
+def test_a_bucket_that_does_not_exist(tmp_path, capsys, bucket):
+    inputs = shards.write_shards(f"{tmp_path}/in", "tar", shards.photos(1), 1)
+    code, _, err = call(capsys, "label", inputs, "--out", f"{bucket}-not/out", *SIZE)
+    rule = f"`out` must be in a bucket that exists: got '{bucket}-not/out'"
+    assert (code, last_line(err)) == (2, f"selfment label: {rule}")
+    code, _, err = call(capsys, "label", inputs, "--out", "s3://", *SIZE)
+    assert (code, last_line(err)) == (2, "selfment label: `out` must name a bucket: got 's3://'")
+
+
+def test_globs_and_folders_that_hold_shards(tmp_path, capsys, monkeypatch):
+    shards.write_shards(f"{tmp_path}/in/sub", "tar", shards.photos(2), 1)
+    monkeypatch.chdir(tmp_path)
+    for index, words in enumerate(["in", "in/*/*", "in/sub/0000[01].tar"]):
+        code, _, err = call(capsys, "label", words, "--out", f"out{index}", *SIZE)
+        assert (code, last_line(err).split(";")[0]) == (0, "2 labelled, 0 already done, 0 failed")
+
+
+def test_from_python(tmp_path):
+    files = shards.photos(3)
+    inputs = shards.write_shards(f"{tmp_path}/in", "tar", files, 2)
+    labeler, out = PseudoLabeler(size=96, device="cpu"), tmp_path / "out"
+    made = label_shards([Path(inputs)], out, labeler, to="parquet", progress=False)
+    assert (made.done, made.skipped, made.failed, made.damaged) == (3, 0, 0, 0)
+    assert made.out == str(out)
+    assert shards.masks(str(out)) == folder_masks(tmp_path, files)
+    again = label_shards([Path(inputs)], out, labeler, to="parquet", progress=False)
+    assert (again.done, again.skipped, again.any_failed) == (0, 3, False)
