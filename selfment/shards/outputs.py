@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from ..util.files import printable, remove_abandoned
 from .formats import FilesFormat, Format, objects_of
 from .rows import SourceFile, Unit
-from .stores import LocalStore, Sources, Store
+from .sources import Sources
+from .stores import LocalStore, Store
 from .unit_record import PARTS, RECORDS, UnitRecord, read_record, stamps
 
 _THREADS = 16  # that read records

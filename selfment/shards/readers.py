@@ -13,7 +13,8 @@ from typing import Any
 from ..util.extras import load_extra
 from ..util.files import printable, reason
 from .rows import Row, SourceFile, Unit
-from .stores import LocalStore, Sources, Store
+from .sources import Sources
+from .stores import LocalStore, Store
 from .table_reader import ArrowTable, ParquetTable, table_rows
 from .tar_reader import tar_rows
 

@@ -23,7 +23,8 @@ from ..models.segmenter import Segmenter
 from ..util import distributed
 from .outputs import Outputs
 from .rows import Unit
-from .stores import Sources, open_store
+from .sources import Sources
+from .stores import open_store
 from .unit_output import UnitOutput
 from .unit_record import LOCK
 from .units import find_inputs

@@ -14,7 +14,8 @@ from ..images.suffixes import image_suffixes, left_out, suffix_of
 from ..util.files import RealPaths
 from ..util.lines import without_checksum
 from .rows import SourceFile
-from .stores import LocalStore, Sources, Store
+from .sources import Sources
+from .stores import LocalStore, Store
 from .unit_record import RECORDS
 
 #: Suffixes of shards, and their kinds.

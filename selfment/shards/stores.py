@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, TypeVar
 from ..util.extras import load_extra
 from ..util.files import check_file, lock, printable, reason, write_atomically
 from .rows import SourceFile
-from .urls import BUCKETS, LOCAL, Url, split_root
+from .urls import BUCKETS, LOCAL, Url
 
 _BUFFER = 8 << 20  # bytes of one request, so that its delay counts little
 _REQUESTS = 16  # at the same time
@@ -359,31 +359,6 @@ def open_store(argument: str, text: str | os.PathLike[str]) -> Store:
     if url.scheme in LOCAL:
         return LocalStore(f"/{url.path}")
     return ArrowStore(argument, replace(url, path=url.path.rstrip("/")))
-
-
-class Sources:
-    """The file systems of a run's inputs, which open the files; it can be pickled."""
-
-    def __init__(self) -> None:
-        self._stores: dict[str, Store] = {}
-
-    def add(self, argument: str, text: str) -> tuple[Store, str]:
-        """Returns the root store of a path or URL, and the name of the path on it.
-
-        ``argument``: its name, for errors. Raises ``ValueError``, also if the same root was added
-        with other credentials or another query.
-        """
-        uri, name = split_root(argument, text)
-        store = open_store(argument, uri)
-        known = self._stores.setdefault(store.text, store)
-        if known.uri != store.uri:
-            raise ValueError(f"`{argument}` must reach {store.text} by one query and credentials")
-        return known, name
-
-    def locate(self, file: SourceFile) -> tuple[Store, str]:
-        """Returns the root store of a file, and the name of the file on it."""
-        root, name = split_root("inputs", file.uri)
-        return self._stores[root], name
 
 
 def _at_once(call: Callable[[str], T], names: Sequence[str]) -> list[T]:

@@ -16,7 +16,8 @@ from ..util.files import printable
 from .keys import image_keys, key_error
 from .rows import SourceFile, Unit
 from .shard_search import ShardSearch, kind_of, stem_of
-from .stores import Sources, Store
+from .sources import Sources
+from .stores import Store
 from .unit_record import stamps
 
 BLOCK = 1000  # image files of a unit

@@ -25,7 +25,8 @@ from .formats import Format, output_format
 from .layout import Layout
 from .readers import ShardError, read_unit
 from .rows import Row, RowResult, Unit
-from .stores import Sources, Store, open_store
+from .sources import Sources
+from .stores import Store, open_store
 from .unit_output import UnitOutput
 
 PART_ROWS = 256  # a killed run loses at most so many finished rows of a unit

@@ -343,6 +343,8 @@ def test_a_head_of_inference_tensors_is_not_trained():
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[np.ndarray]]:
+    import torch.utils.tensorboard  # noqa: F401  # whose libraries add filters of warnings
+
     return {}
 
 

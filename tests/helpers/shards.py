@@ -12,7 +12,8 @@ from PIL import Image
 
 from selfment.shards.readers import read_unit
 from selfment.shards.rows import Row, Unit
-from selfment.shards.stores import Sources, Store, open_store
+from selfment.shards.sources import Sources
+from selfment.shards.stores import Store, open_store
 from selfment.shards.units import BLOCK, find_inputs
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +271,12 @@ def test_keys_of_timms_models(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_positions_of_dino_for_all_sizes(tmp_path: Path) -> None:
+    """It takes a gibibyte, which a process of its own gives back."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        process.submit(check_positions_of_dino, tmp_path).result()
+
+
+def check_positions_of_dino(tmp_path: Path) -> None:
     weights = save(random_state(DINO), tmp_path / "dino.pth")
     ours = Segmenter(a_head(), DINO, 96, weights=weights, device="cpu")
     path = tmp_path / "model.pt2"

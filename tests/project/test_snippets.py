@@ -41,6 +41,8 @@ LIBRARIES = {
     "model.onnx": "onnxruntime",
     "model.pt2": "transformers",
 }
+#: Snippets with one of these texts are run by another test.
+ELSEWHERE = {"ray.data.": "tests/jobs/test_ray.py"}
 #: Snippets with one of these texts end with the error where the weights are missing.
 WEIGHTS = {"vit_small_patch16_dinov3": WeightsError}
 #: Snippets with one of these texts need a head on a network, as `classic` cannot be exported.
@@ -110,6 +112,9 @@ def test_a_snippet_runs_as_printed(snippet: Snippet) -> None:
     for text, library in LIBRARIES.items():
         if text in snippet.code and find_spec(library) is None:
             pytest.skip(f"{library} is missing")
+    for text, test in ELSEWHERE.items():
+        if text in snippet.code:
+            pytest.skip(f"{test} runs it")
     if "model.onnx" in snippet.code and OLD:
         pytest.skip("ONNX needs torch 2.7")
     prepare(snippet.code)

@@ -14,7 +14,8 @@ from helpers.shards import units_of
 from selfment.shards.formats import Format
 from selfment.shards.outputs import Outputs
 from selfment.shards.rows import SourceFile, Unit
-from selfment.shards.stores import Sources, open_store
+from selfment.shards.sources import Sources
+from selfment.shards.stores import open_store
 from selfment.shards.unit_output import UnitOutput
 
 

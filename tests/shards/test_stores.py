@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from selfment.shards import stores
-from selfment.shards.stores import ArrowStore, LocalStore, Sources, Store, open_store
+from selfment.shards.sources import Sources
+from selfment.shards.stores import ArrowStore, LocalStore, Store, open_store
 from selfment.shards.urls import Url, split_root
 
 NAMES = ["a b%20.tar", "c/d é.bin", "c/e/f.json", "x?y.txt"]
