@@ -39,8 +39,10 @@ selfment label photos/ --out labels --engine ray --address auto --workers 64 --g
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for masks and records")
-    add_images(parser, "label", several="; with --objects statistics", kinds="images and videos")
+    out = "folder for masks and records, or its URL"
+    parser.add_argument("--out", required=True, metavar="DIR", help=out)
+    kinds = "images, videos, tar files, tables"
+    add_images(parser, "label", several="; with --objects statistics", kinds=kinds)
     method = parser.add_argument_group("method")
     add_method(method)
     add_voters(method)

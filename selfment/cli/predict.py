@@ -32,10 +32,10 @@ selfment predict s3://bucket/photos.parquet --head run/head --out s3://bucket/sa
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add = parser.add_argument
-    inputs = "images and videos, folders (searched recursively), globs"
+    inputs = "images, videos, tar files, tables, folders (searched recursively), globs"
     add("inputs", nargs="+", metavar="INPUT", help=inputs)
     add_head(parser, side=1536)
-    add("--out", required=True, metavar="DIR", help="folder for saliency and records")
+    add("--out", required=True, metavar="DIR", help="folder for saliency and records, or its URL")
     group = parser.add_argument_group("files")
     files = group.add_argument
     files("--overlay", action="store_true", help="also draw the mask above T (0.5) on the image")
