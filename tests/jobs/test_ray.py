@@ -20,7 +20,6 @@ import pytest
 from PIL import Image
 
 from helpers import processes
-from helpers.folders import ROOT
 from helpers.pictures import pictures
 from helpers.runs import results
 from selfment import PseudoLabeler, PseudoLabels
@@ -84,7 +83,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {
         "HOME": tmp_path / "home",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": f"{tmp_path / 'modules'}{os.pathsep}{ROOT}",
+        "PYTHONPATH": f"{tmp_path / 'modules'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "GATE": tmp_path / "gate",
         "OUT": tmp_path / "out",
         "MOST": "4",

@@ -13,7 +13,6 @@ import pytest
 
 from helpers import mortal, processes
 from helpers import shard_runs as shards
-from helpers.folders import ROOT
 
 pytest.importorskip("pyarrow", reason="no PyArrow: pip install 'selfment[shards]'")
 
@@ -75,7 +74,7 @@ def test_a_worker_of_ray_is_killed(tmp_path, command, undisturbed):
     environment = {
         "HOME": str(tmp_path / "home"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": f"{tmp_path / 'modules'}{os.pathsep}{ROOT}",
+        "PYTHONPATH": f"{tmp_path / 'modules'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     out, alone = f"{tmp_path}/out", f"{tmp_path}/alone"
     done = run(mortal.alone(*command, "--out", out, *ray), **environment)
