@@ -115,5 +115,7 @@ def predict_shards(
 
 
 def _report(summary: ShardSummary, done: str) -> int:
+    from ..util import distributed
+
     print(printable(summary.describe(done)), file=sys.stderr)
-    return 1 if summary.any_failed else 0
+    return 1 if distributed.any_failed(summary.failed + summary.damaged) else 0

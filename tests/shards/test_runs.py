@@ -161,6 +161,27 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=processes.LIMIT)
 
 
+def test_an_interrupted_run_keeps_rows_that_are_no_whole_part(tmp_path, capsys, monkeypatch):
+    inputs = shards.write_shards(f"{tmp_path}/in", "tar", shards.photos(12), 12)
+    out, passes = f"{tmp_path}/out", 0
+    original = PseudoLabeler.start_batch
+
+    def interrupted(self, batch):
+        nonlocal passes
+        passes += 1
+        if passes == 6:
+            raise KeyboardInterrupt
+        return original(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PseudoLabeler, "start_batch", interrupted)
+        words = ("label", inputs, "--out", out, "--size", 96, "--batch", 1)
+        code, _, err = call(capsys, *words)
+    assert (code, last_line(err)) == (130, "selfment label: interrupted; what was done is kept")
+    code, _, err = call(capsys, *words)
+    assert (code, last_line(err)) == (0, f"7 labelled, 5 already done, 0 failed; see {out}")
+
+
 def test_predictions(tmp_path, capsys):
     files = shards.photos(4)
     inputs = shards.write_shards(f"{tmp_path}/in", "tar", files, 2)
@@ -318,4 +339,4 @@ def test_from_python(tmp_path):
     assert made.out == str(out)
     assert shards.masks(str(out)) == folder_masks(tmp_path, files)
     again = label_shards([Path(inputs)], out, labeler, to="parquet", progress=False)
-    assert (again.done, again.skipped, again.any_failed) == (0, 3, False)
+    assert (again.done, again.skipped, again.failed) == (0, 3, 0)

@@ -59,6 +59,7 @@ def test_torchrun_starts_again_and_goes_on(tmp_path, command, undisturbed):
     assert shards.sealed(out) == undisturbed
     again = processes.torchrun(tmp_path, "-m", "selfment", *command, "--out", out)
     counts = re.findall(r"(\d+) labelled, (\d+) already done, (\d+) failed", again.stderr)
+    assert len(counts) == 2, again.stderr
     sums = [sum(map(int, each)) for each in zip(*counts, strict=True)]
     assert sums == [0, 17, 1], again.stderr
 
