@@ -37,7 +37,7 @@ GROWTH = 128 << 20
 _kept = 0  # bytes that were in use after that
 
 #: Seconds after which a test counts as hanging; the longest takes some minutes.
-LIMIT = 1800
+LIMIT = 900
 
 #: Seconds in which threads and processes of a test must end.
 GRACE = 60.0

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +37,18 @@ ray: Any = pytest.importorskip(
 )
 
 COUNT = 12
-# A backbone that waits, once there are so many masks, until the gate is open. Workers can be seen
-# at the gate by their numbers.
+# A backbone that lets two images of each process pass, and waits with the third until the gate is
+# open. Workers can be seen at the gate by their numbers.
 BACKBONE = """
 import os, time
 from pathlib import Path
 import torch
 
-GATE, OUT, MOST = Path(os.environ["GATE"]), Path(os.environ["OUT"]), int(os.environ["MOST"])
+GATE = Path(os.environ["GATE"])
+passed = 0
 
 class Net(torch.nn.Module):
-    patch_size = 8
+    patch_size, embed_dim = 8, 16
     pretrained_cfg = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
     def __init__(self):
@@ -55,9 +56,11 @@ class Net(torch.nn.Module):
         self.conv = torch.nn.Conv2d(3, 16, 8, 8)
 
     def forward(self, batch):
-        while not (GATE / "open").exists() and len(list(OUT.glob("*.png"))) >= MOST:
+        global passed
+        while passed >= 2 and not (GATE / "open").exists():
             (GATE / f"worker-{os.getpid()}").touch()
             time.sleep(0.01)
+        passed += 1
         return self.conv(batch)
 
 def net():
@@ -74,7 +77,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray leaves a token in the home folder; workers wait once there are four masks."""
+    """Ray leaves a token in the home folder; workers wait at the gate."""
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules/gated.py").write_text(BACKBONE)
     (tmp_path / "gate").mkdir()
@@ -85,8 +88,6 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": f"{tmp_path / 'modules'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
         "GATE": tmp_path / "gate",
-        "OUT": tmp_path / "out",
-        "MOST": "4",
     }.items():
         monkeypatch.setenv(name, str(value))
 
@@ -112,15 +113,26 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, err
 
 
-def wait_for_workers(process: subprocess.Popen[str], tmp_path: Path, count: int) -> list[int]:
-    """Waits until so many have come to the gate; returns their numbers, the first first."""
-    there: dict[int, None] = {}
-    while len(there) < count:
+def wait_for(
+    process: subprocess.Popen[str], count: int, files: Callable[[], Iterable[Path]]
+) -> list[Path]:
+    """Waits until there are so many files, and returns them; the process must not end before."""
+    while len(found := list(files())) < count:
         assert process.poll() is None, process.communicate()[1]
-        names = [path.name for path in tmp_path.glob("gate/worker-*")]
-        there |= {int(name.rpartition("-")[2]): None for name in names}
         time.sleep(0.01)
-    return list(there)
+    return found
+
+
+def wait_for_workers(process: subprocess.Popen[str], tmp_path: Path, count: int) -> list[int]:
+    """Waits until so many have come to the gate, and returns their numbers."""
+    there = wait_for(process, count, lambda: tmp_path.glob("gate/worker-*"))
+    return [int(path.name.rpartition("-")[2]) for path in there]
+
+
+def wait_for_masks(process: subprocess.Popen[str], tmp_path: Path) -> None:
+    """Waits until both workers are at the gate, and what they made before has been written."""
+    wait_for_workers(process, tmp_path, 2)
+    wait_for(process, 4, lambda: tmp_path.glob("out/*.png"))
 
 
 def is_locked(path: Path) -> bool:
@@ -169,7 +181,7 @@ def test_a_killed_job_is_continued_by_any_engine(start, photos, tmp_path):
     assert label(images[:3], out).labelled == 3
     (tmp_path / "gate/open").unlink()
     process = start()
-    wait_for_workers(process, tmp_path, 2)
+    wait_for_masks(process, tmp_path)
     started = processes.below(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -187,7 +199,7 @@ def test_a_killed_job_is_continued_by_any_engine(start, photos, tmp_path):
 
 def test_sigterm_ends_a_job_in_good_order(start, tmp_path):
     process = start()
-    wait_for_workers(process, tmp_path, 2)
+    wait_for_masks(process, tmp_path)
     process.terminate()
     code, err = finished(process)
     assert code == 130, err
