@@ -32,6 +32,8 @@ class Outputs:
         self.done = 0  #: units that are not left by :meth:`plan`
         self.skipped = 0  #: rows in them
         self.outdated = 0  #: units with results of other settings
+        self.retried = 0  #: units of which failed rows are tried again
+        self.reread = 0  #: those among them that are read from their beginning
         start, end = len(RECORDS) + 1, -len(".json")
         files = [file.name for file in store.list(RECORDS) if file.name.endswith(".json")]
         names = [name[start:end] for name in files]
@@ -86,6 +88,9 @@ class Outputs:
             else:
                 left.append(unit)
                 self.outdated += record is not None and not record.has_settings_of(form)
+                if record is not None and record.is_of(unit, form) and record.failed:
+                    self.retried += 1
+                    self.reread += record.starts is None and unit.kind in ("tar", "arrow")
         if left and isinstance(self.store, LocalStore):
             remove_abandoned(Path(self.store.text))
         return left

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from collections import deque
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Container, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import islice
@@ -16,9 +16,10 @@ from .rows import Row, SourceFile, Unit
 from .sources import Sources
 from .stores import LocalStore, Store
 from .table_reader import ArrowTable, ParquetTable, table_rows
-from .tar_reader import tar_rows
+from .tar_reader import known_tar_rows, tar_rows
 
 _AHEAD = 16  # image files that are being read
+_SAMPLE = 1 << 20  # bytes of one request for a sample
 
 
 class ShardError(ValueError):
@@ -32,6 +33,7 @@ def read_unit(
     column: str | None = None,
     key_column: str | None = None,
     skip: Container[str] = frozenset(),
+    starts: Mapping[str, int | None] | None = None,
 ) -> Generator[Row, None, None]:
     """Yields the rows of a unit in one pass; nothing is unpacked, and few rows are in memory.
 
@@ -46,6 +48,8 @@ def read_unit(
         key_column: the column of a table with the keys; None: see
             :func:`selfment.shards.table_reader.table_rows`.
         skip: keys of rows whose data are not needed.
+        starts: the keys of all rows in their order, and :attr:`Row.start` of those that are not
+            skipped; None if that is not known, and the shard is read from its beginning.
 
     Raises:
         ShardError: the shard cannot be read, or only up to a damage, or none of its rows has an
@@ -56,10 +60,14 @@ def read_unit(
         yield from _file_rows(unit, sources, skip)
         return
     file = unit.files[0]
+    if starts is None:
+        rows_of_shard = _shard_rows(unit.kind, file, sources, column, key_column, skip)
+    else:
+        rows_of_shard = _known_rows(file, sources, column, skip, starts)
     done = 0
     lacking: list[Row] = []  # before the first row with an image
     try:
-        with closing(_shard_rows(unit.kind, file, sources, column, key_column, skip)) as rows:
+        with closing(rows_of_shard) as rows:
             for row in rows:
                 if row.error is not None and not done:
                     lacking.append(row)
@@ -107,6 +115,18 @@ def _shard_rows(
         else:
             table = ArrowTable(stack.enter_context(_mapped(store, name)))
         yield from table_rows(table, column, key_column, skip, read_beside)
+
+
+def _known_rows(
+    file: SourceFile,
+    sources: Sources,
+    column: str | None,
+    skip: Container[str],
+    starts: Mapping[str, int | None],
+) -> Generator[Row, None, None]:
+    store, name = sources.locate(file)
+    with store.open(name, _SAMPLE) as opened:
+        yield from known_tar_rows(opened, column, skip, starts)
 
 
 def _mapped(store: Store, name: str) -> Any:

@@ -176,12 +176,24 @@ class _Plan:
             shards = "1 shard" if self.outputs.outdated == 1 else f"{self.outputs.outdated} shards"
             sentence = f"the settings have changed: {shards} to {self.spec.verb} again"
             print(sentence, file=sys.stderr)
+        if self.outputs.retried:
+            print(_retried(self.outputs.retried, self.outputs.reread), file=sys.stderr)
         return job, left
 
     def finish(self) -> None:
         """Removes results that are of no use, after a run that has done all units."""
         if self.outputs is not None and self.sources is not None:
             self.outputs.finish(self.units, self.sources)
+
+
+def _retried(count: int, reread: int) -> str:
+    """Returns a sentence on the shards of which failed rows are tried again."""
+    shards = "1 shard" if count == 1 else f"{count:,} shards"
+    sentence = f"images that failed in {shards} are tried again"
+    if not reread:
+        return sentence
+    verb = "is" if reread == 1 else "are"
+    return f"{sentence}; {reread:,} of these {verb} read from the beginning"
 
 
 def _common_format(kinds: Collection[str]) -> str:

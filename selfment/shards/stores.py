@@ -55,8 +55,8 @@ class Store(ABC):
         return f"{self.text.rstrip('/')}/{name}" if name else self.text
 
     @abstractmethod
-    def open(self, name: str) -> BinaryIO:
-        """Opens a file for reading, with a large buffer; it can seek if the file system can."""
+    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
+        """Opens a file for reading by requests of ``buffer`` bytes; seeks if its system can."""
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
@@ -125,11 +125,11 @@ class LocalStore(Store):
     def __init__(self, path: str) -> None:
         self.text = self.uri = os.path.abspath(path)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
         """Opens a file for reading; pipes, sockets and devices are refused."""
         with _named(self, name):
             check_file(self.text_of(name))
-            return open(self.text_of(name), "rb", buffering=_BUFFER)
+            return open(self.text_of(name), "rb", buffering=buffer)
 
     def write(self, name: str, data: bytes, *, durable: bool = False) -> None:
         """Writes a file in one step."""
@@ -235,10 +235,10 @@ class ArrowStore(Store):
         system, root = fsspec.url_to_fs(self._url.uri)
         return self._arrow.PyFileSystem(self._arrow.FSSpecHandler(system)), root
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
         """Opens a file for reading."""
         with _named(self, name):
-            return io.BufferedReader(self._system.open_input_file(self._path(name)), _BUFFER)
+            return io.BufferedReader(self._system.open_input_file(self._path(name)), buffer)
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""

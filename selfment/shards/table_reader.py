@@ -135,13 +135,15 @@ def table_rows(
     rows = _rows_without_data(table, columns)
     for length, read in table.groups(columns.image):
         group = list(islice(rows, length))
-        if all(row.key in skip for row in group):
+        is_read = [row.error is None and row.key not in skip for row in group]
+        if not any(is_read):
             yield from group
             continue
-        values = (value for array in read() for value in array)
-        for row, value in zip(group, values, strict=True):
-            is_read = row.error is None and row.key not in skip
-            yield _with_data(row, value, columns, read_beside) if is_read else row
+        end = length - is_read[::-1].index(True)  # nothing is read after the last one
+        values = islice((value for array in read() for value in array), end)
+        for row, value, is_one in zip(group[:end], values, is_read[:end], strict=True):
+            yield _with_data(row, value, columns, read_beside) if is_one else row
+        yield from group[end:]
 
 
 def _rows_without_data(table: Table, columns: _Columns) -> Iterator[Row]:

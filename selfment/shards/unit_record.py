@@ -7,7 +7,7 @@ for data pass over.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from ..util.lines import with_checksum, without_checksum
@@ -35,6 +35,9 @@ class UnitRecord:
     rows: int = 0
     failed: int = 0  #: rows with an error
     error: str | None = None  #: why the unit could not be read to its end
+    #: :attr:`selfment.shards.rows.Row.start` of the rows that failed, by key; None if these cannot
+    #: be read alone, or are too many
+    starts: Mapping[str, int] | None = None
     #: names of earlier results, which are removed as soon as the unit is sealed
     replaces: tuple[str, ...] = ()
 

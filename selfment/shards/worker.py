@@ -110,14 +110,14 @@ class ShardWorker:
         self._bar.set_postfix_str(unit.name, refresh=False)
         output = UnitOutput(self._store, self._form, unit, PART_ROWS)
         sink = _UnitSink(self._job.spec, output, self._form.digest)
-        rows = _Rows(self._job, unit, frozenset(output.done))
+        rows = _Rows(self._job, unit, frozenset(output.done), output.starts)
         try:
             Runner(self._job.spec, sink, self._bar).run(self._tasks(rows, sink))
         finally:
             output.flush()
         damaged = 0 if rows.error is None else 1
-        if rows.keys or not damaged:  # otherwise earlier results remain
-            output.seal(rows.keys, rows.error)
+        if not damaged or len(rows.keys) >= max(output.rows, 1):  # otherwise earlier results remain
+            output.seal(rows.keys, rows.error, rows.starts)
         return UnitSummary(sink.done, rows.skipped, sink.failed, damaged)
 
     def _tasks(self, rows: _Rows, sink: _UnitSink) -> Iterator[RowTask]:
@@ -134,11 +134,19 @@ class ShardWorker:
 class _Rows:
     """The rows of a unit that are left; afterwards, which there are."""
 
-    def __init__(self, job: ShardJob, unit: Unit, done: frozenset[str]) -> None:
-        """``done``: keys of rows that need not be read."""
+    def __init__(
+        self,
+        job: ShardJob,
+        unit: Unit,
+        done: frozenset[str],
+        known: Mapping[str, int | None] | None,
+    ) -> None:
+        """``done``: keys of rows that need not be read; ``known``: :attr:`UnitOutput.starts`."""
         self._job = job
         self._unit = unit
         self._done = done
+        self._known = known
+        self.starts: dict[str, int | None] = {}  #: of the rows that were read, by key
         self.keys: list[str] = []  #: of all rows so far, in their order
         self.skipped = 0  #: rows that were done before
         self.error: str | None = None  #: why the unit could not be read to its end
@@ -146,7 +154,8 @@ class _Rows:
     def __iter__(self) -> Iterator[tuple[RowTask, str | None]]:
         """Yields each row, and why it has no image; prints on stderr why the unit is damaged."""
         job, unit = self._job, self._unit
-        rows = read_unit(unit, job.sources, column=job.column, key_column=job.key, skip=self._done)
+        columns = {"column": job.column, "key_column": job.key}
+        rows = read_unit(unit, job.sources, **columns, skip=self._done, starts=self._known)
         is_shard = unit.kind != "files"
         files = repeat(unit.files[0]) if is_shard else iter(unit.files)
         try:
@@ -155,6 +164,7 @@ class _Rows:
                 if row.key in self._done:
                     self.skipped += 1
                     continue
+                self.starts[row.key] = row.start
                 path = f"{file.uri}: {row.name}" if is_shard else file.uri
                 yield RowTask(row.name, path, row.data, key=row.key), row.error
         except ShardError as error:
