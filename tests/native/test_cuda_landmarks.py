@@ -367,8 +367,6 @@ def test_an_error_of_the_frames_ends_a_landmark_label(target: Target, last: int)
 def test_one_cut_through_a_video_is_made_where_its_features_are(
     target: Target, landmarks: int
 ) -> None:
-    pictures = [disc(index) for index in range(5)]
-
     def labels(pixels: Tensor) -> Any:
         model = PseudoLabeler(size=96, batch_size=2, device=pixels.device)
         labeler = VideoLabeler(model, LandmarkOptions(landmarks))
