@@ -176,6 +176,12 @@ def add_frames(parser: argparse._ActionsContainer, what: str, default: bool) -> 
     parser.add_argument("--frames", action=action, default=default, help=words)
 
 
+def add_every(parser: argparse._ActionsContainer, verb: str) -> None:
+    """Adds the option that leaves out frames of videos."""
+    words = f"{verb} one of K frames of a video, from the first on (each)"
+    parser.add_argument("--every", type=int, default=1, metavar="K", help=words)
+
+
 def names_of(*choices: str) -> Callable[[str], list[str]]:
     """Returns an argument type: names with commas between them, from ``choices`` if given."""
 

@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet", ".arrow")
 
+_WITH_SHARDS = "with tar files, tables and URLs"
 #: The options of `selfment label` that shards do not have, with their defaults.
 _OF_FOLDERS = {
-    **{"samples": False, "report": None, "grid": None, "images": None, "frames": True},
+    **{"samples": False, "report": None, "grid": None, "images": None, "frames": True, "every": 1},
     **{"window": WINDOW, "overlap": None, "landmarks": None},
 }
 
@@ -71,7 +72,7 @@ def label_shards(arguments: argparse.Namespace, ray: RayOptions | None) -> int:
     from ..shards import label_shards
 
     for name, default in _OF_FOLDERS.items():
-        check_default(arguments, name, default, "with tar files, tables and URLs")
+        check_default(arguments, name, default, _WITH_SHARDS)
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     labeler = labeler_of(arguments)
@@ -99,6 +100,8 @@ def predict_shards(
     """Runs ``selfment predict`` on shards; returns the exit code."""
     from ..shards import predict_shards
 
+    for name, default in {"frames": False, "every": 1}.items():
+        check_default(arguments, name, default, _WITH_SHARDS)
     with terminable():
         summary = predict_shards(
             arguments.inputs,

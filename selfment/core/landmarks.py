@@ -32,6 +32,7 @@ from .ipo import run_ipo
 from .ncut import eigenpairs, outside
 from .options import CutOptions, IpoOptions
 from .threshold import SAMPLE
+from .torch_state import as_documented
 
 VECTORS = 4
 CHECKED = 1000
@@ -161,12 +162,12 @@ class LandmarkCut:
     ) -> None:
         """Makes the cut; raises ``ValueError`` for features that are not finite."""
         self._blocks, self._grids, n = blocks, grids, blocks.n
-        generator = torch.Generator().manual_seed(seed)
-        self.landmarks = stratified(grids, m, generator)
-        sample = torch.randperm(n, generator=generator)[:CHECKED].sort().values
-        some = min(n, SAMPLE)
-        spread = torch.arange(some) * n // some
-        index = torch.cat([self.landmarks, sample, spread]).unique()
+        with as_documented():
+            generator, some = torch.Generator().manual_seed(seed), min(n, SAMPLE)
+            self.landmarks = stratified(grids, m, generator)
+            sample = torch.randperm(n, generator=generator)[:CHECKED].sort().values
+            spread = torch.arange(some) * n // some
+            index = torch.cat([self.landmarks, sample, spread]).unique()
         rows = blocks.select(index)
         chosen, checked, spread = (
             rows[torch.searchsorted(index, wanted)] for wanted in (self.landmarks, sample, spread)
@@ -189,7 +190,8 @@ class LandmarkCut:
         gathered = self._gather(chosen, x, means)
         self._check_finite(_first_nan(means[0]))
         product, degree = self._rows(gathered)
-        ritz = rayleigh_ritz(means[:, self.landmarks].cpu(), product, degree)
+        with as_documented():
+            ritz = rayleigh_ritz(means[:, self.landmarks].cpu(), product, degree)
         self.cut_through = ritz.coefficients.shape[1] > 0
         if self.cut_through:
             self.fiedler = combine(means, ritz.coefficients[:, 0] * math.sqrt(m / n))
@@ -221,9 +223,9 @@ class LandmarkCut:
 
     def _rows(self, gathered: _blocks.LandmarkSums) -> tuple[Tensor, Tensor]:
         """Returns A v (c, m), for the gathered vectors, and the degrees (m,), both on the CPU."""
-        eps, edges = self._cut.eps, gathered.edges.cpu()
+        eps, edges = self._cut.eps, gathered.edges.cpu().double()
         product = (1 - eps) * gathered.sums + eps * gathered.totals[:, None]
-        return product.cpu(), eps * (self._blocks.n - edges) + edges.double()
+        return product.cpu(), eps * (self._blocks.n - edges) + edges
 
     def _check_finite(self, bad: int) -> None:
         check_finite(bad, self._blocks.n, 0, [h * w for h, w in self._grids])

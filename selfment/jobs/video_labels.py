@@ -100,6 +100,7 @@ def label_video(
     overlay: AnyPath | None = None,
     mask_frames: AnyPath | None = None,
     steps: Mapping[str, Any] | None = None,
+    every: int = 1,
     progress: bool = True,
 ) -> WindowSummary | ClipSummary:
     """Writes the mask of each frame of ``video`` as an H.264 video, white in the foreground.
@@ -116,6 +117,7 @@ def label_video(
         mask_frames: A folder to write, with the mask of each frame as a PNG file, 0 or 255.
         steps: The arguments of :func:`selfment.refine_mask` for the mask of each frame; None
             resizes it alone.
+        every: Of so many frames one is labelled, from the first on.
         progress: Show a bar on stderr; with landmarks once for each of the two passes.
 
     Raises:
@@ -133,7 +135,7 @@ def label_video(
         if overlay is not None and frame.picture is not None:
             yield "overlay", tint(frame.picture, found)
 
-    with VideoStream(video, targets, progress) as stream:
+    with VideoStream(video, targets, every, progress) as stream:
         if isinstance(labeler.cuts, WindowOptions):
             return _by_windows(stream, labeler, draw, keeps_pictures)
         return _by_one_cut(stream, labeler, draw, keeps_pictures, Path(mask).parent)
