@@ -102,10 +102,10 @@ def row_contents() -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_broken_image_is_reported_and_tried_again(tmp_path, capsys, kind):
+def test_a_broken_image_is_reported_and_tried_again(capsys, base, kind):
     files = shards.photos(6, broken=[4])
-    inputs = shards.write_shards(f"{tmp_path}/in", kind, files, 3)
-    out = f"{tmp_path}/out"
+    inputs = shards.write_shards(f"{base}/in", kind, files, 3)
+    out = f"{base}/out"
     sentence = f"cannot read {inputs}/00001.{kind}: 000004.png: not an image that Pillow knows"
     for made in (5, 0):
         code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
