@@ -181,7 +181,7 @@ def test_inputs_are_never_replaced_through_a_link(tmp_path):
     assert source.read_bytes() == before
 
 
-def test_files_of_others_are_never_replaced(photos_in, tmp_path):
+def test_files_of_others_are_never_replaced(photos_in, tmp_path, capsys):
     out = tmp_path / "out"
     foreign = picture(out / "a.png")
     before = foreign.read_bytes()
@@ -190,7 +190,13 @@ def test_files_of_others_are_never_replaced(photos_in, tmp_path):
     name = records(out)["a.jpg"]["mask"]
     assert name != "a.png"
     assert (out / name).is_file()
+    why = f"in {out}, because there are files that no record mentions"
+    assert f"1 image has another name {why}: {name} for a.png\n" in capsys.readouterr().err
     assert run([photos_in], out) == LabelSummary(skipped=3)
+    assert "another name" not in capsys.readouterr().err
+    (out / "labels.jsonl").unlink()
+    run([photos_in], out)
+    assert f"3 images have other names {why}: " in capsys.readouterr().err
 
 
 def test_records_of_another_kind_are_refused(photos_in, tmp_path):
