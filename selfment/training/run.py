@@ -152,7 +152,10 @@ def train(
             head, info = _head(labeler, int(seed), run)
             steps = -(-len(samples) // world) * (epochs - run.finished)
             if progress:
-                print(f"training: {steps:,} steps on {len(samples):,} images", file=sys.stderr)
+                left = epochs - run.finished
+                often = "once" if left == 1 else f"{left:,} times"
+                about = f"{steps:,} steps on {len(samples):,} images, {often} each"
+                print(f"training: {about} (--epochs says how often)", file=sys.stderr)
             with tqdm(total=steps, unit="step", disable=not progress) as bar:
                 fit(
                     head.to(device),
