@@ -50,12 +50,7 @@ def label(capsys, *arguments: object) -> str:
     return f"exit code {code}: {err}"
 
 
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    for seed, name in enumerate(("a.jpg", "a.png", "sub/b.jpg", "images/c.png")):
-        picture(folder / name, seed)
-    return folder
+PHOTOS = ("a.jpg", "a.png", "sub/b.jpg", "images/c.png")  # of the fixture photos_in
 
 
 def test_each_photograph_has_its_label(photos_in, tmp_path, capsys):
