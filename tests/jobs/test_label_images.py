@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.pictures import picture, pictures, records
+from helpers.pictures import picture, records
 from helpers.runs import results
 from selfment import CutOptions, PseudoLabeler
 from selfment.images.draw import CAPTION
@@ -20,10 +20,7 @@ from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.runner import Runner
 from selfment.methods import Selfment
 
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.jpg", "sub/b.png", "sub/c.png")
+PHOTOS = ("a.jpg", "sub/b.png", "sub/c.png")  # of the fixture photos_in
 
 
 def at_tau(tau: float) -> PseudoLabeler:
