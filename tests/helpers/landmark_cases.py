@@ -17,6 +17,8 @@ from helpers.joint_rules import Grids, flat, frames_of
 QUIET = pytest.mark.filterwarnings(
     "ignore:.* landmarks do not determine:RuntimeWarning",
     "ignore:all patches have the same landmark neighbours:RuntimeWarning",
+    "ignore:the cut separates a group with only:RuntimeWarning",
+    "ignore:the other side of the cut was nearly chosen:RuntimeWarning",
 )
 
 FRAMES: dict[str, tuple[Tensor, Grids]] = {
