@@ -6,11 +6,13 @@ the same functions in plain torch.
 
 from __future__ import annotations
 
+import os.path
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as in `typing`, which the command line does not wait for
 if TYPE_CHECKING:
+    from typing import Any
+
     from .core import reference
     from .core.graph import Graph, affinity
     from .core.ipo import ipo
@@ -55,7 +57,8 @@ __all__ = [
     "regions",
 ]
 
-__version__ = Path(__file__).with_name("VERSION").read_text().strip()
+with open(os.path.join(os.path.dirname(__file__), "VERSION"), encoding="utf-8") as _file:
+    __version__ = _file.read().strip()
 
 # A name is imported when it is first used, so that the command line can print its help without
 # torch, and labels of features need neither timm nor Pillow.

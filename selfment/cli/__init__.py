@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from .. import __version__
 from ..util.files import reason
+from ..util.interrupts import CODE
 
 #: The commands: their modules here, and what they do. A module is imported when it is needed.
 COMMANDS = {
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         kept = "; what was done is kept" if arguments.command in _RESUMABLE else ""
         print(f"selfment {arguments.command}: interrupted{kept}", file=sys.stderr)
-        return 130
+        return CODE
 
 
 def parser(words: Container[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core import options as params
 from ..core.options import RECOMMENDED_MIN_CONFIDENCE, CutOptions
+from ..util.interrupts import interrupt
 from .choices import DTYPES, FEATURES, METHODS, POSITIONS
 
 if TYPE_CHECKING:
@@ -344,7 +345,7 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -82,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _segmenter(arguments: argparse.Namespace) -> Segmenter:
-    """Returns the segmenter that the arguments describe; prints the note of its backbone."""
+    """Returns the segmenter that the arguments describe."""
     from ..models.segmenter import Segmenter
 
-    segmenter = Segmenter.from_pretrained(
+    return Segmenter.from_pretrained(
         arguments.head,
         backbone=arguments.backbone,
         size=arguments.size,
@@ -98,6 +98,3 @@ def _segmenter(arguments: argparse.Namespace) -> Segmenter:
         batch_size=arguments.batch,
         compile=arguments.compile,
     )
-    if segmenter.note:
-        print(segmenter.note, file=sys.stderr)
-    return segmenter

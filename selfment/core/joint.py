@@ -72,8 +72,9 @@ class LandmarkLabels(JointLabels):
     """
 
     landmarks: Any  #: (m,) int64, the landmarks, ascending; patches count frame after frame
-    #: float64, degrees: the asine of residual / gap, about the most between D^1/2 x and the nearest
-    #: eigenvector, which may be another one than the Fiedler vector; 90 where nothing is known
+    #: float64, degrees: the arcsine of residual / gap, about the most between D^1/2 x and the
+    #: nearest eigenvector, which may be another one than the Fiedler vector; 90 where nothing is
+    #: known
     angle: Any
     #: float64, degrees from the landmarks' extended Fiedler vector to the one that was chosen
     turn: Any

@@ -36,9 +36,10 @@ from .torch_state import as_documented
 
 VECTORS = 4
 CHECKED = 1000
-_TILE = 8
-FEW = 10  # landmarks on a side: below this they hardly determine it
+FEW = 10  # landmarks of a group: fewer hardly determine it
 CLOSE = 0.1  # side_margin: below this the other side was nearly chosen
+_TILE = 8
+_REPEATED = 1e-9  # a gap up to this is the rounding of equal eigenvalues
 _INDEPENDENT = 1e-10  # what is smaller is the rounding of vectors whose peaks were 1
 _LARGEST = 1.01  # theta that an eigenvalue may have, estimated from some of the rows
 
@@ -210,8 +211,8 @@ class LandmarkCut:
         self.mean = gathered.totals.item() / self._blocks.n
         found = check(self.fiedler[sample].cpu(), product[0], degree, self.mean)
         self.residual, self.changing = found.residual, found.changing
-        open_ = self.residual >= self.gap
-        self.angle = 90.0 if open_ else math.degrees(math.asin(self.residual / self.gap))
+        is_open = self.gap <= _REPEATED or self.residual >= self.gap
+        self.angle = 90.0 if is_open else math.degrees(math.asin(self.residual / self.gap))
 
     def _gather(self, rows: Tensor, x: Tensor | None, means: Tensor) -> _blocks.LandmarkSums:
         """Joins the rows with those of all blocks."""

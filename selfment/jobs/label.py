@@ -90,9 +90,10 @@ def label_images(
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since. Files that earlier runs made of the same label stay; if an image is labelled
-    otherwise, they are removed. A new image never gets the name of another image's file, or of a
-    file that no run has written. What fails is reported on stderr and in the records; the run goes
-    on, and the next one tries again.
+    otherwise, they are removed. A mask that somebody has changed by hand stays, and is not made
+    again. A new image never gets the name of another image's file, or of a file that no run has
+    written. What fails is reported on stderr and in the records; the run goes on, and the next one
+    tries again.
 
     Args:
         images: From :func:`selfment.images.find_images`, or with videos from

@@ -42,6 +42,8 @@ def run_job(
             many = "s" if folder.outdated > 1 else ""
             again = f"{folder.outdated} {spec.unit}{many} to {spec.verb} again"
             tqdm.write(f"the settings have changed: {again}", file=sys.stderr)
+        if folder.changed:
+            _print_changed(folder.changed, spec)
         if tasks or folder.records.changed:
             folder.remove_abandoned_files()
         if tasks:
@@ -55,6 +57,18 @@ def run_job(
                         bar.update()
     finally:
         folder.records.close(compose)
+
+
+def _print_changed(files: Sequence[str], spec: JobSpec[Any]) -> None:
+    """Prints on stderr that files keep changes that somebody has made."""
+    again = f"to {spec.verb} the {spec.unit}"
+    sentence = f"{files[0]} was changed by hand, and is kept; remove it {again} again"
+    if len(files) > 1:
+        sentence = (
+            f"{len(files):,} files were changed by hand, and are kept (the first: {files[0]}); "
+            f"remove them {again}s again"
+        )
+    tqdm.write(printable(sentence), file=sys.stderr)
 
 
 def _run_unbatched(
@@ -98,6 +112,13 @@ class Sink(Protocol):
         """Records an image that could not be done; returns what went wrong as a sentence."""
 
 
+class Bar(Protocol):
+    """What a runner moves on by each image, such as a bar of tqdm."""
+
+    def update(self) -> object:
+        """Counts an image that is done or has failed."""
+
+
 class Runner(Generic[Result]):
     """Does the tasks of images: threads read and write while the calling thread computes.
 
@@ -105,7 +126,7 @@ class Runner(Generic[Result]):
     no more is read, but what has been computed is written and recorded.
     """
 
-    def __init__(self, spec: ImageSpec[Result], sink: Sink, bar: tqdm[Any]) -> None:
+    def __init__(self, spec: ImageSpec[Result], sink: Sink, bar: Bar) -> None:
         self._spec = spec
         self._sink = sink
         self._bar = bar

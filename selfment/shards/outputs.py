@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from ..util.files import printable, remove_abandoned
-from .formats import FilesFormat, Format, objects_of
-from .rows import SourceFile, Unit
+from ..util.files import RealPaths, printable, remove_abandoned
+from .formats import SUFFIXES, FilesFormat, Format, is_result, objects_of
+from .rows import Unit
 from .sources import Sources
 from .stores import LocalStore, Store
 from .unit_record import PARTS, RECORDS, UnitRecord, read_record, stamps
@@ -32,6 +32,8 @@ class Outputs:
         self.done = 0  #: units that are not left by :meth:`plan`
         self.skipped = 0  #: rows in them
         self.outdated = 0  #: units with results of other settings
+        self.retried = 0  #: units of which failed rows are tried again
+        self.reread = 0  #: those among them that are read from their beginning
         start, end = len(RECORDS) + 1, -len(".json")
         files = [file.name for file in store.list(RECORDS) if file.name.endswith(".json")]
         names = [name[start:end] for name in files]
@@ -86,6 +88,9 @@ class Outputs:
             else:
                 left.append(unit)
                 self.outdated += record is not None and not record.has_settings_of(form)
+                if record is not None and record.is_of(unit, form) and record.failed:
+                    self.retried += 1
+                    self.reread += record.starts is None and unit.kind in ("tar", "arrow")
         if left and isinstance(self.store, LocalStore):
             remove_abandoned(Path(self.store.text))
         return left
@@ -113,20 +118,29 @@ class Outputs:
 
     def _check_inputs(self, units: Iterable[Unit], form: Format) -> None:
         """Raises ``ValueError`` if a result would replace an input."""
-        place = self.store.text_of("x")[:-1]
+        real_path = RealPaths()
+
+        def real(text: str) -> str:
+            return text if "://" in text else real_path(text)
+
+        place = real(self.store.text_of("x"))[:-1]
         for unit in units:
-            shard = self.store.text_of(unit.name + form.suffix)
+            shard = real(self.store.text_of(unit.name + form.suffix))
             for file in unit.files:
-                is_inside = file.uri.startswith(place)
-                if file.uri == shard or (is_inside and form.name == FilesFormat.name):
+                uri = real(file.uri)
+                if uri == shard or (uri.startswith(place) and form.name == FilesFormat.name):
                     raise ValueError(f"`out` must not be where results replace inputs: {file.uri}")
 
     def _check_foreign(self) -> None:
         """Raises ``ValueError`` if files might replace others that no run has written as files."""
         records = self._records.values()
-        if self._damaged or any(record.format == FilesFormat.name for record in records):
+        if any(record.format == FilesFormat.name for record in records):
             return
-        known = {record.shard.partition("/")[0] for record in records}
+        if any(is_result(self.store, name + FilesFormat.suffix) for name in self._damaged):
+            return
+        shards = [name + suffix for name in self._damaged for suffix in SUFFIXES]
+        shards += [record.shard for record in records]
+        known = {shard.partition("/")[0] for shard in shards}
         found = [*self.store.folders(), *(f.name for f in self.store.list(recursive=False))]
         if foreign := [name for name in found if not name.startswith(".") and name not in known]:
             raise ValueError(
@@ -156,7 +170,7 @@ class Outputs:
         for unit in earlier:
             for file in unit.files:
                 uri = images.get(file.name, file.uri)
-                if uri != file.uri and _any_exists([file], sources):
+                if uri != file.uri and sources.any_exists([file]):
                     raise ValueError(
                         f"`out` must have no results of another input: {file.name} is of "
                         f"{file.uri}, and would be of {uri}"
@@ -166,7 +180,9 @@ class Outputs:
         """Raises ``ValueError`` if the shard of a unit is of another program or another input."""
         record = self._records.get(unit.name)
         known = {record.shard, *record.replaces} if record is not None else set()
-        if size is not None and shard not in known and unit.name not in self._damaged:
+        if unit.name in self._damaged and is_result(self.store, shard):
+            return
+        if size is not None and shard not in known:
             raise ValueError(
                 f"`out` must hold no {shard} of another program where a result is to be"
             )
@@ -198,7 +214,7 @@ class Outputs:
             is_other = record.unit.kind == "files" and name not in present
             rest = [file for file in files if file.uri not in uris]
             is_here = any(file.name in names for file in files)
-            if is_other and is_here and not _any_exists(rest, sources):
+            if is_other and is_here and not sources.any_exists(rest):
                 superseded.append(record)
         images = [name for name, unit in present.items() if unit.kind == "files"]
         if superseded and not all(map(self._is_sealed, images)):
@@ -239,18 +255,6 @@ class Outputs:
             f"{shards} removed: the files are in other shards now, or gone "
             f"(the first: {records[0].shard})"
         )
-
-
-def _any_exists(files: Iterable[SourceFile], sources: Sources) -> bool:
-    """True if one of the files exists, or lies where the run had no input."""
-    for file in files:
-        try:
-            store, name = sources.locate(file)
-        except KeyError:
-            return True
-        if store.stat([name]) != [None]:
-            return True
-    return False
 
 
 def _say(sentence: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import posixpath
 from collections import deque
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Container, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from itertools import islice
+from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 
 from ..util.extras import load_extra
@@ -16,9 +17,10 @@ from .rows import Row, SourceFile, Unit
 from .sources import Sources
 from .stores import LocalStore, Store
 from .table_reader import ArrowTable, ParquetTable, table_rows
-from .tar_reader import tar_rows
+from .tar_reader import known_tar_rows, tar_rows
 
 _AHEAD = 16  # image files that are being read
+_SAMPLE = 1 << 20  # bytes of one request for a sample
 
 
 class ShardError(ValueError):
@@ -32,6 +34,7 @@ def read_unit(
     column: str | None = None,
     key_column: str | None = None,
     skip: Container[str] = frozenset(),
+    starts: Mapping[str, int | None] | None = None,
 ) -> Generator[Row, None, None]:
     """Yields the rows of a unit in one pass; nothing is unpacked, and few rows are in memory.
 
@@ -46,6 +49,8 @@ def read_unit(
         key_column: the column of a table with the keys; None: see
             :func:`selfment.shards.table_reader.table_rows`.
         skip: keys of rows whose data are not needed.
+        starts: the keys of all rows in their order, and :attr:`Row.start` of those that are not
+            skipped; None if that is not known, and the shard is read from its beginning.
 
     Raises:
         ShardError: the shard cannot be read, or only up to a damage, or none of its rows has an
@@ -56,10 +61,14 @@ def read_unit(
         yield from _file_rows(unit, sources, skip)
         return
     file = unit.files[0]
+    if starts is None:
+        rows_of_shard = _shard_rows(unit.kind, file, sources, column, key_column, skip)
+    else:
+        rows_of_shard = _known_rows(file, sources, column, skip, starts)
     done = 0
     lacking: list[Row] = []  # before the first row with an image
     try:
-        with closing(_shard_rows(unit.kind, file, sources, column, key_column, skip)) as rows:
+        with closing(rows_of_shard) as rows:
             for row in rows:
                 if row.error is not None and not done:
                     lacking.append(row)
@@ -93,13 +102,21 @@ def _shard_rows(
     store, name = sources.locate(file)
 
     def read_beside(path: str) -> bytes:
-        """Returns the content of a file by its path from the folder of the table."""
-        beside = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), path))
+        """Returns the content of a file in the folder of the table, by its path from there.
+
+        A table may come from anywhere, and must not choose among all files of this machine.
+        """
+        folder = posixpath.join("/", posixpath.dirname(name), "")
+        beside = posixpath.normpath(posixpath.join(folder, path))
+        if not beside.startswith(folder):
+            raise ValueError(f"{path!r} is not in the folder of the table")
         return store.read(beside.lstrip("/"))
 
     with ExitStack() as stack:
         if kind == "tar":
-            yield from tar_rows(stack.enter_context(store.open(name)), column, skip)
+            for row in tar_rows(stack.enter_context(store.open(name)), column, skip):
+                share = None if row.start is None else row.start / file.bytes
+                yield replace(row, share=share)
             return
         table: ParquetTable | ArrowTable
         if kind == "parquet":
@@ -107,6 +124,18 @@ def _shard_rows(
         else:
             table = ArrowTable(stack.enter_context(_mapped(store, name)))
         yield from table_rows(table, column, key_column, skip, read_beside)
+
+
+def _known_rows(
+    file: SourceFile,
+    sources: Sources,
+    column: str | None,
+    skip: Container[str],
+    starts: Mapping[str, int | None],
+) -> Generator[Row, None, None]:
+    store, name = sources.locate(file)
+    with store.open(name, _SAMPLE) as opened:
+        yield from known_tar_rows(opened, column, skip, starts)
 
 
 def _mapped(store: Store, name: str) -> Any:
@@ -120,22 +149,23 @@ def _mapped(store: Store, name: str) -> Any:
 def _file_rows(unit: Unit, sources: Sources, skip: Container[str]) -> Iterator[Row]:
     """Yields the image files; some are read ahead, at the same time."""
 
-    def read(key: str, file: SourceFile) -> Row:
+    def read(index: int, key: str, file: SourceFile) -> Row:
+        row = Row(key, file.name, share=index / len(unit.files))
         if key in skip:
-            return Row(key, file.name)
+            return row
         store, name = sources.locate(file)
         try:
-            return Row(key, file.name, store.read(name))
+            return replace(row, data=store.read(name))
         except OSError as error:
-            return Row(key, file.name, error=f"cannot read {file.uri}: {_why(error)}")
+            return replace(row, error=f"cannot read {file.uri}: {_why(error)}")
 
-    files = zip(unit.keys, unit.files, strict=True)
+    files = zip(count(), unit.keys, unit.files, strict=False)
     with ThreadPoolExecutor(_AHEAD) as pool:
         waiting: deque[Future[Row]] = deque()
         try:
             while True:
-                for key, file in islice(files, _AHEAD - len(waiting)):
-                    waiting.append(pool.submit(read, key, file))
+                for arguments in islice(files, _AHEAD - len(waiting)):
+                    waiting.append(pool.submit(read, *arguments))
                 if not waiting:
                     return
                 yield waiting.popleft().result()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..util.lines import Record
 
@@ -37,6 +37,10 @@ class Row:
     name: str  #: the image file's name, for messages and records; usually the key and a suffix
     data: bytes = b""  #: the image file's content
     error: str | None = None  #: why it cannot be read
+    #: byte of the shard from which it can be read alone; None if it cannot
+    start: int | None = field(default=None, compare=False)
+    #: share of the unit that precedes it; None if that is not known
+    share: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

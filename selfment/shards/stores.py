@@ -55,8 +55,8 @@ class Store(ABC):
         return f"{self.text.rstrip('/')}/{name}" if name else self.text
 
     @abstractmethod
-    def open(self, name: str) -> BinaryIO:
-        """Opens a file for reading, with a large buffer; it can seek if the file system can."""
+    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
+        """Opens a file for reading by requests of ``buffer`` bytes; seeks if its system can."""
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
@@ -125,11 +125,11 @@ class LocalStore(Store):
     def __init__(self, path: str) -> None:
         self.text = self.uri = os.path.abspath(path)
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
         """Opens a file for reading; pipes, sockets and devices are refused."""
         with _named(self, name):
             check_file(self.text_of(name))
-            return open(self.text_of(name), "rb", buffering=_BUFFER)
+            return open(self.text_of(name), "rb", buffering=buffer)
 
     def write(self, name: str, data: bytes, *, durable: bool = False) -> None:
         """Writes a file in one step."""
@@ -172,8 +172,9 @@ class LocalStore(Store):
             for name in names:
                 path = os.path.join(parent, name)
                 relative = path[len(self.text) :].lstrip("/")
-                if (found := self._stat(relative)) is not None:
-                    files.append(SourceFile(path, relative, *found))
+                found = self._stat(relative)
+                if found or os.path.lexists(path):  # pipes and broken links fail when they are read
+                    files.append(SourceFile(path, relative, *(found or (0, 0))))
         return sorted(files, key=lambda file: file.name)
 
     def folders(self, folder: str = "") -> Sequence[str]:
@@ -195,7 +196,8 @@ class LocalStore(Store):
     def _stat(self, name: str) -> tuple[int, int] | None:
         try:
             found = os.stat(self.text_of(name))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            _unless_missing(error)
             return None
         return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
@@ -235,10 +237,10 @@ class ArrowStore(Store):
         system, root = fsspec.url_to_fs(self._url.uri)
         return self._arrow.PyFileSystem(self._arrow.FSSpecHandler(system)), root
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str, buffer: int = _BUFFER) -> BinaryIO:
         """Opens a file for reading."""
         with _named(self, name):
-            return io.BufferedReader(self._system.open_input_file(self._path(name)), _BUFFER)
+            return io.BufferedReader(self._system.open_input_file(self._path(name)), buffer)
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file."""
@@ -370,7 +372,7 @@ def _at_once(call: Callable[[str], T], names: Sequence[str]) -> list[T]:
 
 
 def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         raise error
 
 
@@ -380,8 +382,7 @@ def _named(store: Store, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        file = store.text_of(name)
-        raise FileNotFoundError(errno.ENOENT, "No such file", file) from None
+        raise FileNotFoundError(errno.ENOENT, "No such file", store.text_of(name)) from None
     except OSError as error:
         if error.filename is not None:
             raise

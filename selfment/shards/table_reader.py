@@ -25,6 +25,7 @@ class Table(Protocol):
     """A table that is read a column at a time."""
 
     schema: Any  #: PyArrow's
+    rows: int | None  #: their number, if it is known before they are read
 
     def column(self, name: str, child: str | None = None) -> Iterator[Any]:
         """Yields the parts of a column, or of a child of a column of structs."""
@@ -41,6 +42,7 @@ class ParquetTable:
         parquet = load_extra("pyarrow.parquet", "PyArrow", "shards", "a Parquet file")
         self._file = parquet.ParquetFile(file, buffer_size=_BUFFER)
         self.schema = self._file.schema_arrow
+        self.rows: int | None = self._file.metadata.num_rows
 
     def column(self, name: str, child: str | None = None) -> Iterator[Any]:
         """Yields the parts of a column; nothing else is read."""
@@ -73,6 +75,7 @@ class ArrowTable:
         self.schema = (self._ipc.open_stream if self._is_stream else self._ipc.open_file)(
             file
         ).schema
+        self.rows: int | None = None
 
     def column(self, name: str, child: str | None = None) -> Iterator[Any]:
         """Yields the parts of a column up to a damage, which :meth:`groups` raises."""
@@ -129,19 +132,21 @@ def table_rows(
             the images if each has its own, or else the row numbers.
         skip: keys of rows without data.
         read_beside: returns the content of a file by its path from the table's folder; raises
-            ``OSError``.
+            ``OSError``, and ``ValueError`` for a file elsewhere.
     """
     columns = _columns(table.schema, column, key_column)
     rows = _rows_without_data(table, columns)
     for length, read in table.groups(columns.image):
         group = list(islice(rows, length))
-        if all(row.key in skip for row in group):
+        is_read = [row.error is None and row.key not in skip for row in group]
+        if not any(is_read):
             yield from group
             continue
-        values = (value for array in read() for value in array)
-        for row, value in zip(group, values, strict=True):
-            is_read = row.error is None and row.key not in skip
-            yield _with_data(row, value, columns, read_beside) if is_read else row
+        end = length - is_read[::-1].index(True)  # nothing is read after the last one
+        values = islice((value for array in read() for value in array), end)
+        for row, value, is_one in zip(group[:end], values, is_read[:end], strict=True):
+            yield _with_data(row, value, columns, read_beside) if is_one else row
+        yield from group[end:]
 
 
 def _rows_without_data(table: Table, columns: _Columns) -> Iterator[Row]:
@@ -155,7 +160,7 @@ def _rows_without_data(table: Table, columns: _Columns) -> Iterator[Row]:
         keys = (None if value is None else str(value) for value in values)
     elif (path_keys := _keys_of_paths(paths)) is not None:
         keys = path_keys
-    start = RowKeys().start
+    start = RowKeys(table.rows).start
     pairs = zip(keys, chain(paths, repeat(None)), strict=False)
     return (start(key, path or key or "") for key, path in pairs)
 
@@ -185,7 +190,7 @@ def _with_data(row: Row, value: Any, columns: _Columns, read_beside: Callable[[s
         return replace(row, error="its image has no bytes")
     try:
         return replace(row, data=read_beside(path))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return replace(row, error=f"its image has no bytes but a path: {reason(error)}")
 
 

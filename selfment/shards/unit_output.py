@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -27,10 +29,11 @@ from ..util.lines import Record
 from .formats import Format, objects_of, read_tar, write_tar
 from .rows import RowResult, Unit
 from .stores import Store
-from .unit_record import PARTS, UnitRecord, read_record, stamps, write_record
+from .unit_record import PARTS, UnitRecord, read_record, stamp, stamps, write_record
 
 _BLOCK_BYTES = 32 << 20  # contents of a part
 _PARTS_IN_MEMORY = 8  # rows are finished nearly in their order, so that few parts are read at once
+_MOST_STARTS = 100  # rows that are read alone: more requests take as long as the whole shard
 _PART = re.compile(r"(\d{6,})-([0-9a-f]{16})\.tar")
 
 
@@ -51,9 +54,8 @@ class UnitOutput:
         self._is_begun = self._record is not None and self._record.is_of(unit, form)
         #: keys of the rows that have a result without an error, of this run or an earlier one
         self.done: set[str] = set()
-        self._sealed: dict[
-            str, Record | None
-        ] = {}  # rows of the sealed shard; of failed, the record
+        # rows of the sealed shard; of those that failed, the record
+        self._sealed: dict[str, Record | None] = {}
         self._failed: dict[str, RowResult] = {}  # in this run
         self._part_of: dict[str, str] = {}  # by key
         self._waiting: list[RowResult] = []
@@ -66,6 +68,24 @@ class UnitOutput:
         if self._is_begun:
             self._read_sealed()
             self._read_parts()
+        elif self._record is not None and self._record.has_settings_of(form):
+            self._keep_unchanged(self._record)
+
+    @property
+    def rows(self) -> int:
+        """The number of rows in the sealed shard of an earlier run."""
+        return len(self._sealed)
+
+    @property
+    def starts(self) -> Mapping[str, int | None] | None:
+        """The keys of all rows in their order, with the starts of those that failed.
+
+        None if that is not known. See :attr:`UnitRecord.starts`.
+        """
+        record = self._record
+        if record is None or record.starts is None or record.rows != len(self._sealed):
+            return None
+        return {key: record.starts.get(key) for key in self._sealed}
 
     def add(self, result: RowResult) -> None:
         """Adds a finished row; writes a part if enough rows wait for it.
@@ -98,14 +118,19 @@ class UnitOutput:
         self._waiting.clear()
         self._waiting_bytes = 0
 
-    def seal(self, keys: Sequence[str], error: str | None = None) -> UnitRecord:
+    def seal(
+        self,
+        keys: Sequence[str],
+        error: str | None = None,
+        starts: Mapping[str, int | None] | None = None,
+    ) -> UnitRecord:
         """Writes the sealed shard and its record, removes the parts, and returns the record.
 
         Nothing is written if the shard is there, and would be the same.
 
         ``keys``: all rows of the unit in their order, also those that were done before. ``error``:
-        why the unit could not be read to its end. Raises ``ValueError`` for a key without a result,
-        and ``OSError``.
+        why the unit could not be read to its end. ``starts``: :attr:`Row.start` of the rows that
+        were read in this run. Raises ``ValueError`` for a key without a result, and ``OSError``.
         """
         params.require("keys", len(keys), "different", len({*keys}) == len(keys))
         self.flush()
@@ -114,8 +139,7 @@ class UnitOutput:
             return self._record
         begun = self._begin()
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "shard"
+            with _temporary_file(self._store.text_of(self._shard)) as path:
                 self._form.write(self._rows(keys), path, self._unit, self._store)
                 size = path.stat().st_size
                 replaces = self._replaced(begun)
@@ -125,9 +149,10 @@ class UnitOutput:
             return self._sealed_by_another(missing)
         if stale := set(replaces).difference(objects_of(self._store, self._shard)):
             self._store.remove(sorted(stale))
-        failed = len(keys) - sum(key in self.done for key in keys)
-        sealed = replace(begun, bytes=size, next_bytes=None, replaces=())
-        self._record = replace(sealed, rows=len(keys), failed=failed, error=error)
+        failed = [key for key in keys if key not in self.done]
+        sealed = replace(begun, bytes=size, next_bytes=None, replaces=(), rows=len(keys))
+        places = _starts(failed, starts or {}) if error is None else None
+        self._record = replace(sealed, failed=len(failed), error=error, starts=places)
         write_record(self._store, self._record)
         self._store.remove(sorted({*self._part_of.values()}))
         return self._record
@@ -175,6 +200,20 @@ class UnitOutput:
                 "are done again"
             )
         self.done.update(key for key, record in self._sealed.items() if record is None)
+
+    def _keep_unchanged(self, record: UnitRecord) -> None:
+        """Adds the rows of image files that have not changed, from the shard of the others."""
+        [stat] = self._store.stat([self._shard])
+        if self._unit.kind != "files" or not record.is_sealed(stat and stat[0]):
+            return
+        unchanged = set(stamps(record.unit.files)).intersection(stamps(self._unit.files))
+        files = zip(self._unit.keys, self._unit.files, strict=True)
+        images = {key: file.name for key, file in files if stamp(file) in unchanged}
+        with suppress(ValueError):  # a damaged shard: the rows after the damage are done again
+            for row in self._form.read(self._store, self._unit):
+                if row.record["error"] is None and row.record["image"] == images.get(row.key):
+                    self.add(row)
+        self.flush()
 
     def _read_parts(self) -> None:
         damaged = 0
@@ -233,6 +272,27 @@ class UnitOutput:
         if record is None or not record.is_of(self._unit, self._form) or record.bytes is None:
             raise missing
         return record
+
+
+@contextmanager
+def _temporary_file(shard: str) -> Iterator[Path]:
+    """Returns a file to put a shard together in; errors of the folder name it and the shard."""
+    place = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            yield Path(place) / "shard"
+    except OSError as error:  # those of the output folder name a file there
+        if error.filename is not None and not os.fspath(error.filename).startswith(place):
+            raise
+        why = error.strerror or str(error)
+        words = f"{why}, while {shard} is put together in the temporary folder (TMPDIR)"
+        raise OSError(error.errno, words, place) from error
+
+
+def _starts(failed: Sequence[str], starts: Mapping[str, int | None]) -> Mapping[str, int] | None:
+    """Returns the starts of the rows that failed; None if one has none, or there are too many."""
+    known = {key: start for key in failed if (start := starts.get(key)) is not None}
+    return known if len(failed) == len(known) <= _MOST_STARTS else None
 
 
 def _digest(data: bytes) -> str:

@@ -7,7 +7,7 @@ for data pass over.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from ..util.lines import with_checksum, without_checksum
@@ -35,6 +35,9 @@ class UnitRecord:
     rows: int = 0
     failed: int = 0  #: rows with an error
     error: str | None = None  #: why the unit could not be read to its end
+    #: :attr:`selfment.shards.rows.Row.start` of the rows that failed, by key; None if these cannot
+    #: be read alone, or are too many
+    starts: Mapping[str, int] | None = None
     #: names of earlier results, which are removed as soon as the unit is sealed
     replaces: tuple[str, ...] = ()
 
@@ -57,9 +60,17 @@ class UnitRecord:
         return is_over and self.error is None and self.failed == 0
 
 
-def stamps(files: Iterable[SourceFile]) -> list[tuple[str, int, int]]:
-    """The name, the size and the modification time of each file."""
-    return [(file.name, file.bytes, file.mtime_ns) for file in files]
+Stamp = tuple[str, int, int]
+
+
+def stamp(file: SourceFile) -> Stamp:
+    """The name, the size and the modification time of a file."""
+    return file.name, file.bytes, file.mtime_ns
+
+
+def stamps(files: Iterable[SourceFile]) -> list[Stamp]:
+    """The stamp of each file."""
+    return list(map(stamp, files))
 
 
 def write_record(store: Store, record: UnitRecord) -> None:

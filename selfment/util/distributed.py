@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pickle
 import time
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from torch.distributed.rendezvous import rendezvous
 
 # Processes may wait long for one that still labels; torchrun ends all of them if one fails.
 _PATIENCE = timedelta(days=7)
+_PAUSE = 0.02  # seconds between two looks at the store
+
+_purposes = itertools.count()  # numbers of the uses of the store
 
 
 def world() -> tuple[int, int]:
@@ -47,6 +52,17 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def _own_store() -> tuple[Any, int, int]:
+    """Returns a key-value store for one purpose, the rank and the world size.
+
+    All processes of a run must make the same calls in the same order, but need not wait for each
+    other in between.
+    """
+    store, rank, size = _run_store()
+    return distributed.PrefixStore(str(next(_purposes)), store), rank, size
+
+
+@cache
+def _run_store() -> tuple[Any, int, int]:
     """Returns a key-value store for the processes of this start, the rank and the world size."""
     store, rank, size = next(rendezvous("env://", timeout=_PATIENCE))
     return distributed.PrefixStore(_agreed_name(store, rank, size), store), rank, size
@@ -58,6 +74,7 @@ def _agreed_name(store: Any, rank: int, size: int) -> str:
     The store of ``torchrun`` outlives a restart, and nodes count their restarts differently.
     Without such a name a process may connect to the address of a killed process. The first process
     publishes a list of the processes until every process has seen the same list with itself on it.
+    A process does so once: its second name could come before the others have seen the first.
     """
     own = uuid.uuid4().hex
     store.set(f"here/{rank}", own)
@@ -72,12 +89,20 @@ def _agreed_name(store: Any, rank: int, size: int) -> str:
                 store.set("go", name)
             if _read(store, "go") == name:
                 return name
-        time.sleep(0.02)
+        time.sleep(_PAUSE)
 
 
 def _read(store: Any, key: str) -> str:
     """Returns the value of a key, or an empty string if the store lacks it."""
     return store.get(key).decode() if store.check([key]) else ""
+
+
+def _awaited(store: Any, key: str) -> bytes:
+    """Waits for a key, and returns its value; a signal is handled meanwhile."""
+    while not store.check([key]):
+        time.sleep(_PAUSE)
+    value: bytes = store.get(key)
+    return value
 
 
 def restarted() -> bool:
@@ -97,7 +122,8 @@ def any_failed(count: int) -> bool:
     # This uses torchrun's store only: leaving a process group of gloo can hang (torch 2.6).
     store, rank, size = _own_store()
     store.set(f"failed/{rank}", str(count))
-    return any(int(store.get(f"failed/{other}")) > 0 for other in range(size))
+    counts = [int(_awaited(store, f"failed/{other}")) for other in range(size)]
+    return max(counts) > 0
 
 
 def shared(plan: Callable[[], tuple[Any, Sequence[Any]]]) -> tuple[Any, Iterator[Any]]:
@@ -122,7 +148,7 @@ def shared(plan: Callable[[], tuple[Any, Sequence[Any]]]) -> tuple[Any, Iterator
             planned = plan()
         finally:  # the others must not wait for a plan that has failed
             store.set("plan", pickle.dumps(planned))
-    planned = pickle.loads(store.get("plan"))
+    planned = pickle.loads(_awaited(store, "plan"))
     if planned is None:
         raise ValueError("the first process has found that the run cannot begin")
     common, items = planned

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import selfment
-from helpers.cases import CASES, DEGENERATE, Case, generator, object_on_ground, smooth
+from helpers.cases import CASES, DEGENERATE, Case, generator, noise, object_on_ground, smooth
 from helpers.joint_rules import flat, frames_of
 from helpers.landmark_cases import FRAMES, QUIET, Frames, assert_same, fields_of
 from selfment import JointLabels, LandmarkLabels, reference
@@ -264,6 +264,17 @@ def test_too_few_landmarks_say_so() -> None:
     features, grids = frames_of(smooth, *[(20, 20)] * 6)
     with pytest.warns(RuntimeWarning, match="30 landmarks do not determine the eigenvector"):
         label = selfment.joint_label(features, grids, landmarks=30)
+    assert label.angle.item() == 90
+
+
+def test_equal_eigenvalues_determine_no_vector() -> None:
+    """Most patches have no neighbour: the gap and the residual are both rounding."""
+    features = torch.nn.functional.normalize(object_on_ground(16, 16, 24), dim=1)
+    features += 0.16 * noise(16, 16, 24)
+    with pytest.warns(RuntimeWarning, match="landmarks do not determine the eigenvector"):
+        label = selfment.joint_label(features, [(16, 16)], tau=0.95, landmarks=200)
+    assert label.gap.item() < 1e-9
+    assert label.residual.item() < label.gap.item()
     assert label.angle.item() == 90
 
 

@@ -54,7 +54,7 @@ def test_features_that_no_machine_holds(call: str) -> None:
         found += (
             "; the exact graph of 3,145,728 patches takes 1,236,950,581,248 bytes, and that of m "
         )
-        found += r"`landmarks` takes m\^2 / 8"
+        found += r"of m `landmarks` takes m\^2 / 8"
     with pytest.raises(MemoryError, match=found + "$"):
         function(huge(*shape))
     assert_usable()

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from helpers.pictures import picture, pictures, records
+from helpers.runs import results
 from selfment import CutOptions, PseudoLabeler
 from selfment.images.draw import CAPTION
 from selfment.images.load import find_images
@@ -77,6 +78,27 @@ def test_a_second_run_skips_and_changes_are_redone(photos_in, tmp_path):
     assert run([photos_in], out, at_tau(0.25)) == LabelSummary(labelled=3)
     assert (out / "sub/c.png").stat().st_mtime_ns > before
     assert len(records(out)) == 3
+
+
+def test_masks_that_were_changed_by_hand_stay(photos_in, tmp_path, capsys):
+    """In runs that would make them again: for another format, with other settings, for a page."""
+    out = tmp_path / "out"
+    run([photos_in], out)
+    edited = out / "sub/b.png"
+    Image.fromarray(255 - np.asarray(Image.open(edited))).save(edited)
+    by_hand = edited.read_bytes()
+    sentence = "sub/b.png was changed by hand, and is kept; remove it to label the image again\n"
+    for labeler, formats in ((None, ["png", "fiedler"]), (at_tau(0.3), ["png"])):
+        capsys.readouterr()
+        done = run([photos_in], out, labeler, formats=formats)
+        assert done == LabelSummary(labelled=2, skipped=1)
+        assert sentence in capsys.readouterr().err
+        assert edited.read_bytes() == by_hand
+    (out / "sub/c.png").write_bytes(b"no image")
+    edited.unlink()
+    assert run([photos_in], out) == LabelSummary(labelled=3)
+    run([photos_in], tmp_path / "alone")
+    assert results(out) == results(tmp_path / "alone")
 
 
 def test_a_skipping_run_does_not_load_the_backbone(photos_in, tmp_path, monkeypatch):

@@ -291,8 +291,8 @@ def test_errors_are_one_sentence_and_exit_code_2(capsys, photos_in, head_in, tmp
     )
     save_head(tmp_path / "other", PatchHead(7), HeadInfo("vit_small", size=768))
     assert error("--backbone", "classic", head=tmp_path / "other") == (
-        "selfment predict: `head` must fit the backbone: the head, trained on vit_small, takes "
-        "features of length 7, classic gives 384"
+        "selfment predict: `backbone` must be the one that the head was trained on, 'vit_small': "
+        "got 'classic'"
     )
     torch.save(a_head().state_dict(), tmp_path / "bare.pt")
     assert "`backbone` must be given" in error(head=tmp_path / "bare.pt")

@@ -122,6 +122,37 @@ def test_broken_images_do_not_end_the_other_process(photos_in, tmp_path):
     assert f"{COUNT // 2} labelled, 0 already done, 0 failed" in done.stderr
 
 
+# The second process looks at the store so rarely that the first has gone on meanwhile.
+MEETINGS = """
+import os, sys, time
+from pathlib import Path
+from selfment.util import distributed
+
+rank, mark = int(os.environ["RANK"]), Path(sys.argv[1])
+if rank == 1:
+    sleep = time.sleep
+    time.sleep = lambda seconds: sleep(10 * seconds)
+plan = {"common": ["a", "b", "c"]}
+for _ in range(3):
+    common, items = distributed.shared(lambda: (plan, [1, 2, 3]))
+    assert common == plan
+    assert distributed.any_failed(sum(1 for _ in items)) is True
+    assert distributed.any_failed(0) is False
+if rank == 1:
+    time.sleep(0.1)
+    mark.touch()
+assert distributed.any_failed(1 - rank) is True  # the first has failed, and waits for the second
+assert mark.exists()
+"""
+
+
+def test_processes_meet_again_and_again(tmp_path):
+    script = tmp_path / "meetings.py"
+    script.write_text(MEETINGS)
+    done = processes.torchrun(tmp_path, script, tmp_path / "mark")
+    assert done.returncode == 0, done.stderr
+
+
 def test_sigterm_ends_a_run_in_good_order(photos_in, tmp_path):
     out = tmp_path / "out"
     where = "selfment.models.labeler:PseudoLabeler.start_batch"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -100,10 +102,10 @@ def row_contents() -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_broken_image_is_reported_and_tried_again(tmp_path, capsys, kind):
+def test_a_broken_image_is_reported_and_tried_again(capsys, base, kind):
     files = shards.photos(6, broken=[4])
-    inputs = shards.write_shards(f"{tmp_path}/in", kind, files, 3)
-    out = f"{tmp_path}/out"
+    inputs = shards.write_shards(f"{base}/in", kind, files, 3)
+    out = f"{base}/out"
     sentence = f"cannot read {inputs}/00001.{kind}: 000004.png: not an image that Pillow knows"
     for made in (5, 0):
         code, _, err = call(capsys, "label", inputs, "--out", out, *SIZE)
@@ -113,6 +115,55 @@ def test_a_broken_image_is_reported_and_tried_again(tmp_path, capsys, kind):
     rows = shards.rows_of(shards.sealed(out)[f"00001.{kind}"], kind)
     assert [row["error"] for row in rows] == [None, sentence, None]
     assert [row["mask"] is None for row in rows] == [False, True, False]
+
+
+def change(path: Path, data: bytes) -> None:
+    """Writes a file without a change of its modification time."""
+    stat = path.stat()
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def test_only_the_failed_image_of_a_tar_file_is_read_again(tmp_path, capsys):
+    files = shards.photos(6)
+    files["000003.png"] = bytes(len(files["000003.png"]))
+    shard = Path(shards.write_shards(f"{tmp_path}/in", "tar", files, 6), "00000.tar")
+    out = f"{tmp_path}/out"
+    assert call(capsys, "label", shard, "--out", out, *SIZE)[0] == 1
+    data = shards.tar_of(shards.photos(6))
+    start = data.index(b"000003.png")
+    change(shard, b"?" * start + data[start:])  # whoever reads it from its beginning fails
+    code, _, err = call(capsys, "label", shard, "--out", out, *SIZE)
+    assert (code, last_line(err)) == (0, f"1 labelled, 5 already done, 0 failed; see {out}")
+    assert "images that failed in 1 shard are tried again\n" in err
+    assert shards.masks(out) == folder_masks(tmp_path, shards.photos(6))
+
+
+def test_a_command_says_which_shards_are_read_again(tmp_path, capsys):
+    data = shards.tar_of(shards.photos(3, broken=[1]))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.tar.gz").write_bytes(gzip.compress(data))
+    (tmp_path / "in/b.tar").write_bytes(data)
+    words = ("label", tmp_path / "in", "--out", tmp_path / "out", *SIZE)
+    assert "tried again" not in call(capsys, *words)[2]
+    _, _, err = call(capsys, *words)
+    said = "images that failed in 2 shards are tried again; 1 of these is read from the beginning\n"
+    assert said in err
+
+
+def test_a_shard_that_breaks_while_it_is_read_again_costs_no_result(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("selfment.shards.unit_output._MOST_STARTS", 0)
+    shard = Path(
+        shards.write_shards(f"{tmp_path}/in", "tar", shards.photos(6, broken=[1]), 6), "00000.tar"
+    )
+    out = f"{tmp_path}/out"
+    assert call(capsys, "label", shard, "--out", out, *SIZE)[0] == 1
+    before, data = shards.sealed(out), shard.read_bytes()
+    place = data.index(b"000003.png")
+    change(shard, data[:place] + b"?" * 512 + data[place + 512 :])
+    code, _, err = call(capsys, "label", shard, "--out", out, *SIZE)
+    assert (code, "1 failed, 1 damaged shard; see " in err) == (1, True), err
+    assert shards.sealed(out) == before
 
 
 def test_a_truncated_shard_gives_the_rows_before_the_damage(tmp_path, capsys):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from helpers.shards import image, rows_of, tar
 from selfment.shards.readers import ShardError
 from selfment.shards.rows import Row
+from selfment.shards.tar_reader import known_tar_rows, tar_rows
 
 
 def rows(folder: Path, content: bytes, name: str = "shard.tar", **options: object) -> list[Row]:
@@ -96,10 +98,10 @@ def test_a_key_that_cannot_be_a_file_is_an_error(tmp_path: Path, key: str) -> No
     found[1].name.encode()
 
 
-def test_links_are_not_followed(tmp_path: Path) -> None:
+def test_links_pipes_and_devices_are_errors(tmp_path: Path) -> None:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE):
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE):
             member = tarfile.TarInfo(f"link{kind.decode()}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             archive.addfile(member)
@@ -108,7 +110,8 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
         archive.addfile(member, io.BytesIO(image(0)))
     found = rows(tmp_path, file.getvalue())
     assert errors(found) == [
-        *((f"link{n}", f"link{n}.png is a link, which a stream cannot follow") for n in (2, 1, 6)),
+        *((f"link{n}", f"link{n}.png is a link, which a stream cannot follow") for n in (2, 1)),
+        *((f"link{n}", f"link{n}.png is a pipe or a device") for n in (6, 3)),
         ("photo", None),
     ]
 
@@ -189,3 +192,51 @@ def test_an_object_is_streamed(bucket: str) -> None:
     found, error = until_error(rows_of(f"{bucket}/a/cut.tar"))
     assert len(found) == 2
     assert error == f"cannot read {bucket}/a/cut.tar after 2 rows: it ends without an end mark"
+
+
+@pytest.mark.parametrize("column", [None, "png"])
+def test_rows_are_read_alone_as_in_the_whole_shard(column: str | None) -> None:
+    """Long names, keys that are used twice or cannot be files, and samples without an image."""
+    names = ["a.png", "a.txt", "b.png", "x/" * 60 + "c.png", "a.png", "d.txt", "../e.png", "f.png"]
+    content = tar((name, image(number)) for number, name in enumerate(names))
+    whole = list(tar_rows(io.BufferedReader(io.BytesIO(content)), column, ()))  # type: ignore[arg-type]
+    assert [row.error is None for row in whole] == [True, True, True, False, False, False, True]
+    assert all(row.start is not None for row in whole)
+    for wanted in whole:
+        skip = {row.key for row in whole} - {wanted.key}
+        starts = {row.key: None if row.key in skip else row.start for row in whole}
+        file = io.BufferedReader(io.BytesIO(content))  # type: ignore[arg-type]
+        found = list(known_tar_rows(file, column, skip, starts))
+        assert [row.key for row in found] == [row.key for row in whole]
+        assert next(row for row in found if row.key == wanted.key) == wanted
+        assert not any(row.data for row in found if row.key != wanted.key)
+
+
+def test_only_the_bytes_of_a_row_are_read() -> None:
+    content = tar((f"{number}.png", image(number)) for number in range(100))
+
+    class Counting(io.BytesIO):
+        count = 0
+
+        def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+            self.count += len(buffer)
+            return super().readinto(buffer)
+
+    whole = list(tar_rows(io.BytesIO(content), None, ()))
+    file = Counting(content)
+    keys = {row.key: row.start if row.key == "70" else None for row in whole}
+    rows = known_tar_rows(io.BufferedReader(file, 512), None, keys.keys() - {"70"}, keys)  # type: ignore[type-var]
+    assert {row.key for row in rows if row.data} == {"70"}
+    assert file.count < len(content) / 4
+
+
+def test_a_sample_that_is_no_longer_where_it_was_is_an_error() -> None:
+    content = tar((f"{number}.png", image(number)) for number in range(3))
+    with pytest.raises(tarfile.ReadError, match="it has no longer the sample 'gone' at byte 0"):
+        list(known_tar_rows(io.BytesIO(content), None, (), {"gone": 0}))
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress])
+def test_rows_of_compressed_files_cannot_be_read_alone(pack: Callable[[bytes], bytes]) -> None:
+    content = pack(tar((f"{number}.png", image(number)) for number in range(3)))
+    assert [row.start for row in tar_rows(io.BytesIO(content), None, ())] == [None] * 3
