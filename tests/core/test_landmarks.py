@@ -267,6 +267,7 @@ def test_too_few_landmarks_say_so() -> None:
     assert label.angle.item() == 90
 
 
+@QUIET
 def test_equal_eigenvalues_determine_no_vector() -> None:
     """Most patches have no neighbour: the gap and the residual are both rounding."""
     features = torch.nn.functional.normalize(object_on_ground(16, 16, 24), dim=1)

@@ -51,9 +51,7 @@ def test_features_that_no_machine_holds(call: str) -> None:
     found = rf"^not enough memory for `features` of shape \({', '.join(map(str, shape))}\)"
     found += r": \d{13,} bytes could not be allocated"
     if call == "joint":
-        found += (
-            "; the exact graph of 3,145,728 patches takes 1,236,950,581,248 bytes, and that of m "
-        )
+        found += "; the exact graph of 3,145,728 patches takes 1,236,950,581,248 bytes, and that "
         found += r"of m `landmarks` takes m\^2 / 8"
     with pytest.raises(MemoryError, match=found + "$"):
         function(huge(*shape))
