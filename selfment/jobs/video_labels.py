@@ -33,9 +33,6 @@ from .video import AnyPath, Frame, VideoStream, VideoSummary, read_ahead
 _Labelled = list[tuple[Frame, PseudoLabels]]
 _Draw = Callable[[Frame, PseudoLabels], Iterator[tuple[str, Image.Image]]]
 
-#: A ``side_margin`` below this is a note of the record: the other side was nearly the foreground.
-CLOSE = 0.1
-
 
 @dataclass(frozen=True)
 class VideoLabelSummary(VideoSummary):
@@ -189,13 +186,7 @@ def _cut(stream: VideoStream, labeler: VideoLabeler, folder: Path) -> tuple[Join
         with SETTINGS.held(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             joint = labeler.label_spilled(kept)
-    doubts = [str(warning.message) for warning in caught]
-    if isinstance(joint, LandmarkLabels) and joint.side_margin < CLOSE:
-        doubts.append(
-            "the other side of the cut was nearly chosen as the foreground: side_margin is "
-            f"{float(joint.side_margin):.2g}"
-        )
-    return joint, doubts
+    return joint, [str(warning.message) for warning in caught]
 
 
 def _numbers(joint: JointLabels) -> dict[str, Any]:
@@ -211,7 +202,7 @@ def _numbers(joint: JointLabels) -> dict[str, Any]:
     further = ("angle", "turn", "changing", "side_margin")
     if isinstance(joint, LandmarkLabels):
         values |= {name: float(getattr(joint, name)) for name in further}
-        estimated = ["eigenvalue", "gap", "residual", "confidence", "angle", "changing"]
+        estimated = ["eigenvalue", "gap", "residual", "confidence", "angle", "turn", "changing"]
         return {**values, "landmarks": len(joint.landmarks), "estimated": estimated}
     return {**values, **dict.fromkeys(further), "landmarks": None, "estimated": []}
 

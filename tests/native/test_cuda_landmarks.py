@@ -8,22 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 import selfment
 from helpers.cases import CASES, DEGENERATE, Case, generator, noise, smooth, turned_over
 from helpers.cuda import BOTH, Target, on_cpu
 from helpers.joint_rules import frames_of
-from helpers.landmark_cases import FRAMES, QUIET, Frames, fields_of
-from helpers.videos import disc
-from selfment import LandmarkLabels, LandmarkOptions, PseudoLabeler, VideoLabeler
+from helpers.landmark_cases import FRAMES, QUIET, Frames, assert_close, fields_of
+from selfment import LandmarkLabels
 from selfment.core import block_ops, blocks
 from selfment.core.arrays import as_features
 from selfment.core.blocks import array_blocks
 from selfment.core.ipo import run_ipo
 from selfment.core.options import CutOptions, IpoOptions
-from selfment.core.spill import spilled_frames
 
 pytestmark = pytest.mark.slow
 
@@ -230,22 +227,6 @@ def test_landmark_labels(target: Target, name: str, share: float, orient: str) -
     assert_close(ours, expected)
 
 
-def assert_close(ours: Any, expected: Any) -> None:
-    """Equal where the answer is discrete, else as close as the vectors of the landmarks are."""
-    a, b = fields_of(ours), fields_of(expected)
-    assert a.keys() == b.keys()
-    for name, found in a.items():
-        wanted = b[name]
-        assert found.dtype == wanted.dtype
-        if name == "fiedler":
-            assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
-        elif name == "changing" or not found.is_floating_point():
-            # The number of products depends on the start vectors of Lanczos.
-            assert name == "lanczos_iters" or torch.equal(found, wanted), name
-        else:
-            torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
-
-
 OTHERS: dict[str, Case] = {
     name: case
     for name, case in (CASES | DEGENERATE).items()
@@ -355,54 +336,6 @@ def test_an_error_of_the_frames_ends_a_landmark_label(target: Target, last: int)
 
     with pytest.raises(OSError, match=r"^the disk is gone$"):
         target(label, features)
-
-
-# --- Videos ---
-
-
-@QUIET
-@BOTH
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("landmarks", [60, 10_000])
-def test_one_cut_through_a_video_is_made_where_its_features_are(
-    target: Target, landmarks: int
-) -> None:
-    def labels(pixels: Tensor) -> Any:
-        model = PseudoLabeler(size=96, batch_size=2, device=pixels.device)
-        labeler = VideoLabeler(model, LandmarkOptions(landmarks))
-        with spilled_frames() as frames:
-            labeler.spill(pixels.split(2), frames)
-            assert frames.device == pixels.device
-            found = labeler.label_spilled(frames)
-        assert all(
-            part.device.type == "cpu"
-            for value in vars(found).values()
-            for part in (value if isinstance(value, list) else [value])
-        )
-        return found
-
-    prepare = PseudoLabeler(size=96).preprocess
-    pixels = torch.stack([prepare(Image.fromarray(disc(index))) for index in range(5)])
-    ours = target(labels, pixels)
-    assert isinstance(ours, LandmarkLabels) == (landmarks == 60)
-    assert_close(ours, labels(pixels))
-
-
-@BOTH
-@pytest.mark.parametrize("landmarks", [60, 10_000])
-def test_videos_whose_features_are_not_finite_are_an_error(target: Target, landmarks: int) -> None:
-    rows = smooth(6, 40, 12)
-    rows[130, 3] = float("nan")
-    labeler = VideoLabeler(PseudoLabeler(size=64), LandmarkOptions(landmarks))
-
-    def labels(rows: Tensor) -> Any:
-        with spilled_frames() as frames:
-            for frame in rows.split(40):
-                frames.add(frame, (4, 10))
-            return labeler.label_spilled(frames)
-
-    with pytest.raises(ValueError, match=r"finite, and so must their norms: got .* in "):
-        target(labels, rows)
 
 
 # --- On a device alone ---
