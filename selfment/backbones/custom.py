@@ -79,8 +79,11 @@ class ModuleBackbone(Backbone):
         self.model = model
         if name is None and isinstance(model, nn.Module):
             name = f"{type(model).__module__}.{type(model).__qualname__}"
-        named = isinstance(name, str) and name != ""
-        require("name", name, "a name, which a function does not say", named)
+        if name is None:
+            raise ValueError(
+                "`name` must be given for a function, as in ModuleBackbone(function, name=...)"
+            )
+        require("name", name, "text that is not empty", isinstance(name, str) and name != "")
         self.name = f"{OWN}{name}"
         self.orient = choice("orient", orient, ORIENTS)
         kinds = (None, torch.bfloat16, torch.float16)

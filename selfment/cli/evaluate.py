@@ -71,6 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
         if page.remark:
             print(page.remark, file=sys.stderr)
+        print(f"the page is {arguments.report}", file=sys.stderr)
     for sentence in report.failed:
         print(f"selfment eval: {sentence}", file=sys.stderr)
     return 1 if report.failed else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -32,8 +32,9 @@ class Graph(Summarized):
     weights: Any  #: the twin's edge weights, None in binary mode
     degree: Tensor  #: (B, N) float64, as a tensor
     taus: Tensor  #: (B,) float64, the thresholds on similarities, as a tensor
-    batched: bool = True  #: True if results have the axis B
-    array_type: ArrayType = TORCH  #: the type of array of the results
+    batched: bool = field(default=True, repr=False)  #: True if results have the axis B
+    #: the type of array of the results
+    array_type: ArrayType = field(default=TORCH, repr=False)
 
     @property
     def degrees(self) -> Any:
@@ -55,7 +56,8 @@ class Graph(Summarized):
         rows = tuple(self.degree.shape) if self.batched else (self.n,)
         if vectors.shape[: len(rows)] != rows or vectors.ndim > len(rows) + 1:
             raise ValueError(
-                f"`x` must be {rows} or {(*rows, 'm')} for this graph: got {tuple(vectors.shape)}"
+                f"`x` must be {rows} or ({', '.join(map(str, rows))}, m) for this graph: "
+                f"got {tuple(vectors.shape)}"
             )
         check_device(vectors, "x", self.degree.device, "the graph")
         with array_type.stream():

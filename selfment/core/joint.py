@@ -42,7 +42,7 @@ from .landmarks import label_blocks
 from .options import CutOptions, IpoOptions, LandmarkOptions
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class JointLabels(PseudoLabels):
     """The labels of F frames that share a graph: see :func:`joint_label`.
 
@@ -61,7 +61,7 @@ class JointLabels(PseudoLabels):
         return PseudoLabels(**{**values, "seed": self.peaks[index]})
 
 
-@dataclass(frozen=True, kw_only=True, repr=False)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class LandmarkLabels(JointLabels):
     """The labels of F frames whose cut was approximated from m landmarks: see :func:`joint_label`.
 
@@ -167,6 +167,8 @@ def joint_label(
     """
     cut = CutOptions(tau=tau, eps=eps, graph=graph, orient=orient)
     ipo = IpoOptions(iters=ipo_iters, min_count=ipo_min_count, prefix="ipo_")
+    if landmarks is None:
+        params.require("landmark_seed", landmark_seed, "0 without `landmarks`", not landmark_seed)
     chosen = None if landmarks is None else LandmarkOptions(landmarks, landmark_seed)
     return label_frames(features, grid, cut, ipo, min_confidence, chosen)
 

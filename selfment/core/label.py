@@ -21,7 +21,7 @@ from .summary import Summarized
 MAPS = ("mask", "ncut_mask", "fiedler")  # fields of all patches
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PseudoLabels(Summarized):
     """The labels of B images of h x w patches, in the caller's type of array.
 

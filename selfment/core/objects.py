@@ -40,7 +40,7 @@ Patches = NDArray[np.bool_]
 MAX_CUT = 0.5
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Objects(Summarized):
     """The K objects of an image of h x w patches, in the order of their rounds; K may be 0.
 

@@ -10,7 +10,8 @@ class Summarized:
     """A dataclass of arrays whose ``repr`` is one line and prints no array."""
 
     def __repr__(self) -> str:
-        values = (f"{item.name}={_summary(getattr(self, item.name))}" for item in fields(self))  # type: ignore[arg-type]
+        names = [item.name for item in fields(self) if item.repr]  # type: ignore[arg-type]
+        values = (f"{name}={_summary(getattr(self, name))}" for name in names)
         return f"{type(self).__name__}({', '.join(values)})"
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..core.arrays import Grid
 from ..core.joint import JointLabels, label_frames
 from ..core.label import PseudoLabels
-from ..core.options import LandmarkOptions, WindowOptions
+from ..core.options import LandmarkOptions, WindowOptions, require
 from ..core.spill import SpilledFrames, spilled_frames
 from ..core.torch_state import as_documented
 from ..core.windows import WindowLabels, label_windows
@@ -56,7 +56,11 @@ class VideoLabeler:
         :class:`selfment.methods.Selfment`, and for landmarks in a weighted graph.
         """
         self.labeler = PseudoLabeler() if labeler is None else labeler
-        self.cuts = cuts or WindowOptions()
+        self.cuts = WindowOptions() if cuts is None else cuts
+        is_labeler = isinstance(self.labeler, PseudoLabeler)
+        require("labeler", labeler, "a PseudoLabeler or None", is_labeler)
+        rule = "WindowOptions, LandmarkOptions or None"
+        require("cuts", cuts, rule, isinstance(self.cuts, VideoCuts))
         method = self.labeler.method
         if not isinstance(method, Selfment):
             raise ValueError(
@@ -74,6 +78,9 @@ class VideoLabeler:
     def settings(self) -> dict[str, Any]:
         """All that the labels depend on besides the video, ready for JSON."""
         return {**self.labeler.settings, **cut_settings(self.cuts)}
+
+    def __repr__(self) -> str:
+        return f"VideoLabeler({self.labeler!r}, {self.cuts!r})"
 
     def __call__(
         self, video: str | os.PathLike[str] | Iterable[ImageLike]

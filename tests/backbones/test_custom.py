@@ -92,6 +92,10 @@ def test_a_function_is_a_backbone() -> None:
     )
     module = PseudoLabeler(ModuleBackbone(net, patch_size=8, **COLOURS), 64)
     assert torch.equal(labeler(photo()).fiedler, module(photo()).fiedler)
+    with pytest.raises(
+        ValueError, match=r"`name` must be given .* ModuleBackbone\(function, name="
+    ):
+        PseudoLabeler(lambda batch: net(batch))
 
 
 def test_a_vit_of_timm_is_described_by_itself() -> None:

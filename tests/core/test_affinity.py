@@ -153,6 +153,17 @@ def test_scale_of_a_row_does_not_matter_but_at_the_extremes() -> None:
     )
 
 
+def test_a_graph_is_described_in_one_line() -> None:
+    made = selfment.affinity(noise(4, 5, 6))
+    assert repr(made) == (
+        "Graph(eps=1e-05, n=20, bits=int64 (1, 64), weights=None, degree=float64 (1, 20), "
+        "taus=float64 (1,))"
+    )
+    message = r"`x` must be \(20,\) or \(20, m\) for this graph: got \(9,\)"
+    with pytest.raises(ValueError, match=message):
+        made.matvec(torch.ones(9))
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_matvec(graph: str) -> None:
     features = torch.stack([smooth(13, 17, 40, seed=s) for s in range(3)])

@@ -309,6 +309,7 @@ F = smooth(4, 6, 3)
         (F, [(4, 6)], {"landmarks": 2.5}, "`landmarks` must be an integer >= 2: got 2.5"),
         (F, [(4, 6)], {"landmarks": 9, "landmark_seed": -1}, "`landmark_seed` must be .*: got -1"),
         (F, [(4, 6)], {"landmarks": 9, "graph": "weighted"}, "None with a weighted graph: got 9"),
+        (F, [(4, 6)], {"landmark_seed": 7}, "`landmark_seed` must be 0 without `landmarks`: got 7"),
         ([F, F], [(4, 6)], {"landmarks": 9}, "got 1 for 2 frames"),
         (Frames(F, [(2, 6)] * 2), [(2, 6)] * 3, {"landmarks": 9}, "got 3 for 2 frames"),
         (Frames(F, [(2, 6)] * 2), (2, 6), {"landmarks": 9}, "features that have no length"),

@@ -114,7 +114,9 @@ def test_what_is_left_out_is_said(capsys, folders):
     )
     assert code == 0
     remark = "the page has the pictures of 3 of 5 images, the best and the worst; --pictures 5"
-    assert remark in said.splitlines()[-1]
+    *_, before, last = said.splitlines()
+    assert remark in before
+    assert last == f"the page is {folders / 'page.html'}"
     assert remark in (folders / "page.html").read_text()
     report = evaluate(folders / "pred", folders / "gt", progress=False)
     order = ranked(report)
