@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..core.options import WINDOW
 from ..util.files import printable
 from .choices import OUTPUTS
-from .common import check_default, labeler_of, set_threads, terminable
+from .common import check_default, labeler_of, set_threads
 
 if TYPE_CHECKING:
     from ..jobs.cluster import RayOptions
@@ -76,21 +76,20 @@ def label_shards(arguments: argparse.Namespace, ray: RayOptions | None) -> int:
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     labeler = labeler_of(arguments)
-    with terminable():
-        summary = label_shards(
-            arguments.inputs,
-            arguments.out,
-            labeler,
-            to=arguments.to,
-            column=arguments.column,
-            key=arguments.key,
-            overlays=arguments.overlay,
-            formats=arguments.format,
-            refine=arguments.refine,
-            fill_holes=arguments.fill_holes,
-            largest_component=arguments.largest_component,
-            ray=ray,
-        )
+    summary = label_shards(
+        arguments.inputs,
+        arguments.out,
+        labeler,
+        to=arguments.to,
+        column=arguments.column,
+        key=arguments.key,
+        overlays=arguments.overlay,
+        formats=arguments.format,
+        refine=arguments.refine,
+        fill_holes=arguments.fill_holes,
+        largest_component=arguments.largest_component,
+        ray=ray,
+    )
     return _report(summary, "labelled")
 
 
@@ -102,18 +101,17 @@ def predict_shards(
 
     for name, default in {"frames": False, "every": 1}.items():
         check_default(arguments, name, default, _WITH_SHARDS)
-    with terminable():
-        summary = predict_shards(
-            arguments.inputs,
-            arguments.out,
-            segmenter,
-            to=arguments.to,
-            column=arguments.column,
-            key=arguments.key,
-            overlays=arguments.overlay,
-            binary=arguments.binary,
-            ray=ray,
-        )
+    summary = predict_shards(
+        arguments.inputs,
+        arguments.out,
+        segmenter,
+        to=arguments.to,
+        column=arguments.column,
+        key=arguments.key,
+        overlays=arguments.overlay,
+        binary=arguments.binary,
+        ray=ray,
+    )
     return _report(summary, "segmented")
 
 

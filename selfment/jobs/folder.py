@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..images.load import ImageEntry, ImageError, load_image
-from ..util.files import output_path, reason, remove_abandoned, write_atomically
+from ..util.files import not_writable, output_path, reason, remove_abandoned, write_atomically
 from ..util.lines import Record
 from .frames import remove_output
 from .identity import identify
@@ -57,10 +57,7 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.records = Records(self.path / spec.records_file, spec.key, shard)
         except OSError as error:
-            raise ValueError(
-                f"`out` must be a folder that can be written: got {os.fspath(out)!r} "
-                f"({error.strerror or error})"
-            ) from error
+            raise not_writable("out", "folder", out, error) from error
         self._spec = spec
         self._rank, self._world = shard
         self._is_cleaned = False

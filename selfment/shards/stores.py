@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from ..util.extras import load_extra
-from ..util.files import check_file, lock, printable, reason, write_atomically
+from ..util.files import check_file, lock, not_writable, printable, reason, write_atomically
 from .rows import SourceFile
 from .urls import BUCKETS, LOCAL, Url
 
@@ -150,10 +150,7 @@ class LocalStore(Store):
             if not os.access(self.text, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "Permission denied")
         except OSError as error:
-            raise ValueError(
-                f"`{argument}` must be a folder that can be written: got {self.text!r} "
-                f"({error.strerror or error})"
-            ) from error
+            raise not_writable(argument, "folder", self.text, error) from error
 
     def locked(self, name: str) -> AbstractContextManager[object]:
         """Locks a file until the block ends."""

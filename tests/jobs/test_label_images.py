@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.pictures import picture, pictures, records
+from helpers.pictures import picture, records
 from helpers.runs import results
 from selfment import CutOptions, PseudoLabeler
 from selfment.images.draw import CAPTION
@@ -20,10 +20,7 @@ from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.runner import Runner
 from selfment.methods import Selfment
 
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.jpg", "sub/b.png", "sub/c.png")
+PHOTOS = ("a.jpg", "sub/b.png", "sub/c.png")  # of the fixture photos_in
 
 
 def at_tau(tau: float) -> PseudoLabeler:
@@ -181,7 +178,7 @@ def test_inputs_are_never_replaced_through_a_link(tmp_path):
     assert source.read_bytes() == before
 
 
-def test_files_of_others_are_never_replaced(photos_in, tmp_path):
+def test_files_of_others_are_never_replaced(photos_in, tmp_path, capsys):
     out = tmp_path / "out"
     foreign = picture(out / "a.png")
     before = foreign.read_bytes()
@@ -190,7 +187,13 @@ def test_files_of_others_are_never_replaced(photos_in, tmp_path):
     name = records(out)["a.jpg"]["mask"]
     assert name != "a.png"
     assert (out / name).is_file()
+    why = f"in {out}, because there are files that no record mentions"
+    assert f"1 image has another name {why}: {name} for a.png\n" in capsys.readouterr().err
     assert run([photos_in], out) == LabelSummary(skipped=3)
+    assert "another name" not in capsys.readouterr().err
+    (out / "labels.jsonl").unlink()
+    run([photos_in], out)
+    assert f"3 images have other names {why}: " in capsys.readouterr().err
 
 
 def test_records_of_another_kind_are_refused(photos_in, tmp_path):

@@ -21,7 +21,7 @@ from torchvision import transforms
 from helpers import mortal, processes
 from helpers.commands import call
 from helpers.heads import a_head
-from helpers.pictures import picture, pictures, records
+from helpers.pictures import picture, records
 from selfment import PatchHead, PseudoLabeler, Segmenter
 from selfment.backbones import load_backbone
 from selfment.images.load import find_images
@@ -36,9 +36,7 @@ def run(inputs, out: Path, segmenter=None, **options) -> PredictionSummary:
     return predict_images(find_inputs(inputs, out=out), out, segmenter, progress=False, **options)
 
 
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.jpg", "sub/b.png", "sub/c.png")
+PHOTOS = ("a.jpg", "sub/b.png", "sub/c.png")  # of the fixture photos_in
 
 
 @pytest.fixture
