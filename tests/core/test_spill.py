@@ -34,6 +34,18 @@ def test_frames_come_back_bit_by_bit(tmp_path: Path, dtype: torch.dtype) -> None
                 assert torch.equal(rows.view(torch.uint8), wanted.contiguous().view(torch.uint8))
 
 
+def test_the_device_is_that_of_the_features(tmp_path: Path) -> None:
+    class Elsewhere(torch.Tensor):
+        device = torch.device("cuda", 1)  # type: ignore[assignment]
+
+    with spilled_frames(tmp_path) as frames:
+        assert frames.device == torch.device("cpu")
+        rows = torch.ones(6, 5)
+        frames.add(rows.as_subclass(Elsewhere), (2, 3))
+        assert frames.device == Elsewhere.device
+        assert torch.equal(next(iter(frames)), rows)
+
+
 @QUIET
 @pytest.mark.parametrize("count", [40, 10_000])
 def test_labels_are_those_of_a_list(tmp_path: Path, count: int) -> None:
