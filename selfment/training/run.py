@@ -150,12 +150,10 @@ def train(
             counts = _prepare(samples, choice, run, {**options, "processes": world}, progress)
             epochs = _epochs(epochs, samples, run)
             head, info = _head(labeler, int(seed), run)
-            steps = -(-len(samples) // world) * (epochs - run.finished)
+            left = epochs - run.finished
+            steps = -(-len(samples) // world) * left
             if progress:
-                work = f"{count_of(steps, 'step')} on {count_of(len(samples), 'image')}"
-                left = epochs - run.finished
-                often = "once" if left == 1 else f"{left:,} times"
-                print(f"training: {work}, {often} each (--epochs says how often)", file=sys.stderr)
+                _print_length(steps, len(samples), left)
             with tqdm(total=steps, unit="step", disable=not progress) as bar:
                 fit(
                     head.to(labeler.torch_device),
@@ -224,6 +222,12 @@ def _prepare(
         for sentence in [*samples.notes(choice.unlabelled), *counts.sentences()]:
             print(sentence, file=sys.stderr)
     return counts
+
+
+def _print_length(steps: int, images: int, epochs: int) -> None:
+    often = "once" if epochs == 1 else f"{epochs:,} times"
+    work = f"{count_of(steps, 'step')} on {count_of(images, 'image')}, {often} each"
+    print(f"training: {work} (--epochs says how often)", file=sys.stderr)
 
 
 def _epochs(epochs: int | None, samples: LabelledImages, run: RunFolder) -> int:

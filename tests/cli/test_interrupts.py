@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import selfment
 from helpers import processes
 from helpers.pictures import pictures
 
@@ -97,7 +99,9 @@ def test_an_interrupt_after_the_work_changes_nothing(tmp_path):
 
 
 def test_little_is_imported_before_an_interrupt_is_handled():
-    code = "import sys; import selfment.__main__; print(*sys.modules)"
+    folder = str(Path(selfment.__file__).parents[1])
+    code = f"import sys; sys.path[:0] = [{folder!r}]; import selfment.__main__; print(*sys.modules)"
+    # Without `site`, which imports for files in site-packages.
     done = subprocess.run(
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, timeout=processes.LIMIT
     )

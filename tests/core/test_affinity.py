@@ -159,9 +159,6 @@ def test_a_graph_is_described_in_one_line() -> None:
         "Graph(eps=1e-05, n=20, bits=int64 (1, 64), weights=None, degree=float64 (1, 20), "
         "taus=float64 (1,))"
     )
-    message = r"`x` must be \(20,\) or \(20, m\) for this graph: got \(9,\)"
-    with pytest.raises(ValueError, match=message):
-        made.matvec(torch.ones(9))
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -190,7 +187,7 @@ def test_a_product_does_not_depend_on_the_vectors_beside_it(graph: str) -> None:
 
 def test_matvec_names_the_shapes_it_takes() -> None:
     graph = selfment.affinity(noise(4, 5, 8))
-    with pytest.raises(ValueError, match=r"`x` must be \(20,\) or \(20, 'm'\).*got \(19,\)"):
+    with pytest.raises(ValueError, match=r"`x` must be \(20,\) or \(20, m\).*got \(19,\)"):
         graph.matvec(torch.ones(19))
 
 

@@ -283,7 +283,7 @@ def test_a_cut_is_of_the_kind_that_was_chosen() -> None:
         ValueError, match="`labeler` must be a PseudoLabeler or None: got 'classic'"
     ):
         VideoLabeler("classic")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="`cuts` must be WindowOptions, .* or None: got 8"):
+    with pytest.raises(ValueError, match=r"`cuts` must be WindowOptions, .* or None: got 8"):
         VideoLabeler(model, 8)  # type: ignore[arg-type]
     assert repr(labeler) == f"VideoLabeler({model!r}, {labeler.cuts!r})"
     assert labeler.settings["landmarks"] == {"landmarks": 30, "landmark_seed": 0}
