@@ -117,7 +117,7 @@ def _reason(suffix: str, suffixes: Iterable[str]) -> str | None:
     if missing is not None:
         return missing
     if suffix in VIDEO_SUFFIXES and suffix not in (".ts", ".mts"):
-        return "a video, which selfment label and selfment predict take"
+        return "a video, which selfment label and selfment predict take, but not with --to or URLs"
     if suffix in (".npy", ".npz", ".safetensors", ".pt", ".pth"):
         return "not pixels, but maybe patch features, which `selfment label` takes with --grid"
     if suffix in (".tar", ".tgz", ".parquet", ".arrow"):

@@ -12,6 +12,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol, TypeVar
@@ -320,6 +321,10 @@ class _StoredContents(Mapping[str, bytes]):
         return len(self._names)
 
 
+#: Of the sealed shards, by :data:`FORMATS`.
+SUFFIXES = (TarFormat.suffix, ParquetFormat.suffix, FilesFormat.suffix)
+
+
 def objects_of(store: Store, shard: str) -> list[str]:
     """Returns the names of a shard of any format, and of contents beside it; none if it is gone."""
     if store.stat([shard]) == [None]:
@@ -328,6 +333,30 @@ def objects_of(store: Store, shard: str) -> list[str]:
         return [shard]
     lines = _read_lines(store, shard)
     return [shard, *(name for line in lines for name in line["files"].values())]
+
+
+def is_result(store: Store, shard: str) -> bool:
+    """Returns whether a file is a sealed shard of any format and any settings, by its beginning.
+
+    So is a file without any content, which a power failure may leave.
+    """
+    with suppress(Exception):  # the readers raise any for files of other programs
+        with store.open(shard) as file:
+            if not file.read(1):
+                return True
+        if shard.endswith(FilesFormat.suffix):
+            return next(_read_lines(store, shard), None) is not None
+        with store.open(shard) as file:
+            if shard.endswith(ParquetFormat.suffix):
+                table = _load_arrow("pyarrow.parquet").ParquetFile(file)
+                return b"selfment" in (table.schema_arrow.metadata or {})
+            with tarfile.open(fileobj=file, mode="r|") as tar:
+                for member in tar:
+                    if PurePosixPath(member.name).name.partition(".")[2] == "json":
+                        content = tar.extractfile(member)
+                        return content is not None and set(COMMON) <= set(json.load(content))
+                return not tar.getmembers()
+    return False
 
 
 def _read_lines(store: Store, name: str) -> Iterator[Record]:

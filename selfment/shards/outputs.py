@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
-from ..util.files import printable, remove_abandoned
-from .formats import FilesFormat, Format, objects_of
+from ..util.files import RealPaths, printable, remove_abandoned
+from .formats import SUFFIXES, FilesFormat, Format, is_result, objects_of
 from .rows import SourceFile, Unit
 from .sources import Sources
 from .stores import LocalStore, Store
@@ -118,20 +118,29 @@ class Outputs:
 
     def _check_inputs(self, units: Iterable[Unit], form: Format) -> None:
         """Raises ``ValueError`` if a result would replace an input."""
-        place = self.store.text_of("x")[:-1]
+        real_path = RealPaths()
+
+        def real(text: str) -> str:
+            return text if "://" in text else real_path(text)
+
+        place = real(self.store.text_of("x"))[:-1]
         for unit in units:
-            shard = self.store.text_of(unit.name + form.suffix)
+            shard = real(self.store.text_of(unit.name + form.suffix))
             for file in unit.files:
-                is_inside = file.uri.startswith(place)
-                if file.uri == shard or (is_inside and form.name == FilesFormat.name):
+                uri = real(file.uri)
+                if uri == shard or (uri.startswith(place) and form.name == FilesFormat.name):
                     raise ValueError(f"`out` must not be where results replace inputs: {file.uri}")
 
     def _check_foreign(self) -> None:
         """Raises ``ValueError`` if files might replace others that no run has written as files."""
         records = self._records.values()
-        if self._damaged or any(record.format == FilesFormat.name for record in records):
+        if any(record.format == FilesFormat.name for record in records):
             return
-        known = {record.shard.partition("/")[0] for record in records}
+        if any(is_result(self.store, name + FilesFormat.suffix) for name in self._damaged):
+            return
+        shards = [name + suffix for name in self._damaged for suffix in SUFFIXES]
+        shards += [record.shard for record in records]
+        known = {shard.partition("/")[0] for shard in shards}
         found = [*self.store.folders(), *(f.name for f in self.store.list(recursive=False))]
         if foreign := [name for name in found if not name.startswith(".") and name not in known]:
             raise ValueError(
@@ -171,7 +180,9 @@ class Outputs:
         """Raises ``ValueError`` if the shard of a unit is of another program or another input."""
         record = self._records.get(unit.name)
         known = {record.shard, *record.replaces} if record is not None else set()
-        if size is not None and shard not in known and unit.name not in self._damaged:
+        if unit.name in self._damaged and is_result(self.store, shard):
+            return
+        if size is not None and shard not in known:
             raise ValueError(
                 f"`out` must hold no {shard} of another program where a result is to be"
             )

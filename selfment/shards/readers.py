@@ -101,8 +101,14 @@ def _shard_rows(
     store, name = sources.locate(file)
 
     def read_beside(path: str) -> bytes:
-        """Returns the content of a file by its path from the folder of the table."""
-        beside = posixpath.normpath(posixpath.join("/", posixpath.dirname(name), path))
+        """Returns the content of a file in the folder of the table, by its path from there.
+
+        A table may come from anywhere, and must not choose among all files of this machine.
+        """
+        folder = posixpath.join("/", posixpath.dirname(name), "")
+        beside = posixpath.normpath(posixpath.join(folder, path))
+        if not beside.startswith(folder):
+            raise ValueError(f"{path!r} is not in the folder of the table")
         return store.read(beside.lstrip("/"))
 
     with ExitStack() as stack:

@@ -13,6 +13,7 @@ from ..images.search import first_names
 from ..images.suffixes import image_suffixes, left_out, suffix_of
 from ..util.files import RealPaths
 from ..util.lines import without_checksum
+from .formats import SUFFIXES
 from .rows import SourceFile
 from .sources import Sources
 from .stores import LocalStore, Store
@@ -24,7 +25,6 @@ SHARDS = {
     **{".parquet": "parquet", ".arrow": "arrow"},
 }
 _RESULTS = re.compile(r"(labels|predictions)(-rank\d+)?\.jsonl")  # of runs over folders
-_RESULT_SUFFIXES = (".tar", ".parquet", ".jsonl")
 _CACHE = re.compile(r"cache-.*\.arrow")  # what `datasets` keeps beside its tables
 _MAGIC = re.compile(r"[*?[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -51,7 +51,7 @@ class ShardSearch:
         """``out``: a folder that is left out. The file systems are added to ``sources``."""
         self.sources = sources
         self.roots: list[str] = []  #: the folders that names are relative to, paths or URLs
-        self.files: dict[str, SourceFile] = {}  #: by path or URL
+        self._files: dict[str, SourceFile] = {}  # by path, without links to folders, or URL
         self._real_out = None if out is None else _real(out.text)
         self._real_path = RealPaths()
         self._suffixes = image_suffixes()
@@ -80,7 +80,14 @@ class ShardSearch:
                 "name them separately, or by globs"
             )
         self.roots.append(store.text_of(folder))
-        self.files |= {file.uri: file for file in files}
+        for file in files:
+            is_local = isinstance(store, LocalStore)
+            self._files.setdefault(self._real_path(file.uri) if is_local else file.uri, file)
+
+    @property
+    def files(self) -> list[SourceFile]:
+        """The files, each once, also if several links lead to its folder."""
+        return list(self._files.values())
 
     def sentences(self) -> list[str]:
         """Returns what was left out, and why."""
@@ -114,7 +121,10 @@ class ShardSearch:
         alternatives = list(_alternatives(pattern))
         literal = [name for name in alternatives if not _MAGIC.search(name)]
         found = dict(zip(literal, self._at(store, literal), strict=True))
-        if missing := [store.text_of(name) for name in literal if found[name] is None]:
+        missing = [store.text_of(name) for name in literal if found[name] is None]
+        if others := [text for text in missing if "://" not in text and os.path.lexists(text)]:
+            raise ValueError(f"neither a file nor a folder: {first_names(others)}")
+        if missing:
             raise ValueError(f"no such file or folder: {first_names(missing)}")
         files = []
         for name in alternatives:
@@ -177,7 +187,7 @@ class ShardSearch:
             before, found, unit = f"/{name}".rpartition(f"/{RECORDS}/")
             if found and unit.endswith(".json"):
                 shard = posixpath.join(before[1:], unit.removesuffix(".json"))
-                if any(shard + suffix in names for suffix in _RESULT_SUFFIXES):
+                if any(shard + suffix in names for suffix in SUFFIXES):
                     results.add(before[1:])
             elif _RESULTS.fullmatch(base) and _has_record(store, name):
                 results.add(folder)

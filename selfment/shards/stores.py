@@ -172,8 +172,9 @@ class LocalStore(Store):
             for name in names:
                 path = os.path.join(parent, name)
                 relative = path[len(self.text) :].lstrip("/")
-                if (found := self._stat(relative)) is not None:
-                    files.append(SourceFile(path, relative, *found))
+                found = self._stat(relative)
+                if found or os.path.lexists(path):  # pipes and broken links fail when they are read
+                    files.append(SourceFile(path, relative, *(found or (0, 0))))
         return sorted(files, key=lambda file: file.name)
 
     def folders(self, folder: str = "") -> Sequence[str]:
@@ -195,7 +196,8 @@ class LocalStore(Store):
     def _stat(self, name: str) -> tuple[int, int] | None:
         try:
             found = os.stat(self.text_of(name))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            _unless_missing(error)
             return None
         return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
 
@@ -370,7 +372,7 @@ def _at_once(call: Callable[[str], T], names: Sequence[str]) -> list[T]:
 
 
 def _unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
         raise error
 
 
@@ -380,8 +382,7 @@ def _named(store: Store, name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        file = store.text_of(name)
-        raise FileNotFoundError(errno.ENOENT, "No such file", file) from None
+        raise FileNotFoundError(errno.ENOENT, "No such file", store.text_of(name)) from None
     except OSError as error:
         if error.filename is not None:
             raise

@@ -129,7 +129,7 @@ def table_rows(
             the images if each has its own, or else the row numbers.
         skip: keys of rows without data.
         read_beside: returns the content of a file by its path from the table's folder; raises
-            ``OSError``.
+            ``OSError``, and ``ValueError`` for a file elsewhere.
     """
     columns = _columns(table.schema, column, key_column)
     rows = _rows_without_data(table, columns)
@@ -187,7 +187,7 @@ def _with_data(row: Row, value: Any, columns: _Columns, read_beside: Callable[[s
         return replace(row, error="its image has no bytes")
     try:
         return replace(row, data=read_beside(path))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return replace(row, error=f"its image has no bytes but a path: {reason(error)}")
 
 

@@ -40,7 +40,7 @@ class _Sample:
     start: int  #: where its first member begins, in bytes from where the reading began
     images: list[str] = field(default_factory=list)  #: members that may be its image
     extensions: list[str] = field(default_factory=list)  #: of the images
-    link: bool = False
+    obstacle: str | None = None  #: what its image is, if that is no file
     data: bytes | None = None
 
     def row(self, keys: RowKeys, column: str | None) -> Row:
@@ -54,8 +54,8 @@ class _Sample:
         if not self.images:
             missing = "no image" if column is None else f"no member .{_extension(column)}"
             return replace(row, error=f"{missing} in the sample {self.key!r}")
-        if self.link:
-            return replace(row, error=f"{row.name} is a link, which a stream cannot follow")
+        if self.obstacle is not None:
+            return replace(row, error=f"{row.name} is {self.obstacle}")
         return replace(row, data=self.data or b"")
 
 
@@ -97,7 +97,7 @@ def _is_plain(file: BinaryIO) -> bool:
     file.seek(0)
     try:
         tarfile.TarInfo.frombuf(head, tarfile.ENCODING, "surrogateescape")
-    except tarfile.HeaderError:  # type: ignore[attr-defined]
+    except tarfile.HeaderError:
         return False
     return True
 
@@ -124,7 +124,7 @@ def _samples(file: BinaryIO, column: str | None, skip: Container[str]) -> Iterat
                 if is_image if wanted is None else extension == wanted:
                     sample.images.append(name)
                     sample.extensions.append(extension)
-                    sample.link = not member.isreg()
+                    sample.obstacle = _obstacle(member)
                     if member.isreg() and key not in skip:
                         sample.data = _content(archive, member)
         except Exception:
@@ -133,6 +133,14 @@ def _samples(file: BinaryIO, column: str | None, skip: Container[str]) -> Iterat
             raise
         if sample is not None:
             yield sample
+
+
+def _obstacle(member: tarfile.TarInfo) -> str | None:
+    """Returns what a member is whose content cannot be read from a stream, in words."""
+    if member.isreg():
+        return None
+    is_link = member.issym() or member.islnk()
+    return "a link, which a stream cannot follow" if is_link else "a pipe or a device"
 
 
 def _extension(column: str) -> str:

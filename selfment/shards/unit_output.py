@@ -11,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -135,8 +137,7 @@ class UnitOutput:
             return self._record
         begun = self._begin()
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                path = Path(folder) / "shard"
+            with _temporary_file(self._store.text_of(self._shard)) as path:
                 self._form.write(self._rows(keys), path, self._unit, self._store)
                 size = path.stat().st_size
                 replaces = self._replaced(begun)
@@ -255,6 +256,21 @@ class UnitOutput:
         if record is None or not record.is_of(self._unit, self._form) or record.bytes is None:
             raise missing
         return record
+
+
+@contextmanager
+def _temporary_file(shard: str) -> Iterator[Path]:
+    """Returns a file to put a shard together in; errors of the folder name it and the shard."""
+    place = tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            yield Path(place) / "shard"
+    except OSError as error:  # those of the output folder name a file there
+        if error.filename is not None and not os.fspath(error.filename).startswith(place):
+            raise
+        why = error.strerror or str(error)
+        words = f"{why}, while {shard} is put together in the temporary folder (TMPDIR)"
+        raise OSError(error.errno, words, place) from error
 
 
 def _starts(failed: Sequence[str], starts: Mapping[str, int | None]) -> Mapping[str, int] | None:

@@ -77,7 +77,7 @@ def find_inputs(
         raise ValueError("`inputs` must name at least one shard or image: got none")
     for sentence in search.sentences():
         print(printable(sentence), file=sys.stderr)
-    files = _with_names(list(search.files.values()), search.roots)
+    files = _with_names(search.files, search.roots)
     shards = [file for file in files if kind_of(file.name) is not None]
     images = [file for file in files if kind_of(file.name) is None]
     names = unique_names([stem_of(file.name) for file in shards], [file.name for file in shards])

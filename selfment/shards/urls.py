@@ -30,7 +30,12 @@ class Url:
 
     @classmethod
     def parse(cls, argument: str, text: str) -> Url | None:
-        """Returns the parts of a URL; None if ``text`` is a path; ``argument``: its name."""
+        """Returns the parts of a URL; None if ``text`` is a path.
+
+        ``argument``: its name, for errors. Raises ``ValueError``.
+        """
+        if "\0" in text:
+            raise ValueError(f"`{argument}` must be a path or a URL without NUL: got {text!r}")
         match = _URL.fullmatch(text)
         if match is None:
             return None

@@ -286,7 +286,7 @@ def test_what_is_left_out_is_said(photos_in, tmp_path, capsys, command):
     assert err.startswith(f"{7 if command == 'train' else 6} files were left out: ")
     assert "2 .heic (no reader is installed: pip install pillow-heif)" in err
     assert "1 .nef (raw data of a camera, to be developed first, as to TIFF)" in err
-    video = "1 .wmv (a video, which selfment label and selfment predict take)"
+    video = "1 .wmv (a video, which selfment label and selfment predict take, but not"
     assert (video in err) == (command == "train")
     others = ".json, .ts, .txt" if command == "train" else ".json, .txt"
     assert err.endswith(f"of no kind that is read ({others})")

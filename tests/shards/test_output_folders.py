@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from helpers.shard_rows import ALL, Killed, MortalStore, form, good, unit
-from helpers.shards import units_of
+from helpers.shard_rows import ALL, Killed, MortalStore, bad, form, good, unit
+from helpers.shards import tar, units_of
 from selfment.shards.formats import Format
 from selfment.shards.outputs import Outputs
 from selfment.shards.rows import SourceFile, Unit
@@ -163,6 +163,27 @@ def test_files_of_other_programs_stay(tmp_path: Path) -> None:
     output.seal(["a"])
     with pytest.raises(ValueError, match=r"`out` must hold no set/00000\.tar of another program"):
         Outputs(store).plan([unit()], form("tar"), Sources())
+
+
+@pytest.mark.parametrize("to", ALL)
+@pytest.mark.parametrize("settings", [{}, {"size": 320}])
+def test_a_damaged_record_lets_no_file_of_another_program_go(
+    tmp_path: Path, to: str, settings: dict[str, object]
+) -> None:
+    store, made = open_store("out", tmp_path), form(to)
+    shard = f"set/00000{made.suffix}"
+    for results in ([good("a")], [bad("a")], []):
+        output = UnitOutput(store, form(to), unit(f"set/{len(results)}"))
+        for row in results:
+            output.add(row)
+        output.seal([row.key for row in results])
+        store.write(shard, store.read(f"set/{len(results)}{made.suffix}"))
+        store.write(".selfment/records/set/00000.json", b"damaged")
+        assert Outputs(store).plan([unit()], form(to, **settings), Sources()) == [unit()]
+    for content in (b"of another program", tar([("a.png", b"an image")])):
+        store.write(shard, content)
+        with pytest.raises(ValueError, match=r"`out` must (hold no set/00000\.|be empty, or have)"):
+            Outputs(store).plan([unit()], form(to), Sources())
 
 
 def test_files_go_to_a_folder_of_their_own(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
         store.open("pipe")
     assert caught.value.errno == errno.EINVAL
     assert caught.value.filename == str(tmp_path / "pipe")
-    assert list(store.list()) == []
+    assert [file.name for file in store.list()] == ["pipe"]  # whoever reads it gets the error
 
 
 def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
@@ -233,4 +233,5 @@ def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "a/circle").symlink_to(tmp_path)
     (tmp_path / "a/broken").symlink_to(tmp_path / "none")
     (tmp_path / "a/link").symlink_to(tmp_path / "a/file")
-    assert [file.name for file in open_store("out", tmp_path).list()] == ["a/file", "a/link"]
+    names = ["a/broken", "a/file", "a/link"]
+    assert [file.name for file in open_store("out", tmp_path).list()] == names

@@ -184,6 +184,34 @@ def test_a_column_is_chosen_among_several(tmp_path: Path) -> None:
         assert next(rows_of(path)).data == image(2)  # the only struct
 
 
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_table_cannot_read_files_elsewhere(tmp_path: Path, ending: str) -> None:
+    """An absolute path into the folder of the table is what `datasets` may write."""
+    for name in ("set/in.png", "set-2/out.png", "out.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(image(1))
+    inside = f"{tmp_path}/set/in.png"
+    others = [f"{tmp_path}/out.png", "../out.png", "../set-2/out.png", "sub/../../out.png", "."]
+    values = structs(*((None, path) for path in [inside, "x/../in.png", *others, "a\0b.png"]))
+    found = list(rows_of(write(tmp_path / f"set/a.{ending}", {"image": values})))
+    assert [row.data for row in found] == [image(1), image(1), *[b""] * 6]
+    why = "its image has no bytes but a path: "
+    elsewhere = [f"{why}{path!r} is not in the folder of the table" for path in others]
+    assert [row.error for row in found[2:-1]] == elsewhere
+    assert str(found[-1].error).startswith(f"{why}embedded null byte")
+
+
+def test_datasets_stores_the_images_that_lie_elsewhere(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        (tmp_path / f"photos/{number}.png").write_bytes(image(number))
+    paths = [f"{tmp_path}/photos/{number}.png" for number in range(3)]
+    table = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+    table.save_to_disk(str(tmp_path / "set"))
+    assert [row.data for row in rows_of(tmp_path / "set")] == [image(n) for n in range(3)]
+
+
 def test_groups_of_rows_to_skip_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

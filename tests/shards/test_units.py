@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.shard_rows import form
 from helpers.shards import put, units_of
+from selfment.shards.outputs import Outputs
+from selfment.shards.readers import ShardError, read_unit
 from selfment.shards.rows import Unit
+from selfment.shards.sources import Sources
 from selfment.shards.stores import Store, open_store
 from selfment.util.lines import with_checksum
 
@@ -79,6 +83,20 @@ def test_several_inputs_share_their_names(shards: Store) -> None:
     assert [unit.name for unit in units] == ["b/00", "b/c/00", "a/00", "a/01"]
 
 
+def test_a_shard_that_several_links_reach_is_one_unit(tmp_path: Path) -> None:
+    folder = open_store("out", tmp_path / "in")
+    folder.write("0.tar", b"content")
+    for link in ("one", "two"):
+        (tmp_path / link).symlink_to("in")
+    inputs = [tmp_path / "in/0.tar", tmp_path / "one/0.tar", tmp_path / "two", tmp_path / "in"]
+    assert [unit.name for unit in units_of(inputs)[0]] == ["in/0"]
+    [unit] = units_of([inputs[1], inputs[1]])[0]
+    assert unit.files[0].uri == f"{tmp_path}/one/0.tar"
+    for to in (tmp_path / "in", tmp_path / "two"):
+        with pytest.raises(ValueError, match="`out` must not be where results replace inputs: "):
+            Outputs(open_store("out", to)).plan([unit], form("tar"), Sources())
+
+
 def test_shards_and_images_of_one_folder_are_named_separately(shards: Store) -> None:
     shards.write("a/x.jpg", b"")
     text = shards.text_of("a")
@@ -104,6 +122,23 @@ def test_an_input_without_a_shard_is_named(shards: Store, pattern: str, sentence
     shards.write("d/e.xml", b"")
     with pytest.raises(ValueError, match=sentence):
         units_of(f"{shards.uri}{pattern}")
+
+
+def test_what_is_neither_a_file_nor_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "loop.tar").symlink_to("loop.tar")
+    (tmp_path / "gone.tar").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "fifo.tar")
+    for name in ("loop.tar", "gone.tar", "fifo.tar"):
+        with pytest.raises(ValueError, match=f"^neither a file nor a folder: {tmp_path}/{name}$"):
+            units_of(tmp_path / name)
+    units, sources = units_of(tmp_path)
+    assert [unit.name for unit in units] == ["fifo", "gone", "loop"]
+    for unit in units:
+        with pytest.raises(ShardError, match=f"^cannot read {unit.files[0].uri}: "):
+            list(read_unit(unit, sources))
+    for url in ("in\0x", "s3://bucket/in\0x"):
+        with pytest.raises(ValueError, match="`inputs` must be a path or a URL without NUL: got"):
+            units_of(url)
 
 
 def test_what_is_left_out_is_said(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
