@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from ..core.options import require
 from ..util.extras import load_extra
@@ -259,7 +260,7 @@ class _Pool(Generic[Unit, Result]):
             ready, _ = self._ray.wait(list(self._waiting), timeout=patience)
             if not ready:
                 each = f"{self._options.threads} CPUs and {self._options.gpus:g} GPUs"
-                print(f"no worker has started yet: each needs {each}", file=sys.stderr)
+                _say(f"no worker has started yet: each needs {each}")
             patience = None
             for answer in ready:
                 member, handle = self._waiting.pop(answer)
@@ -347,11 +348,16 @@ class _Pool(Generic[Unit, Result]):
             member.unit = None
             self._left -= 1
         else:
-            print("a worker was killed and is started again", file=sys.stderr)
+            _say("a worker was killed and is started again")
         self._prepare(member)
 
     def _print(self, member: _Member[Unit], lines: Iterable[str]) -> None:
         for line in lines:
             if line not in member.said:
                 member.said.add(line)
-                print(line, file=sys.stderr)
+                _say(line)
+
+
+def _say(sentence: str) -> None:
+    """Prints a sentence on stderr, above a bar."""
+    tqdm.write(sentence, file=sys.stderr)

@@ -98,6 +98,13 @@ class Sink(Protocol):
         """Records an image that could not be done; returns what went wrong as a sentence."""
 
 
+class Bar(Protocol):
+    """What a runner moves on by each image, such as a bar of tqdm."""
+
+    def update(self) -> object:
+        """Counts an image that is done or has failed."""
+
+
 class Runner(Generic[Result]):
     """Does the tasks of images: threads read and write while the calling thread computes.
 
@@ -105,7 +112,7 @@ class Runner(Generic[Result]):
     no more is read, but what has been computed is written and recorded.
     """
 
-    def __init__(self, spec: ImageSpec[Result], sink: Sink, bar: tqdm[Any]) -> None:
+    def __init__(self, spec: ImageSpec[Result], sink: Sink, bar: Bar) -> None:
         self._spec = spec
         self._sink = sink
         self._bar = bar

@@ -34,7 +34,9 @@ def key_error(key: str) -> str | None:
 class RowKeys:
     """The keys of a shard's rows, in their order."""
 
-    def __init__(self) -> None:
+    def __init__(self, total: int | None = None) -> None:
+        """``total``: the number of rows, if it is known."""
+        self._total = total
         self._used: set[str] = set()
         self._rows = 0
 
@@ -53,7 +55,8 @@ class RowKeys:
             key = f"row-{self._rows:09d}"
             while key in self._used:
                 key += "-"
+        share = self._rows / self._total if self._total else None
         self._used.add(key)
         self._rows += 1
         shown = name.encode(errors="surrogateescape").decode(errors="replace")
-        return Row(key, shown, error=error)
+        return Row(key, shown, error=error, share=share)

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Container, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from itertools import islice
+from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 
 from ..util.extras import load_extra
@@ -113,7 +114,9 @@ def _shard_rows(
 
     with ExitStack() as stack:
         if kind == "tar":
-            yield from tar_rows(stack.enter_context(store.open(name)), column, skip)
+            for row in tar_rows(stack.enter_context(store.open(name)), column, skip):
+                share = None if row.start is None else row.start / file.bytes
+                yield replace(row, share=share)
             return
         table: ParquetTable | ArrowTable
         if kind == "parquet":
@@ -146,22 +149,23 @@ def _mapped(store: Store, name: str) -> Any:
 def _file_rows(unit: Unit, sources: Sources, skip: Container[str]) -> Iterator[Row]:
     """Yields the image files; some are read ahead, at the same time."""
 
-    def read(key: str, file: SourceFile) -> Row:
+    def read(index: int, key: str, file: SourceFile) -> Row:
+        row = Row(key, file.name, share=index / len(unit.files))
         if key in skip:
-            return Row(key, file.name)
+            return row
         store, name = sources.locate(file)
         try:
-            return Row(key, file.name, store.read(name))
+            return replace(row, data=store.read(name))
         except OSError as error:
-            return Row(key, file.name, error=f"cannot read {file.uri}: {_why(error)}")
+            return replace(row, error=f"cannot read {file.uri}: {_why(error)}")
 
-    files = zip(unit.keys, unit.files, strict=True)
+    files = zip(count(), unit.keys, unit.files, strict=False)
     with ThreadPoolExecutor(_AHEAD) as pool:
         waiting: deque[Future[Row]] = deque()
         try:
             while True:
-                for key, file in islice(files, _AHEAD - len(waiting)):
-                    waiting.append(pool.submit(read, key, file))
+                for arguments in islice(files, _AHEAD - len(waiting)):
+                    waiting.append(pool.submit(read, *arguments))
                 if not waiting:
                     return
                 yield waiting.popleft().result()

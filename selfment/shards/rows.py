@@ -39,6 +39,8 @@ class Row:
     error: str | None = None  #: why it cannot be read
     #: byte of the shard from which it can be read alone; None if it cannot
     start: int | None = field(default=None, compare=False)
+    #: share of the unit that precedes it; None if that is not known
+    share: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from tqdm import tqdm
-
 from ..core import options as params
 from ..jobs import coco
 from ..jobs.cluster import RayOptions, Remains, run_units
@@ -22,6 +20,7 @@ from ..models.labeler import PseudoLabeler
 from ..models.segmenter import Segmenter
 from ..util import distributed
 from .outputs import Outputs
+from .progress import Progress, Turn, turns
 from .rows import Unit
 from .sources import Sources
 from .stores import open_store
@@ -157,8 +156,8 @@ class _Plan:
     sources: Sources | None = None
     stack: ExitStack = field(default_factory=ExitStack)  #: closed at the end of the run
 
-    def __call__(self) -> tuple[ShardJob, list[Unit]]:
-        """Returns what workers need, and the units that are left; prints what is outdated."""
+    def __call__(self) -> tuple[ShardJob, list[Turn]]:
+        """Returns what workers need, and the units that are left; prints what is done again."""
         for name, value in {"column": self.column, "key": self.key}.items():
             params.require(name, value, "a name, or left alone", value != "")
         store = open_store("out", self.out)
@@ -178,7 +177,7 @@ class _Plan:
             print(sentence, file=sys.stderr)
         if self.outputs.retried:
             print(_retried(self.outputs.retried, self.outputs.reread), file=sys.stderr)
-        return job, left
+        return job, turns(left, len(self.units))
 
     def finish(self) -> None:
         """Removes results that are of no use, after a run that has done all units."""
@@ -212,11 +211,11 @@ def _run(plan: _Plan, ray: RayOptions | None, progress: bool) -> ShardSummary:
 
 
 def _run_planned(plan: _Plan, ray: RayOptions | None, progress: bool) -> ShardSummary:
-    job, units = distributed.shared(plan)
+    job, left = distributed.shared(plan)
     summary = ShardSummary(job.store().text)
     if plan.outputs is not None:
         summary.skipped = plan.outputs.skipped
-    for result in _results(job, units, ray, progress):
+    for result in _results(job, left, ray, progress):
         summary.done += result.done
         summary.skipped += result.skipped
         summary.failed += result.failed
@@ -227,22 +226,25 @@ def _run_planned(plan: _Plan, ray: RayOptions | None, progress: bool) -> ShardSu
 
 
 def _results(
-    job: ShardJob, units: Iterator[Unit], ray: RayOptions | None, progress: bool
+    job: ShardJob, left: Iterator[Turn], ray: RayOptions | None, progress: bool
 ) -> Iterator[UnitSummary]:
     """Does the units, here or on Ray, and yields what became of each."""
-    first = next(units, None)
+    first = next(left, None)
     if first is None:  # models are not loaded for nothing
         return
-    units = chain([first], units)
-    if ray is None:
-        with tqdm(unit=job.spec.unit, disable=not progress, file=sys.stderr) as bar:
-            yield from map(ShardWorker(job, bar), units)
-        return
-    store, form = job.store(), job.form()
+    left = chain([first], left)
+    with closing(Progress(first, job.spec.unit, progress)) as bar:
+        if ray is None:
+            yield from map(ShardWorker(job, bar), left)
+            return
+        store, form = job.store(), job.form()
 
-    def inspect(unit: Unit) -> Remains:
-        done = len(UnitOutput(store, form, unit).done)
-        return Remains(done, f"a row of {unit.files[0].uri} after the first {done:,}")
+        def inspect(turn: Turn) -> Remains:
+            done = len(UnitOutput(store, form, turn.unit).done)
+            file = turn.unit.files[0].uri
+            return Remains(done, f"a row of {file} after the first {done:,}")
 
-    with closing(run_units(job, units, ray, inspect)) as results:
-        yield from results
+        with closing(run_units(job, left, ray, inspect)) as results:
+            for result in results:
+                bar.add(result.turn, result.done + result.failed)
+                yield result

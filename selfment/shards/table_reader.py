@@ -25,6 +25,7 @@ class Table(Protocol):
     """A table that is read a column at a time."""
 
     schema: Any  #: PyArrow's
+    rows: int | None  #: their number, if it is known before they are read
 
     def column(self, name: str, child: str | None = None) -> Iterator[Any]:
         """Yields the parts of a column, or of a child of a column of structs."""
@@ -41,6 +42,7 @@ class ParquetTable:
         parquet = load_extra("pyarrow.parquet", "PyArrow", "shards", "a Parquet file")
         self._file = parquet.ParquetFile(file, buffer_size=_BUFFER)
         self.schema = self._file.schema_arrow
+        self.rows: int | None = self._file.metadata.num_rows
 
     def column(self, name: str, child: str | None = None) -> Iterator[Any]:
         """Yields the parts of a column; nothing else is read."""
@@ -73,6 +75,7 @@ class ArrowTable:
         self.schema = (self._ipc.open_stream if self._is_stream else self._ipc.open_file)(
             file
         ).schema
+        self.rows: int | None = None
 
     def column(self, name: str, child: str | None = None) -> Iterator[Any]:
         """Yields the parts of a column up to a damage, which :meth:`groups` raises."""
@@ -157,7 +160,7 @@ def _rows_without_data(table: Table, columns: _Columns) -> Iterator[Row]:
         keys = (None if value is None else str(value) for value in values)
     elif (path_keys := _keys_of_paths(paths)) is not None:
         keys = path_keys
-    start = RowKeys().start
+    start = RowKeys(table.rows).start
     pairs = zip(keys, chain(paths, repeat(None)), strict=False)
     return (start(key, path or key or "") for key, path in pairs)
 

@@ -23,6 +23,7 @@ from ..util.files import printable, reason
 from ..util.lines import Record
 from .formats import Format, output_format
 from .layout import Layout
+from .progress import Progress, Turn
 from .readers import ShardError, read_unit
 from .rows import Row, RowResult, Unit
 from .sources import Sources
@@ -39,6 +40,7 @@ _NUMBERS = {"bytes": "int64", "checksum": "string", "settings": "string"}
 class UnitSummary:
     """Counts the rows of a unit that were done, had been done before, and failed."""
 
+    turn: Turn
     done: int = 0
     skipped: int = 0
     failed: int = 0
@@ -89,46 +91,50 @@ class ShardJob:
 
     def __call__(self) -> ShardWorker:
         """Loads the models, and returns the worker."""
-        return ShardWorker(self, tqdm(disable=True))
+        return ShardWorker(self)
 
 
 class ShardWorker:
     """Does units one after the other."""
 
-    def __init__(self, job: ShardJob, bar: tqdm[Any]) -> None:
-        """Loads the models; ``bar``: is moved on by each row."""
+    def __init__(self, job: ShardJob, progress: Progress | None = None) -> None:
+        """Loads the models; ``progress``: is moved on by each row."""
         self._job = job
-        self._bar = bar
+        self._progress = progress
         self._store, self._form = job.store(), job.form()
         job.spec.load([])
 
-    def __call__(self, unit: Unit) -> UnitSummary:
+    def __call__(self, turn: Turn) -> UnitSummary:
         """Does what is left of a unit, and seals its shard; prints on stderr what fails.
 
         After an interrupt or an error of the output folder, the rows that are done are kept.
         """
-        self._bar.set_postfix_str(unit.name, refresh=False)
+        unit = turn.unit
+        progress = self._progress or Progress(turn, self._job.spec.unit, show=False)
+        progress.begin(turn)
         output = UnitOutput(self._store, self._form, unit, PART_ROWS)
         sink = _UnitSink(self._job.spec, output, self._form.digest)
         rows = _Rows(self._job, unit, frozenset(output.done), output.starts)
         try:
-            Runner(self._job.spec, sink, self._bar).run(self._tasks(rows, sink))
+            Runner(self._job.spec, sink, progress).run(_tasks(rows, sink, progress))
         finally:
             output.flush()
         damaged = 0 if rows.error is None else 1
         if not damaged or len(rows.keys) >= max(output.rows, 1):  # otherwise earlier results remain
             output.seal(rows.keys, rows.error, rows.starts)
-        return UnitSummary(sink.done, rows.skipped, sink.failed, damaged)
+        progress.end()
+        return UnitSummary(turn, sink.done, rows.skipped, sink.failed, damaged)
 
-    def _tasks(self, rows: _Rows, sink: _UnitSink) -> Iterator[RowTask]:
-        """Yields the rows that have an image and are left."""
-        for task, error in rows:
-            if error is None:
-                yield task
-            else:
-                report_failure(sink, task, ImageError(error))
-                self._bar.update()
-        self._bar.update(rows.skipped)
+
+def _tasks(rows: _Rows, sink: _UnitSink, progress: Progress) -> Iterator[RowTask]:
+    """Yields the rows that have an image and are left."""
+    for task, error in rows:
+        progress.reach(rows.share)
+        if error is None:
+            yield task
+        else:
+            report_failure(sink, task, ImageError(error))
+            progress.update()
 
 
 class _Rows:
@@ -149,6 +155,7 @@ class _Rows:
         self.starts: dict[str, int | None] = {}  #: of the rows that were read, by key
         self.keys: list[str] = []  #: of all rows so far, in their order
         self.skipped = 0  #: rows that were done before
+        self.share: float | None = None  #: which was read so far, if it is known
         self.error: str | None = None  #: why the unit could not be read to its end
 
     def __iter__(self) -> Iterator[tuple[RowTask, str | None]]:
@@ -161,6 +168,7 @@ class _Rows:
         try:
             for row, file in zip(_read_ahead(rows), files, strict=False):
                 self.keys.append(row.key)
+                self.share = row.share
                 if row.key in self._done:
                     self.skipped += 1
                     continue
