@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ..util.files import RealPaths, printable, remove_abandoned
 from .formats import SUFFIXES, FilesFormat, Format, is_result, objects_of
-from .rows import SourceFile, Unit
+from .rows import Unit
 from .sources import Sources
 from .stores import LocalStore, Store
 from .unit_record import PARTS, RECORDS, UnitRecord, read_record, stamps
@@ -170,7 +170,7 @@ class Outputs:
         for unit in earlier:
             for file in unit.files:
                 uri = images.get(file.name, file.uri)
-                if uri != file.uri and _any_exists([file], sources):
+                if uri != file.uri and sources.any_exists([file]):
                     raise ValueError(
                         f"`out` must have no results of another input: {file.name} is of "
                         f"{file.uri}, and would be of {uri}"
@@ -214,7 +214,7 @@ class Outputs:
             is_other = record.unit.kind == "files" and name not in present
             rest = [file for file in files if file.uri not in uris]
             is_here = any(file.name in names for file in files)
-            if is_other and is_here and not _any_exists(rest, sources):
+            if is_other and is_here and not sources.any_exists(rest):
                 superseded.append(record)
         images = [name for name, unit in present.items() if unit.kind == "files"]
         if superseded and not all(map(self._is_sealed, images)):
@@ -255,18 +255,6 @@ class Outputs:
             f"{shards} removed: the files are in other shards now, or gone "
             f"(the first: {records[0].shard})"
         )
-
-
-def _any_exists(files: Iterable[SourceFile], sources: Sources) -> bool:
-    """True if one of the files exists, or lies where the run had no input."""
-    for file in files:
-        try:
-            store, name = sources.locate(file)
-        except KeyError:
-            return True
-        if store.stat([name]) != [None]:
-            return True
-    return False
 
 
 def _say(sentence: str) -> None:

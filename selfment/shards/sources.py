@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .rows import SourceFile
 from .stores import Store, open_store
 from .urls import split_root
@@ -30,3 +32,17 @@ class Sources:
         """Returns the root store of a file, and the name of the file on it."""
         root, name = split_root("inputs", file.uri)
         return self._stores[root], name
+
+    def any_exists(self, files: Iterable[SourceFile]) -> bool:
+        """Returns whether one of the files exists, or lies where the run has no input.
+
+        Raises ``OSError``.
+        """
+        for file in files:
+            try:
+                store, name = self.locate(file)
+            except KeyError:
+                return True
+            if store.stat([name]) != [None]:
+                return True
+        return False

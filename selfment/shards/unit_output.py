@@ -16,7 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +29,7 @@ from ..util.lines import Record
 from .formats import Format, objects_of, read_tar, write_tar
 from .rows import RowResult, Unit
 from .stores import Store
-from .unit_record import PARTS, UnitRecord, read_record, stamps, write_record
+from .unit_record import PARTS, UnitRecord, read_record, stamp, stamps, write_record
 
 _BLOCK_BYTES = 32 << 20  # contents of a part
 _PARTS_IN_MEMORY = 8  # rows are finished nearly in their order, so that few parts are read at once
@@ -68,6 +68,8 @@ class UnitOutput:
         if self._is_begun:
             self._read_sealed()
             self._read_parts()
+        elif self._record is not None and self._record.has_settings_of(form):
+            self._keep_unchanged(self._record)
 
     @property
     def rows(self) -> int:
@@ -198,6 +200,20 @@ class UnitOutput:
                 "are done again"
             )
         self.done.update(key for key, record in self._sealed.items() if record is None)
+
+    def _keep_unchanged(self, record: UnitRecord) -> None:
+        """Adds the rows of image files that have not changed, from the shard of the others."""
+        [stat] = self._store.stat([self._shard])
+        if self._unit.kind != "files" or not record.is_sealed(stat and stat[0]):
+            return
+        unchanged = set(stamps(record.unit.files)).intersection(stamps(self._unit.files))
+        files = zip(self._unit.keys, self._unit.files, strict=True)
+        images = {key: file.name for key, file in files if stamp(file) in unchanged}
+        with suppress(ValueError):  # a damaged shard: the rows after the damage are done again
+            for row in self._form.read(self._store, self._unit):
+                if row.record["error"] is None and row.record["image"] == images.get(row.key):
+                    self.add(row)
+        self.flush()
 
     def _read_parts(self) -> None:
         damaged = 0

@@ -60,9 +60,17 @@ class UnitRecord:
         return is_over and self.error is None and self.failed == 0
 
 
-def stamps(files: Iterable[SourceFile]) -> list[tuple[str, int, int]]:
-    """The name, the size and the modification time of each file."""
-    return [(file.name, file.bytes, file.mtime_ns) for file in files]
+Stamp = tuple[str, int, int]
+
+
+def stamp(file: SourceFile) -> Stamp:
+    """The name, the size and the modification time of a file."""
+    return file.name, file.bytes, file.mtime_ns
+
+
+def stamps(files: Iterable[SourceFile]) -> list[Stamp]:
+    """The stamp of each file."""
+    return list(map(stamp, files))
 
 
 def write_record(store: Store, record: UnitRecord) -> None:

@@ -18,7 +18,7 @@ from .rows import SourceFile, Unit
 from .shard_search import ShardSearch, kind_of, stem_of
 from .sources import Sources
 from .stores import Store
-from .unit_record import stamps
+from .unit_record import stamp, stamps
 
 BLOCK = 1000  # image files of a unit
 
@@ -36,14 +36,15 @@ class Inputs:
         """The kinds of their units."""
         return {unit.kind for unit in self.shards} | ({"files"} if self.images else set())
 
-    def units(self, earlier: Iterable[Unit] = (), block: int = BLOCK) -> list[Unit]:
+    def units(self, earlier: Sequence[Unit] = (), block: int = BLOCK) -> list[Unit]:
         """The shards, and groups of up to ``block`` image files in their order.
 
-        ``earlier``: units of earlier runs. Groups whose files are all there and unchanged remain
-        units, so that new files do not shift the groups.
+        ``earlier``: units of earlier runs. Groups remain units with the files that are still there,
+        so that new files do not shift the groups, and changed ones cost no other. Raises
+        ``OSError``.
         """
         require("block", block, "an integer >= 1", isinstance(block, int) and block >= 1)
-        return [*self.shards, *_groups(self.images, block, earlier)]
+        return [*self.shards, *_groups(self.images, block, earlier, self.sources)]
 
 
 def find_inputs(
@@ -107,21 +108,44 @@ def _path(uri: str) -> str:
     return "/" + uri.partition("://")[2] if "://" in uri else uri
 
 
-def _groups(images: Sequence[SourceFile], block: int, earlier: Iterable[Unit]) -> list[Unit]:
-    """Returns earlier units whose files are unchanged, and the other files in new units."""
+def _groups(
+    images: Sequence[SourceFile], block: int, earlier: Sequence[Unit], sources: Sources
+) -> list[Unit]:
+    """Returns earlier units with the files that they have now, and the other files in new units."""
     keys = dict(zip(images, image_keys([file.name for file in images]), strict=True))
-    current = dict(zip(stamps(images), images, strict=True))
-    units = []
+    by_stamp = dict(zip(stamps(images), images, strict=True))
+    by_place = {(file.uri, file.name): file for file in images}
+    kept: dict[Unit, dict[int, SourceFile]] = {}  # the files by their places in the unit
     for unit in earlier:
-        if unit.kind == "files" and all(stamp in current for stamp in stamps(unit.files)):
-            # The files may have been moved to another place together.
-            files = tuple(current.pop(stamp) for stamp in stamps(unit.files))
-            units.append(Unit(unit.name, "files", files, tuple(keys[file] for file in files)))
-    left = list(current.values())
-    for start in range(0, len(left), block):
-        files = tuple(left[start : start + block])
-        digest = hashlib.sha256(json.dumps(stamps(files)).encode()).hexdigest()
-        units.append(
-            Unit(f"files-{digest[:12]}", "files", files, tuple(keys[file] for file in files))
-        )
-    return units
+        missing = [file for file in unit.files if stamp(file) not in by_stamp]
+        gone = [file for file in missing if (file.uri, file.name) not in by_place]
+        # Files that exist, but are not among the inputs, keep their results.
+        if unit.kind == "files" and len(gone) < len(unit.files) and not sources.any_exists(gone):
+            kept[unit] = {}
+    left = dict.fromkeys(images)
+    # Files that have not changed come first: they may have been moved to another place together.
+    for is_changed in (False, True):
+        for unit, members in kept.items():
+            for place, file in enumerate(unit.files):
+                now = by_stamp.get(stamp(file))
+                if is_changed:
+                    now = by_place.get((file.uri, file.name))
+                if now in left and place not in members:
+                    members[place] = now
+                    del left[now]
+    groups = {
+        unit.name: tuple(members[place] for place in sorted(members))
+        for unit, members in kept.items()
+        if members
+    }
+    rest, names = list(left), {unit.name for unit in earlier}
+    for start in range(0, len(rest), block):
+        files = tuple(rest[start : start + block])
+        name = f"files-{hashlib.sha256(json.dumps(stamps(files)).encode()).hexdigest()[:12]}"
+        while name in names:  # of a unit whose files have changed since
+            name += "-"
+        groups[name] = files
+    return [
+        Unit(name, "files", files, tuple(keys[file] for file in files))
+        for name, files in groups.items()
+    ]

@@ -44,8 +44,20 @@ def do(store: Any, made: Format, *inputs: Path) -> list[str]:
     return computed
 
 
-def contents(store: Any) -> dict[str, bytes]:
-    return {file.name: store.read(file.name) for file in store.list()}
+def contents(store: Any, hidden: bool = True) -> dict[str, bytes]:
+    """Returns the content of each file; ``hidden``: also of what runs need to continue."""
+    return {
+        file.name: store.read(file.name)
+        for file in store.list()
+        if hidden or not file.name.startswith(".")
+    }
+
+
+def results(store: Any, made: Format) -> dict[str, tuple[object, dict[str, bytes]]]:
+    """Returns the record and the contents of each row."""
+    units = Outputs(store).recorded_units()
+    rows = [row for each in units for row in made.read(store, each)]
+    return {row.key: (row.record, dict(row.files)) for row in rows}
 
 
 def keys(store: Any, made: Format) -> list[str]:
@@ -66,7 +78,7 @@ def test_new_files_do_not_disturb_the_units_of_others(tmp_path: Path, to: str) -
 
 
 @pytest.mark.parametrize("to", ALL)
-def test_units_whose_files_change_or_go_are_superseded(
+def test_only_files_that_have_changed_are_computed_again(
     tmp_path: Path, to: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store, made = open_store("out", tmp_path / "out"), form(to)
@@ -74,13 +86,57 @@ def test_units_whose_files_change_or_go_are_superseded(
     do(store, made, folder)
     (folder / "b.jpg").unlink()
     photos(folder, "d", time=6)
-    assert do(store, made, folder) == ["a", "c", "d"]
-    said = capsys.readouterr().err
-    assert said.startswith("2 shards were removed: the files are in other shards now, or gone (")
+    assert do(store, made, folder) == ["d"]
     assert keys(store, made) == ["a", "c", "d", "e", "f"]
     stay = {f"{name}.png" for name in "acdef"} if to == "files" else set()
     assert {name for name in contents(store) if name.endswith(".png")} == stay
     assert do(store, made, folder) == []
+    fresh = open_store("out", tmp_path / "fresh")
+    do(fresh, made, folder)
+    assert results(store, made) == results(fresh, made)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_a_file_that_changed_twice_or_has_another_key_now_is_computed_again(
+    tmp_path: Path, to: str
+) -> None:
+    store, made = open_store("out", tmp_path / "out"), form(to)
+    folder = photos(tmp_path / "in", "ab")
+    do(store, made, folder)
+    for time in (6, 5):
+        assert do(store, made, photos(folder, "a", time)) == ["a"]
+    (folder / "b.png").write_bytes(b"photo")  # b.jpg has the key "b.jpg" now
+    assert do(store, made, photos(folder, "a", 7)) == ["a", "b.jpg", "b.png"]
+    assert keys(store, made) == ["a", "b.jpg", "b.png"]
+
+
+@pytest.mark.parametrize("to", ALL)
+def test_files_that_have_other_names_in_this_run_keep_their_results(
+    tmp_path: Path, to: str
+) -> None:
+    store, made = open_store("out", tmp_path / "out"), form(to)
+    folder = photos(tmp_path / "in", "ab")
+    do(store, made, folder)
+    before = contents(store)
+    other = photos(tmp_path / "other", "c")
+    assert do(store, made, folder, other) == ["in/a", "in/b", "other/c"]
+    assert before.items() <= contents(store).items()
+
+
+def test_a_unit_without_files_of_its_own_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, made = open_store("out", tmp_path / "out"), form("tar")
+    folder = photos(tmp_path / "in", "ab")
+    do(store, made, folder)
+    for name in "ab":
+        assert do(store, made, folder / f"{name}.jpg") == [name]
+    assert keys(store, made) == ["a", "a", "b", "b"]
+    assert do(store, made, folder) == []
+    said = capsys.readouterr().err
+    assert "removed: the files are in other shards now, or gone (the first: files-" in said
+    assert keys(store, made) == ["a", "b"]
 
 
 @pytest.mark.parametrize("to", ALL)
@@ -99,21 +155,20 @@ def test_files_that_are_not_among_the_inputs_but_exist_keep_their_results(
 
 
 @pytest.mark.parametrize("to", ALL)
-def test_nothing_is_superseded_by_units_that_are_not_done(tmp_path: Path, to: str) -> None:
+def test_results_stay_until_those_of_a_changed_file_are_there(tmp_path: Path, to: str) -> None:
     store, made = open_store("out", tmp_path / "out"), form(to)
     do(store, made, photos(tmp_path / "in", "abc"))
-    before = contents(store)
+    before = contents(store, hidden=False)
     photos(tmp_path / "in", "a", time=6)
     outputs = Outputs(store)
     units, sources = units_of([tmp_path / "in"], earlier=outputs.recorded_units())
     left = outputs.plan(units, made, sources)
     output = UnitOutput(store, made, left[0])
+    assert output.done == {"b"}
     output.add(good("a"))
     output.flush()
     outputs.finish(units, sources)
-    after = contents(store)
-    assert before.items() <= after.items()
-    assert len(after) == len(before) + 2  # the record and the part
+    assert contents(store, hidden=False) == before
 
 
 @pytest.mark.parametrize("to", ALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,16 +259,20 @@ def test_earlier_groups_stay_when_files_are_added_changed_or_moved(photos: Path)
     earlier, _ = units_of(photos, block=3)
     (photos / "00.jpg").touch()
     (photos / "4.jpg").write_bytes(b"changed")
+    units, _ = units_of(photos, block=3, earlier=earlier)
+    assert groups(units) == [*groups(earlier), ["00.jpg"]]
+    assert [unit.name for unit in units[:3]] == [unit.name for unit in earlier]
+    assert [file.bytes for file in units[1].files] == [3, len(b"changed"), 5]
     moved = photos.with_name("moved")
     os.rename(photos, moved)
     units, _ = units_of(moved, block=3, earlier=earlier)
     assert groups(units) == [
         ["0.jpg", "1.jpg", "2.jpg"],
+        ["3.jpg", "5.jpg"],
         ["6.jpg"],
-        ["00.jpg", "3.jpg", "4.jpg"],
-        ["5.jpg"],
+        ["00.jpg", "4.jpg"],  # changed and moved: it may be another file
     ]
-    assert [unit.name for unit in units[:2]] == [earlier[0].name, earlier[2].name]
+    assert [unit.name for unit in units[:3]] == [unit.name for unit in earlier]
     assert units[0].files[0].uri == str(moved / "0.jpg")
     assert units[0].keys == ("0", "1", "2")
 
@@ -277,3 +282,16 @@ def test_groups_have_the_names_of_their_files_sizes_and_times(photos: Path) -> N
     os.utime(photos / "0.jpg", ns=(0, 10**18))
     [after], _ = units_of(photos)
     assert before.name != after.name
+
+
+def test_a_new_group_has_not_the_name_of_one_whose_files_changed_elsewhere(photos: Path) -> None:
+    earlier, _ = units_of(photos)
+    copy = photos.with_name("copy")
+    shutil.copytree(photos, copy)  # with the times
+    for path in photos.iterdir():
+        path.write_bytes(b"changed")
+    changed, _ = units_of(photos, earlier=earlier)
+    assert [unit.name for unit in changed] == [unit.name for unit in earlier]
+    [unit] = units_of(copy, earlier=changed)[0]
+    assert unit.name == f"{earlier[0].name}-"
+    assert units_of(copy, earlier=[*changed, unit])[0] == [unit]
