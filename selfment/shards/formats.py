@@ -22,7 +22,7 @@ from ..util.extras import load_extra
 from ..util.lines import Record, with_checksum, without_checksum
 from .layout import COMMON, Layout
 from .rows import RowResult, Unit
-from .stores import Store
+from .store import Store
 
 #: The formats of outputs, as ``to`` names them.
 FORMATS = ("tar", "parquet", "files")

@@ -15,7 +15,8 @@ from ..util.extras import load_extra
 from ..util.files import printable, reason
 from .rows import Row, SourceFile, Unit
 from .sources import Sources
-from .stores import LocalStore, Store
+from .store import Store
+from .stores import LocalStore
 from .table_reader import ArrowTable, ParquetTable, table_rows
 from .tar_reader import known_tar_rows, tar_rows
 

@@ -16,7 +16,8 @@ from ..util.lines import without_checksum
 from .formats import SUFFIXES
 from .rows import SourceFile
 from .sources import Sources
-from .stores import LocalStore, Store
+from .store import Store
+from .stores import LocalStore
 from .unit_record import RECORDS
 
 #: Suffixes of shards, and their kinds.

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from selfment.shards.stores import Store, open_store
+from selfment.shards.store import Store
+from selfment.shards.stores import open_store
 
 SECRET = "wJalrXUtnFEMI"
 

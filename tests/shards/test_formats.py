@@ -17,7 +17,8 @@ from helpers.shard_rows import ALL, LAYOUT, bad, form, good, rows, unit
 from selfment.shards.formats import Format, objects_of, output_format
 from selfment.shards.layout import Layout
 from selfment.shards.rows import RowResult, Unit
-from selfment.shards.stores import Store, open_store
+from selfment.shards.store import Store
+from selfment.shards.stores import open_store
 
 UNIT = unit()
 

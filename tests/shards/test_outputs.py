@@ -17,7 +17,8 @@ from helpers.shard_rows import ALL, Killed, MortalStore, bad, form, good, rows, 
 from selfment.shards.outputs import Outputs
 from selfment.shards.rows import RowResult, Unit
 from selfment.shards.sources import Sources
-from selfment.shards.stores import Store, open_store
+from selfment.shards.store import Store
+from selfment.shards.stores import open_store
 from selfment.shards.unit_output import UnitOutput
 from selfment.shards.unit_record import UnitRecord, read_record
 
