@@ -92,6 +92,10 @@ class ArrowStore(RemoteStore):
         is_file = info.type == self._arrow.FileType.File
         return (info.size or 0, info.mtime_ns or 0) if is_file else None
 
+    def _path(self, name: str) -> str:
+        path = super()._path(name)
+        return path.lstrip("/") if self._url.scheme in _AZURE else path  # a URL may be of a host
+
     def _exists(self, path: str) -> bool:
         return bool(self._system.get_file_info(path).type != self._arrow.FileType.NotFound)
 

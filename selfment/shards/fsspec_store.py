@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..util.extras import load_extra
+from ..util.files import reason
 from .arrow_store import SCHEMES
 from .rows import SourceFile
 from .store import BUFFER, RemoteStore, named
 from .urls import Url
 
 _HTTP = ("http", "https")
+_PATIENCE = 60.0  # seconds without an answer
+_MISSING = (404, 410)  # statuses
 #: Where file systems have the time of change, in this order.
 _TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "updated", "created")
 #: Where those without a time have what tells two contents apart.
@@ -32,7 +35,12 @@ class FsspecStore(RemoteStore):
         if url.query:
             raise ValueError(f"a query is for {', '.join(SCHEMES)}")
         fsspec = load_extra("fsspec.core", "fsspec", "shards", f"a {url.scheme} URL")
-        system, root = fsspec.url_to_fs(url.uri)
+        options = {}
+        if url.scheme in _HTTP:  # by default, a file must have been read after five minutes
+            http = load_extra("aiohttp", "aiohttp", "shards", f"a {url.scheme} URL")
+            timeout = http.ClientTimeout(total=None, sock_connect=_PATIENCE, sock_read=_PATIENCE)
+            options["client_kwargs"] = {"timeout": timeout}
+        system, root = fsspec.url_to_fs(url.uri, **options)
         return system, str(root).rstrip("/")
 
     def open(self, name: str, buffer: int = BUFFER) -> BinaryIO:
@@ -82,9 +90,8 @@ class FsspecStore(RemoteStore):
             return bool(self._system.isdir(self._path(name)))
 
     def _entries(self, folder: str, recursive: bool) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yields what a folder has; HTTP servers have no folders, but their pages have links."""
         if self._url.scheme in _HTTP:
-            raise OSError(f"files on an HTTP server are named one by one: {self.text_of(folder)}")
+            raise self._no_folder(folder)
         path = self._path(folder)
         self._system.invalidate_cache()
         with named(self, folder), suppress(FileNotFoundError, NotADirectoryError):
@@ -103,10 +110,21 @@ class FsspecStore(RemoteStore):
         with named(self, name):
             try:
                 info = self._system.info(self._path(name))
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-        is_page = self._url.scheme in _HTTP and info.get("mimetype") == "text/html"
-        return _stamp(info) if info["type"] == "file" and not is_page else None
+            except (FileNotFoundError, NotADirectoryError) as error:
+                cause = error.__cause__  # of HTTP, where each error is raised as this one
+                if cause is None or getattr(cause, "status", None) in _MISSING:
+                    return None
+                raise OSError(reason(cause)) from None
+        if self._url.scheme in _HTTP and info.get("mimetype") == "text/html":
+            raise self._no_folder(name)
+        return _stamp(info) if info["type"] == "file" else None
+
+    def _no_folder(self, name: str) -> ValueError:
+        """The error for a list of files, or a page, on an HTTP server."""
+        return ValueError(
+            f"`{self._argument}` must name files one by one, or by braces, on an HTTP server: "
+            f"got {self.text_of(name)!r}"
+        )
 
     def _exists(self, path: str) -> bool:
         return bool(self._system.exists(path))
@@ -163,7 +181,7 @@ class _HttpFile(io.RawIOBase):
             self._file = self._system.open(self._path, block_size=self._buffer)
             self._is_stream = False
         self._position = self._file.seek(position)
-        return self._position
+        return position
 
     def close(self) -> None:
         if not self.closed:

@@ -142,13 +142,28 @@ class RemoteStore(Store):
             self._put(name, lambda path: self._upload(path, local))
 
     def check_writable(self, argument: str) -> None:
-        """Raises ``ValueError`` if the bucket does not exist, or its server does not answer."""
+        """Writes an object, reads it and removes it, so that a run does not compute in vain.
+
+        Raises ``ValueError`` if the bucket does not exist, its server does not answer or allow
+        that, or something else is read.
+        """
         if self._url.scheme not in CONTAINERS:
             return
+        name = f".selfment/{uuid.uuid4().hex}.tmp"
+        written = name.encode()
         with answering(argument, self), named(self, ""):
             exists = self._exists(self._root.partition("/")[0])
+            if exists:
+                self.write(name, written)
+                read = self.read(name)
+                self.remove([name])
         if not exists:
             raise ValueError(f"`{argument}` must be in a bucket that exists: got {self.text!r}")
+        if read != written:  # moto stores the encoding of a request without a signature
+            raise ValueError(
+                f"`{argument}` must be on a server that stores what is written: got {self.text!r}, "
+                f"where {len(written)} bytes became {len(read)}"
+            )
 
     def without_secrets(self, message: str) -> str:
         """Returns a message without the credentials and the query of the URL."""
