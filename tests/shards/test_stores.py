@@ -102,6 +102,33 @@ def test_a_missing_bucket_is_named_when_it_is_written_to(bucket: str) -> None:
     assert caught.value.filename == f"{bucket}-none/a.tar"
 
 
+def test_a_server_that_stores_something_else_is_noticed(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As moto does with the chunks of a request without a signature."""
+    store = open_store("out", bucket)
+    store.check_writable("out")
+    assert list(store.list()) == []
+    monkeypatch.setattr(store, "read", lambda name: b"20\r\n" + name.encode())
+    with pytest.raises(ValueError, match="`out` must be on a server that stores what is written"):
+        store.check_writable("out")
+
+
+def test_a_server_that_does_not_answer_is_named(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store("out", bucket)
+    assert isinstance(store, ArrowStore)
+
+    def silent(path: str) -> bool:
+        raise OSError("Timeout was reached")
+
+    monkeypatch.setattr(store, "_exists", silent)
+    sentence = rf"`out` must be on a server that answers: got '{bucket}' at AWS_ENDPOINT_URL=http"
+    with pytest.raises(ValueError, match=sentence):
+        store.check_writable("out")
+
+
 def test_the_server_may_be_named_in_the_query(
     bucket: str, object_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
