@@ -38,9 +38,9 @@ class Model:
 
     def all(self) -> None:
         """Adds all phases; the work of torch's operators is small, only their launches count."""
-        self.prepare()
+        self.prepare(self.size.n)
         self.join()
-        self.settle()
+        self.settle(self.size.undecided * self.size.n**2 / 2)
         self.degrees()
         self.fiedler()
         self.components()
@@ -62,31 +62,37 @@ class Model:
         deep = sum(i.name in ("DADD", "DFMA", "DMUL") for i in loop.usual) if loop else 0
         return each / 4, deep / 4
 
-    def prepare(self) -> None:
+    def prepare(self, rows: float) -> None:
         """The norm of each row."""
-        s = self.size
-        pieces = s.n * math.ceil(s.d / 256)
+        pieces = rows * math.ceil(self.size.d / 256)
         each, deep = self.reading("prepare<BFloat16>", "norms", 600)
         self.spread(
             "prepare", "norms",
-            instructions=pieces * each + s.n * 300,
-            doubles=pieces * deep + s.n * 40,
-            memory=2.0 * s.n * s.d,
+            instructions=pieces * each + rows * 300,
+            doubles=pieces * deep + rows * 40,
+            memory=2.0 * rows * self.size.d,
         )  # fmt: skip
 
     def join(self) -> None:
-        """Half the product, by tiles; a wave is the number of tiles that fit on the device."""
-        s, launch = self.size, self.launch("join")
+        """Half the product, by tiles."""
+        tiles = math.ceil(self.size.n / self.tile_edge("join"))
+        self.product("join", tiles * (tiles + 1) // 2)
+
+    def tile_edge(self, name: str) -> int:
+        """Returns the rows of a block's tile, which has as many columns."""
+        warps = self.launch(name).threads // 32
+        return math.isqrt(warps * self.made.warp_rows * self.made.warp_columns)
+
+    def product(self, name: str, tiles: int) -> None:
+        """A product by tiles; a wave is the number of tiles that fit on the device."""
+        s, launch = self.size, self.launch(name)
         kernel = launch.kernel
         loop = next(
             loop for f in self.code.kernels[kernel].functions for loop in f.loops
             if loop.innermost and loop.count("HMMA")
         )  # fmt: skip
         rest = len(self.code.kernels[kernel].instructions) - len(loop.instructions)
-        made, warps = self.made, launch.threads // 32
-        edge = math.isqrt(warps * made.warp_rows * made.warp_columns)
-        tiles = math.ceil(s.n / edge)
-        tiles = tiles * (tiles + 1) // 2
+        made, warps, edge = self.made, launch.threads // 32, self.tile_edge(name)
         resident = self.code.occupancy(kernel, launch.threads, launch.shared)
         turns = math.ceil(s.batch * tiles / resident / ASSUMED.multiprocessors) / s.batch
         blocks = (
@@ -103,7 +109,7 @@ class Model:
         slab = 2 * edge * made.slab * 2
         loops = loop.count("HMMA") / (made.warp_rows * made.warp_columns / 128 * made.slab / 16)
         self.add(
-            "join", "product",
+            name, "product",
             instructions=blocks * slabs * warps * len(loop.usual) / loops,
             shared=blocks * slabs * (warps * (rows * made.slab * 2 + other / loops) + slab),
             products=blocks * slabs * warps * loop.count("HMMA") / loops,
@@ -112,27 +118,25 @@ class Model:
         )  # fmt: skip
         barriers = sum(i.name == "BAR" for i in self.code.kernels[kernel].instructions) - 1
         self.add(
-            "join", "epilogue",
+            name, "epilogue",
             instructions=blocks * warps * rest,
             barriers=turns * barriers,
             latency=turns * 2 * ASSUMED.latency,
         )  # fmt: skip
 
-    def settle(self) -> None:
+    def settle(self, pairs: float, name: str = "settle") -> None:
         """The undecided pairs of the product; both rows are read from L2."""
-        s = self.size
-        pairs = s.undecided * s.n * s.n / 2
         each, _ = self.code.loop(
-            "settle<BFloat16>", "pairs",
+            f"{name}<BFloat16>", "pairs",
             lambda loop: sum(i.width == 16 and i.name == "LDG" for i in loop.instructions) >= 8
             and loop.count("FFMA") >= 16 and not loop.count("DADD"),
             500,
         )  # fmt: skip
-        pieces = pairs * math.ceil(s.d / 256)
+        pieces = pairs * math.ceil(self.size.d / 256)
         self.spread(
-            "settle", "pairs",
+            name, "pairs",
             instructions=pieces * each / 4 + pairs * 250,
-            cached=pairs * s.d * 4,
+            cached=pairs * self.size.d * 4,
         )  # fmt: skip
 
     def degrees(self) -> None:
@@ -161,38 +165,17 @@ class Model:
         def add(name: str, times: float, **counts: float) -> None:
             self.add("fiedler", name, share=share, **{k: times * v for k, v in counts.items()})
 
-        # 16 look-ups of a word for 32 rows; a loop may take two words at a time.
-        look, loop = self.code.loop(
-            kernel, "look-ups",
-            lambda loop: loop.count("DADD") in (16, 32)
-            and loop.count("LDS", "LD") >= loop.count("DADD")
-            and loop.depth >= 3 and not loop.count("SHFL"),
-            64,
-        )  # fmt: skip
-        look /= 1 if loop is None else loop.count("DADD") // 16
-        generic = loop is not None and loop.count("LD") >= 16
-        where = "fiedler: look-ups by generic loads" if generic else ""
-        if where:
-            self.code.missing.append(f"{where} (counted as loads from shared memory)")
+        look, fill = self.code.look_up(kernel), self.code.fill(kernel)
         words = 2 * own * s.words
         balance = self.balance(own, s.words)
         add(
             "look-ups", products * balance,
             instructions=words * look, doubles=words * 16, shared=words * 16 * 256.0,
         )  # fmt: skip
-        # 512 threads, a sum of four numbers each: 8 for each word.
-        fill, loop = self.code.loop(
-            kernel, "tables",
-            lambda loop: bool(loop.count("STS", "ST")) and loop.count("DADD") in (4, 8)
-            and loop.count("LD", "LDG", "LDS") >= loop.count("DADD")
-            and not loop.count("DMUL", "DFMA", "CALL"),
-            60,
-        )  # fmt: skip
-        entries = max(1, loop.count("STS.64", "STS", "ST")) if loop else 2
         passes = math.ceil(own * 64 / 640) * math.ceil(s.words / 16)
         add(
             "tables", products,
-            instructions=passes * 16 * 8 * fill / entries,
+            instructions=passes * 16 * 8 * fill,
             shared=passes * 4096 * 8.0,
             cached=passes * 1024 * 8.0,
             barriers=2 * passes, latency=passes * ASSUMED.latency / 2,

@@ -44,6 +44,7 @@ class Assumptions:
     clock: float = 1.755e9  # under load
     multiprocessors: int = HOPPER[0]
     bandwidth: float = 4.3e12  # bytes/s of a large copy, read and written
+    host: float = 50e9  # bytes/s of a copy from pinned memory of the host
     issue: float = 4  # instructions of a warp, a cycle
     doubles: float = 2  # FP64 instructions of a warp, a cycle
     shared: float = 128  # bytes of shared memory, a cycle
@@ -148,6 +149,31 @@ class Code:
             return otherwise, None
         best = min(loops, key=lambda loop: len(loop.usual))
         return len(best.usual), best
+
+    def look_up(self, kernel: str) -> float:
+        """Returns a warp's instructions for the 16 look-ups of a word, for 32 rows."""
+        look, loop = self.loop(
+            kernel, "look-ups",
+            lambda loop: loop.count("DADD") in (16, 32)
+            and loop.count("LDS", "LD") >= loop.count("DADD")
+            and loop.depth >= 3 and not loop.count("SHFL"),
+            64,
+        )  # fmt: skip
+        if loop is not None and loop.count("LD") >= 16:
+            where = f"{kernel}: look-ups by generic loads"
+            self.missing.append(f"{where} (counted as loads from shared memory)")
+        return look / (1 if loop is None else loop.count("DADD") // 16)
+
+    def fill(self, kernel: str) -> float:
+        """Returns a warp's instructions for 32 entries of a table, each a sum of four numbers."""
+        fill, loop = self.loop(
+            kernel, "tables",
+            lambda loop: bool(loop.count("STS", "ST")) and loop.count("DADD") in (4, 8)
+            and loop.count("LD", "LDG", "LDS") >= loop.count("DADD")
+            and not loop.count("DMUL", "DFMA", "CALL"),
+            60,
+        )  # fmt: skip
+        return fill / (max(1, loop.count("STS.64", "STS", "ST")) if loop else 2)
 
     def fences(self, kernel: str) -> float:
         """Cycles of the fences of a meeting: two of them, before and after."""

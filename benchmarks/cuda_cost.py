@@ -1,9 +1,10 @@
-"""Estimates the time of a label on an H200 by counting instructions, barriers, bytes, launches.
+"""Estimates times on an H200 by counting instructions, barriers, bytes and launches.
 
     python benchmarks/cuda_cost.py [--detail] [--json F] [--write]
 
 Nothing here is measured on a device. For four sizes it multiplies the counts of each loop in the
-machine code by how often the loop runs, for binary graphs of bfloat16 features with k = 1. Grids,
+machine code by how often the loop runs, for binary graphs of bfloat16 features with k = 1, and for
+passes over patches that join them with landmarks (cost_landmarks.py). Grids,
 teams, shared memory and launches are those of the host code for a device of 132 multiprocessors
 (cuda_plan.py). A phase takes as long as its most expensive resource; phases of a block run one
 after another. The assumptions on the device and the data are in cost_phases.py, and printed.
@@ -27,14 +28,17 @@ import cuda_plan
 import sass
 import torch
 from cost_kernels import Model
+from cost_landmarks import PASSES, LandmarkModel, recorded
 from cost_phases import ASSUMED, CLUSTERS, SIZES, WGMMA, Code, Size, structure
 from kernels import HOPPER, write
 
 import selfment
 
 
-def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
-    """Returns the model of each size, and the plans of some batches."""
+def modelled(
+    folder: Path,
+) -> tuple[list[Model], list[LandmarkModel], dict[str, cuda_plan.Plan]]:
+    """Returns the models of each size and of each pass with landmarks, and plans of batches."""
     code, made = Code(), structure()
     device = cuda_plan.Device(folder, *HOPPER, code.occupancy)
 
@@ -44,16 +48,40 @@ def modelled(folder: Path) -> tuple[list[Model], dict[str, cuda_plan.Plan]]:
         features = torch.empty(s.batch, s.n, 16 if tau == "auto" else s.d, dtype=torch.bfloat16)
         return device.plan(lambda: selfment.pseudo_label(features, (side, side), tau=tau))
 
-    models = []
-    for size in SIZES:
-        model = Model(size, code, made, plan(size))
+    models = [Model(size, code, made, plan(size)) for size in SIZES]
+    passes = [LandmarkModel(work, code, made, recorded(device, work)) for work in PASSES]
+    for model in (*models, *passes):
         model.all()
-        models.append(model)
-    return models, {"a fixed tau": models[1].plan, 'tau="auto"': plan(SIZES[1], "auto")}
+    plans = {"a fixed tau": models[1].plan, 'tau="auto"': plan(SIZES[1], "auto")}
+    return models, passes, plans
 
 
-def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) -> Iterator[str]:
+def report(
+    models: list[Model],
+    passes: list[LandmarkModel],
+    plans: dict[str, cuda_plan.Plan],
+    detail: bool,
+) -> Iterator[str]:
     """Yields the tables in Markdown."""
+    yield from labels(models)
+    yield from landmarks(passes)
+    yield "\n| launches of a batch of 32 | ours | memory set or copied | torch's operators | all |"
+    yield "|---|---|---|---|---|"
+    for name, plan in plans.items():
+        sets = sum(launch.kernel in cuda_plan.MEMORY for launch in plan.launches)
+        ours, others = len(plan.launches) - sets, sum(plan.operators.values())
+        yield f"| {name} | {ours} | {sets} | {others} | **{plan.total}** |"
+    for missing in dict.fromkeys(models[0].code.missing):
+        yield f"\nnot found in the machine code, an assumption instead: {missing}"
+    for kernel in models[0].unknown():
+        yield f"\nlaunched, but counted by the gap before it only: {kernel}"
+    if detail:
+        for model in (*models, *passes):
+            yield from phases(model)
+
+
+def labels(models: list[Model]) -> Iterator[str]:
+    """Yields the tables of labels."""
     names = list(dict.fromkeys(phase.kernel for phase in models[0].phases))
     yield f"| N, d, batch | label, us | {' | '.join(names)} | gaps | estimate by hand | with wgmma | and clusters |"  # noqa: E501
     yield "|---" * (len(names) + 6) + "|"
@@ -68,36 +96,45 @@ def report(models: list[Model], plans: dict[str, cuda_plan.Plan], detail: bool) 
         times = ", ".join(f"{team}: {1e6 * t:.1f}" for team, t in model.by_team().items())
         team = model.launch("solve").blocks // model.teams("solve")
         yield f"| {model.size.n}, batch {model.size.batch} | {team} | {times} |"
-    yield "\n| launches of a batch of 32 | ours | memory set or copied | torch's operators | all |"
-    yield "|---|---|---|---|---|"
-    for name, plan in plans.items():
-        sets = sum(launch.kernel in cuda_plan.MEMORY for launch in plan.launches)
-        ours, others = len(plan.launches) - sets, sum(plan.operators.values())
-        yield f"| {name} | {ours} | {sets} | {others} | **{plan.total}** |"
-    for missing in dict.fromkeys(models[0].code.missing):
-        yield f"\nnot found in the machine code, an assumption instead: {missing}"
-    for kernel in models[0].unknown():
-        yield f"\nlaunched, but counted by the gap before it only: {kernel}"
-    if not detail:
-        return
-    for model in models:
-        s = model.size
-        grids = ", ".join(
-            f"{launch.kernel} {launch.blocks} x {launch.threads}, {launch.shared} bytes"
-            for launch in model.plan.launches
-            if launch.kernel not in cuda_plan.MEMORY
+
+
+def landmarks(passes: list[LandmarkModel]) -> Iterator[str]:
+    """Yields the tables of passes that join patches with landmarks."""
+    kernels = list(dict.fromkeys(phase.kernel for phase in passes[0].phases))
+    yield f"\n| N, m, d | pass, us | {' | '.join(kernels)} | gaps | copy of the features from the host |"  # noqa: E501
+    yield "|---" * (len(kernels) + 4) + "|"
+    for model in passes:
+        w, times = model.work, (*map(model.of, kernels), model.gaps())
+        times = (*times, 2.0 * w.n * w.d / ASSUMED.host)
+        cells = " | ".join(f"{1e6 * seconds:.0f}" for seconds in times)
+        yield f"| {w.n}, {w.m}, {w.d}: {w.name} | **{1e6 * model.seconds():.0f}** | {cells} |"
+    yield f"\n| N, m, d | {' | '.join(passes[0].counted())} |"
+    yield "|---" * (len(passes[0].counted()) + 1) + "|"
+    for model in passes:
+        w, counts = model.work, model.counted().values()
+        cells = " | ".join(f"{count:.3g}" if count < 1e3 else f"{count:.0f}" for count in counts)
+        yield f"| {w.n}, {w.m}, {w.d}: {w.name} | {cells} |"
+
+
+def phases(model: Model) -> Iterator[str]:
+    """Yields the grids of a model, and the counts of its phases."""
+    s = model.size
+    grids = ", ".join(
+        f"{launch.kernel} {launch.blocks} x {launch.threads}, {launch.shared} bytes"
+        for launch in dict.fromkeys(model.plan.launches)
+        if launch.kernel not in cuda_plan.MEMORY
+    )
+    yield f"\nN = {s.n}, d = {s.d}, batch {s.batch}: {grids}\n"
+    yield "| phase | us | bound by | warp instructions | FP64 | shared, KiB | L2, KiB | memory, KiB | products | barriers | meetings |"  # noqa: E501
+    yield "|---" * 11 + "|"
+    for p in model.phases:
+        seconds, bound = p.seconds(ASSUMED, model.fences(p.kernel))
+        yield (
+            f"| {p.kernel}: {p.name} | {1e6 * seconds:.2f} | {bound} | {p.instructions:,.0f} | "
+            f"{p.doubles:,.0f} | {p.shared / 1024:,.0f} | {p.cached / 1024:,.0f} | "
+            f"{p.memory / 1024:,.0f} | {p.products:,.0f} | {p.barriers:,.0f} | "
+            f"{p.meetings:,.0f} |"
         )
-        yield f"\nN = {s.n}, d = {s.d}, batch {s.batch}: {grids}\n"
-        yield "| phase | us | bound by | warp instructions | FP64 | shared, KiB | L2, KiB | memory, KiB | products | barriers | meetings |"  # noqa: E501
-        yield "|---" * 11 + "|"
-        for p in model.phases:
-            seconds, bound = p.seconds(ASSUMED, model.fences(p.kernel))
-            yield (
-                f"| {p.kernel}: {p.name} | {1e6 * seconds:.2f} | {bound} | {p.instructions:,.0f} | "
-                f"{p.doubles:,.0f} | {p.shared / 1024:,.0f} | {p.cached / 1024:,.0f} | "
-                f"{p.memory / 1024:,.0f} | {p.products:,.0f} | {p.barriers:,.0f} | "
-                f"{p.meetings:,.0f} |"
-            )
 
 
 def main() -> None:
@@ -112,15 +149,15 @@ def main() -> None:
     if lacks := sass.obstacle():
         sys.exit(lacks)
     with tempfile.TemporaryDirectory() as folder:
-        models, plans = modelled(Path(folder))
+        models, passes, plans = modelled(Path(folder))
     print(f"{ASSUMED}\n{models[0].made}\n")
-    print("\n".join(report(models, plans, arguments.detail)))
+    print("\n".join(report(models, passes, plans, arguments.detail)))
     if arguments.write:
-        write("cuda_cost.py", "\n".join(report(models, plans, detail=False)))
+        write("cuda_cost.py", "\n".join(report(models, passes, plans, detail=False)))
     if arguments.json:
         rows = [
             asdict(phase) | {"n": m.size.n, "d": m.size.d, "us": 1e6 * m.of_phase(phase)}
-            for m in models
+            for m in (*models, *passes)
             for phase in m.phases
         ]  # fmt: skip
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")

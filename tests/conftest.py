@@ -98,6 +98,15 @@ def photos() -> list[Path]:
     return paths
 
 
+@pytest.fixture
+def photos_in(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of small pictures; their names are ``PHOTOS`` of the test's file, if it has that."""
+    from helpers.pictures import pictures
+
+    names = getattr(request.module, "PHOTOS", ("a.png", "b.png", "c.png"))
+    return pictures(tmp_path / "photos", *names)
+
+
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The CUDA module on emulated grids; $SELFMENT_EMULATED_FLAGS has further compiler flags."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Container, Sequence
 from importlib import import_module
@@ -29,13 +30,21 @@ COMMANDS = {
 }
 
 
+#: Arguments of the package's functions that have another name on the command line.
+_OPTIONS = {
+    "max_objects": "objects",
+    "batch_size": "batch",
+    "formats": "format",
+    "overlays": "overlay",
+    "path": "out",
+}
+
 #: Commands that continue where they were interrupted.
 _RESUMABLE = ("label", "train", "predict", "compare", "reproduce")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C; in ``label``
-    and ``predict`` also SIGTERM).
+    """Runs one command; returns the exit code: 0, 1, 2 (usage), 130 (Ctrl-C, SIGTERM).
 
     1: images failed, folders could not be listed, or a data set that is there is not whole. 141,
     without a word: what reads the output has ended, as ``head`` does.
@@ -54,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _discard_output()
         return 141
     except _expected_errors() as error:
-        sentence = reason(error) if isinstance(error, OSError) else error
+        sentence = reason(error) if isinstance(error, OSError) else _with_options(str(error))
         print(f"selfment {arguments.command}: {sentence}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -92,6 +101,14 @@ def _expected_errors() -> tuple[type[Exception], ...]:
     from ..backbones import WeightsError
 
     return ValueError, OSError, ImportError, WeightsError
+
+
+def _with_options(sentence: str) -> str:
+    """Names the argument that a sentence begins with as the option that the user has typed."""
+    name = re.match("`([a-z_]+)`", sentence)
+    if name is None:
+        return sentence
+    return f"`{_OPTIONS.get(name[1], name[1])}`{sentence[name.end() :]}"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,16 +6,12 @@ Importing this module does not import torch, so that the help of a command appea
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..core import options as params
 from ..core.options import RECOMMENDED_MIN_CONFIDENCE, CutOptions
-from ..util.interrupts import interrupt
 from .choices import DTYPES, FEATURES, METHODS, POSITIONS
 
 if TYPE_CHECKING:
@@ -176,6 +172,12 @@ def add_frames(parser: argparse._ActionsContainer, what: str, default: bool) -> 
     parser.add_argument("--frames", action=action, default=default, help=words)
 
 
+def add_every(parser: argparse._ActionsContainer, verb: str) -> None:
+    """Adds the option that leaves out frames of videos."""
+    words = f"{verb} one of K frames of a video, from the first on (each)"
+    parser.add_argument("--every", type=int, default=1, metavar="K", help=words)
+
+
 def names_of(*choices: str) -> Callable[[str], list[str]]:
     """Returns an argument type: names with commas between them, from ``choices`` if given."""
 
@@ -311,10 +313,9 @@ def run_ranks(ranks: Ranks[Summary], options: RayOptions | None) -> list[Summary
     """Runs a job on Ray, or as the process that this is; returns a summary for each process."""
     from ..util import distributed
 
-    with terminable():
-        if options is not None:
-            return ranks.run(options)
-        return [ranks.job(shard=distributed.world())]
+    if options is not None:
+        return ranks.run(options)
+    return [ranks.job(shard=distributed.world())]
 
 
 def check_default(arguments: argparse.Namespace, name: str, default: object, when: str) -> None:
@@ -331,16 +332,3 @@ def set_threads(threads: int | None) -> None:
 
         params.require("threads", threads, "an integer >= 1", threads >= 1)
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Makes SIGTERM, as torchrun and schedulers send it, end the run in good order like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

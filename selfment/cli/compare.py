@@ -10,6 +10,7 @@ from .choices import METHODS
 from .common import (
     add_images,
     add_voters,
+    check_default,
     images_of,
     make_method,
     method_options,
@@ -78,9 +79,10 @@ def _compare_taus(arguments: argparse.Namespace, taus: list[float | str]) -> int
     from ..experiments.taus import PAGE, compare_taus
     from ..methods import Selfment
 
-    for name in ("gt", "methods"):
-        if getattr(arguments, name) is not None:
-            raise ValueError(f"`{name}` must be left alone with several thresholds: --tau {taus}")
+    when = f"with several thresholds, --tau {','.join(map(str, taus))}"
+    unused = {"gt": None, "methods": None, "gt_suffix": "", "allow_missing": False, "workers": 1}
+    for name, default in unused.items():
+        check_default(arguments, name, default, when)
     images = images_of(arguments)
     arguments.tau = params.TAU
     method = make_method(Selfment, method_options(arguments))

@@ -6,10 +6,13 @@ import argparse
 import sys
 
 from .choices import PROTOCOLS
+from .common import check_default
 
 EXAMPLES = """\
 selfment eval --pred saliency --gt masks --protocol paper --report scores.html
 """
+
+_PICTURES = 200
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--report", metavar="F.html", help="also write a page with curves and pictures")
     add("--images", metavar="DIR", help="folder of the photographs, for the page")
     most = "put the pictures of so many images in the page (%(default)s)"
-    add("--pictures", type=int, default=200, metavar="N", help=most)
+    add("--pictures", type=int, default=_PICTURES, metavar="N", help=most)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.images is not None and arguments.report is None:
         raise ValueError("`images` must come with a page to show them on, --report F.html")
+    if arguments.report is None:
+        check_default(arguments, "pictures", _PICTURES, "without a page, --report F.html")
     for name in (*FORMATS, "report"):  # before the scores are computed
         if getattr(arguments, name) is not None:
             output_file(name, getattr(arguments, name), PAGES if name == "report" else ())

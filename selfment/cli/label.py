@@ -12,6 +12,7 @@ from ..util.files import printable
 from .choices import FORMATS, REFINEMENTS
 from .common import (
     add_engine,
+    add_every,
     add_frames,
     add_images,
     add_method,
@@ -59,6 +60,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     video.add_argument("--landmarks", type=int, metavar="M", help=one)
     drawn = "which patches --landmarks draws (%(default)s)"
     video.add_argument("--landmark-seed", type=int, default=0, metavar="N", help=drawn)
+    add_every(video, "label")
     add_frames(video, "masks", default=True)
     add = parser.add_argument_group("files").add_argument
     kinds = f"what to write, with commas: {','.join(FORMATS)} (png)"
@@ -100,6 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         report=arguments.report,
         video_cuts=cuts,
         frames=arguments.frames,
+        every=arguments.every,
     )
     records = Path(arguments.out, "labels.jsonl")
     summaries = run_ranks(Ranks(job, images, records, LabelJob.key, arguments.batch), engine)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .common import (
     add_engine,
+    add_every,
     add_frames,
     add_head,
     add_run,
@@ -42,6 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     mask = "also write a mask where the saliency exceeds T, in [0, 1)"
     files("--binary", type=float, metavar="T", help=mask)
     add_frames(group, "saliency and masks", default=False)
+    add_every(parser, "segment")
     add_shards(parser)
     add_run(parser)
     add("--compile", action="store_true", help="compile backbone and head: a slow start")
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         overlays=arguments.overlay,
         binary=arguments.binary,
         frames=arguments.frames,
+        every=arguments.every,
     )
     records = Path(arguments.out, "predictions.jsonl")
     summaries = run_ranks(Ranks(job, inputs, records, "saliency", arguments.batch), engine)
@@ -79,10 +82,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _segmenter(arguments: argparse.Namespace) -> Segmenter:
-    """Returns the segmenter that the arguments describe; prints the note of its backbone."""
+    """Returns the segmenter that the arguments describe."""
     from ..models.segmenter import Segmenter
 
-    segmenter = Segmenter.from_pretrained(
+    return Segmenter.from_pretrained(
         arguments.head,
         backbone=arguments.backbone,
         size=arguments.size,
@@ -95,6 +98,3 @@ def _segmenter(arguments: argparse.Namespace) -> Segmenter:
         batch_size=arguments.batch,
         compile=arguments.compile,
     )
-    if segmenter.note:
-        print(segmenter.note, file=sys.stderr)
-    return segmenter

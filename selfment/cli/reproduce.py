@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from .common import set_threads
+from .common import check_default, set_threads
 
 EXAMPLES = """\
 selfment reproduce cod --data DATASETS --out cod
@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..experiments.reproduce import reproduce
 
     if arguments.list:
+        for name in ("recipe", "data", "out"):
+            check_default(arguments, name, None, "with --list")
         for recipe in packaged():
             print(f"{recipe.name:<16} {recipe.title}")
         return 0

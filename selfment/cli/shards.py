@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..core.options import WINDOW
 from ..util.files import printable
 from .choices import OUTPUTS
-from .common import check_default, labeler_of, set_threads, terminable
+from .common import check_default, labeler_of, set_threads
 
 if TYPE_CHECKING:
     from ..jobs.cluster import RayOptions
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 _SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet", ".arrow")
 
+_WITH_SHARDS = "with tar files, tables and URLs"
 #: The options of `selfment label` that shards do not have, with their defaults.
 _OF_FOLDERS = {
-    **{"samples": False, "report": None, "grid": None, "images": None, "frames": True},
+    **{"samples": False, "report": None, "grid": None, "images": None, "frames": True, "every": 1},
     **{"window": WINDOW, "overlap": None, "landmarks": None},
 }
 
@@ -71,25 +72,24 @@ def label_shards(arguments: argparse.Namespace, ray: RayOptions | None) -> int:
     from ..shards import label_shards
 
     for name, default in _OF_FOLDERS.items():
-        check_default(arguments, name, default, "with tar files, tables and URLs")
+        check_default(arguments, name, default, _WITH_SHARDS)
     set_threads(arguments.threads)
     native.cpu()  # a module that cannot be loaded is the run's error, not that of each image
     labeler = labeler_of(arguments)
-    with terminable():
-        summary = label_shards(
-            arguments.inputs,
-            arguments.out,
-            labeler,
-            to=arguments.to,
-            column=arguments.column,
-            key=arguments.key,
-            overlays=arguments.overlay,
-            formats=arguments.format,
-            refine=arguments.refine,
-            fill_holes=arguments.fill_holes,
-            largest_component=arguments.largest_component,
-            ray=ray,
-        )
+    summary = label_shards(
+        arguments.inputs,
+        arguments.out,
+        labeler,
+        to=arguments.to,
+        column=arguments.column,
+        key=arguments.key,
+        overlays=arguments.overlay,
+        formats=arguments.format,
+        refine=arguments.refine,
+        fill_holes=arguments.fill_holes,
+        largest_component=arguments.largest_component,
+        ray=ray,
+    )
     return _report(summary, "labelled")
 
 
@@ -99,18 +99,19 @@ def predict_shards(
     """Runs ``selfment predict`` on shards; returns the exit code."""
     from ..shards import predict_shards
 
-    with terminable():
-        summary = predict_shards(
-            arguments.inputs,
-            arguments.out,
-            segmenter,
-            to=arguments.to,
-            column=arguments.column,
-            key=arguments.key,
-            overlays=arguments.overlay,
-            binary=arguments.binary,
-            ray=ray,
-        )
+    for name, default in {"frames": False, "every": 1}.items():
+        check_default(arguments, name, default, _WITH_SHARDS)
+    summary = predict_shards(
+        arguments.inputs,
+        arguments.out,
+        segmenter,
+        to=arguments.to,
+        column=arguments.column,
+        key=arguments.key,
+        overlays=arguments.overlay,
+        binary=arguments.binary,
+        ray=ray,
+    )
     return _report(summary, "segmented")
 
 

@@ -7,8 +7,9 @@ import sys
 
 from ..core import options as params
 from ..core.options import CutOptions
+from ..util.words import count_of
 from .choices import DTYPES
-from .common import add_images, add_method, images_of, labeler_of, method_options
+from .common import add_images, add_method, check_default, images_of, labeler_of, method_options
 
 EXAMPLES = """\
 selfment train photos/ --out run --backbone vit_small_patch16_dinov3.lvd1689m
@@ -55,6 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     from ..util import distributed
 
     _check_labels(arguments)
+    if arguments.no_cache:
+        for name in ("cache", "cache_limit"):
+            check_default(arguments, name, None, "with `no_cache`")
     only = None if arguments.only is None else read_names(arguments.only)
     images = images_of(arguments)
     limit = arguments.cache_limit
@@ -80,8 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if distributed.world()[0] > 0:
         return 0  # the first process speaks for all
-    counts = f"trained on {summary.images} images, {summary.failed} failed"
-    print(f"{counts}, {summary.steps} steps; the head is {summary.head}", file=sys.stderr)
+    counts = f"trained on {count_of(summary.images, 'image')}, {summary.failed} failed"
+    steps = count_of(summary.steps, "step")
+    print(f"{counts}, {steps}; the head is {summary.head}", file=sys.stderr)
     for sentence in summary.sentences():
         print(sentence, file=sys.stderr)
     print(

@@ -150,15 +150,27 @@ def frame_blocks(features: Iterable[Any], grid: Any) -> tuple[Blocks, list[Grid]
     sizes = [h * w for h, w in grids]
     check_patches(sum(sizes))
 
+    is_again = False  # True once all frames have been read
+
+    def check_count(found: int) -> None:
+        if found != len(grids) and (is_again or iter(features) is iter(features)):
+            raise ValueError(
+                "`features` must yield the same frames each time they are read: "
+                f"got {found} frames instead of {len(grids)} when they were read again"
+            )
+        _check_count(grids, found)
+
     def read() -> Iterator[Tensor]:
+        nonlocal is_again
         index = -1
         for index, frame in enumerate(features):
             if index >= len(grids):
-                _check_count(grids, index + 1)
+                check_count(index + 1)
             checked = as_features(frame)
             _check_frame(checked, grids[index], index, like)
             yield checked.tensor[0]
-        _check_count(grids, index + 1)
+        check_count(index + 1)
+        is_again = True
 
     array_type = replace(first.array_type, array=f"`features` of {len(grids)} frames")
     return Blocks(sum(sizes), like.shape[2], like.dtype, like.device, array_type, read), grids

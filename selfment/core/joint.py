@@ -17,7 +17,8 @@ bytes of graph: see :mod:`selfment.core.landmarks`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -65,14 +66,15 @@ class LandmarkLabels(JointLabels):
     """The labels of F frames whose cut was approximated from m landmarks: see :func:`joint_label`.
 
     ``eigenvalue`` and ``gap`` are estimates from the m rows of the full graph at the landmarks, and
-    so is the scale of ``fiedler``; ``residual``, ``angle`` and ``changing`` are estimates from
-    1,000 random rows. ``confidence`` is computed from them. ``lanczos_iters`` counts products with
-    the landmarks' graph.
+    so are ``turn`` and the scale of ``fiedler``; ``residual``, ``angle`` and ``changing`` are
+    estimates from 1,000 random rows. ``confidence`` is computed from them. ``lanczos_iters`` counts
+    products with the landmarks' graph.
     """
 
     landmarks: Any  #: (m,) int64, the landmarks, ascending; patches count frame after frame
-    #: float64, degrees: the asine of residual / gap, about the most between D^1/2 x and the nearest
-    #: eigenvector, which may be another one than the Fiedler vector; 90 where nothing is known
+    #: float64, degrees: the arcsine of residual / gap, about the most between D^1/2 x and the
+    #: nearest eigenvector, which may be another one than the Fiedler vector; 90 where nothing is
+    #: known
     angle: Any
     #: float64, degrees from the landmarks' extended Fiedler vector to the one that was chosen
     turn: Any
@@ -137,9 +139,11 @@ def joint_label(
         ipo_iters: IPO steps at most.
         ipo_min_count: IPO stops while a side has fewer patches than this.
         min_confidence: below this the frames are ``rejected``, all together.
-        landmarks: None for the exact cut, whose graph has to fit into memory: 2.1 GB for 131,000
-            patches. Or m >= 2: if there are more patches, the vector is approximated from m of
-            them, in a binary graph; 10,000 are recommended.
+        landmarks: None for the exact cut, whose graph of N^2 / 8 bytes has to fit into memory: 2.1
+            GB for 131,000 patches, 8 GB for 250,000. Or m >= 2: if there are more patches, the
+            vector is approximated from m of them, in a binary graph; 10,000 are recommended. Groups
+            of fewer than about N / m patches are then not seen, and the other side of the cut may
+            become the foreground.
         landmark_seed: which landmarks are drawn.
 
     With landmarks, features may also be a numpy memory map, or any iterable of (N_i, d) that can be
@@ -151,7 +155,8 @@ def joint_label(
     Returns:
         The labels of the frames, and numbers for all of them together; with fewer landmarks than
         patches :class:`LandmarkLabels`. A ``RuntimeWarning`` then says that the landmarks do not
-        determine the vector.
+        determine the vector, that the cut separates a group with fewer than 10 landmarks, or that
+        the other side was nearly chosen.
 
     Raises:
         TypeError: as :func:`selfment.pseudo_label`, and with landmarks for an iterator.
@@ -194,10 +199,24 @@ def _exactly(features: Any, grid: Any, options: tuple[Any, ...]) -> JointLabels:
     """Returns the exact labels, with options as :func:`to_operator` returns them."""
     checked, grids = as_frames(features, grid)
     sides = [side for sides in grids for side in sides]
-    with checked.array_type.stream():
+    with _said(checked.tensor.shape[:2].numel(), options), checked.array_type.stream():
         values = _joint_label(checked.tensor.flatten(0, 1), sides, *options)
         labels = dict(zip(_FIELDS, values, strict=True))
         return to_caller(checked.array_type, checked.batched, grids, labels)
+
+
+@contextmanager
+def _said(n: int, options: tuple[Any, ...]) -> Iterator[None]:
+    """Adds to a ``MemoryError`` how large the graph of n patches is, and what avoids it."""
+    try:
+        yield
+    except MemoryError as error:
+        if from_operator(*options)[0].weighted:
+            raise
+        raise MemoryError(
+            f"{error}; the exact graph of {n:,} patches takes {n * n // 8:,} bytes, and that of m "
+            "`landmarks` takes m^2 / 8"
+        ) from error
 
 
 def _by_landmarks(

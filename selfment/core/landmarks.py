@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,10 +32,14 @@ from .ipo import run_ipo
 from .ncut import eigenpairs, outside
 from .options import CutOptions, IpoOptions
 from .threshold import SAMPLE
+from .torch_state import as_documented
 
 VECTORS = 4
 CHECKED = 1000
+FEW = 10  # landmarks of a group: fewer hardly determine it
+CLOSE = 0.1  # side_margin: below this the other side was nearly chosen
 _TILE = 8
+_REPEATED = 1e-9  # a gap up to this is the rounding of equal eigenvalues
 _INDEPENDENT = 1e-10  # what is smaller is the rounding of vectors whose peaks were 1
 _LARGEST = 1.01  # theta that an eigenvalue may have, estimated from some of the rows
 
@@ -161,12 +165,12 @@ class LandmarkCut:
     ) -> None:
         """Makes the cut; raises ``ValueError`` for features that are not finite."""
         self._blocks, self._grids, n = blocks, grids, blocks.n
-        generator = torch.Generator().manual_seed(seed)
-        self.landmarks = stratified(grids, m, generator)
-        sample = torch.randperm(n, generator=generator)[:CHECKED].sort().values
-        some = min(n, SAMPLE)
-        spread = torch.arange(some) * n // some
-        index = torch.cat([self.landmarks, sample, spread]).unique()
+        with as_documented():
+            generator, some = torch.Generator().manual_seed(seed), min(n, SAMPLE)
+            self.landmarks = stratified(grids, m, generator)
+            sample = torch.randperm(n, generator=generator)[:CHECKED].sort().values
+            spread = torch.arange(some) * n // some
+            index = torch.cat([self.landmarks, sample, spread]).unique()
         rows = blocks.select(index)
         chosen, checked, spread = (
             rows[torch.searchsorted(index, wanted)] for wanted in (self.landmarks, sample, spread)
@@ -189,7 +193,8 @@ class LandmarkCut:
         gathered = self._gather(chosen, x, means)
         self._check_finite(_first_nan(means[0]))
         product, degree = self._rows(gathered)
-        ritz = rayleigh_ritz(means[:, self.landmarks].cpu(), product, degree)
+        with as_documented():
+            ritz = rayleigh_ritz(means[:, self.landmarks].cpu(), product, degree)
         self.cut_through = ritz.coefficients.shape[1] > 0
         if self.cut_through:
             self.fiedler = combine(means, ritz.coefficients[:, 0] * math.sqrt(m / n))
@@ -206,8 +211,8 @@ class LandmarkCut:
         self.mean = gathered.totals.item() / self._blocks.n
         found = check(self.fiedler[sample].cpu(), product[0], degree, self.mean)
         self.residual, self.changing = found.residual, found.changing
-        open_ = self.residual >= self.gap
-        self.angle = 90.0 if open_ else math.degrees(math.asin(self.residual / self.gap))
+        is_open = self.gap <= _REPEATED or self.residual >= self.gap
+        self.angle = 90.0 if is_open else math.degrees(math.asin(self.residual / self.gap))
 
     def _gather(self, rows: Tensor, x: Tensor | None, means: Tensor) -> _blocks.LandmarkSums:
         """Joins the rows with those of all blocks."""
@@ -221,9 +226,9 @@ class LandmarkCut:
 
     def _rows(self, gathered: _blocks.LandmarkSums) -> tuple[Tensor, Tensor]:
         """Returns A v (c, m), for the gathered vectors, and the degrees (m,), both on the CPU."""
-        eps, edges = self._cut.eps, gathered.edges.cpu()
+        eps, edges = self._cut.eps, gathered.edges.cpu().double()
         product = (1 - eps) * gathered.sums + eps * gathered.totals[:, None]
-        return product.cpu(), eps * (self._blocks.n - edges) + edges.double()
+        return product.cpu(), eps * (self._blocks.n - edges) + edges
 
     def _check_finite(self, bad: int) -> None:
         check_finite(bad, self._blocks.n, 0, [h * w for h, w in self._grids])
@@ -269,7 +274,9 @@ def label_blocks(
     sure, rejected, kept, vectors = _ops.finish(
         values[None], gaps[None], x[None], separation, label, grids, min_confidence
     )
-    _warn(found, m, margin)
+    few = fewest(found.landmarks, mask[0].cpu(), vector > found.mean, int(start))
+    for doubt in _doubts(found, few, margin):
+        warnings.warn(doubt, RuntimeWarning, stacklevel=outside())
     fields = {
         "mask": kept,
         "ncut_mask": mask,
@@ -313,21 +320,37 @@ def side_margin(x: Tensor, upper: Tensor, grids: Sequence[Grid], corners: bool) 
     return min(by_corners, by_seed) if 0.25 < share < 0.75 else by_corners
 
 
+def fewest(landmarks: Tensor, mask: Tensor, upper: Tensor, seed: int) -> int:
+    """Returns the landmarks in the initial mask, or on the other side if there are fewer.
+
+    ``mask``, ``upper``: (N,) bool, the initial mask and the patches above the mean; ``seed``: the
+    patch from which the mask grew.
+    """
+    others = upper[landmarks] != upper[seed]
+    return min(int(mask[landmarks].sum()), int(others.sum()))
+
+
 def _corner_share(side: Tensor, grids: Sequence[Grid]) -> float:
     frames = zip(side.split([h * w for h, w in grids]), grids, strict=True)
     inside = [part.reshape(grid)[[0, 0, -1, -1], [0, -1, 0, -1]].sum() for part, grid in frames]
     return sum(map(int, inside)) / (4 * len(grids))
 
 
-def _warn(found: LandmarkCut, m: int, margin: float) -> None:
-    """Warns of a cut that the landmarks do not determine."""
+def _doubts(found: LandmarkCut, few: int, margin: float) -> Iterator[str]:
+    """Yields sentences on what the landmarks may not determine."""
+    m = len(found.landmarks)
     if not found.cut_through:
-        reason = "all patches have the same landmark neighbours, and are not cut"
-    elif found.angle >= 90:
-        reason = (
+        yield "all patches have the same landmark neighbours, and are not cut"
+        return
+    if found.angle >= 90:
+        yield (
             f"{m} landmarks do not determine the eigenvector: the estimated residual is "
             f"{found.residual:.2g} and the gap {found.gap:.2g}"
         )
-    else:
-        return
-    warnings.warn(reason, RuntimeWarning, stacklevel=outside())
+    if few < FEW:
+        yield f"the cut separates a group with only {few} of the {m} landmarks"
+    if margin < CLOSE:
+        yield (
+            "the other side of the cut was nearly chosen as the foreground: side_margin is "
+            f"{margin:.2g}"
+        )

@@ -40,6 +40,7 @@ class SpilledFrames:
     def __init__(self, file: FileIO, folder: Path, expected: int | None = None) -> None:
         """``folder``: where the file is; ``expected``: see :func:`spilled_frames`."""
         self.grids: list[Grid] = []  #: of the frames, in order
+        self.device = torch.device("cpu")  #: where the features of the first frame were
         self._file, self._folder, self._expected = file, folder, expected
         self._forms: list[tuple[torch.Size, torch.dtype]] = []
 
@@ -49,6 +50,8 @@ class SpilledFrames:
         Raises ``OSError`` if the disk is full, or has too little room for all that is expected.
         """
         data = _bytes_of(rows.cpu().contiguous())
+        if not self.grids:
+            self.device = rows.device
         if not self.grids and self._expected is not None:
             needed, free = self._expected * len(data), shutil.disk_usage(self._folder).free
             if needed > free:

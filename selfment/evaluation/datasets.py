@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 from ..images.suffixes import image_suffixes, suffix_of
+from ..util.words import count_of
 
 _SHOWN = 3  # names in a sentence on files that are missing
 _JPEG = (".jpg", ".jpeg")
@@ -267,7 +268,7 @@ def describe(sets: Sequence[DataSet], root: str | os.PathLike[str]) -> list[str]
         if not one.there:
             state = f"missing: {one.count:,} images belong in {images}, their masks in {masks}"
         elif one.whole:
-            pairs = "1 pair" if len(one.pairs) == 1 else f"{len(one.pairs):,} pairs"
+            pairs = count_of(len(one.pairs), "pair")
             state = f"ok: {pairs} in {images} and {masks}"
         else:
             problems = "; ".join(one.problems).replace(os.path.join(Path(root), ""), "")

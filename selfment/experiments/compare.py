@@ -20,7 +20,8 @@ from ..images.maps import read_truth
 from ..jobs.label import label_images
 from ..methods import METHODS, Method, MultiObject, as_method
 from ..models.labeler import PseudoLabeler
-from ..util.files import atomic_file, nfc, output_path
+from ..util.files import atomic_file, nfc, output_folder
+from ..util.words import count_of
 
 _VARIANT = ("method", "initial split")  # headings
 
@@ -144,7 +145,7 @@ def compare(
     Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for an
     ``out`` with masks of other images, and whatever labelling and evaluation raise.
     """
-    folder = output_path("out", out)
+    folder = output_folder("out", out)
     truths = Path(os.path.abspath(gt))
     apart = truths != folder and truths not in folder.parents
     params.require("out", os.fspath(out), "no folder of ground truths, which `gt` is", apart)
@@ -231,8 +232,8 @@ def _score(
     masks = len(report.images) + len(report.extra) + len(report.failed)
     if masks != len(images):
         raise ValueError(
-            f"`out` must hold the masks of these images alone: got {masks} masks in {folder} for "
-            f"{len(images)} images"
+            f"`out` must hold the masks of these images alone: got {count_of(masks, 'mask')} in "
+            f"{folder} for {count_of(len(images), 'image')}"
         )
     if report.failed:
         raise ValueError(f"all masks must be scored to be compared: {report.failed[0]}")

@@ -24,8 +24,9 @@ from ..models.labeler import PseudoLabeler
 from ..models.segmenter import Segmenter
 from ..training.run import train
 from ..util import distributed as _distributed
-from ..util.files import RealPaths, output_path, sha256_of, write_atomically
+from ..util.files import RealPaths, not_writable, output_path, sha256_of, write_atomically
 from ..util.lines import without_checksum
+from ..util.words import count_of
 from .recipes import FOLDER, Recipe
 
 _COLUMNS = ("data set", "images", "metric", "ours", "paper", "difference")
@@ -210,10 +211,7 @@ def _train(
     try:
         _write_json(file, settings)
     except OSError as error:
-        raise ValueError(
-            "`out` must be a folder that can be written: "
-            f"got {os.fspath(folder)!r} ({error.strerror or error})"
-        ) from error
+        raise not_writable("out", "folder", folder, error) from error
     train(
         [ImageEntry(path.absolute(), f"{path.stem}.png") for path in images],
         folder / "train",
@@ -235,7 +233,7 @@ def _predict(test: _TestSet, folder: Path, segmenter: Segmenter, progress: bool)
     if summary.failed:
         raise ValueError(
             f"the data set {test.name} must be segmented whole to be scored: {summary.failed:,} of "
-            f"{len(images):,} images failed, see {folder}/predictions.jsonl"
+            f"{count_of(len(images), 'image')} failed, see {folder}/predictions.jsonl"
         )
     # By the records, for a name can be taken by an image of the same stem from elsewhere.
     names, real = {}, RealPaths()

@@ -27,8 +27,9 @@ from ..images.load import ImageEntry, ImageError, load_image
 from ..images.thumbnails import SIDE, data_url
 from ..methods import Selfment
 from ..models.labeler import PseudoLabeler
-from ..util.files import output_path, printable, reason, write_atomically
+from ..util.files import output_folder, printable, reason, write_atomically
 from ..util.html import page
+from ..util.words import count_of
 
 PAGE = "taus.html"
 _CSS = Path(__file__).with_name("taus.css")
@@ -69,7 +70,8 @@ class TauComparison:
                 strict=True,
             )
         ]
-        title = f"{self.images} images; the last columns are the IoU with the masks of another tau"
+        images = count_of(self.images, "image")
+        title = f"{images}; the last columns are the IoU with the masks of another tau"
         return Table(title, [*headings, *(f"with {tau}" for tau in self.taus)], rows)
 
 
@@ -116,7 +118,7 @@ def compare_taus(
     first = labelers[names[0]]
     if progress and first.note:
         print(first.note, file=sys.stderr)
-    file = output_path("out", out) / PAGE
+    file = output_folder("out", out) / PAGE
     _ = first.backbone
     bar = tqdm(images, unit="image", disable=not progress, file=sys.stderr)
     attempts = [_label_or_report(entry, labelers) for entry in bar]

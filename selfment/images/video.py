@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
+from itertools import chain
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ..core.options import require
 from ..util.extras import load_extra
 from ..util.files import check_file
 
@@ -30,6 +32,12 @@ _NO_ENCODER = (
 Pixels = npt.NDArray[np.uint8]
 
 
+def check_every(every: int) -> None:
+    """Raises ``ValueError`` unless ``every`` is a number of frames of which one can be read."""
+    whole = isinstance(every, int) and every >= 1
+    require("every", every, "an integer >= 1", whole)
+
+
 class VideoError(ValueError):
     """A video that cannot be read; the message is a sentence with its name and the reason."""
 
@@ -37,19 +45,23 @@ class VideoError(ValueError):
 class VideoReader:
     """Reads a video file, frame by frame: upright RGB images and their times.
 
-    Times are in units of ``time_base`` and rise. Raises :class:`VideoError` for a video that is
-    broken or cut short, as soon as that is noticed, and ``ImportError`` without PyAV.
+    With ``every`` = K it reads frames 0, K, 2 K and so on. Times are in units of ``time_base`` and
+    rise. Raises :class:`VideoError` for a video that is broken or cut short, as soon as that is
+    noticed, and ``ImportError`` without PyAV.
     """
 
     size: tuple[int, int]  #: (W, H) of the first frame, upright
-    rate: Fraction  #: frames per second, on average
+    every: int  #: of so many frames one is read
+    rate: Fraction  #: frames that are read per second, on average
     time_base: Fraction  #: seconds
     rotation: int  #: degrees counter-clockwise by which frames are turned upright
-    expected: int | None  #: the number of frames, as far as the file states it
+    expected: int | None  #: the number of frames to be read, as far as the file states it
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Opens the file and decodes its first frame."""
+    def __init__(self, path: str | os.PathLike[str], every: int = 1) -> None:
+        """Opens the file and decodes its first frame; raises ``ValueError`` unless every >= 1."""
+        check_every(every)
         av = load_av()
+        self.every = every
         name = os.fspath(path)
         self._error = av.error.FFmpegError
         self.name = name
@@ -76,8 +88,9 @@ class VideoReader:
             )
         stream = self._stream = pictures[0]
         stream.thread_type = "AUTO"
-        self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-        self.time_base = Fraction(stream.time_base or 1 / self.rate)
+        self._rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        self.rate = self._rate / self.every
+        self.time_base = Fraction(stream.time_base or 1 / self._rate)
         self._frames = self._decode()
         first = next(self._frames, None)
         if first is None:
@@ -88,20 +101,21 @@ class VideoReader:
         sides = first.width, first.height
         self.size = sides[::-1] if self.rotation % 180 else sides
         seconds = self._duration() or self._tagged_end() or self._length_of_file()
-        self.expected = stream.frames or (round(seconds * self.rate) if seconds else None)
+        frames = stream.frames or (round(seconds * self._rate) if seconds else None)
+        self.expected = frames and -(-frames // self.every)
 
     def __iter__(self) -> Iterator[tuple[int, Image.Image]]:
-        """Yields the time and the image of each frame; once."""
-        step = max(1, round(1 / (self.rate * self.time_base)))
-        frame, last = self._first, None
-        while frame is not None:
+        """Yields the time and the image of each frame that is read; once."""
+        step = max(1, round(1 / (self._rate * self.time_base)))
+        last = None
+        for index, frame in enumerate(chain([self._first], self._frames)):
             time = frame.pts
             # Encoders refuse times that do not rise.
             if last is not None and (time is None or time <= last):
                 time = last + (step if time is None else 1)
             last = time = time or 0
-            yield time, self._upright(frame)
-            frame = next(self._frames, None)
+            if index % self.every == 0:
+                yield time, self._upright(frame)
 
     def _upright(self, frame: Any) -> Image.Image:
         pixels: Pixels = np.rot90(frame.to_ndarray(format="rgb24"), self.rotation // 90)
@@ -125,7 +139,7 @@ class VideoReader:
             self._check_length(spans[video], spans)
         # The header of an AVI file states the frames, but too few seconds if there is sound.
         stated = self._stream.frames if "avi" in self._container.format.name else 0
-        if frames < stated - max(2, min(stated / 10, 2 * self.rate)):
+        if frames < stated - max(2, min(stated / 10, 2 * self._rate)):
             raise self._broken(f"it is cut short, after {frames} of {stated} frames")
 
     def _check_length(self, video: _Span, spans: Mapping[int, _Span]) -> None:
@@ -144,7 +158,7 @@ class VideoReader:
         ):
             if stated is None:
                 continue
-            lost = min(_LOST_SHARE * stated, _LOST_SECONDS) + 2 / self.rate
+            lost = min(_LOST_SHARE * stated, _LOST_SECONDS) + 2 / self._rate
             if reached < stated - lost:
                 raise self._broken(
                     f"it is cut short, after {float(reached):.1f} of {float(stated):.1f} seconds"

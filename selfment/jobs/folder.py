@@ -7,7 +7,8 @@ An image is ``new`` until it has a record. From then on its latest record tells 
     started -> failed     fail()    has the error, and the files that the image had before
     done ----> stale      its settings, its input or its files are no longer as the record says
 
-A run skips the images that are ``done``, see :meth:`OutputFolder.is_done`, and starts all others.
+A run skips the images that are ``done``, see :meth:`OutputFolder.is_done`, and starts all others,
+except those whose main file somebody has changed since: these keep their files.
 A run that is killed leaves images ``started``, so that their files count for nothing.
 """
 
@@ -16,12 +17,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..images.load import ImageEntry, ImageError
-from ..util.files import output_path, reason, remove_abandoned, write_atomically
+from ..images.load import ImageEntry, ImageError, load_image
+from ..util.files import not_writable, output_path, reason, remove_abandoned, write_atomically
 from ..util.lines import Record
 from .frames import remove_output
 from .identity import identify
@@ -32,6 +34,7 @@ from .task import Task
 
 INTERRUPTED = "the run was interrupted"  #: the error of an image that is started
 _INPUT_FIELDS = ("path", "bytes", "mtime_ns", "checksum")  # of records, on the input file
+_WRITTEN = "output_crc32"  # the record's field with the checksum of the main output file
 
 
 class OutputFolder:
@@ -54,16 +57,15 @@ class OutputFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self.records = Records(self.path / spec.records_file, spec.key, shard)
         except OSError as error:
-            raise ValueError(
-                f"`out` must be a folder that can be written: got {os.fspath(out)!r} "
-                f"({error.strerror or error})"
-            ) from error
+            raise not_writable("out", "folder", out, error) from error
         self._spec = spec
         self._rank, self._world = shard
         self._is_cleaned = False
         self.images: set[str] = set()  #: all images of this run, as the records name them
         self.done = self.skipped = self.failed = 0  #: images of this process
         self.outdated = 0  #: images of this process with results of other settings
+        #: main files of this process that somebody has changed, and which therefore stay
+        self.changed: list[str] = []
 
     def plan(self, entries: Sequence[ImageEntry]) -> list[Task]:
         """The tasks left for this process; all images get their names, alike in each process.
@@ -82,6 +84,9 @@ class OutputFolder:
             if self.is_done(task, record):
                 self.skipped += 1
                 self._update_location(task, record)
+            elif (changed := self._changed_file(task)) is not None:
+                self.skipped += 1
+                self.changed.append(changed)
             else:
                 tasks.append(task)
                 self.outdated += self._has_other_settings(task, record)
@@ -104,6 +109,24 @@ class OutputFolder:
         except OSError:
             return False
 
+    def _changed_file(self, task: Task) -> str | None:
+        """The main file of an image, if somebody has changed it since it was written.
+
+        A file that is no image is damaged, and therefore not of interest.
+        """
+        known = self._known_outputs(task)
+        file, written = known.get(self._main_field(task)), known.get(_WRITTEN)
+        if written is None or file != task.name:
+            return None
+        try:
+            content = (self.path / task.name).read_bytes()
+            if zlib.crc32(content) == written:
+                return None
+            load_image(content)
+        except (OSError, ImageError):
+            return None
+        return task.name
+
     def _has_other_settings(self, task: Task, record: Record) -> bool:
         """True if the record is of a result that was made with other settings."""
         known = record.get("error") is None and record.get("settings") is not None
@@ -125,6 +148,7 @@ class OutputFolder:
                 )
         task.earlier = earlier
         last = {**earlier, **new}
+        last.pop(_WRITTEN, None)
         if not self._is_current(earlier, task):
             last["settings"] = None
         for field in new:
@@ -135,12 +159,16 @@ class OutputFolder:
     def write(self, task: Task, contents: Contents) -> Record:
         """Writes files of an image, and removes those of other results, see the next methods.
 
-        Returns the fields of its record that name files which remain. Call it after :meth:`start`.
+        Returns the fields of its record that name files which remain, and the checksum of the main
+        file. Call it after :meth:`start`.
         """
         files = self.new_files(task)
         for field, write in contents.items():
             write_atomically(files[field], write)
-        return self.remove_stale_files(task)
+        fields = self.remove_stale_files(task)
+        if (main := self._main_field(task)) in contents:
+            fields[_WRITTEN] = zlib.crc32(files[main].read_bytes())
+        return fields
 
     def new_files(self, task: Task) -> dict[str, Path]:
         """The paths of the files that this run makes of an image, by field."""
@@ -166,6 +194,8 @@ class OutputFolder:
         for field, (setting, _) in self._spec.file_settings.items():
             if field in kept:
                 kept[setting] = task.earlier[setting]
+        if self._main_field(task) in kept and _WRITTEN in task.earlier:
+            kept[_WRITTEN] = task.earlier[_WRITTEN]
         return kept
 
     def finish(self, task: Task, fields: Mapping[str, Any]) -> None:
@@ -212,6 +242,10 @@ class OutputFolder:
         wanted = self._spec.wanted(task.name)
         return {field: file for field, file in files if field in wanted}
 
+    def _main_field(self, task: Task) -> str:
+        """The field of the record that names the main output file of an image, if it is made."""
+        return next(iter(self._spec.output_files(task.name)))
+
     def _settings(self, task: Task) -> str:
         """The digest of the settings of a task, as its record has it."""
         settings = json.dumps(self._spec.settings(task.name), sort_keys=True)
@@ -246,7 +280,7 @@ class OutputFolder:
         if record.get("error") is not None:
             last: Record = record.get("last") or {}
             return last
-        known = ("settings", *_INPUT_FIELDS, "features", *self._output_fields())
+        known = ("settings", *_INPUT_FIELDS, "features", _WRITTEN, *self._output_fields())
         return {name: record[name] for name in known if record.get(name) is not None}
 
     def _output_fields(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Folders with a PNG file for each frame of a video, which appear when they are complete.
 
-The frames are numbered from 0: ``000000.png``.
+The frames are numbered from 0, ``000000.png``, as in the video.
 """
 
 from __future__ import annotations
@@ -24,26 +24,27 @@ def frame_folder(video: str) -> str:
 
 
 class FrameFolder:
-    """Writes images into a folder, numbered in their order."""
+    """Writes images into a folder, numbered in their order by 0, ``every``, 2 ``every``, ..."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._count = 0
+    def __init__(self, folder: Path, every: int) -> None:
+        self._folder, self._every = folder, every
+        self._number = 0
 
     def write(self, image: Image.Image) -> None:
         """Writes the image of the next frame."""
-        image.save(self._folder / f"{self._count:06}.png")
-        self._count += 1
+        image.save(self._folder / f"{self._number:06}.png")
+        self._number += self._every
 
 
 @contextmanager
-def new_frame_folder(path: Path) -> Iterator[FrameFolder]:
+def new_frame_folder(path: Path, every: int) -> Iterator[FrameFolder]:
     """Fills a folder that takes the name ``path``, and the place of its frames, at the end.
 
-    If the block raises, nothing is left. Raises ``OSError``, also if other files are in ``path``.
+    ``every``: of so many frames of the video the folder has one. If the block raises, nothing is
+    left. Raises ``OSError``, also if other files are in ``path``.
     """
     with atomic_folder(path, remove_output) as folder:
-        yield FrameFolder(folder)
+        yield FrameFolder(folder, every)
 
 
 def has_frames(path: str | os.PathLike[str], count: int) -> bool:

@@ -82,6 +82,7 @@ def label_images(
     report: str | os.PathLike[str] | None = None,
     video_cuts: VideoCuts | None = None,
     frames: bool = True,
+    every: int = 1,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
 ) -> LabelSummary:
@@ -89,9 +90,10 @@ def label_images(
 
     Images that an earlier run labelled with the same settings are skipped unless the file has
     changed since. Files that earlier runs made of the same label stay; if an image is labelled
-    otherwise, they are removed. A new image never gets the name of another image's file, or of a
-    file that no run has written. What fails is reported on stderr and in the records; the run goes
-    on, and the next one tries again.
+    otherwise, they are removed. A mask that somebody has changed by hand stays, and is not made
+    again. A new image never gets the name of another image's file, or of a file that no run has
+    written. What fails is reported on stderr and in the records; the run goes on, and the next one
+    tries again.
 
     Args:
         images: From :func:`selfment.images.find_images`, or with videos from
@@ -112,6 +114,7 @@ def label_images(
         video_cuts: How many frames of a video are cut together: windows, which is the default, or
             all of them by landmarks.
         frames: Also write the masks of a video as PNG files. Of the formats a video has no other.
+        every: Of so many frames of a video one is labelled, from the first on.
         progress: Show a bar on stderr.
         shard: The rank of this process and the number of processes. Each labels and counts its
             share of the images; the last to end merges their records.
@@ -131,7 +134,7 @@ def label_images(
     if report is not None:
         output_file("report", report, PAGES)  # checked before the work
         formats = [*formats, *(["fiedler"] if labeler.method.has_vector else [])]
-    job = LabelJob(labeler, overlays, formats, steps, video_cuts, frames, progress)
+    job = LabelJob(labeler, overlays, formats, steps, video_cuts, frames, every, progress)
     job.check_videos([entry.name for entry in images if is_video(entry.path)])
     composed = Path(out) / coco.COMPOSED_FILE
     if "coco" in job.formats:

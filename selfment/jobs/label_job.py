@@ -31,7 +31,7 @@ from ..images.draw import (
 )
 from ..images.load import ImageEntry
 from ..images.suffixes import is_video
-from ..images.video import load_av
+from ..images.video import check_every, load_av
 from ..methods import MultiObject
 from ..models.labeler import PseudoLabeler, one_by_one
 from ..models.video import VideoCuts, VideoLabeler, cut_settings
@@ -99,6 +99,7 @@ class LabelJob:
         steps: Mapping[str, Any] = MappingProxyType({}),
         video_cuts: VideoCuts | None = None,
         frames: bool = True,
+        every: int = 1,
         progress: bool = True,
     ) -> None:
         """Checks the arguments.
@@ -110,6 +111,7 @@ class LabelJob:
             steps: The arguments of :func:`selfment.refine_mask`.
             video_cuts: How many frames of a video are cut together.
             frames: Also write a PNG file for each frame of a video.
+            every: Of so many frames of a video one is labelled.
             progress: Show a bar for each video.
 
         Raises:
@@ -132,7 +134,8 @@ class LabelJob:
         described = labeler.described
         self._files = described if isinstance(described, FeatureFiles) else None
         self._steps = steps if any(steps.values()) else None
-        self._video_cuts = video_cuts or WindowOptions()
+        check_every(every)
+        self._video_cuts, self._every = video_cuts or WindowOptions(), every
         self._progress = progress
         self._settings: Mapping[str, Any] = {**labeler.settings, "refinement": self._steps}
         self.batch_size = labeler.batch_size
@@ -167,9 +170,10 @@ class LabelJob:
         return self._wanted_of_video if is_video(name) else self._wanted
 
     def settings(self, name: str) -> Mapping[str, Any]:
-        """The settings of the labeler and the refinement; for a video of its cuts, too."""
-        cuts = cut_settings(self._video_cuts) if is_video(name) else {}
-        return {**self._settings, **cuts}
+        """The settings of the labeler and the refinement; for a video of its frames, too."""
+        if not is_video(name):
+            return self._settings
+        return {**self._settings, **cut_settings(self._video_cuts), "every": self._every}
 
     def tagged(self, name: str, tag: str) -> str:
         """Another name for a mask."""
@@ -298,6 +302,7 @@ class LabelJob:
             overlay=files.get("overlay"),
             mask_frames=files.get("mask_frames"),
             steps=self._steps,
+            every=self._every,
             progress=self._progress,
         )
         record = labelled.record()

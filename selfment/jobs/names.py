@@ -40,6 +40,7 @@ class OutputNames:
                 self._inputs.add(os.path.realpath(path))
         self._namesakes: list[str] = []
         self._misplaced: list[tuple[str, str, str]] = []  # image, field, file
+        self._aside: list[str] = []  # images whose files have other names than usual
 
     def choose(self, task: Task, entry: ImageEntry, tag: str) -> None:
         """Sets the names of a task's output files; ``tag`` tells them from another image's.
@@ -55,8 +56,12 @@ class OutputNames:
                     f"`out` must not hold the inputs: {file} would replace an input image "
                     f"in {self._folder}"
                 )
-        if self._is_taken(task, files):
-            task.name = self._spec.tagged(task.name, tag)
+        exist = self._exist(task, files)
+        is_free = self._records.reserve(task.name, task.image)
+        if exist or not is_free:
+            usual, task.name = task.name, self._spec.tagged(task.name, tag)
+            if is_free and not record:
+                self._aside.append(f"{task.name} for {usual}")
             self._records.reserve(task.name, task.image)
             files = self._spec.output_files(task.name)
         if task.twin is not None and not record:
@@ -69,12 +74,9 @@ class OutputNames:
             if chosen != names[0] and field in self._spec.wanted(task.name):
                 self._misplaced.append((task.image, field, chosen))
 
-    def _is_taken(self, task: Task, files: Mapping[str, str]) -> bool:
-        """True if another image has the main file, or if a file exists that no record mentions."""
-        is_known = self._records.is_recorded(task.name, task.image)
-        if not self._records.reserve(task.name, task.image):
-            return True
-        return not is_known and any(
+    def _exist(self, task: Task, files: Mapping[str, str]) -> bool:
+        """True if files of an image exist that no record mentions."""
+        return not self._records.is_recorded(task.name, task.image) and any(
             os.path.exists(os.path.join(self._folder, file)) for file in files.values()
         )
 
@@ -105,6 +107,17 @@ class OutputNames:
             sentence = (
                 f"the {field} of {image} are in {file}{others}, where programs find them by "
                 "data.yaml only: rename images that differ in their suffix alone"
+            )
+            print(printable(sentence), file=sys.stderr)
+        if self._aside:
+            count = len(self._aside)
+            have = "1 image has another name"
+            if count > 1:
+                have = f"{count:,} images have other names"
+            listed = ", ".join(self._aside[:_MOST_NAMESAKES])
+            sentence = (
+                f"{have} in {self._folder}, because there are files that no record mentions: "
+                f"{listed}{and_more(count - _MOST_NAMESAKES)}"
             )
             print(printable(sentence), file=sys.stderr)
         if self._namesakes:

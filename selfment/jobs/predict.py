@@ -16,7 +16,7 @@ from ..core import options as params
 from ..images.draw import mask_image, saliency_image, tint_saliency
 from ..images.load import ImageEntries, ImageEntry, find_images
 from ..images.suffixes import VIDEO_SUFFIXES, image_suffixes, is_video
-from ..images.video import load_av
+from ..images.video import check_every, load_av
 from ..models.segmenter import Segmenter
 from ..util.lines import Record
 from .folder import OutputFolder
@@ -68,6 +68,7 @@ def predict_images(
     overlays: bool = False,
     binary: float | None = None,
     frames: bool = False,
+    every: int = 1,
     progress: bool = True,
     shard: tuple[int, int] = (0, 1),
 ) -> PredictionSummary:
@@ -92,6 +93,7 @@ def predict_images(
             saliency exceeds it and 0 elsewhere.
         frames: Also write the saliency and the masks of a video as PNG files, one for each frame:
             ``frames/sub/a_saliency/000000.png`` and ``frames/sub/a_mask/000000.png``.
+        every: Of so many frames of a video one is segmented, from the first on.
         progress: Show a bar on stderr.
         shard: The rank of this process and the number of processes that share the work.
 
@@ -100,7 +102,7 @@ def predict_images(
         ImportError: If there are only videos, and PyAV is missing.
         Exception: Whatever backbone and head raise when they cannot be loaded.
     """
-    job = PredictionJob(segmenter, overlays, binary, frames, progress)
+    job = PredictionJob(segmenter, overlays, binary, frames, every, progress)
     folder = OutputFolder(out, job, shard)
     run_job(job, folder, images, progress)
     return PredictionSummary(folder.done, folder.skipped, folder.failed)
@@ -121,12 +123,26 @@ class PredictionJob:
         overlays: bool = False,
         binary: float | None = None,
         frames: bool = False,
+        every: int = 1,
         progress: bool = True,
     ) -> None:
-        """Checks the arguments, see :func:`predict_images`; ``progress``: a bar for each video."""
+        """Checks the arguments.
+
+        Args:
+            segmenter: Computes the saliency.
+            overlays: Also make overlays.
+            binary: The threshold of masks; None makes none.
+            frames: Also write PNG files for each frame of a video.
+            every: Of so many frames of a video one is segmented.
+            progress: Show a bar for each video.
+
+        Raises:
+            ValueError: A wrong argument.
+        """
         if binary is not None:
             params.require("binary", binary, "a threshold in [0, 1)", 0 <= binary < 1)
-        self._segmenter = segmenter
+        check_every(every)
+        self._segmenter, self._every = segmenter, every
         self._binary = binary
         self._threshold = 0.5 if binary is None else binary
         self._progress = progress
@@ -158,9 +174,8 @@ class PredictionJob:
         return self._wanted_of_video if is_video(name) else self._wanted
 
     def settings(self, name: str) -> Mapping[str, Any]:
-        """The settings of the segmenter."""
-        del name
-        return self._settings
+        """The settings of the segmenter; for a video of its frames, too."""
+        return {**self._settings, "every": self._every} if is_video(name) else self._settings
 
     def tagged(self, name: str, tag: str) -> str:
         """Another name for a saliency."""
@@ -233,6 +248,7 @@ class PredictionJob:
             task.path,
             segmenter=self._segmenter,
             threshold=self._threshold,
+            every=self._every,
             progress=self._progress,
             **files,
         )

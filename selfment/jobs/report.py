@@ -35,6 +35,7 @@ from ..util.files import PAGES, output_file, printable, reason, write_atomically
 from ..util.html import page
 from ..util.lines import Record
 from ..util.results import record_file
+from ..util.words import count_of
 from .records import StoredRecords
 
 RECORDS = "labels.jsonl"
@@ -65,11 +66,12 @@ class ReportSummary:
             "without a photograph": self.no_photo,
             "without a mask": self.no_mask,
             "without a Fiedler vector": self.no_vector,
-            "videos, not shown": self.videos,
         }
         parts = "".join(f", {count} {what}" for what, count in missing.items() if count)
+        if self.videos:
+            parts += f", {count_of(self.videos, 'video')}, not shown"
         size = f"{self.bytes / 1e6:.1f} MB"
-        return f"the labels of {self.images} images are in {self.path} ({size}){parts}"
+        return f"the labels of {count_of(self.images, 'image')} are in {self.path} ({size}){parts}"
 
 
 def report_labels(
@@ -256,7 +258,7 @@ def _remarks(counts: Counter[str], images: int) -> Iterator[str]:
 def _body(folder: Path, images: int, remarks: Sequence[str]) -> str:
     template = Path(__file__).with_name("review.html").read_text(encoding="utf-8")
     notes = "".join(f'<p class="note">{escape(remark)}</p>' for remark in remarks)
-    count = f"{images:,} image{'s' if images != 1 else ''}"
+    count = count_of(images, "image")
     values = {
         "folder": escape(printable(folder.name)),
         "count": count,

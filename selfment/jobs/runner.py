@@ -42,6 +42,8 @@ def run_job(
             many = "s" if folder.outdated > 1 else ""
             again = f"{folder.outdated} {spec.unit}{many} to {spec.verb} again"
             tqdm.write(f"the settings have changed: {again}", file=sys.stderr)
+        if folder.changed:
+            _print_changed(folder.changed, spec)
         if tasks or folder.records.changed:
             folder.remove_abandoned_files()
         if tasks:
@@ -55,6 +57,18 @@ def run_job(
                         bar.update()
     finally:
         folder.records.close(compose)
+
+
+def _print_changed(files: Sequence[str], spec: JobSpec[Any]) -> None:
+    """Prints on stderr that files keep changes that somebody has made."""
+    again = f"to {spec.verb} the {spec.unit}"
+    sentence = f"{files[0]} was changed by hand, and is kept; remove it {again} again"
+    if len(files) > 1:
+        sentence = (
+            f"{len(files):,} files were changed by hand, and are kept (the first: {files[0]}); "
+            f"remove them {again}s again"
+        )
+    tqdm.write(printable(sentence), file=sys.stderr)
 
 
 def _run_unbatched(

@@ -37,15 +37,16 @@ _Result = TypeVar("_Result")
 class VideoSummary:
     """The properties of a video that was segmented."""
 
-    frames: int
+    frames: int  #: that were read
     size: tuple[int, int]  #: (W, H) of the frames, upright
-    rate: float  #: frames per second, on average
+    rate: float  #: frames that were read per second, on average
     rotation: int  #: degrees counter-clockwise by which its frames were turned upright
+    every: int  #: of so many frames of the video one was read
 
     def record(self) -> Record:
         """Returns the fields of the record of the video."""
         notes = ["rotated as its metadata says"] if self.rotation else []
-        return {"notes": notes, "frames": self.frames, "fps": self.rate}
+        return {"notes": notes, "frames": self.frames, "fps": self.rate, "every": self.every}
 
 
 def segment_video(
@@ -58,12 +59,13 @@ def segment_video(
     overlay: AnyPath | None = None,
     saliency_frames: AnyPath | None = None,
     mask_frames: AnyPath | None = None,
+    every: int = 1,
     progress: bool = True,
 ) -> VideoSummary:
     """Writes the saliency of each frame of ``video`` as the grey levels of an H.264 video.
 
-    The written videos have the upright video's size, rounded down to even numbers, its frame rate
-    and its timestamps, and no sound. Files and folders appear only when they are complete.
+    The written videos have the upright video's size, rounded down to even numbers, the timestamps
+    of its frames, and no sound. Files and folders appear only when they are complete.
 
     Args:
         video: The file to read.
@@ -73,8 +75,9 @@ def segment_video(
         threshold: In [0, 1); for the overlay, too.
         overlay: Another file to write, see :func:`selfment.images.draw.tint_saliency`.
         saliency_frames: A folder to write, with the saliency of each frame as a PNG file of the
-            frame's own size: ``000000.png`` and so on.
+            frame's own size: ``000000.png`` and so on, by its number in the video.
         mask_frames: Another such folder, with the masks.
+        every: Of so many frames one is segmented, from the first on.
         progress: Show a bar on stderr.
 
     Raises:
@@ -104,7 +107,7 @@ def segment_video(
         if frame.picture is not None:
             yield "overlay", tint_saliency(frame.picture, values, threshold)
 
-    with VideoStream(video, targets, progress) as stream:
+    with VideoStream(video, targets, every, progress) as stream:
         frames = stream.frames(segmenter.preprocess, keeps_pictures=overlay is not None)
         return stream.write(frames, segmenter.batch_size, results, draw)
 
@@ -130,22 +133,25 @@ class VideoStream:
     """A video that is read, and the files and folders that are made of it."""
 
     def __init__(
-        self, video: AnyPath, targets: Mapping[str, AnyPath | None], progress: bool
+        self, video: AnyPath, targets: Mapping[str, AnyPath | None], every: int, progress: bool
     ) -> None:
-        """``targets``: by kind of picture, or kind and "_frames" for a folder; None is left out."""
-        self._name = os.fspath(video)
+        """``targets``: by kind of picture, or kind and "_frames" for a folder; None is left out.
+
+        ``every``: of so many frames one is read.
+        """
+        self._name, self._every = os.fspath(video), every
         self._paths = {kind: Path(path) for kind, path in targets.items() if path is not None}
         self._progress = progress
 
     def __enter__(self) -> VideoStream:
         with ExitStack() as stack:
-            self._reader = reader = stack.enter_context(VideoReader(self._name))
+            self._reader = reader = stack.enter_context(VideoReader(self._name, self._every))
             self._videos: dict[str, VideoWriter] = {}
             self._folders: dict[str, FrameFolder] = {}
             # Folders are moved to their places first: that may fail, and then no file is moved.
             for kind, path in sorted(self._paths.items(), key=lambda item: "_frames" in item[0]):
                 if kind.endswith("_frames"):
-                    folder = stack.enter_context(new_frame_folder(path))
+                    folder = stack.enter_context(new_frame_folder(path, self._every))
                     self._folders[kind.removesuffix("_frames")] = folder
                 else:
                     file = stack.enter_context(atomic_file(path))
@@ -169,7 +175,7 @@ class VideoStream:
     @contextmanager
     def first_pass(self) -> Iterator[VideoReader]:
         """Opens the video for another reading, before the one of :meth:`frames`."""
-        with VideoReader(self._name) as reader:
+        with VideoReader(self._name, self._every) as reader:
             yield reader
         self._bar.reset()
 
@@ -217,7 +223,8 @@ class VideoStream:
         for video in self._videos.values():
             video.finish()
         reader = self._reader
-        return VideoSummary(count, reader.size, float(reader.rate), reader.rotation)
+        rate = float(reader.rate)
+        return VideoSummary(count, reader.size, rate, reader.rotation, reader.every)
 
 
 @contextmanager

@@ -33,9 +33,6 @@ from .video import AnyPath, Frame, VideoStream, VideoSummary, read_ahead
 _Labelled = list[tuple[Frame, PseudoLabels]]
 _Draw = Callable[[Frame, PseudoLabels], Iterator[tuple[str, Image.Image]]]
 
-#: A ``side_margin`` below this is a note of the record: the other side was nearly the foreground.
-CLOSE = 0.1
-
 
 @dataclass(frozen=True)
 class VideoLabelSummary(VideoSummary):
@@ -100,6 +97,7 @@ def label_video(
     overlay: AnyPath | None = None,
     mask_frames: AnyPath | None = None,
     steps: Mapping[str, Any] | None = None,
+    every: int = 1,
     progress: bool = True,
 ) -> WindowSummary | ClipSummary:
     """Writes the mask of each frame of ``video`` as an H.264 video, white in the foreground.
@@ -116,6 +114,7 @@ def label_video(
         mask_frames: A folder to write, with the mask of each frame as a PNG file, 0 or 255.
         steps: The arguments of :func:`selfment.refine_mask` for the mask of each frame; None
             resizes it alone.
+        every: Of so many frames one is labelled, from the first on.
         progress: Show a bar on stderr; with landmarks once for each of the two passes.
 
     Raises:
@@ -133,7 +132,7 @@ def label_video(
         if overlay is not None and frame.picture is not None:
             yield "overlay", tint(frame.picture, found)
 
-    with VideoStream(video, targets, progress) as stream:
+    with VideoStream(video, targets, every, progress) as stream:
         if isinstance(labeler.cuts, WindowOptions):
             return _by_windows(stream, labeler, draw, keeps_pictures)
         return _by_one_cut(stream, labeler, draw, keeps_pictures, Path(mask).parent)
@@ -187,13 +186,7 @@ def _cut(stream: VideoStream, labeler: VideoLabeler, folder: Path) -> tuple[Join
         with SETTINGS.held(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             joint = labeler.label_spilled(kept)
-    doubts = [str(warning.message) for warning in caught]
-    if isinstance(joint, LandmarkLabels) and joint.side_margin < CLOSE:
-        doubts.append(
-            "the other side of the cut was nearly chosen as the foreground: side_margin is "
-            f"{float(joint.side_margin):.2g}"
-        )
-    return joint, doubts
+    return joint, [str(warning.message) for warning in caught]
 
 
 def _numbers(joint: JointLabels) -> dict[str, Any]:
@@ -209,7 +202,7 @@ def _numbers(joint: JointLabels) -> dict[str, Any]:
     further = ("angle", "turn", "changing", "side_margin")
     if isinstance(joint, LandmarkLabels):
         values |= {name: float(getattr(joint, name)) for name in further}
-        estimated = ["eigenvalue", "gap", "residual", "confidence", "angle", "changing"]
+        estimated = ["eigenvalue", "gap", "residual", "confidence", "angle", "turn", "changing"]
         return {**values, "landmarks": len(joint.landmarks), "estimated": estimated}
     return {**values, **dict.fromkeys(further), "landmarks": None, "estimated": []}
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..backbones import WeightsError
+from ..backbones import EMBEDDED, WeightsError
 from ..backbones.base import check_memory
 from ..backbones.checkpoints import read_inert
+from ..backbones.names import timm_name
 from ..core.arrays import check_dense, check_device
 from ..core.torch_state import loading, without_autocast
 from ..util.files import atomic_file, check_file
@@ -100,15 +101,34 @@ def check_fit(head: PatchHead, info: HeadInfo, backbone: str, dim: int) -> None:
         )
 
 
-def own_model_differs(info: HeadInfo, settings: Mapping[str, Any]) -> bool:
-    """Returns whether a head was trained on a model of one's own that is not the one of these.
+def check_backbone(info: HeadInfo, name: str) -> None:
+    """Raises ``ValueError`` if a head was trained on hand-made features, or is used with them.
 
-    ``settings``: of the model that the head is used with. The names and the hashes of the weights
-    are compared, if both are known.
+    Unlike models, these have one name each, and their features are unlike those of any model.
     """
+    trained = info.backbone
+    if trained is not None and trained != name and not {trained, name}.isdisjoint(EMBEDDED):
+        raise ValueError(
+            f"`backbone` must be the one that the head was trained on, {trained!r}: got {name!r}"
+        )
+
+
+def model_differs(info: HeadInfo, settings: Mapping[str, Any]) -> bool:
+    """Returns whether a head seems to be used with other features than it was trained on.
+
+    ``settings``: of the model that it is used with. Names and kinds of features are compared, and
+    of models of one's own the hashes of the weights, where both are known. A name without a tag,
+    such as ``vit_small_patch16_224``, stands for one with any tag.
+    """
+    if info.backbone is None:
+        return False
     trained, used = (of.get("own") or {} for of in (info.settings, settings))
-    known = {"name", "model"} & trained.keys() & used.keys()
-    return any(trained[key] != used[key] for key in known)
+    if known := {"name", "model"} & trained.keys() & used.keys():
+        return any(trained[key] != used[key] for key in known)
+    names = [timm_name(name) or name for name in (info.backbone, settings["backbone"])]
+    (model, _, tag), (used_model, _, used_tag) = (name.partition(".") for name in names)
+    same_tag = tag == used_tag or not tag or not used_tag
+    return model != used_model or not same_tag or info.features != settings["features"]
 
 
 def save_head(folder: str | os.PathLike[str], head: PatchHead, info: HeadInfo) -> None:

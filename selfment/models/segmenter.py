@@ -29,9 +29,10 @@ from .head import (
     WEIGHTS_NAME,
     HeadInfo,
     PatchHead,
+    check_backbone,
     check_fit,
     load_head,
-    own_model_differs,
+    model_differs,
     save_head,
 )
 from .image_model import ImageModel
@@ -113,6 +114,7 @@ class Segmenter(ImageModel):
         features = features or self.info.features
         positions = positions or self.info.positions
         super().__init__(name, size, features, weights, device, dtype, batch_size, positions)
+        check_backbone(self.info, self.recorded_name)
         self.keep_aspect = self.info.keep_aspect if keep_aspect is None else keep_aspect
         self.compile = compile
         self._is_compared = False
@@ -190,10 +192,11 @@ class Segmenter(ImageModel):
         check_fit(self.head, self.info, self.backbone_name, backbone.dim)
         if not self._is_compared:
             self._is_compared = True
-            if own_model_differs(self.info, super().settings):
+            if model_differs(self.info, super().settings):
                 warnings.warn(
-                    f"the head was trained on {self.info.backbone!r}, and is used with "
-                    f"{self.backbone_name!r}, another model or other weights",
+                    f"the head was trained on {self.info.features} of {self.info.backbone!r}, and "
+                    f"is used with {self.features} of {self.backbone_name!r}: if the model or its "
+                    "weights are others, the saliency means nothing",
                     RuntimeWarning,
                     stacklevel=2,
                 )

@@ -8,6 +8,7 @@ they are kept in a temporary file, and frames are read once more for their label
 from __future__ import annotations
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from ..images.video import VideoReader
 from ..methods import Selfment
 from .labeler import PseudoLabeler, where_kernels_are
 from .pictured import ImageLabels
+from .transfers import uploads
 
 #: How the frames of a video are cut: in windows, or all together by landmarks.
 VideoCuts = WindowOptions | LandmarkOptions
@@ -116,12 +118,7 @@ class VideoLabeler:
                 window = next(found, None)
             if window is None:
                 return
-            if window.labels.eigenvalue.isnan():  # on a CUDA device nothing waited for it
-                raise ValueError(
-                    "`features` must be finite, and so must their norms: got NaN, infinity or an "
-                    f"overflow in the {len(window.labels.mask)} frames from {window.first}"
-                )
-            yield replace(window, labels=_on_cpu(window.labels))
+            yield replace(window, labels=_on_cpu(window.labels, window.first))
 
     def spill(self, batches: Iterable[Tensor], frames: SpilledFrames) -> None:
         """Adds the features of frames to those in a temporary file.
@@ -133,17 +130,29 @@ class VideoLabeler:
                 frames.add(features, grid)
 
     def label_spilled(self, frames: SpilledFrames) -> JointLabels:
-        """Returns the labels of all frames by one cut through them, on the CPU.
+        """Returns the labels of all frames, on the CPU, by one cut through them.
 
-        With as many landmarks as patches, or more, the cut is exact. Raises and warns as
-        :func:`selfment.joint_label`, and raises ``ValueError`` without landmarks.
+        The cut is made where their features were when they were added: on a CUDA device they are
+        there a few frames at a time. If its memory does not suffice, the cut is made on the CPU,
+        with a ``RuntimeWarning``. With as many landmarks as patches, or more, the cut is exact, and
+        all features are in memory. Raises and warns as :func:`selfment.joint_label`, and raises
+        ``ValueError`` without landmarks.
         """
+        try:
+            return self._label_on(frames.device, frames)
+        except torch.cuda.OutOfMemoryError:
+            pass  # and its traceback goes, with what was on the device
+        reason = f"the cut was made on the CPU, as {frames.device} has too little memory for it"
+        warnings.warn(reason, RuntimeWarning, stacklevel=2)
+        return self._label_on(torch.device("cpu"), frames)
+
+    def _label_on(self, device: torch.device, frames: SpilledFrames) -> JointLabels:
         if not isinstance(self.cuts, LandmarkOptions):
             raise ValueError(f"`cuts` must be LandmarkOptions for one cut: got {self.cuts}")
-        method = self._method
-        cut, least = method.cut.oriented("seed"), method.min_confidence
-        with as_documented():
-            return label_frames(frames, frames.grids, cut, method.ipo, least, self.cuts)
+        cut, ipo = self._method.cut.oriented("seed"), self._method.ipo
+        least, rows = self._method.min_confidence, _Uploaded(frames, device)
+        with as_documented(device):
+            return _on_cpu(label_frames(rows, frames.grids, cut, ipo, least, self.cuts), 0)
 
     def _features(self, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Grid]]:
         backbone = self.labeler.backbone
@@ -221,9 +230,31 @@ def stacks(frames: Sequence[Tensor]) -> Iterator[Tensor]:
         yield torch.stack(list(alike))
 
 
-def _on_cpu(labels: JointLabels) -> JointLabels:
+class _Uploaded:
+    """The features of frames, copied to a device one at a time in each pass over them."""
+
+    def __init__(self, frames: SpilledFrames, device: torch.device) -> None:
+        self._frames, self._device = frames, device
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return uploads(self._frames, self._device)
+
+
+def _on_cpu(labels: JointLabels, first: int) -> JointLabels:
+    """Returns the labels of frames from ``first`` on; raises ``ValueError`` if they are not finite.
+
+    On a CUDA device nothing waited for them before.
+    """
+    if labels.eigenvalue.isnan():
+        raise ValueError(
+            "`features` must be finite, and so must their norms: got NaN, infinity or an "
+            f"overflow in the {len(labels.mask)} frames from {first}"
+        )
     values = {field.name: getattr(labels, field.name) for field in fields(labels)}
-    return JointLabels(
+    return type(labels)(
         **{
             name: [part.cpu() for part in value] if isinstance(value, list) else value.cpu()
             for name, value in values.items()

@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from tqdm import tqdm
 
+from ..util.words import count_of
 from .rows import Unit
 
 _FORMAT = "{desc}: {percentage:3.0f}%|{bar}| [{elapsed}<{remaining}{postfix}]"
@@ -90,8 +91,8 @@ class Progress:
 
     def _move(self, place: float) -> None:
         bar, rate = self._bar, self._images / max(time.monotonic() - self._start, 1e-9)
-        shards = f"{self._finished:,} of {self._turn.total:,} shards"
+        shards = f"{self._finished:,} of {count_of(self._turn.total, 'shard')}"
         bar.set_description_str(shards, refresh=False)
-        images = f"{self._images:,} {self._unit}{'' if self._images == 1 else 's'}"
+        images = count_of(self._images, self._unit)
         bar.set_postfix_str(f"{images}, {rate:.1f} {self._unit}s/s", refresh=False)
         bar.update(max(0.0, place - bar.n))

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..util.extras import load_extra
 from ..util.files import printable, reason
+from ..util.words import count_of
 from .rows import Row, SourceFile, Unit
 from .sources import Sources
 from .store import Store
@@ -88,7 +89,7 @@ def read_unit(
     except Exception as error:  # damaged files lead the readers to any
         yield from lacking
         done += len(lacking)
-        after = f" after {done:,} rows" if done else ""
+        after = f" after {count_of(done, 'row')}" if done else ""
         raise ShardError(f"cannot read {file.uri}{after}: {printable(_why(error))}") from error
 
 

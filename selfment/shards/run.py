@@ -19,6 +19,7 @@ from ..jobs.spec import JobSpec
 from ..models.labeler import PseudoLabeler
 from ..models.segmenter import Segmenter
 from ..util import distributed
+from ..util.words import count_of
 from .outputs import Outputs
 from .progress import Progress, Turn, turns
 from .rows import Unit
@@ -172,7 +173,7 @@ class _Plan:
         self.units = inputs.units(self.outputs.recorded_units())
         left = self.outputs.plan(self.units, job.form(), inputs.sources)
         if self.outputs.outdated:
-            shards = "1 shard" if self.outputs.outdated == 1 else f"{self.outputs.outdated} shards"
+            shards = count_of(self.outputs.outdated, "shard")
             sentence = f"the settings have changed: {shards} to {self.spec.verb} again"
             print(sentence, file=sys.stderr)
         if self.outputs.retried:
@@ -187,7 +188,7 @@ class _Plan:
 
 def _retried(count: int, reread: int) -> str:
     """Returns a sentence on the shards of which failed rows are tried again."""
-    shards = "1 shard" if count == 1 else f"{count:,} shards"
+    shards = count_of(count, "shard")
     sentence = f"images that failed in {shards} are tried again"
     if not reread:
         return sentence

@@ -58,6 +58,7 @@ class ShardSearch:
         self._suffixes = image_suffixes()
         self._left_out: dict[str, None] = {}
         self._working: dict[str, None] = {}  # files that programs keep beside their shards
+        self._descriptions: dict[str, None] = {}  # tables on the images of a tar file or a folder
         self._results: dict[str, None] = {}  # folders of results
 
     def add(self, value: str) -> None:
@@ -73,6 +74,7 @@ class ShardSearch:
             files = self._matches(store, name)
             folder = _literal_folder(name)
         text = store.text_of(name)
+        files = self._without_descriptions(files)
         if not files:
             raise ValueError(f"{text!r} has no shard and no image{self._because()}")
         shards = sum(kind_of(file.name) is not None for file in files)
@@ -103,6 +105,11 @@ class ShardSearch:
             sentences.append(
                 f"{_count(self._working, 'shard')} left out, which are caches or unfinished by "
                 f"their names: {first_names(self._working)}"
+            )
+        if self._descriptions:
+            sentences.append(
+                f"{_count(self._descriptions, 'table')} left out because a tar file or folder of "
+                f"images has the same name: {first_names(self._descriptions)}"
             )
         if sentence := left_out(self._left_out, self._suffixes):
             sentences.append(sentence)
@@ -209,6 +216,26 @@ class ShardSearch:
             return True
         self._left_out[file.uri] = None
         return False
+
+    def _without_descriptions(self, files: Sequence[SourceFile]) -> list[SourceFile]:
+        """Returns the files without tables such as img2dataset writes beside its shards.
+
+        ``00000.parquet`` describes the images in ``00000.tar`` or in the folder ``00000``.
+        """
+        described: set[str] = set()
+        for file in files:
+            kind = kind_of(file.name)
+            if kind is None:
+                described.update(_parents(file.name))
+            elif kind == "tar":
+                described.add(stem_of(file.name))
+        kept = []
+        for file in files:
+            if kind_of(file.name) == "parquet" and stem_of(file.name) in described:
+                self._descriptions[file.uri] = None
+            else:
+                kept.append(file)
+        return kept
 
     def _is_in_out(self, store: Store, name: str) -> bool:
         if self._real_out is None:

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from ..util.files import check_file, lock, write_atomically
+from ..util.files import check_file, lock, not_writable, write_atomically
 from . import arrow_store
 from .arrow_store import ArrowStore
 from .fsspec_store import FsspecStore
@@ -60,10 +60,7 @@ class LocalStore(Store):
             if not os.access(self.text, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, "Permission denied")
         except OSError as error:
-            raise ValueError(
-                f"`{argument}` must be a folder that can be written: got {self.text!r} "
-                f"({error.strerror or error})"
-            ) from error
+            raise not_writable(argument, "folder", self.text, error) from error
 
     def locked(self, name: str) -> AbstractContextManager[object]:
         """Locks a file until the block ends."""

@@ -20,7 +20,7 @@ from ..backbones import WeightsError
 from ..core import native as _native
 from ..models.head import HeadInfo, PatchHead, read_checkpoint
 from ..util.extras import load_extra
-from ..util.files import atomic_file, lock, remove_abandoned, write_atomically
+from ..util.files import atomic_file, lock, not_writable, remove_abandoned, write_atomically
 from .cache import key_of
 from .loop import LOSSES, Step
 from .masks import MaskFolder
@@ -155,10 +155,7 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("a", encoding="utf-8")
         except OSError as error:
-            raise ValueError(
-                "`out` must be a folder that can be written: "
-                f"got {os.fspath(self.folder)!r} ({error.strerror or error})"
-            ) from error
+            raise not_writable("out", "folder", self.folder, error) from error
         lock(self._lock, self.folder)
         remove_abandoned(self.folder)
 

@@ -23,6 +23,7 @@ from ..models.head import HeadInfo, PatchHead, save_head
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
 from ..util.files import output_path
+from ..util.words import count_of
 from .cache import TensorCache
 from .choice import Choice, Counts, choose
 from .folder import RunFolder, load_tensorboard
@@ -136,7 +137,6 @@ def train(
         )
     folder = output_path("out", out)
     choice = choose(images, only, masks, max_images, int(seed), drop_rejected)
-    device = labeler.torch_device
     progress = progress and rank == 0
     run = RunFolder(folder, rank == 0, resume)
     try:
@@ -144,7 +144,7 @@ def train(
         if use_cache:
             cache = folder / "cache" if cache is None else output_path("cache", cache)
             store = TensorCache(cache, cache_limit, world)
-        with _distributed.process_group(device):
+        with _distributed.process_group(labeler.torch_device):
             _check_one_folder(run.finished)
             samples = LabelledImages(choice, labeler, store, feature_dtype, masks, drop_rejected)
             counts = _prepare(samples, choice, run, {**options, "processes": world}, progress)
@@ -152,10 +152,13 @@ def train(
             head, info = _head(labeler, int(seed), run)
             steps = -(-len(samples) // world) * (epochs - run.finished)
             if progress:
-                print(f"training: {steps:,} steps on {len(samples):,} images", file=sys.stderr)
+                work = f"{count_of(steps, 'step')} on {count_of(len(samples), 'image')}"
+                left = epochs - run.finished
+                often = "once" if left == 1 else f"{left:,} times"
+                print(f"training: {work}, {often} each (--epochs says how often)", file=sys.stderr)
             with tqdm(total=steps, unit="step", disable=not progress) as bar:
                 fit(
-                    head.to(device),
+                    head.to(labeler.torch_device),
                     samples,
                     epochs=epochs,
                     **options,

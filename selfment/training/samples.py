@@ -26,6 +26,7 @@ from ..methods import MultiObject
 from ..models.labeler import PseudoLabeler
 from ..util import distributed as _distributed
 from ..util.files import printable, reason, sha256_of
+from ..util.words import count_of
 from .cache import TensorCache, key_of
 from .choice import Choice
 from .masks import MaskFolder
@@ -224,7 +225,8 @@ class LabelledImages:
             size = h * w * backbone.dim * self.dtype.itemsize / 2**20
             most = "up to " if self.labeler.keep_aspect else ""
             print(
-                f"cache: {most}{size:.1f} MiB for each of {len(self._entries)} images, in "
+                f"cache: {most}{size:.1f} MiB for each of "
+                f"{count_of(len(self._entries), 'image')}, in "
                 f"{self.cache.folder}",
                 file=sys.stderr,
             )

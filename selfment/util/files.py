@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import unicodedata
 import uuid
@@ -36,9 +37,33 @@ def output_path(argument: str, path: str | os.PathLike[str]) -> Path:
     return Path(text).absolute()
 
 
-def output_file(argument: str, path: str | os.PathLike[str], suffixes: Sequence[str] = ()) -> Path:
-    """Returns what :func:`output_path` does; raises ``ValueError`` for a folder, too.
+def output_folder(argument: str, path: str | os.PathLike[str]) -> Path:
+    """Returns what :func:`output_path` does, and makes the folder.
 
+    Raises ``ValueError`` if it cannot be made.
+    """
+    folder = output_path(argument, path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(argument, "folder", path, error) from error
+    return folder
+
+
+def not_writable(
+    argument: str, kind: str, path: str | os.PathLike[str], error: OSError
+) -> ValueError:
+    """Returns the error of an output that cannot be written; ``kind``: "file" or "folder"."""
+    why = error.strerror or error
+    return ValueError(
+        f"`{argument}` must be a {kind} that can be written: got {os.fspath(path)!r} ({why})"
+    )
+
+
+def output_file(argument: str, path: str | os.PathLike[str], suffixes: Sequence[str] = ()) -> Path:
+    """Returns what :func:`output_path` does, if the file can be written.
+
+    Raises ``ValueError`` for a folder, too, for a device, and if no file can be made beside it.
     ``suffixes``: the endings that the name may have, so that no file of another kind is replaced;
     none allow all.
     """
@@ -48,6 +73,14 @@ def output_file(argument: str, path: str | os.PathLike[str], suffixes: Sequence[
     if suffixes and file.suffix.lower() not in suffixes:
         endings = " or ".join(suffixes)
         raise ValueError(f"`{argument}` must be a file {endings}: got {os.fspath(path)!r}")
+    folder = next(parent for parent in file.parents if parent.exists())
+    try:
+        with suppress(FileNotFoundError):
+            check_file(file)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise not_writable(argument, "file", path, error) from error
     return file
 
 

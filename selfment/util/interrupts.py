@@ -1,4 +1,4 @@
-"""Ctrl-C: how the process of a command ends, whatever it is doing."""
+"""Ctrl-C and SIGTERM: how the process of a command ends, whatever it is doing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from types import FrameType
 
 CODE = 130  #: the exit code after an interrupt
 
+_USUAL = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
 
 def catch_interrupts() -> None:
-    """Makes :func:`interrupt` the handler of SIGINT, unless a shell's background job ignores it."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
+    """Makes :func:`interrupt` the handler of SIGINT, and of SIGTERM, as schedulers send it.
+
+    A signal that is ignored, as SIGINT is by a shell's background job, stays so.
+    """
+    for number, usual in _USUAL.items():
+        if signal.getsignal(number) is usual:
+            signal.signal(number, interrupt)
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -31,6 +37,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def end_at_interrupts(code: int) -> None:
-    """Makes a later SIGINT end the process at once, with the code that it would end with anyway."""
-    if signal.getsignal(signal.SIGINT) is interrupt:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
+    """Makes a later signal end the process at once, with the code that it would end with anyway."""
+    for number in _USUAL:
+        if signal.getsignal(number) is interrupt:
+            signal.signal(number, lambda *_: os._exit(code))

@@ -286,7 +286,7 @@ def test_a_head_of_another_module_is_said_once(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         Segmenter(tmp_path / "head", trained, 64)(photo())
     segmenter = Segmenter(tmp_path / "head", other, 64)
-    with pytest.warns(RuntimeWarning, match="trained on 'own:.*Net', and is used with") as caught:
+    with pytest.warns(RuntimeWarning, match="of 'own:.*Net', and is used with") as caught:
         segmenter([photo()] * 9)  # more than one batch
     assert len(caught) == 1
 

@@ -223,6 +223,59 @@ def test_usage_errors_are_one_sentence(capsys, photo, tmp_path, arguments, sente
     assert sentence in errors[0]
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            "train . --out run --no-cache --cache kept",
+            "train: `cache` must be left alone with `no_cache`: got 'kept'",
+        ),
+        (
+            "train . --out run --no-cache --cache-limit 1",
+            "train: `cache_limit` must be left alone with `no_cache`: got 1.0",
+        ),
+        (
+            "compare . --out out --tau 0.1,0.2 --workers 2",
+            "compare: `workers` must be left alone with several thresholds, --tau 0.1,0.2: got 2",
+        ),
+        (
+            "eval --pred . --gt . --pictures 3",
+            "eval: `pictures` must be left alone without a page, --report F.html: got 3",
+        ),
+        ("reproduce cod --list", "reproduce: `recipe` must be left alone with --list: got 'cod'"),
+        ("label . --out out --objects 0", "label: `objects` must be an integer >= 1: got 0"),
+        ("label . --out out --batch 0", "label: `batch` must be an integer >= 1: got 0"),
+    ],
+)
+def test_options_without_effect_and_their_names(capsys, photo, monkeypatch, words, sentence):
+    monkeypatch.chdir(photo.parent)
+    code, out, err = call(capsys, *words.split())
+    assert (code, out, err.splitlines()[-1]) == (2, "", f"selfment {sentence}")
+    assert sorted(path.name for path in photo.parent.iterdir()) == ["photo.png"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="the system has no /proc")
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/x"])
+@pytest.mark.parametrize(
+    ("words", "argument"),
+    [
+        ("label . --out", "`out` must be a folder"),
+        ("label . --to tar --out", "`out` must be a folder"),
+        ("train . --size 96 --out", "`out` must be a folder"),
+        ("compare . --tau 0.1,0.2 --out", "`out` must be a folder"),
+        ("compare . --gt . --out", "`out` must be a folder"),
+        ("eval --pred . --gt . --json", "`json` must be a file"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_named(
+    capsys, photo, monkeypatch, words, argument, place
+):
+    monkeypatch.chdir(photo.parent)
+    code, _, err = call(capsys, *words.split(), place)
+    assert code == 2
+    assert f"{argument} that can be written: got {place!r} (" in err.splitlines()[-1]
+
+
 def test_interrupt_is_exit_code_130(capsys, photo, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -270,6 +270,12 @@ def of_features(labels: Any) -> Any:
     ]
 
 
+def of_landmarks() -> Any:
+    frames = [ROWS, ROWS.flip(0)]
+    options: dict[str, Any] = {"landmarks": 60, "eps": 0.01}
+    return [selfment.joint_label(frames, GRID, tau=tau, **options) for tau in ("auto", 0.2)]
+
+
 def parts() -> Any:
     graph = selfment.affinity(ROWS, graph="weighted")
     return [
@@ -284,6 +290,7 @@ def parts() -> Any:
 WORK: dict[str, Callable[[dict[str, Path], Path], Any]] = {
     "features alone": lambda *_: of_features(selfment),
     "reference": lambda *_: of_features(reference),
+    "cuts by landmarks": lambda *_: of_landmarks(),
     "objects and regions": lambda *_: parts(),
     "losses": lambda *_: head_loss(LOGITS, EMBEDDING, PAINTED),
     "training": lambda *_: trained(),

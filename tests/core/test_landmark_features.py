@@ -122,6 +122,24 @@ def test_an_iterator_is_refused() -> None:
         selfment.joint_label(iter([smooth(4, 6, 3)] * 2), [(4, 6)] * 2, landmarks=9)
 
 
+@pytest.mark.parametrize("kind", ["one pass", "shrinks", "grows"])
+def test_frames_that_are_others_when_they_are_read_again(kind: str) -> None:
+    class Reader:
+        passes = 0
+        once = iter([smooth(4, 6, 3)] * 5)
+
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            self.passes += 1
+            later = {"shrinks": 4, "grows": 6}.get(kind, 5)
+            frames = [smooth(4, 6, 3)] * (later if self.passes > 3 else 5)
+            return self.once if kind == "one pass" else iter(frames)
+
+    found = {"one pass": 4, "shrinks": 4, "grows": 6}[kind]
+    message = f"each time they are read: got {found} frames instead of 5 when they were read again"
+    with pytest.raises(ValueError, match=message):
+        selfment.joint_label(Reader(), [(4, 6)] * 5, landmarks=9)
+
+
 @QUIET
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("last", range(2, 7))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 from torch import Tensor
 
 import selfment
-from helpers.cases import CASES, DEGENERATE, Case, generator, object_on_ground, smooth
+from helpers.cases import CASES, DEGENERATE, Case, generator, noise, object_on_ground, smooth
 from helpers.joint_rules import flat, frames_of
 from helpers.landmark_cases import FRAMES, QUIET, Frames, assert_same, fields_of
 from selfment import JointLabels, LandmarkLabels, reference
 from selfment.core import block_ops, blocks
-from selfment.core.landmarks import side_margin, stratified
+from selfment.core.landmarks import fewest, side_margin, stratified
 from selfment.core.options import CutOptions
 
 NUMBERS = ("eigenvalue", "gap", "residual", "separation", "confidence", "angle", "turn", "tau")
@@ -237,10 +238,44 @@ def test_a_value_that_no_eigenvalue_has_is_not_chosen() -> None:
     assert 0.1 < label.eigenvalue.item() < 0.9
 
 
+def test_a_group_with_few_landmarks_is_said() -> None:
+    """40 of 1,200 patches, of which about a tenth are landmarks."""
+    rows = 0.3 * torch.randn(1200, 16, generator=generator(0))
+    rows[:, 0] += 1
+    rows[500:540] = 0.1 * torch.randn(40, 16, generator=generator(1))
+    rows[500:540, 1] += 1
+    with pytest.warns(RuntimeWarning, match=r"^the cut separates a group with only \d of the 120"):
+        selfment.joint_label(rows, [(20, 20)] * 3, landmarks=120)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        selfment.joint_label(rows, [(20, 20)] * 3, landmarks=1000)
+
+
+def test_the_fewest_landmarks_are_in_the_initial_mask_or_on_the_other_side() -> None:
+    mask, upper = (torch.arange(9) < count for count in (2, 5))
+    landmarks = torch.tensor([0, 1, 3, 4, 6, 7, 8])
+    assert fewest(landmarks, mask, upper, 1) == 2
+    assert fewest(landmarks[:5], mask, upper, 1) == 1
+    assert fewest(landmarks, upper, upper, 1) == 3
+
+
+@QUIET
 def test_too_few_landmarks_say_so() -> None:
     features, grids = frames_of(smooth, *[(20, 20)] * 6)
     with pytest.warns(RuntimeWarning, match="30 landmarks do not determine the eigenvector"):
         label = selfment.joint_label(features, grids, landmarks=30)
+    assert label.angle.item() == 90
+
+
+@QUIET
+def test_equal_eigenvalues_determine_no_vector() -> None:
+    """Most patches have no neighbour: the gap and the residual are both rounding."""
+    features = torch.nn.functional.normalize(object_on_ground(16, 16, 24), dim=1)
+    features += 0.16 * noise(16, 16, 24)
+    with pytest.warns(RuntimeWarning, match="landmarks do not determine the eigenvector"):
+        label = selfment.joint_label(features, [(16, 16)], tau=0.95, landmarks=200)
+    assert label.gap.item() < 1e-9
+    assert label.residual.item() < label.gap.item()
     assert label.angle.item() == 90
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import os
 import resource
@@ -37,7 +38,9 @@ GROWTH = 128 << 20
 _kept = 0  # bytes that were in use after that
 
 #: Seconds after which a test counts as hanging; the longest takes some minutes.
-LIMIT = 900
+LIMIT = 840
+#: Seconds after which a test that cannot be interrupted then ends the process.
+END = 60
 
 #: Seconds in which threads and processes of a test must end.
 GRACE = 60.0
@@ -166,7 +169,10 @@ def _reap(before: State) -> None:
 
 @contextlib.contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises ``TimeoutError`` in the main thread if the block takes longer than ``seconds``."""
+    """Raises ``TimeoutError`` in the main thread if the block takes longer than ``seconds``.
+
+    A block in native code does not see this; ``END`` seconds later the process ends with code 1.
+    """
 
     def ring(*_: object) -> None:
         raise TimeoutError(f"this test has taken more than {seconds} s: it hangs")
@@ -176,9 +182,11 @@ def time_limit(seconds: int) -> Iterator[None]:
         return
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(seconds)
+    faulthandler.dump_traceback_later(seconds + END, exit=True)
     try:
         yield
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
 

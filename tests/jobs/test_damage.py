@@ -15,7 +15,6 @@ import torch
 
 from helpers.commands import errors, label
 from helpers.heads import a_head
-from helpers.pictures import pictures
 from helpers.training import run
 from selfment.backbones import WeightsError, load_backbone
 from selfment.experiments.recipes import RecipeError, read_recipe
@@ -23,11 +22,6 @@ from selfment.jobs.records import Records
 from selfment.models.head import load_head
 from selfment.training.cache import TensorCache
 from selfment.util.lines import with_checksum, without_checksum
-
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.png", "b.png", "c.png")
 
 
 class Payload:

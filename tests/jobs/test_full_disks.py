@@ -21,16 +21,11 @@ from PIL import Image
 from helpers import processes
 from helpers.commands import label
 from helpers.heads import a_head
-from helpers.pictures import picture, pictures
+from helpers.pictures import picture
 from selfment.images.load import find_images
 from selfment.jobs.records import Records
 from selfment.models.head import HeadInfo, save_head
 from selfment.util.files import atomic_file, remove_abandoned, write_atomically
-
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.png", "b.png", "c.png")
 
 
 def full(*_: object) -> None:

@@ -9,7 +9,6 @@ import socket
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,19 +16,13 @@ from PIL import Image
 
 from helpers.commands import errors, label
 from helpers.heads import a_head
-from helpers.pictures import picture, pictures
+from helpers.pictures import picture
 from selfment import cli
 from selfment.backbones import WeightsError
 from selfment.evaluation.folders import evaluate
 from selfment.images.load import ImageError, find_images, load_image
 from selfment.models.head import HeadInfo, load_head, save_head
 from selfment.util.files import write_atomically
-
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.png", "b.png", "c.png")
-
 
 # Images.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.pictures import files_in, picture, pictures
+from helpers.pictures import files_in, picture
 from helpers.runs import label, predict, segmenter_of
 from selfment import CutOptions, PseudoLabeler
 from selfment.images.load import find_images
@@ -22,10 +22,7 @@ from selfment.jobs.records import Records
 from selfment.methods import Selfment
 from selfment.util.lines import with_checksum
 
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.png", "sub/b.png", "sub/c.png")
+PHOTOS = ("a.png", "sub/b.png", "sub/c.png")  # of the fixture photos_in
 
 
 def state(out: Path) -> dict[str, tuple[int, int]]:

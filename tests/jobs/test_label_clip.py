@@ -29,7 +29,7 @@ from selfment.jobs.video_labels import ClipSummary
 pytest.importorskip("av")
 
 FRAMES = [f"frames/clip/{index:06}.png" for index in range(12)]
-ESTIMATED = ["eigenvalue", "gap", "residual", "confidence", "angle", "changing"]
+ESTIMATED = ["eigenvalue", "gap", "residual", "confidence", "angle", "turn", "changing"]
 
 
 def label(capsys: Any, *arguments: object) -> tuple[int, str]:
@@ -121,7 +121,7 @@ def test_what_the_landmarks_do_not_determine_is_said_and_recorded(tmp_path, caps
     folder, out = tmp_path / "in", tmp_path / "out"
     clip(folder / "a.mp4")
     video(folder / "b.mp4", times=range(6), draw=lambda *_: np.full((64, 96, 3), 90, np.uint8))
-    monkeypatch.setattr("selfment.jobs.video_labels.CLOSE", 0.9)
+    monkeypatch.setattr("selfment.core.landmarks.CLOSE", 0.9)
     code, err = label(capsys, folder, "--out", out, "--min-confidence", 0.25)
     assert code == 0
     found = records(out)

@@ -154,9 +154,9 @@ def test_images_that_share_a_stem(inputs: Path, capsys) -> None:
     [
         (("features",), "the folder 'features' holds no image: 3 files were left out: 3 .npy (not"),
         (("features/a.npy",), "`grid` must be given with files of features, as --grid 48x48: got"),
-        (("features", "--grid", "6x8", "--overlay"), "`overlays` must come with the images of the"),
+        (("features", "--grid", "6x8", "--overlay"), "`overlay` must come with the images of the"),
         (("features", "--grid", "6x8", "--refine", "crf"), "`refine` must come with the images of"),
-        (("features", "--grid", "6x8", "--format", "yolo"), "`formats` must come with the images"),
+        (("features", "--grid", "6x8", "--format", "yolo"), "`format` must come with the images"),
         (("features", "--grid", "6x8", "--size", "96"), "`size` must be left alone with `grid`"),
         (("features", "--grid", "6x8", "--samples"), "`samples` must be left alone with `grid`"),
         (("features", "--grid", "6x8", "--keep-aspect"), "`keep_aspect` must be left alone with"),

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.pictures import picture, pictures, records
+from helpers.pictures import picture, records
+from helpers.runs import results
 from selfment import CutOptions, PseudoLabeler
 from selfment.images.draw import CAPTION
 from selfment.images.load import find_images
@@ -19,10 +20,7 @@ from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.runner import Runner
 from selfment.methods import Selfment
 
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.jpg", "sub/b.png", "sub/c.png")
+PHOTOS = ("a.jpg", "sub/b.png", "sub/c.png")  # of the fixture photos_in
 
 
 def at_tau(tau: float) -> PseudoLabeler:
@@ -77,6 +75,27 @@ def test_a_second_run_skips_and_changes_are_redone(photos_in, tmp_path):
     assert run([photos_in], out, at_tau(0.25)) == LabelSummary(labelled=3)
     assert (out / "sub/c.png").stat().st_mtime_ns > before
     assert len(records(out)) == 3
+
+
+def test_masks_that_were_changed_by_hand_stay(photos_in, tmp_path, capsys):
+    """In runs that would make them again: for another format, with other settings, for a page."""
+    out = tmp_path / "out"
+    run([photos_in], out)
+    edited = out / "sub/b.png"
+    Image.fromarray(255 - np.asarray(Image.open(edited))).save(edited)
+    by_hand = edited.read_bytes()
+    sentence = "sub/b.png was changed by hand, and is kept; remove it to label the image again\n"
+    for labeler, formats in ((None, ["png", "fiedler"]), (at_tau(0.3), ["png"])):
+        capsys.readouterr()
+        done = run([photos_in], out, labeler, formats=formats)
+        assert done == LabelSummary(labelled=2, skipped=1)
+        assert sentence in capsys.readouterr().err
+        assert edited.read_bytes() == by_hand
+    (out / "sub/c.png").write_bytes(b"no image")
+    edited.unlink()
+    assert run([photos_in], out) == LabelSummary(labelled=3)
+    run([photos_in], tmp_path / "alone")
+    assert results(out) == results(tmp_path / "alone")
 
 
 def test_a_skipping_run_does_not_load_the_backbone(photos_in, tmp_path, monkeypatch):
@@ -159,7 +178,7 @@ def test_inputs_are_never_replaced_through_a_link(tmp_path):
     assert source.read_bytes() == before
 
 
-def test_files_of_others_are_never_replaced(photos_in, tmp_path):
+def test_files_of_others_are_never_replaced(photos_in, tmp_path, capsys):
     out = tmp_path / "out"
     foreign = picture(out / "a.png")
     before = foreign.read_bytes()
@@ -168,7 +187,13 @@ def test_files_of_others_are_never_replaced(photos_in, tmp_path):
     name = records(out)["a.jpg"]["mask"]
     assert name != "a.png"
     assert (out / name).is_file()
+    why = f"in {out}, because there are files that no record mentions"
+    assert f"1 image has another name {why}: {name} for a.png\n" in capsys.readouterr().err
     assert run([photos_in], out) == LabelSummary(skipped=3)
+    assert "another name" not in capsys.readouterr().err
+    (out / "labels.jsonl").unlink()
+    run([photos_in], out)
+    assert f"3 images have other names {why}: " in capsys.readouterr().err
 
 
 def test_records_of_another_kind_are_refused(photos_in, tmp_path):

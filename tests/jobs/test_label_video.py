@@ -18,7 +18,7 @@ from helpers.commands import call
 from helpers.heads import a_head
 from helpers.pictures import files_in, picture, records
 from helpers.videos import SIZE, decoded, disc, disc_mask, turned, video
-from selfment import PseudoLabeler, Segmenter, VideoLabeler, WindowOptions
+from selfment import LandmarkOptions, PseudoLabeler, Segmenter, VideoLabeler, WindowOptions
 from selfment.evaluation import evaluate
 from selfment.jobs import find_inputs, label_images, label_video
 from selfment.jobs.video_labels import WindowSummary
@@ -137,6 +137,31 @@ def test_other_windows_label_the_video_again_and_not_the_image(tmp_path, capsys)
     # Frames that are not wanted stay as long as they are the same result.
     assert "0 labelled" in label(capsys, folder, "--out", out, "--overlap", 3, "--no-frames")[1]
     assert (out / FRAMES[11]).exists()
+
+
+@pytest.mark.parametrize("cuts", [WindowOptions(3), LandmarkOptions(200)])
+def test_one_of_so_many_frames_is_labelled(tmp_path, capsys, cuts):
+    source, out = clip(tmp_path / "clip.mp4", times=range(0, 44, 4)), tmp_path / "labels"
+    options = ["--landmarks", 200] if isinstance(cuts, LandmarkOptions) else ["--window", 3]
+    command = ["label", source, "--out", out, "--size", 128, *options]
+    assert "1 labelled" in call(capsys, *command, "--overlay", "--every", 3)[2]
+    names = [f"frames/clip/{index:06}.png" for index in (0, 3, 6, 9)]
+    assert files_in(out) == ["clip.mp4", *names, "labels.jsonl", "overlays/clip.mp4"]
+    row = records(out)["clip.mp4"]
+    assert (row["frames"], row["every"]) == (4, 3)
+    with av.open(str(source)) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    found = VideoLabeler(PseudoLabeler(size=128), cuts)(pictures[::3])
+    for name, label in zip(names, found, strict=True):
+        label.save(tmp_path / "mask.png")
+        assert np.array_equal(pixels_of(out / name), pixels_of(tmp_path / "mask.png"))
+    for file in ("clip.mp4", "overlays/clip.mp4"):
+        assert decoded(out / file)[1] == pytest.approx([0, 1.2, 2.4, 3.6])
+    assert "1 already done" in call(capsys, *command, "--overlay", "--every", 3)[2]
+    # A video of fewer frames has one of them, and files of other frames go.
+    assert "1 labelled" in call(capsys, *command, "--every", 11)[2]
+    assert files_in(out) == ["clip.mp4", names[0], "labels.jsonl"]
+    assert records(out)["clip.mp4"]["frames"] == 1
 
 
 def test_a_run_that_is_interrupted_leaves_no_half_result(tmp_path, capsys, monkeypatch):
@@ -290,6 +315,8 @@ def test_shards_share_images_and_videos(tmp_path):
         ),
         (["--objects", "3"], "the method 'selfment' makes: got the method 'objects' for clip.mp4"),
         (["--window", "0"], "`window` must be an integer >= 1: got 0"),
+        (["--every", "0"], "`every` must be an integer >= 1: got 0"),
+        (["--every", "2", "--to", "tar"], "`every` must be left alone with tar files, tables and"),
         (["--overlap", "8"], "`overlap` must be an integer >= 0 and < window = 8: got 8"),
     ],
 )
@@ -361,3 +388,12 @@ def test_predict_writes_frames_where_they_are_wanted(tmp_path, capsys):
     assert "1 segmented" in call(capsys, *command, "--binary", 0.6)[2]
     assert not (out / folders["mask_frames"]).exists()
     assert (out / folders["saliency_frames"]).exists()
+    # One of two frames, by its number in the video.
+    few = ["--binary", 0.5, "--frames", "--every", 2, "--overlay"]
+    assert "1 segmented" in call(capsys, *command, *few)[2]
+    for name in folders.values():
+        assert files_in(out / name) == [f"{index:06}.png" for index in (0, 2, 4)]
+    assert np.array_equal(pixels_of(out / name / "000004.png"), mask)
+    row = records(out, "predictions.jsonl")["clip.mkv"]
+    assert (row["frames"], row["fps"], row["every"]) == (3, 5, 2)
+    assert decoded(out / row["overlay"])[1] == pytest.approx([0, 0.2, 0.4])

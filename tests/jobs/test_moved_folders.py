@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from helpers.commands import call
-from helpers.pictures import picture, pictures
+from helpers.pictures import picture
 from helpers.training import run
 from selfment import PseudoLabeler, PseudoLabels
 from selfment.evaluation.pairs import match
@@ -29,9 +29,7 @@ from selfment.models.segmenter import Segmenter
 SMALL = ("--size", 48, "--threads", 1)
 
 
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.png", "b.png", "sub/c.png")
+PHOTOS = ("a.png", "b.png", "sub/c.png")  # of the fixture photos_in
 
 
 def label(capsys: Any, *arguments: object) -> str:

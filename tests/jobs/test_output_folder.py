@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers.commands import call
-from helpers.pictures import files_in, picture, pictures, records
+from helpers.pictures import files_in, picture, records
 from helpers.runs import label, predict
 from selfment.jobs import folder as output_folder
 from selfment.jobs import predict as prediction
@@ -22,9 +22,7 @@ from selfment.util.lines import with_checksum, without_checksum
 FIELDS = ("saliency", "mask", "overlay", "binary")
 
 
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.png", "sub/b.png", "sub/c.png")
+PHOTOS = ("a.png", "sub/b.png", "sub/c.png")  # of the fixture photos_in
 
 
 def fields(out: Path, name: str) -> tuple:

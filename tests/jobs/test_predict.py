@@ -21,7 +21,7 @@ from torchvision import transforms
 from helpers import mortal, processes
 from helpers.commands import call
 from helpers.heads import a_head
-from helpers.pictures import picture, pictures, records
+from helpers.pictures import picture, records
 from selfment import PatchHead, PseudoLabeler, Segmenter
 from selfment.backbones import load_backbone
 from selfment.images.load import find_images
@@ -36,9 +36,7 @@ def run(inputs, out: Path, segmenter=None, **options) -> PredictionSummary:
     return predict_images(find_inputs(inputs, out=out), out, segmenter, progress=False, **options)
 
 
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "a.jpg", "sub/b.png", "sub/c.png")
+PHOTOS = ("a.jpg", "sub/b.png", "sub/c.png")  # of the fixture photos_in
 
 
 @pytest.fixture
@@ -291,8 +289,8 @@ def test_errors_are_one_sentence_and_exit_code_2(capsys, photos_in, head_in, tmp
     )
     save_head(tmp_path / "other", PatchHead(7), HeadInfo("vit_small", size=768))
     assert error("--backbone", "classic", head=tmp_path / "other") == (
-        "selfment predict: `head` must fit the backbone: the head, trained on vit_small, takes "
-        "features of length 7, classic gives 384"
+        "selfment predict: `backbone` must be the one that the head was trained on, 'vit_small': "
+        "got 'classic'"
     )
     torch.save(a_head().state_dict(), tmp_path / "bare.pt")
     assert "`backbone` must be given" in error(head=tmp_path / "bare.pt")

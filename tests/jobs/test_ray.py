@@ -19,9 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers import processes
+from helpers import processes, runs
 from helpers.pictures import pictures
-from helpers.runs import results
 from selfment import PseudoLabeler, PseudoLabels
 from selfment.images.load import ImageEntry, find_images
 from selfment.jobs.label import LabelSummary, label_images
@@ -133,6 +132,11 @@ def wait_for_masks(process: subprocess.Popen[str], tmp_path: Path) -> None:
     """Waits until both workers are at the gate, and what they made before has been written."""
     wait_for_workers(process, tmp_path, 2)
     wait_for(process, 4, lambda: tmp_path.glob("out/*.png"))
+
+
+def results(out: Path) -> dict[str, Any]:
+    """What is in the folder, without the temporary files that a killed process may leave."""
+    return {name: item for name, item in runs.results(out).items() if not name.endswith(".tmp")}
 
 
 def is_locked(path: Path) -> bool:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
-from helpers.pictures import pictures
 from selfment import PseudoLabeler
 from selfment.images.load import find_images
 from selfment.jobs.folder import OutputFolder
@@ -16,10 +14,7 @@ from selfment.jobs.label import LabelSummary, label_images
 from selfment.jobs.label_job import LabelJob
 from selfment.jobs.records import Records
 
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", *(f"{index:02}.png" for index in range(12)), size=(20, 20))
+PHOTOS = tuple(f"{index:02}.png" for index in range(12))  # of the fixture photos_in
 
 
 def run(folder, out) -> LabelSummary:

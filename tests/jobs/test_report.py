@@ -208,11 +208,11 @@ def test_other_formats_have_no_mask_to_show(capsys, tmp_path):
         ),
         (
             ["report", "out", "--out", "out/labels.jsonl"],
-            "`path` must be a file .html or .htm: got 'out/labels.jsonl'",
+            "`out` must be a file .html or .htm: got 'out/labels.jsonl'",
         ),
         (
             ["label", "photos", "--out", "new", "--objects", "2", "--format", "fiedler"],
-            "`formats` must be formats without 'fiedler' where the method has no Fiedler vector: "
+            "`format` must be formats without 'fiedler' where the method has no Fiedler vector: "
             "got 'objects'",
         ),
     ],

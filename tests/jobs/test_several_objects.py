@@ -143,7 +143,7 @@ def test_the_command_line_refines(tmp_path, options, steps):
             ["--format", "png,voc"],
             "argument --format: must be of png, coco, yolo, yolo-seg, fiedler: got 'voc'",
         ),
-        (["--objects", "0"], "`max_objects` must be an integer >= 1: got 0"),
+        (["--objects", "0"], "`objects` must be an integer >= 1: got 0"),
     ],
 )
 def test_wrong_options_are_one_sentence(tmp_path, capsys, options, sentence):

@@ -17,7 +17,6 @@ from PIL import Image
 
 from helpers import mortal, processes
 from helpers.heads import a_head
-from helpers.pictures import pictures
 from selfment import PseudoLabeler, Segmenter
 from selfment.images.load import find_images
 from selfment.jobs.label import label_images
@@ -32,11 +31,7 @@ pytestmark = [
 COUNT = 16
 
 
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(
-        tmp_path / "photos", *(f"{index:02}.png" for index in range(COUNT)), size=(50, 40)
-    )
+PHOTOS = tuple(f"{index:02}.png" for index in range(COUNT))  # of the fixture photos_in
 
 
 def torchrun(

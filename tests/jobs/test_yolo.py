@@ -50,12 +50,7 @@ def label(capsys, *arguments: object) -> str:
     return f"exit code {code}: {err}"
 
 
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    for seed, name in enumerate(("a.jpg", "a.png", "sub/b.jpg", "images/c.png")):
-        picture(folder / name, seed)
-    return folder
+PHOTOS = ("a.jpg", "a.png", "sub/b.jpg", "images/c.png")  # of the fixture photos_in
 
 
 def test_each_photograph_has_its_label(photos_in, tmp_path, capsys):
@@ -112,7 +107,7 @@ def test_boxes_and_polygons_replace_each_other(photos_in, tmp_path, capsys):
     assert "0 labelled, 4 already" not in label(capsys, photos_in, "--out", out, "--format", "yolo")
     code, _, err = call(capsys, "label", photos_in, "--out", out, "--format", "yolo,yolo-seg")
     assert code == 2
-    assert "`formats` must be without one of 'yolo' and 'yolo-seg'" in err
+    assert "`format` must be without one of 'yolo' and 'yolo-seg'" in err
 
 
 def test_an_idle_run_writes_nothing_and_repairs_links(photos_in, tmp_path, capsys):

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from helpers.heads import a_head
-from helpers.pictures import pictures
 from selfment import PseudoLabeler, Segmenter, cli
 from selfment.backbones import load_backbone
 from selfment.models.head import HeadInfo, save_head
@@ -27,11 +26,6 @@ if not torch.backends.mps.is_available():
     MISSING["mps"] = "`device` must be one that torch can use here: got 'mps'"
 if not torch.xpu.is_available():
     MISSING["xpu"] = "`device` must be one that torch can use here: got 'xpu'"
-
-
-@pytest.fixture
-def photos_in(tmp_path: Path) -> Path:
-    return pictures(tmp_path / "photos", "0.png", "1.png", "2.png", size=(50, 40))
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import argparse
 import collections
 import json
 import os
+import re
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,9 +15,10 @@ import torch
 from torch.nn import functional
 
 from helpers.cases import noise
-from selfment import PatchHead
-from selfment.backbones import WeightsError
-from selfment.models.head import HeadInfo, check_fit, load_head, save_head
+from helpers.heads import a_head
+from selfment import PatchHead, Segmenter
+from selfment.backbones import EMBEDDED, WeightsError
+from selfment.models.head import HeadInfo, check_fit, load_head, model_differs, save_head
 from selfment.training.losses import head_loss
 
 
@@ -218,3 +220,35 @@ def test_a_head_that_does_not_fit_names_both_dimensions_and_its_backbone() -> No
     )
     with pytest.raises(ValueError, match=message):
         check_fit(PatchHead(768), HeadInfo("vit_base"), "classic", 384)
+
+
+@pytest.mark.parametrize("trained", ["classic", "statistics", "vit_small_patch16_224.dino"])
+@pytest.mark.parametrize("used", ["classic", "statistics", "vit_small_patch16_dinov3"])
+def test_hand_made_features_belong_to_their_heads(tmp_path: Path, trained: str, used: str) -> None:
+    """All of them have the length 384, so that nothing else would show the error."""
+    save_head(tmp_path / "head", a_head(), HeadInfo(trained))
+    if used == trained or not {trained, used} & {*EMBEDDED}:
+        Segmenter(tmp_path / "head", used)
+        return
+    sentence = f"`backbone` must be the one that the head was trained on, '{trained}': got '{used}'"
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        Segmenter(tmp_path / "head", used)
+
+
+MODELS = [
+    ("vit_small_patch16_224.dino", "dino_vits16", "tokens", False),
+    ("vit_small_patch16_224.dino", "vit_small_patch16_224", "tokens", False),
+    ("dinov3_vits16", "vit_small_patch16_dinov3", "tokens", False),
+    ("vit_small_patch16_224.dino", "vit_small_patch16_224.augreg_in21k", "tokens", True),
+    ("vit_small_patch16_224.dino", "vit_small_patch16_dinov3", "tokens", True),
+    ("vit_small_patch16_224.dino", "vit_small_patch16_224.dino", "keys", True),
+    (None, "vit_small_patch16_224", "tokens", False),
+]
+
+
+@pytest.mark.parametrize(("trained", "used", "features", "differs"), MODELS)
+def test_models_are_compared_by_name_and_kind_of_features(
+    trained: str | None, used: str, features: str, differs: bool
+) -> None:
+    settings = {"backbone": used, "features": features}
+    assert model_differs(HeadInfo(trained), settings) is differs

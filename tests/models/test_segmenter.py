@@ -138,12 +138,12 @@ def test_features_that_are_not_finite_are_no_saliency(colours):
         Segmenter(colours, "classic", 64)(Image.new("RGB", (20, 20), (0, 255, 0)))
 
 
-def test_a_head_of_another_backbone(tmp_path):
+def test_a_head_of_another_length(tmp_path):
     save_head(tmp_path, PatchHead(1024), HeadInfo("vit_large_patch16_dinov3", size=768))
-    segmenter = Segmenter(tmp_path, "classic", 64)
+    segmenter = Segmenter(tmp_path, Colours(), 64)
     message = (
         "`head` must fit the backbone: the head, trained on vit_large_patch16_dinov3, takes "
-        "features of length 1024, classic gives 384"
+        "features of length 1024, colours gives 3"
     )
     with pytest.raises(ValueError, match=message):
         segmenter(noise(20, 20))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +17,14 @@ from PIL import Image
 from torch import nn
 
 import selfment
-from helpers.landmark_cases import QUIET
+from helpers.landmark_cases import QUIET, assert_same
 from helpers.videos import SIZE, av, disc, disc_mask, video
 from selfment import CutOptions, LandmarkOptions, PseudoLabeler, VideoLabeler, WindowOptions
 from selfment.backbones import ModuleBackbone
-from selfment.core.spill import spilled_frames
+from selfment.core.spill import SpilledFrames, spilled_frames
 from selfment.images.video import VideoError
 from selfment.methods import METHODS, MultiObject, Selfment
+from selfment.models import transfers
 
 
 def labeler_of(window: int = 5, **options: object) -> VideoLabeler:
@@ -151,6 +156,95 @@ def test_one_cut_of_frames_of_different_aspect_ratios() -> None:
     grids = [(8, 12), (8, 12), (12, 8), (8, 12)]
     expected = selfment.joint_label(rows, grids, orient="corners", landmarks=200)
     assert all(torch.equal(a.mask, b) for a, b in zip(labels, expected.mask, strict=True))
+
+
+class Device:
+    """Stands for a CUDA device, in the memory of the CPU: notes what is copied to it."""
+
+    name = torch.device("cuda", 0)
+
+    def __init__(self, patch: pytest.MonkeyPatch, full_after: int | None = None) -> None:
+        self.copies: list[torch.Size] = []
+        self.alive = self.most = self.done = 0
+        self._full_after = full_after
+        patch.setattr(transfers, "upload", self._upload)
+        patch.setattr(torch.cuda, "current_stream", lambda _: self)
+
+    def _upload(self, rows: torch.Tensor, device: torch.device) -> torch.Tensor:
+        if device != self.name:
+            return rows
+        if len(self.copies) == self._full_after:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        self.copies.append(rows.shape)
+        copied = rows.clone()
+        self.alive += 1
+        self.most = max(self.most, self.alive)
+        weakref.finalize(copied.untyped_storage(), self._gone)
+        return copied
+
+    def _gone(self) -> None:
+        self.alive -= 1
+
+    @property
+    def waiting(self) -> int:
+        """Copies whose work may not be done."""
+        return len(self.copies) - self.done
+
+    def record_event(self) -> Any:
+        return SimpleNamespace(synchronize=partial(setattr, self, "done", len(self.copies)))
+
+
+def spilled(labeler: VideoLabeler, frames: SpilledFrames, count: int) -> None:
+    pixels = [labeler.labeler.preprocess(Image.fromarray(disc(index))) for index in range(count)]
+    labeler.spill(torch.stack(pixels).split(3), frames)
+
+
+@QUIET
+@pytest.mark.parametrize("landmarks", [100, 10_000])
+def test_a_cut_is_made_on_the_device_of_the_features_frame_by_frame(
+    landmarks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labeler = VideoLabeler(PseudoLabeler(size=128), LandmarkOptions(landmarks))
+    with spilled_frames() as frames:
+        spilled(labeler, frames, 7)
+        assert frames.device == torch.device("cpu")
+        expected = labeler.label_spilled(frames)
+        device = Device(monkeypatch)
+        frames.device = device.name
+        found = labeler.label_spilled(frames)
+    assert_same(found, expected)
+    assert set(device.copies) == {(64, 384)}
+    # One for the form of the frames, and all of them in each pass over the features; of these the
+    # exact cut has one.
+    passes = 4 + int(found.ipo_iters) if landmarks == 100 else 1
+    assert len(device.copies) == 1 + 7 * passes
+    assert device.alive == 0
+    if landmarks == 100:
+        assert device.most <= 3
+
+
+def test_copies_to_a_device_do_not_run_ahead_of_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, rows = Device(monkeypatch), torch.zeros(5, 3)
+    for _ in transfers.uploads([rows] * 9, device.name):
+        assert device.waiting <= 2
+    assert len(device.copies) == 9
+
+
+@QUIET
+def test_a_cut_that_does_not_fit_the_device_is_made_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    labeler = VideoLabeler(PseudoLabeler(size=128), LandmarkOptions(100))
+    with spilled_frames() as frames:
+        spilled(labeler, frames, 7)
+        expected = labeler.label_spilled(frames)
+        for full_after in (0, 12, 7 * 4 + 3):  # at first, in the passes of the cut, and in IPO
+            device = Device(monkeypatch, full_after)
+            frames.device = device.name
+            said = "^the cut was made on the CPU, as cuda:0 has too little memory for it$"
+            with pytest.warns(RuntimeWarning, match=said):
+                assert_same(labeler.label_spilled(frames), expected)
+            assert device.alive == 0
 
 
 @QUIET

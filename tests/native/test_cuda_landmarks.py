@@ -14,7 +14,7 @@ import selfment
 from helpers.cases import CASES, DEGENERATE, Case, generator, noise, smooth, turned_over
 from helpers.cuda import BOTH, Target, on_cpu
 from helpers.joint_rules import frames_of
-from helpers.landmark_cases import FRAMES, QUIET, Frames, fields_of
+from helpers.landmark_cases import FRAMES, QUIET, Frames, assert_close, fields_of
 from selfment import LandmarkLabels
 from selfment.core import block_ops, blocks
 from selfment.core.arrays import as_features
@@ -225,22 +225,6 @@ def test_landmark_labels(target: Target, name: str, share: float, orient: str) -
     expected = selfment.joint_label(features, grids, **options)
     assert isinstance(ours, LandmarkLabels)
     assert_close(ours, expected)
-
-
-def assert_close(ours: Any, expected: Any) -> None:
-    """Equal where the answer is discrete, else as close as the vectors of the landmarks are."""
-    a, b = fields_of(ours), fields_of(expected)
-    assert a.keys() == b.keys()
-    for name, found in a.items():
-        wanted = b[name]
-        assert found.dtype == wanted.dtype
-        if name == "fiedler":
-            assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
-        elif name == "changing" or not found.is_floating_point():
-            # The number of products depends on the start vectors of Lanczos.
-            assert name == "lanczos_iters" or torch.equal(found, wanted), name
-        else:
-            torch.testing.assert_close(found, wanted, rtol=1e-7, atol=1e-7)
 
 
 OTHERS: dict[str, Case] = {

@@ -57,6 +57,19 @@ def test_no_import_points_upward() -> None:
     assert not upward
 
 
+def test_imports_inside_the_package_are_relative() -> None:
+    """The test above sees no others."""
+    absolute = []
+    for _, path, tree in modules():
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module or ""]
+            if any(name.partition(".")[0] == PACKAGE.name for name in names):
+                absolute.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert not absolute
+
+
 def test_only_jobs_and_commands_print() -> None:
     printing = [
         f"{path.relative_to(PACKAGE)}:{node.lineno}"

@@ -115,6 +115,18 @@ def test_a_test_that_hangs_is_ended(tmp_path: Path) -> None:
     assert "TimeoutError: this test has taken more than 1 s: it hangs" in done.stdout
 
 
+@linux
+@pytest.mark.slow
+def test_a_test_that_hangs_in_native_code_ends_the_process(tmp_path, monkeypatch) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))  # the process removes nothing
+    waits = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
+    settings = "leaks.LIMIT = leaks.END = 1"
+    done = pytest_on(tmp_path, f"{waits}time.sleep(10**6)", settings=settings, options=["-s"])
+    assert done.returncode == 1
+    assert "Timeout (0:00:02)!" in done.stderr
+
+
 @pytest.mark.slow
 def test_memory_is_reported_and_limited(tmp_path: Path) -> None:
     done = pytest_on(tmp_path, "pass", "pass", settings="leaks.MEMORY = 1 << 20")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -140,9 +141,16 @@ def prepare(code: str) -> None:
         shutil.rmtree("labels", ignore_errors=True)  # of other snippets
         labeler = PseudoLabeler(size=96)
         label_images(find_images("photos"), "labels", labeler, formats=("coco",), progress=False)
+    shutil.rmtree("shards", ignore_errors=True)  # of other snippets
+    if "images/00000.tar" in code:
+        Path("images").mkdir()
+        with tarfile.open("images/00000.tar", "w") as tar:
+            for path in sorted(Path("photos").iterdir()):
+                tar.add(path, f"{path.stem}.jpg")  # the suffix decides nothing
     for library, out, to in (("webdataset", "shards", "tar"), ("datasets", "tables", "parquet")):
         if f"import {library}" in code:
-            label_shards("photos", out, PseudoLabeler(size=96), to=to, progress=False)
+            inputs = "images" if "images/00000.tar" in code else "photos"
+            label_shards(inputs, out, PseudoLabeler(size=96), to=to, progress=False)
     if not any(text in code for text in EXPORTED):
         return
     segmenter = Segmenter(PatchHead(24), f"hf:{tiny_vit()}", 96, device="cpu")

@@ -75,9 +75,35 @@ def test_units_are_shards_with_their_size_and_place(shards: Store) -> None:
 
 
 def test_names_that_would_be_equal_keep_their_suffix(tmp_path: Path) -> None:
-    for name in ("a.tar", "a.parquet", "a.tar.gz", "b.tar"):
+    for name in ("a.tar", "a.arrow", "a.tar.gz", "b.tar"):
         (tmp_path / name).touch()
-    assert names(str(tmp_path)) == ["a.parquet", "a.tar", "a.tar.gz", "b"]
+    assert names(str(tmp_path)) == ["a.arrow", "a.tar", "a.tar.gz", "b"]
+
+
+@pytest.mark.parametrize("pattern", ["", "/*", "/**", "/*.parquet"])
+@pytest.mark.parametrize("images", ["{}.tar", "{}/{}0001.jpg"])
+def test_tables_that_describe_images_are_left_out(
+    store: Store, capsys: pytest.CaptureFixture[str], pattern: str, images: str
+) -> None:
+    """In folders as img2dataset writes them."""
+    for shard in ("00000", "00001"):
+        for name in (images.format(shard, shard), f"{shard}.parquet", f"{shard}_stats.json"):
+            store.write(f"set/{name}", b"content")
+    url = f"{store.uri}/set{pattern}"
+    if pattern == "/*.parquet":  # by themselves
+        assert names(url) == ["00000", "00001"]
+        return
+    units, _ = units_of(url)
+    kind = "tar" if images == "{}.tar" else "files"
+    assert {unit.kind for unit in units} == {kind}
+    assert [file.name for unit in units for file in unit.files] == [
+        images.format(shard, shard) for shard in ("00000", "00001")
+    ]
+    tables = " and ".join(store.text_of(f"set/{shard}.parquet") for shard in ("00000", "00001"))
+    said = capsys.readouterr().err
+    why = "because a tar file or folder of images has the same name"
+    assert f"2 tables were left out {why}: {tables}" in said.replace(", ", " and ")
+    assert "2 files were left out: 2 of no kind that is read (.json)" in said
 
 
 def test_several_inputs_share_their_names(shards: Store) -> None:
