@@ -8,10 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -186,19 +182,6 @@ def test_a_truncated_shard_gives_the_rows_before_the_damage(tmp_path, capsys):
     assert shards.masks(out) == folder_masks(tmp_path, files)
 
 
-@pytest.fixture
-def server_base(
-    request: pytest.FixtureRequest, tmp_path: Path, object_server: str | None
-) -> Iterator[str]:
-    """An empty folder on this machine or on a server like an object store, by its scheme."""
-    if request.param == "local":
-        yield str(tmp_path)
-    elif request.param == "s3":
-        yield request.getfixturevalue("bucket")
-    else:
-        yield from stores.bucket_on(request.param, tmp_path / "server")
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 @pytest.mark.parametrize(
@@ -230,31 +213,6 @@ def test_a_killed_run_goes_on(tmp_path, server_base, kind):
     assert f"{made} labelled, {20 - made} already done, 0 failed" in again.stderr
     assert shards.sealed(out) == shards.sealed(undisturbed)
     assert shards.masks(out) == folder_masks(tmp_path, files)
-
-
-@pytest.mark.slow
-def test_tar_files_on_a_web_server(tmp_path):
-    pytest.importorskip("aiohttp", reason="no client for http://: pip install aiohttp")
-    files = shards.photos(4)
-    inputs = shards.write_shards(f"{tmp_path}/in", "tar", files, 2)
-    handler = partial(QuietHandler, directory=inputs)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, ThreadPoolExecutor(1) as pool:
-        pool.submit(server.serve_forever)
-        url, out = f"http://127.0.0.1:{server.server_port}", f"{tmp_path}/out"
-        words = ("--size", 96, "--device", "cpu")
-        done = run(mortal.alone("label", url + "/{00000..00001}.tar", "--out", out, *words))
-        folder = run(mortal.alone("label", f"{url}/*.tar", "--out", out, *words))
-        server.shutdown()
-    assert done.returncode == 0, done.stderr
-    assert shards.masks(out) == folder_masks(tmp_path, files)
-    assert "`inputs` must name files one by one, or by braces, on an HTTP server" in folder.stderr
-
-
-class QuietHandler(SimpleHTTPRequestHandler):
-    """A server of files that does not log."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Logs nothing."""
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
