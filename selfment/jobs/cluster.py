@@ -119,7 +119,14 @@ def _connected(ray: Any, options: RayOptions) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # on versions of Ray to come
-            ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            try:
+                ray.init(**where, log_to_driver=False, logging_level=logging.ERROR)
+            except ConnectionError as error:  # its message may have the traceback of a server
+                why = str(error).strip().splitlines() or [type(error).__name__]
+                raise ConnectionError(
+                    f"`address` must be that of a Ray that answers: got {options.address!r} "
+                    f"({why[0].rstrip(':')}{': ' + why[-1] if len(why) > 1 else ''})"
+                ) from error
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end this process at once
         if options.address is None:

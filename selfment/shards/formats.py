@@ -22,7 +22,7 @@ from ..util.extras import load_extra
 from ..util.lines import Record, with_checksum, without_checksum
 from .layout import COMMON, Layout
 from .rows import RowResult, Unit
-from .stores import Store
+from .store import Store
 
 #: The formats of outputs, as ``to`` names them.
 FORMATS = ("tar", "parquet", "files")
@@ -127,6 +127,7 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # of no user and at time 0
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
+    tar.members.clear()  # type: ignore[attr-defined]  # it would grow
 
 
 def read_tar(file: IO[bytes], layout: Layout, text: str) -> Iterator[RowResult]:
@@ -139,7 +140,8 @@ def read_tar(file: IO[bytes], layout: Layout, text: str) -> Iterator[RowResult]:
     try:
         with tarfile.open(fileobj=file, mode="r|") as tar:
             files = {}
-            for member in tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it would grow
                 _, _, ending = PurePosixPath(member.name).name.partition(".")
                 content = tar.extractfile(member)
                 assert content is not None

@@ -11,7 +11,8 @@ from ..util.files import RealPaths, printable, remove_abandoned
 from .formats import SUFFIXES, FilesFormat, Format, is_result, objects_of
 from .rows import Unit
 from .sources import Sources
-from .stores import LocalStore, Store
+from .store import Store
+from .stores import LocalStore
 from .unit_record import PARTS, RECORDS, UnitRecord, read_record, stamps
 
 _THREADS = 16  # that read records

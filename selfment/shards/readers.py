@@ -16,7 +16,8 @@ from ..util.files import printable, reason
 from ..util.words import count_of
 from .rows import Row, SourceFile, Unit
 from .sources import Sources
-from .stores import LocalStore, Store
+from .store import Store
+from .stores import LocalStore
 from .table_reader import ArrowTable, ParquetTable, table_rows
 from .tar_reader import known_tar_rows, tar_rows
 

@@ -16,7 +16,8 @@ from ..util.lines import without_checksum
 from .formats import SUFFIXES
 from .rows import SourceFile
 from .sources import Sources
-from .stores import LocalStore, Store
+from .store import Store, answering
+from .stores import LocalStore
 from .unit_record import RECORDS
 
 #: Suffixes of shards, and their kinds.
@@ -66,8 +67,9 @@ class ShardSearch:
             raise ValueError("`inputs` must be paths or URLs: got ''")
         store, name = self.sources.add("inputs", value)
         name = name.rstrip("/")
-        files = self._at(store, [name])[0]
-        folder = name if store.is_folder(name) else posixpath.dirname(name)
+        with answering("inputs", store):
+            files = self._at(store, [name])[0]
+            folder = name if store.is_folder(name) else posixpath.dirname(name)
         if files is None:
             files = self._matches(store, name)
             folder = _literal_folder(name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .rows import SourceFile
-from .stores import Store, open_store
+from .store import Store
+from .stores import open_store
 from .urls import split_root
 
 

@@ -28,7 +28,7 @@ from ..util.files import printable
 from ..util.lines import Record
 from .formats import Format, objects_of, read_tar, write_tar
 from .rows import RowResult, Unit
-from .stores import Store
+from .store import Store
 from .unit_record import PARTS, UnitRecord, read_record, stamp, stamps, write_record
 
 _BLOCK_BYTES = 32 << 20  # contents of a part

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from ..util.lines import with_checksum, without_checksum
 from .formats import Format
 from .rows import SourceFile, Unit
-from .stores import Store
+from .store import Store
 
 RECORDS = ".selfment/records"
 PARTS = ".selfment/parts"

@@ -17,7 +17,7 @@ from .keys import image_keys, key_error
 from .rows import SourceFile, Unit
 from .shard_search import ShardSearch, kind_of, stem_of
 from .sources import Sources
-from .stores import Store
+from .store import Store
 from .unit_record import stamp, stamps
 
 BLOCK = 1000  # image files of a unit

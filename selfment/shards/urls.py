@@ -11,6 +11,7 @@ LOCAL = ("file", "local")  #: schemes of paths on this machine
 
 BUCKETS = ("s3", "s3a", "gs", "gcs")  # protocols whose first folder is a bucket
 _ACCOUNTS = ("abfs", "abfss", "az", "adl")  # what precedes the @ in their URLs is no credential
+CONTAINERS = (*BUCKETS, *_ACCOUNTS)
 _URL = re.compile(
     r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<authority>[^/]*?)(?:/(?P<path>.*?))?"
     r"(?P<query>\?\w+=.*)?",

@@ -27,7 +27,8 @@ from .progress import Progress, Turn
 from .readers import ShardError, read_unit
 from .rows import Row, RowResult, Unit
 from .sources import Sources
-from .stores import Store, open_store
+from .store import Store
+from .stores import open_store
 from .unit_output import UnitOutput
 
 PART_ROWS = 256  # a killed run loses at most so many finished rows of a unit

@@ -13,7 +13,8 @@ from PIL import Image
 from selfment.shards.readers import read_unit
 from selfment.shards.rows import Row, Unit
 from selfment.shards.sources import Sources
-from selfment.shards.stores import Store, open_store
+from selfment.shards.store import Store
+from selfment.shards.stores import open_store
 from selfment.shards.units import BLOCK, find_inputs
 
 

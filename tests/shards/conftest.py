@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from selfment.shards.stores import Store, open_store
+from helpers import stores
+from selfment.shards.store import Store
+from selfment.shards.stores import open_store
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -57,3 +59,16 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, object_server: str | N
     if request.param == "memory":
         return open_store("out", f"memory://{uuid.uuid4().hex}/store")
     return open_store("out", f"{request.getfixturevalue('bucket')}/store")
+
+
+@pytest.fixture
+def server_base(
+    request: pytest.FixtureRequest, tmp_path: Path, object_server: str | None
+) -> Iterator[str]:
+    """An empty folder on this machine or on a server like an object store, by its scheme."""
+    if request.param == "local":
+        yield str(tmp_path)
+    elif request.param == "s3":
+        yield request.getfixturevalue("bucket")
+    else:
+        yield from stores.bucket_on(request.param, tmp_path / "server")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from PIL import Image
 
 from helpers import shard_rows
 from helpers.shard_rows import ALL, LAYOUT, bad, form, good, rows, unit
-from selfment.shards.formats import Format, objects_of, output_format
+from selfment.shards.formats import Format, objects_of, output_format, read_tar, write_tar
 from selfment.shards.layout import Layout
 from selfment.shards.rows import RowResult, Unit
-from selfment.shards.stores import Store, open_store
+from selfment.shards.store import Store
+from selfment.shards.stores import open_store
 
 UNIT = unit()
 
@@ -57,6 +59,27 @@ def test_rows_are_read_as_they_were_written(out: Store, to: str) -> None:
         expected = LAYOUT.normal(result)
         assert row.record == expected.record
         assert dict(row.files) == dict(expected.files)
+
+
+def test_tar_files_are_written_and_read_in_constant_memory(tmp_path: Path) -> None:
+    path = tmp_path / "shard"
+    peaks = []
+    for work in (write_many, read_many):
+        tracemalloc.start()
+        work(path)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert max(peaks) < 1 << 20  # two members for each of the 4,000 rows would take 5 MB
+
+
+def write_many(path: Path) -> None:
+    with path.open("wb") as file:
+        write_tar((LAYOUT.normal(good(f"{index:05}", 1)) for index in range(4000)), file, LAYOUT)
+
+
+def read_many(path: Path) -> None:
+    with path.open("rb") as file:
+        assert sum(1 for _ in read_tar(file, LAYOUT, "it")) == 4000
 
 
 @pytest.mark.parametrize("to", ALL)

@@ -10,7 +10,8 @@ import pytest
 from helpers.shards import image, rows_of, tar, units_of
 from selfment.shards.readers import read_unit
 from selfment.shards.rows import Row
-from selfment.shards.stores import LocalStore, Store
+from selfment.shards.store import Store
+from selfment.shards.stores import LocalStore
 
 
 def test_image_files_are_rows_in_their_order(store: Store) -> None:

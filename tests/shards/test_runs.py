@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers import mortal, processes
+from helpers import mortal, processes, stores
 from helpers import shard_runs as shards
 from helpers.commands import call
 from helpers.heads import a_head
@@ -184,12 +184,19 @@ def test_a_truncated_shard_gives_the_rows_before_the_damage(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_a_killed_run_goes_on(tmp_path, base, kind):
+@pytest.mark.parametrize(
+    ("server_base", "kind"),
+    [
+        *[(scheme, kind) for scheme in ("local", "s3") for kind in ("tar", "parquet")],
+        *[("gs", "tar"), ("abfs", "parquet")],
+    ],
+    indirect=["server_base"],
+)
+def test_a_killed_run_goes_on(tmp_path, server_base, kind):
     """Parts are of two rows here, so that some are done when the run is killed."""
     files = shards.photos(20)
-    inputs = shards.write_shards(f"{base}/in", kind, files, 10)
-    undisturbed, out = f"{base}/undisturbed", f"{base}/out"
+    inputs = shards.write_shards(stores.under(server_base, "in"), kind, files, 10)
+    undisturbed, out = (stores.under(server_base, name) for name in ("undisturbed", "out"))
     command = ("label", inputs, "--size", 96, "--batch", 1, "--device", "cpu")
     done = run(mortal.alone(*command, "--out", undisturbed))
     assert done.returncode == 0, done.stderr

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from selfment.shards import stores
+from selfment.shards import store as store_module
+from selfment.shards.arrow_store import ArrowStore
+from selfment.shards.fsspec_store import FsspecStore
 from selfment.shards.sources import Sources
-from selfment.shards.stores import ArrowStore, LocalStore, Store, open_store
+from selfment.shards.store import Store
+from selfment.shards.stores import LocalStore, open_store
 from selfment.shards.urls import Url, split_root
 
 NAMES = ["a b%20.tar", "c/d é.bin", "c/e/f.json", "x?y.txt"]
@@ -47,7 +50,7 @@ def test_files_are_listed_by_name_with_their_size_and_time(filled: Store) -> Non
         None,
         None,
     ]
-    assert all(file.mtime_ns > 10**18 for file in files) != filled.text.startswith("memory:")
+    assert all(file.mtime_ns > 10**18 for file in files)
     assert [file.name for file in filled.list("c")] == NAMES[1:3]
     assert [file.name for file in filled.list(recursive=False)] == [NAMES[0], NAMES[3]]
     assert [file.name for file in filled.list("c", recursive=False)] == [NAMES[1]]
@@ -99,6 +102,33 @@ def test_a_missing_bucket_is_named_when_it_is_written_to(bucket: str) -> None:
     assert caught.value.filename == f"{bucket}-none/a.tar"
 
 
+def test_a_server_that_stores_something_else_is_noticed(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As moto does with the chunks of a request without a signature."""
+    store = open_store("out", bucket)
+    store.check_writable("out")
+    assert list(store.list()) == []
+    monkeypatch.setattr(store, "read", lambda name: b"20\r\n" + name.encode())
+    with pytest.raises(ValueError, match="`out` must be on a server that stores what is written"):
+        store.check_writable("out")
+
+
+def test_a_server_that_does_not_answer_is_named(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store("out", bucket)
+    assert isinstance(store, ArrowStore)
+
+    def silent(path: str) -> bool:
+        raise OSError("Timeout was reached")
+
+    monkeypatch.setattr(store, "_exists", silent)
+    sentence = rf"`out` must be on a server that answers: got '{bucket}' at AWS_ENDPOINT_URL=http"
+    with pytest.raises(ValueError, match=sentence):
+        store.check_writable("out")
+
+
 def test_the_server_may_be_named_in_the_query(
     bucket: str, object_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,12 +157,12 @@ def test_an_object_changes_when_all_of_it_is_there(bucket: str) -> None:
 def test_a_file_that_would_appear_while_it_is_written_is_moved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    pytest.importorskip("pyarrow")
-    monkeypatch.setattr(stores, "_WHOLE", ())
+    pytest.importorskip("fsspec")
+    monkeypatch.setattr(store_module, "WHOLE", ())
     store = open_store("out", f"memory://{uuid.uuid4().hex}")
-    assert isinstance(store, ArrowStore)
+    assert isinstance(store, FsspecStore)
     store.write("a/b.tar", b"content")
-    monkeypatch.setattr(store._system.handler.fs, "mv", None)
+    monkeypatch.setattr(store._system, "mv", None)
     with pytest.raises(OSError, match="not callable") as caught:
         store.write("a/c.tar", b"content")
     assert caught.value.filename == f"{store.text}/a/c.tar"
@@ -145,6 +175,7 @@ def test_a_file_that_would_appear_while_it_is_written_is_moved(
         ("", "`out` must be a path or a URL: got ''"),
         ("nosuch://x/y", r"`out` must be a URL that can be opened: got 'nosuch://x/y' \(.*known"),
         ("memory://a?b=c", r"`out` must be a URL that can be opened: .*\(a query is for s3, gs"),
+        ("abfs://me:SECRET@host/box/a", r"got 'abfs://me@host/box/a' \(an account key is for az"),
         ("s3://KEY:SECRET/a@bucket/b", "`out` must be a URL whose credentials, if any, are perc"),
         (
             "s3://KEY:SECRET@bucket/b?other=SECRET",

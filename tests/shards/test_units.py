@@ -15,7 +15,8 @@ from selfment.shards.outputs import Outputs
 from selfment.shards.readers import ShardError, read_unit
 from selfment.shards.rows import Unit
 from selfment.shards.sources import Sources
-from selfment.shards.stores import Store, open_store
+from selfment.shards.store import Store
+from selfment.shards.stores import open_store
 from selfment.util.lines import with_checksum
 
 SHARDS = ["a/00.tar", "a/01.tar", "a/02.tar.gz", "b/00.tar", "b/c/00.parquet"]
