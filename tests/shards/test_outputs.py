@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import random
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -363,34 +361,6 @@ def test_another_run_that_removed_the_parts_has_sealed_the_unit(tmp_path: Path) 
     record = run.work(rows(9), unit())  # goes on from the parts, and removes them
     assert run.computed == []
     assert late.seal([row.key for row in rows(9)]) == record
-
-
-@pytest.mark.parametrize("to", ALL)
-def test_a_temporary_folder_that_is_full_or_gone_is_named(
-    tmp_path: Path, to: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Run(tmp_path / "out", to)
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
-    shard = f"{run.store.text}/set/00000{run.form.suffix}"
-    words = f"while {shard} is put together in the temporary folder \\(TMPDIR\\)"
-    with monkeypatch.context() as patch:
-        patch.setattr(type(run.form), "write", full)
-        with pytest.raises(OSError, match=f"No space left on device, {words}") as caught:
-            run.work(rows(9), unit())
-    assert str(caught.value.filename).startswith(f"{tmp_path}/tmp/")
-    (tmp_path / "tmp").rmdir()
-    with pytest.raises(FileNotFoundError, match=f"No such file or directory, {words}"):
-        run.work(rows(9), unit())
-    (tmp_path / "tmp").mkdir()
-    run.computed.clear()
-    run.work(rows(9), unit())
-    assert run.computed == []  # what was done is kept
-
-
-def full(*_: object) -> None:
-    """Raises what writing to a full disk raises: there is no name of a file in it."""
-    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_keys_must_have_results(tmp_path: Path) -> None:

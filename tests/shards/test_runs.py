@@ -274,7 +274,7 @@ def test_predictions(tmp_path, capsys):
         ),
         (
             ("--objects", "2", "--format", "fiedler"),
-            "`formats` must be formats without 'fiedler' where the method has no Fiedler vector: "
+            "`format` must be formats without 'fiedler' where the method has no Fiedler vector: "
             "got 'objects'",
         ),
     ],
@@ -287,8 +287,8 @@ def test_what_shards_do_not_have(tmp_path, capsys, words, sentence):
 
 def test_inputs_of_several_kinds_need_a_kind_of_outputs(tmp_path, capsys):
     files = shards.photos(2)
-    shards.write_shards(f"{tmp_path}/in", "tar", files, 2)
-    shards.write_shards(f"{tmp_path}/in", "parquet", files, 2)
+    shards.write_shards(f"{tmp_path}/in/a", "tar", files, 2)
+    shards.write_shards(f"{tmp_path}/in/b", "parquet", files, 2)
     code, _, err = call(capsys, "label", tmp_path / "in", "--out", tmp_path / "out", *SIZE)
     rule = "`to` must be given for inputs of several kinds: got parquet, tar"
     assert (code, last_line(err)) == (2, f"selfment label: {rule}")

@@ -15,6 +15,7 @@ from helpers.shards import image, rows_of, tar
 from selfment.shards.readers import ShardError
 from selfment.shards.rows import Row
 from selfment.shards.tar_reader import known_tar_rows, tar_rows
+from selfment.util.words import count_of
 
 
 def rows(folder: Path, content: bytes, name: str = "shard.tar", **options: object) -> list[Row]:
@@ -123,7 +124,7 @@ def test_a_shard_without_any_image_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "cut.tar").write_bytes(content[:2048])
     found, message = until_error(rows_of(tmp_path / "cut.tar"))
     assert [row.key for row in found] == ["0"]
-    assert "after 1 rows" in message
+    assert "after 1 row: " in message
 
 
 def test_rows_to_skip_have_no_data(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_truncated_file_has_the_rows_before_the_cut(tmp_path: Path) -> None:
         if length > ends[0]:
             assert error == ""
         else:
-            after = f" after {len(found)} rows" if found else ""
+            after = f" after {count_of(len(found), 'row')}" if found else ""
             assert error.startswith(f"cannot read {path}{after}: "), length
 
 
