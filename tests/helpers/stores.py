@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import shutil
 import socket
 import subprocess
@@ -15,8 +17,8 @@ from pathlib import Path
 import pytest
 
 BUCKET = "bucket"
-_ACCOUNT = "devstoreaccount1"  # of Azurite, with its public key
-_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+_ACCOUNT = "account"  # of Azurite
+_KEY = base64.b64encode(os.urandom(64)).decode()  # for as long as the tests run
 
 
 def under(base: str, name: str) -> str:
@@ -57,7 +59,8 @@ def azure_server(folder: Path) -> Iterator[str]:
     host = f"127.0.0.1:{_free_port()}"
     words = [program, "--blobPort", host.rpartition(":")[2], "--location", str(folder), "--silent"]
     words += ["--skipApiVersionCheck", "--disableTelemetry"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    accounts = {**os.environ, "AZURITE_ACCOUNTS": f"{_ACCOUNT}:{_KEY}"}
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=accounts) as process:
         try:
             assert process.stdout is not None
             assert any("successfully listens" in line for line in process.stdout)
