@@ -13,7 +13,7 @@ namespace selfment::cpu {
 
 namespace {
 
-constexpr double kSteps = 20;  // of a patch, roughly
+constexpr double kSteps = 20;  // operations for each patch, roughly
 
 // Marks in `mask` the 4-connected component of `side` that has the patch `seed`.
 void keep_component(const char* side, const Grid& grid, int64_t seed, bool* mask) {

@@ -9,7 +9,7 @@ namespace selfment::cpu {
 
 namespace {
 
-constexpr double kSteps = 2;  // of a patch, roughly
+constexpr double kSteps = 2;  // operations for each patch, roughly
 
 void finish_image(const FinishParams& p, int64_t image) {
   const int64_t n = p.n;

@@ -19,7 +19,8 @@ struct Tally {
   int64_t foreground, changed, bad;
 };
 
-// Of features that are read block by block: the last step, which the host reads, and the direction.
+// The state of IPO on features that are read block by block: the counts of the last step, which the
+// host reads, and the direction.
 struct IpoState {
   Tally counts;
   double square_length, way;  // of the direction, see ClassMeans

@@ -14,7 +14,7 @@ from .twins import twin_of
 
 @dataclass(frozen=True)
 class LandmarkSums:
-    """What m landmarks have gathered from all blocks of rows so far; see ``landmarks``."""
+    """Sums that m landmarks have gathered from all blocks of rows so far; see ``landmarks``."""
 
     sums: Tensor  #: (c, m) float64, of the rows' vectors over the edges of each landmark
     edges: Tensor  #: (m,) int64, the edges of each landmark

@@ -41,7 +41,7 @@ def cpu() -> ModuleType:
 
 
 def _hidden() -> Path | None:
-    """Where another selfment, with a built module, is that this one hides; None without."""
+    """Returns the folder of another selfment with a built module that this one hides, or None."""
     if PathFinder.find_spec("_cpu", [str(_HERE)]) is not None:
         return None
     for folder in sys.path:

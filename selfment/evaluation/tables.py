@@ -62,7 +62,7 @@ class Table:
         return [self.title] if self.title else []
 
     def _are_numbers(self) -> list[bool]:
-        """Whether each column holds numbers."""
+        """Returns for each column whether it has numbers."""
         columns = zip(*self.rows, strict=True)
         return [all(not isinstance(cell, str) for cell in column) for column in columns]
 

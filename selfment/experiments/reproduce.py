@@ -334,7 +334,7 @@ def _text(value: float | None, form: str) -> str:
 
 
 def _stamp(path: Path) -> list[Any]:
-    """What changes if a file does."""
+    """Returns numbers that change if a file does."""
     stat = path.stat()
     return [path.name, stat.st_size, stat.st_mtime_ns]
 

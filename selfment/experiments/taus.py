@@ -48,7 +48,7 @@ class _Labelled:
 
 @dataclass(frozen=True)
 class TauComparison:
-    """What thresholds make of the same images."""
+    """Compares the masks of several thresholds for the same images."""
 
     taus: Sequence[str]  #: the thresholds as they were written
     images: int  #: images that were labelled at each of them

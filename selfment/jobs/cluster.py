@@ -59,7 +59,7 @@ class RayOptions:
 
 @dataclass(frozen=True)
 class Remains:
-    """What is there of a unit whose worker was killed."""
+    """Describes what remains of a unit whose worker was killed."""
 
     done: object  #: differs from an earlier value if anything has been done meanwhile
     suspects: str  #: what may have killed the worker, as part of a sentence

@@ -1,4 +1,4 @@
-"""What labelling does to each image and video: the files, their names and their contents."""
+"""The labelling of each image and video: the files, their names and their contents."""
 
 from __future__ import annotations
 

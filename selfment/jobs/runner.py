@@ -94,7 +94,7 @@ def report_failure(sink: Sink, task: Task, error: Exception) -> None:
 
 
 class Sink(Protocol):
-    """Where results go, such as :class:`selfment.jobs.folder.OutputFolder`.
+    """Takes the results, as :class:`selfment.jobs.folder.OutputFolder` does.
 
     :meth:`write` is called in threads, the other methods in the thread that runs the job.
     """
@@ -113,7 +113,7 @@ class Sink(Protocol):
 
 
 class Bar(Protocol):
-    """What a runner moves on by each image, such as a bar of tqdm."""
+    """Shows the progress of a runner, as a bar of tqdm does."""
 
     def update(self) -> object:
         """Counts an image that is done or has failed."""

@@ -1,4 +1,4 @@
-"""What differs between jobs: the files that they write for each image, and how they make them."""
+"""The differences between jobs: which files they write for each image, and how they make them."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class PatchHead(nn.Module):
 
 @dataclass(frozen=True)
 class HeadInfo:
-    """What is known of a head besides its weights; None where its file does not say."""
+    """Describes a head besides its weights; None stands for what its file does not say."""
 
     backbone: str | None = None  #: as :func:`selfment.backbones.load_backbone` takes it
     features: str = "tokens"
@@ -165,7 +165,7 @@ def load_head(path: str | os.PathLike[str]) -> tuple[PatchHead, HeadInfo]:
 
 
 def read_checkpoint(name: str) -> dict[str, Any]:
-    """What a torch file holds; objects of unknown classes are kept as inert placeholders.
+    """Returns the content of a torch file; objects of unknown classes are inert placeholders.
 
     Raises :class:`selfment.backbones.WeightsError`.
     """

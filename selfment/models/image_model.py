@@ -1,4 +1,4 @@
-"""What PseudoLabeler and Segmenter share: a frozen backbone that is loaded at its first use."""
+"""The base of PseudoLabeler and Segmenter: a frozen backbone that is loaded at its first use."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class ImageModel:
 
     @property
     def torch_device(self) -> torch.device:
-        """Where the backbone runs. Raises ``ValueError`` for a device that does not exist."""
+        """The device of the backbone. Raises ``ValueError`` for a device that does not exist."""
         if self._own is not None:
             return torch.device(getattr(self._own, "device", "cpu"))
         return device_of(self.device)
@@ -154,7 +154,7 @@ class ImageModel:
         if own is not None:
             about: dict[str, Any] = {"own": own.settings}
         else:
-            # Of the file that was loaded: another may lie there by now.
+            # This describes the file that was loaded; another may have its name by now.
             file = self._state_of_weights() if self._backbone is None else self._loaded
             positions = resampling(self.backbone_name, self.positions)
             about = {"weights": file, "positions": positions}

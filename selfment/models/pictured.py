@@ -17,7 +17,7 @@ from ..util.files import output_file, write_atomically
 
 
 class Pictured:
-    """What labels of an image can do besides those of features; ``image`` is as it was passed."""
+    """Adds to labels what needs the image, ``image``, which is kept as it was passed."""
 
     image: ImageLike
 

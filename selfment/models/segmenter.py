@@ -352,7 +352,7 @@ def _check_compiler(device: torch.device) -> None:
 
 
 def innermost(error: BaseException) -> str:
-    """What went wrong first, on one line."""
+    """Returns the first cause of an error, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = str(error).strip().splitlines()

@@ -1,4 +1,4 @@
-"""What a run over shards writes for each unit: a tar file, a Parquet file, or files of their own.
+"""The output of a run over shards for each unit: a tar file, a Parquet file, or single files.
 
 A format writes the rows of a unit in their order, so that equal rows make equal bytes: no time, no
 user and no host is in a file.
@@ -29,8 +29,8 @@ FORMATS = ("tar", "parquet", "files")
 
 _TEXTS = ("json", "txt")  # endings of contents that are text in a table
 _GROUP = 100  # rows of a row group: what Hugging Face uses for tables of images
-_THREADS = 16  # that write the contents of rows as files
-_LINES = 1000  # of records whose files are looked up together
+_THREADS = 16  # the number of threads that write the contents of rows as files
+_LINES = 1000  # the number of records whose files are looked up together
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ def write_tar(rows: Iterable[RowResult], file: IO[bytes], layout: Layout) -> Non
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of no user and at time 0
+    member = tarfile.TarInfo(name)  # it belongs to no user, and its time is 0
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
     tar.members.clear()  # type: ignore[attr-defined]  # it would grow
@@ -144,7 +144,8 @@ def read_tar(file: IO[bytes], layout: Layout, text: str) -> Iterator[RowResult]:
                 tar.members.clear()  # type: ignore[attr-defined]  # it would grow
                 _, _, ending = PurePosixPath(member.name).name.partition(".")
                 content = tar.extractfile(member)
-                assert content is not None
+                if content is None:
+                    raise ValueError("a member that is no file")
                 data = content.read()
                 if ending != "json":
                     files[fields[ending]] = data
@@ -152,7 +153,7 @@ def read_tar(file: IO[bytes], layout: Layout, text: str) -> Iterator[RowResult]:
                 record: Record = json.loads(data)
                 yield RowResult(record.pop("key"), record, files)
                 files = {}
-    except (tarfile.TarError, ValueError, KeyError, AssertionError, AttributeError) as error:
+    except (tarfile.TarError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"cannot read {text}: it is damaged") from error
 
 

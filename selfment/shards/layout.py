@@ -1,4 +1,4 @@
-"""What a job makes of each row: the contents, the fields of the record, and their types."""
+"""The layout of a row's results: its contents, the fields of its record, and their types."""
 
 from __future__ import annotations
 

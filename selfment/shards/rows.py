@@ -1,4 +1,4 @@
-"""What passes between the parts of a run over shards: units of work, their rows, and results."""
+"""The data of a run over shards: units of work, their rows, and results."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class RowResult:
-    """What was made of a row."""
+    """Contains what was made of a row."""
 
     key: str  #: that of the row
     record: Record  #: ready for JSON, the same in each run; its "error" is None or a sentence

@@ -1,4 +1,4 @@
-"""What a store can do: a few operations on files, the same on every file system."""
+"""The operations of a store: a few on files, the same on every file system."""
 
 from __future__ import annotations
 

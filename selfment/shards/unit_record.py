@@ -22,7 +22,7 @@ LOCK = ".selfment/lock"
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What is known of a unit: it is begun, about to be sealed, or sealed."""
+    """Describes the state of a unit: it is begun, about to be sealed, or sealed."""
 
     unit: Unit  #: as it was then, without the keys
     command: str  #: :attr:`selfment.shards.layout.Layout.command`

@@ -57,7 +57,7 @@ class RowTask(Task):
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What is done to units, and where the results go.
+    """Describes what is done to units, and where the results go.
 
     It can be sent to another process, where a call makes the worker.
     """

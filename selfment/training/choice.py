@@ -20,7 +20,7 @@ _SHOWN = 3  # at most so many names in an error
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """What became of the images of a training."""
+    """Counts the images of a training, and those that are left out, by reason."""
 
     images: int  #: that were trained on
     failed: int = 0  #: that could not be read or labelled
