@@ -20,7 +20,7 @@ from ..images.maps import read_truth
 from ..jobs.label import label_images
 from ..methods import METHODS, Method, MultiObject, as_method
 from ..models.labeler import PseudoLabeler
-from ..util.files import atomic_file, nfc, output_folder
+from ..util.files import atomic_file, nfc, output_folder, output_path
 from ..util.words import count_of
 
 _VARIANT = ("method", "initial split")  # headings
@@ -145,7 +145,7 @@ def compare(
     Raises ``ValueError`` for wrong arguments, for images that cannot be labelled, and for an
     ``out`` with masks of other images, and whatever labelling and evaluation raise.
     """
-    folder = output_folder("out", out)
+    folder = output_path("out", out)
     truths = Path(os.path.abspath(gt))
     apart = truths != folder and truths not in folder.parents
     params.require("out", os.fspath(out), "no folder of ground truths, which `gt` is", apart)
@@ -162,6 +162,7 @@ def compare(
         labelers[method.name].share(first)
     _ = first.torch_device  # an error of the device comes first
     _check_truths(images, gt, gt_suffix, allow_missing)
+    output_folder("out", out)
     reports = {}
     for name, labeler in labelers.items():
         reports[name] = _score(

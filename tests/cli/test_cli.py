@@ -263,7 +263,7 @@ def test_options_without_effect_and_their_names(capsys, photo, monkeypatch, word
         ("label . --to tar --out", "`out` must be a folder"),
         ("train . --size 96 --out", "`out` must be a folder"),
         ("compare . --tau 0.1,0.2 --out", "`out` must be a folder"),
-        ("compare . --gt . --out", "`out` must be a folder"),
+        ("compare photo.png --gt gt --size 96 --out", "`out` must be a folder"),
         ("eval --pred . --gt . --json", "`json` must be a file"),
     ],
 )
@@ -271,6 +271,9 @@ def test_an_output_that_cannot_be_written_is_named(
     capsys, photo, monkeypatch, words, argument, place
 ):
     monkeypatch.chdir(photo.parent)
+    if "--gt gt" in words:
+        (photo.parent / "gt").mkdir()
+        Image.open(photo).convert("1").save(photo.parent / "gt/photo.png")
     code, _, err = call(capsys, *words.split(), place)
     assert code == 2
     assert f"{argument} that can be written: got {place!r} (" in err.splitlines()[-1]

@@ -27,7 +27,7 @@ OURS = ("selfment", "python", "pip", "torchrun")
 #: Programs of other projects in the documentation; their arguments are not checked.
 OTHERS = {
     *("pytest", "ruff", "mypy", "find", "check-jsonschema", "zizmor"),
-    *("sphinx-build", "pre-commit", "mkdir", "ln"),
+    *("sphinx-build", "pre-commit", "mkdir", "ln", "tar"),
 }
 
 pytestmark = pytest.mark.skipif(not PAGES[0].exists(), reason="needs the source tree")
