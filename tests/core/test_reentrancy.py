@@ -27,11 +27,16 @@ GRID = (30, 31)
 
 
 class Labels(Dataset[Tensor]):
+    """Labels of features that exist before a fork: MKL, in torch's products, can hang after it."""
+
+    def __init__(self) -> None:
+        self.features = [smooth(12, 12, 16, seed=index) for index in range(4)]
+
     def __len__(self) -> int:
-        return 4
+        return len(self.features)
 
     def __getitem__(self, index: int) -> Tensor:
-        mask: Tensor = selfment.pseudo_label(smooth(12, 12, 16, seed=index), (12, 12)).mask
+        mask: Tensor = selfment.pseudo_label(self.features[index], (12, 12)).mask
         return mask
 
 
