@@ -77,11 +77,11 @@ class Store(ABC):
 
     def stat(self, names: Sequence[str]) -> Sequence[tuple[int, int] | None]:
         """Returns (bytes, time of change in ns) of each file, or None where there is none."""
-        return at_once(self._stat, names)
+        return _at_once(self._stat, names)
 
     def remove(self, names: Sequence[str]) -> None:
         """Removes files; those that do not exist are ignored."""
-        at_once(self._remove, names)
+        _at_once(self._remove, names)
 
     @abstractmethod
     def check_writable(self, argument: str) -> None:
@@ -233,7 +233,7 @@ def answering(argument: str, store: Store) -> Iterator[None]:
         ) from None
 
 
-def at_once(call: Callable[[str], T], names: Sequence[str]) -> list[T]:
+def _at_once(call: Callable[[str], T], names: Sequence[str]) -> list[T]:
     """Returns ``call(name)`` for each name; several requests are under way at the same time."""
     if len(names) < 2:
         return [call(name) for name in names]
