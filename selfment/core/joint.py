@@ -201,14 +201,14 @@ def _exactly(features: Any, grid: Any, options: tuple[Any, ...]) -> JointLabels:
     """Returns the exact labels, with options as :func:`to_operator` returns them."""
     checked, grids = as_frames(features, grid)
     sides = [side for sides in grids for side in sides]
-    with _said(checked.tensor.shape[:2].numel(), options), checked.array_type.stream():
+    with _with_graph_size(checked.tensor.shape[:2].numel(), options), checked.array_type.stream():
         values = _joint_label(checked.tensor.flatten(0, 1), sides, *options)
         labels = dict(zip(_FIELDS, values, strict=True))
         return to_caller(checked.array_type, checked.batched, grids, labels)
 
 
 @contextmanager
-def _said(n: int, options: tuple[Any, ...]) -> Iterator[None]:
+def _with_graph_size(n: int, options: tuple[Any, ...]) -> Iterator[None]:
     """Adds to a ``MemoryError`` how large the graph of n patches is, and what avoids it."""
     try:
         yield

@@ -114,9 +114,8 @@ class OutputFolder:
 
         A file that is no image is damaged, and therefore not of interest.
         """
-        known = self._known_outputs(task)
-        file, written = known.get(self._main_field(task)), known.get(_WRITTEN)
-        if written is None or file != task.name:
+        written = self._known_outputs(task).get(_WRITTEN)
+        if written is None:
             return None
         try:
             content = (self.path / task.name).read_bytes()

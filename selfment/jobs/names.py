@@ -60,7 +60,7 @@ class OutputNames:
         is_free = self._records.reserve(task.name, task.image)
         if exist or not is_free:
             usual, task.name = task.name, self._spec.tagged(task.name, tag)
-            if is_free and not record:
+            if is_free:
                 self._aside.append(f"{task.name} for {usual}")
             self._records.reserve(task.name, task.image)
             files = self._spec.output_files(task.name)

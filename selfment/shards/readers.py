@@ -8,7 +8,7 @@ from collections.abc import Container, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
-from itertools import count, islice
+from itertools import islice
 from typing import Any
 
 from ..util.extras import load_extra
@@ -161,13 +161,13 @@ def _file_rows(unit: Unit, sources: Sources, skip: Container[str]) -> Iterator[R
         except OSError as error:
             return replace(row, error=f"cannot read {file.uri}: {_why(error)}")
 
-    files = zip(count(), unit.keys, unit.files, strict=False)
+    files = enumerate(zip(unit.keys, unit.files, strict=True))
     with ThreadPoolExecutor(_AHEAD) as pool:
         waiting: deque[Future[Row]] = deque()
         try:
             while True:
-                for arguments in islice(files, _AHEAD - len(waiting)):
-                    waiting.append(pool.submit(read, *arguments))
+                for index, (key, file) in islice(files, _AHEAD - len(waiting)):
+                    waiting.append(pool.submit(read, index, key, file))
                 if not waiting:
                     return
                 yield waiting.popleft().result()

@@ -268,6 +268,14 @@ def test_too_few_landmarks_say_so() -> None:
 
 
 @QUIET
+def test_a_side_that_was_hardly_chosen_is_said() -> None:
+    features = smooth(20, 20, 24, 12)
+    with pytest.warns(RuntimeWarning, match=r"nearly chosen .*: side_margin is 0\.031$"):
+        label = selfment.joint_label(features, [(20, 20)], landmarks=200)
+    assert label.side_margin.item() == pytest.approx(0.031, abs=5e-4)
+
+
+@QUIET
 def test_equal_eigenvalues_determine_no_vector() -> None:
     """Most patches have no neighbour: the gap and the residual are both rounding."""
     features = torch.nn.functional.normalize(object_on_ground(16, 16, 24), dim=1)

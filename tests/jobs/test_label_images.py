@@ -98,6 +98,17 @@ def test_masks_that_were_changed_by_hand_stay(photos_in, tmp_path, capsys):
     assert results(out) == results(tmp_path / "alone")
 
 
+def test_masks_that_a_run_did_not_make_are_known_to_be_changed(photos_in, tmp_path):
+    out = tmp_path / "out"
+    run([photos_in], out)
+    run([photos_in], out, formats=["fiedler"])  # the masks stay, and so does what is known of them
+    edited = out / "sub/b.png"
+    Image.fromarray(255 - np.asarray(Image.open(edited))).save(edited)
+    by_hand = edited.read_bytes()
+    assert run([photos_in], out, at_tau(0.3)) == LabelSummary(labelled=2, skipped=1)
+    assert edited.read_bytes() == by_hand
+
+
 def test_a_skipping_run_does_not_load_the_backbone(photos_in, tmp_path, monkeypatch):
     run([photos_in], tmp_path / "out")
     labeler = PseudoLabeler(size=96)
@@ -265,10 +276,13 @@ def test_an_interrupted_run_keeps_what_is_done(photos_in, tmp_path):
 def test_a_redo_that_is_interrupted_is_not_taken_for_done(photos_in, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run([photos_in], out)
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
     monkeypatch.setattr(Runner, "_record_written", lambda self, most: None)
-    run([photos_in], out, at_tau(0.9))
+    run([photos_in], out, PseudoLabeler("statistics", size=64))
     monkeypatch.undo()
+    assert {path: path.read_bytes() for path in before} != before
     assert run([photos_in], out) == LabelSummary(labelled=3)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_record_that_was_cut_off_is_done_again(photos_in, tmp_path):

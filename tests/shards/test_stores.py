@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import random
 import uuid
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from selfment.shards import store as store_module
 from selfment.shards.arrow_store import ArrowStore
-from selfment.shards.fsspec_store import FsspecStore
+from selfment.shards.fsspec_store import FsspecStore, _HttpFile, _stamp
 from selfment.shards.sources import Sources
 from selfment.shards.store import Store
 from selfment.shards.stores import LocalStore, open_store
@@ -246,6 +249,78 @@ def test_sources_reach_a_root_in_one_way(bucket: str) -> None:
     sources.add("inputs", f"{bucket}/a")
     with pytest.raises(ValueError, match=r"must reach s3:.* by one query and"):
         sources.add("inputs", f"{bucket}?region=eu-west-1")
+
+
+def test_a_file_on_a_web_server_is_one_stream_until_it_is_sought(tmp_path: Path) -> None:
+    """Against a file system of fsspec that counts how often a file is opened."""
+    memory, opened = pytest.importorskip("fsspec").filesystem("memory"), []
+
+    class System:
+        info = staticmethod(memory.info)
+
+        def open(self, path: str, block_size: int) -> Any:
+            opened.append(block_size)
+            return memory.open(path)
+
+    content = bytes(range(256)) * 8
+    memory.pipe_file("/web/file", content)
+    stream = random.Random(0)
+    with _HttpFile(System(), "/web/file", 512) as file:
+        assert file.read(100) == content[:100]
+        assert file.seek(0, os.SEEK_CUR) == 100
+        assert opened == [0]
+        position = 100
+        for _ in range(50):
+            length, target = stream.randrange(200), stream.randrange(len(content))
+            whence = stream.choice([os.SEEK_SET, os.SEEK_CUR, os.SEEK_END])
+            start = {os.SEEK_SET: 0, os.SEEK_CUR: position, os.SEEK_END: len(content)}[whence]
+            assert file.seek(target - start, whence) == target
+            assert file.read(length) == content[target : target + length]
+            position = min(target + length, len(content))
+    assert opened == [0, 512]
+    memory.rm("/web", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("info", "stamp"),
+    [
+        ({"size": 3, "mtime": 1.5}, (3, 1_500_000_000)),
+        ({"size": 3, "LastModified": "1970-01-01T00:00:02Z"}, (3, 2_000_000_000)),
+        ({"size": 3, "Last-Modified": "Thu, 01 Jan 1970 00:00:04 GMT"}, (3, 4_000_000_000)),
+        ({"size": 3, "created": datetime(1970, 1, 1, 0, 0, 1)}, (3, 1_000_000_000)),
+        ({"size": None}, (0, 0)),
+    ],
+)
+def test_times_of_files_in_all_forms(info: dict[str, Any], stamp: tuple[int, int]) -> None:
+    assert _stamp(info) == stamp
+
+
+@pytest.mark.parametrize("tag", ["ETag", "blob_id"])
+def test_where_there_is_no_time_a_tag_tells_contents_apart(tag: str) -> None:
+    one, same, other = (_stamp({"size": 3, tag: text}) for text in ("a", "a", "b"))
+    assert one == same != other
+    assert one[0] == other[0] == 3
+
+
+@pytest.mark.parametrize("status", [404, 410, 500])
+def test_a_server_that_fails_has_not_said_that_a_file_is_missing(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """fsspec raises the same error for each status of an HTTP server."""
+    store = open_store("inputs", "memory://web")
+    assert isinstance(store, FsspecStore)
+
+    def info(path: str) -> None:
+        cause = Exception("the server has said so")
+        cause.status = status  # type: ignore[attr-defined]
+        raise FileNotFoundError(path) from cause
+
+    monkeypatch.setattr(store._system, "info", info)
+    if status == 500:
+        with pytest.raises(OSError, match=r"the server has said so: 'memory://web/a\.tar'"):
+            store.stat(["a.tar"])
+    else:
+        assert store.stat(["a.tar"]) == [None]
 
 
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
