@@ -52,6 +52,22 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         ray.shutdown()
 
 
+def test_a_ray_that_does_not_answer_is_named(monkeypatch):
+    def init(**_: object) -> None:
+        raise ConnectionError("Initialization failure from server:\nTraceback\nno room for it\n")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    sentence = (
+        r"^`address` must be that of a Ray that answers: got 'ray://host:1' "
+        r"\(Initialization failure from server: no room for it\)$"
+    )
+    options = RayOptions(address="ray://host:1")
+    with pytest.raises(ConnectionError, match=sentence):
+        list(run_units(lambda: str.upper, ["a"], options, nothing_done))
+
+
 def work(folder: Path, fatal: str = "", kills: int = 0) -> Callable[[], Callable[[str], str]]:
     """A factory of a function that notes each call in the file of its unit.
 

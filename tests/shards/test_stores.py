@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from helpers.shards import units_of
+from helpers.stores import under
 from selfment.shards import store as store_module
 from selfment.shards.arrow_store import ArrowStore
 from selfment.shards.fsspec_store import FsspecStore, _HttpFile, _stamp
@@ -68,6 +70,24 @@ def test_folders_are_told_from_files(filled: Store) -> None:
     assert filled.is_folder("")
     assert not filled.is_folder(NAMES[0])
     assert not filled.is_folder("none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("server_base", ["gs", "abfs"], indirect=True)
+def test_folders_in_folders_on_a_server(server_base: str) -> None:
+    store = open_store("out", under(server_base, "in"))
+    for name in ("a/b/0.tar", "a/c/1.tar", "2.tar"):
+        store.write(name, b"content")
+    assert [file.name for file in store.list()] == ["2.tar", "a/b/0.tar", "a/c/1.tar"]
+    assert [file.name for file in store.list(recursive=False)] == ["2.tar"]
+    assert (store.folders(), store.folders("a"), store.folders("a/b")) == (
+        ["a"],
+        ["a/b", "a/c"],
+        [],
+    )
+    assert [store.is_folder(name) for name in ("a/b", "2.tar", "none")] == [True, False, False]
+    units, _ = units_of(under(server_base, "in/*/*/*.tar"))
+    assert [unit.name for unit in units] == ["a/b/0", "a/c/1"]
 
 
 def test_removed_files_are_gone_and_missing_ones_are_ignored(filled: Store) -> None:
