@@ -112,10 +112,10 @@ def add_cut(parser: argparse.ArgumentParser, several: bool = False) -> None:
         add("--tau", type=_taus, default=[params.TAU], metavar="T,...", help=similarity)
     else:
         add("--tau", type=_tau, default=params.TAU, metavar="T", help=similarity)
-    add(
-        "--eps", type=float, default=params.EPS, metavar="E", help="weight of no edge (%(default)s)"
-    )
-    add("--graph", default="binary", choices=params.GRAPHS, help="edge weights (%(default)s)")
+    without = "the affinity of patches without an edge (%(default)s)"
+    add("--eps", type=float, default=params.EPS, metavar="E", help=without)
+    weights = "an edge weighs 1, or as much as its similarity (%(default)s)"
+    add("--graph", default="binary", choices=params.GRAPHS, help=weights)
     orient = "how foreground is chosen (the backbone's default)"
     add("--orient", choices=params.ORIENTS, help=orient)
     least = f"below this confidence masks are empty, as {RECOMMENDED_MIN_CONFIDENCE} (%(default)s)"

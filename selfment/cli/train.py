@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_labels(arguments)
     if arguments.no_cache:
         for name in ("cache", "cache_limit"):
-            check_default(arguments, name, None, "with `no_cache`")
+            check_default(arguments, name, None, "with --no-cache")
     only = None if arguments.only is None else read_names(arguments.only)
     images = images_of(arguments)
     limit = arguments.cache_limit

@@ -228,11 +228,11 @@ def test_usage_errors_are_one_sentence(capsys, photo, tmp_path, arguments, sente
     [
         (
             "train . --out run --no-cache --cache kept",
-            "train: `cache` must be left alone with `no_cache`: got 'kept'",
+            "train: `cache` must be left alone with --no-cache: got 'kept'",
         ),
         (
             "train . --out run --no-cache --cache-limit 1",
-            "train: `cache_limit` must be left alone with `no_cache`: got 1.0",
+            "train: `cache_limit` must be left alone with --no-cache: got 1.0",
         ),
         (
             "compare . --out out --tau 0.1,0.2 --workers 2",
