@@ -19,6 +19,9 @@ LIMIT = 600.0
 #: by it, in /proc.
 MARK = "SELFMENT_TEST_SESSION"
 
+#: Seconds in which a process that has no environment may still get one; hardly any has none.
+_EXEC = 10.0
+
 
 def mark() -> None:
     """Marks all processes that this one starts from now on."""
@@ -50,9 +53,16 @@ def is_at_work(number: int) -> bool:
 
 
 def _is_marked(number: int) -> bool:
+    wanted = f"{MARK}={os.environ.get(MARK, '-')}".encode()
+    end = time.monotonic() + _EXEC
     with contextlib.suppress(OSError):
-        wanted = f"{MARK}={os.environ.get(MARK, '-')}".encode()
-        return wanted in Path(f"/proc/{number}/environ").read_bytes().split(b"\0")
+        os.readlink(f"/proc/{number}/exe")  # there is none for a thread of the kernel
+        environment = Path(f"/proc/{number}/environ").read_bytes()
+        # A process that is replacing its program has no environment for an instant.
+        while not environment and is_at_work(number) and time.monotonic() < end:
+            time.sleep(0.001)
+            environment = Path(f"/proc/{number}/environ").read_bytes()
+        return wanted in environment.split(b"\0")
     return False
 
 

@@ -76,6 +76,22 @@ def test_a_process_that_is_left_is_named_and_ended(tmp_path: Path, leak: str) ->
     assert not processes.is_at_work(int(found))
 
 
+@linux
+def test_a_process_whose_environment_is_not_there_yet_is_recognised(monkeypatch) -> None:
+    """As in an orphan that is replacing its program when the test ends."""
+    read, looks = Path.read_bytes, []
+
+    def late(path: Path) -> bytes:
+        looks.append(path.name)
+        return b"" if looks.count("environ") < 4 else read(path)
+
+    with processes.started(["sleep", "1000000"]) as process:
+        monkeypatch.setattr(Path, "read_bytes", late)
+        assert processes._is_marked(process.pid)
+    assert looks.count("environ") == 4
+    assert not processes._is_marked(process.pid)
+
+
 @pytest.mark.slow
 def test_a_thread_that_is_left_ends_the_tests(tmp_path: Path) -> None:
     thread = "threading.Thread(target=time.sleep, args=(10**6,), name='forgotten').start()"
